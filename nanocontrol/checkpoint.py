@@ -1,0 +1,365 @@
+"""Reading and writing checkpoints: the original Stable Diffusion and ControlNet files, and our own.
+
+Attribute names are the original's keys, so files are loaded part by part, strictly, without a table
+of names. Networks are built without memory (on the "meta" device) and the file's tensors, mapped
+from disk, put in their places: nothing is initialised in vain and nothing is held twice.
+"""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig, tokenize
+from .controlnet import ControlNet
+from .unet import UNet, UNetConfig
+from .vae import VAE, VAEConfig
+
+Tensors = dict[str, Tensor]
+
+# Whose a tensor is, by the beginning of its name.
+UNET_KEYS, VAE_KEYS, CONTROL_KEYS = "model.diffusion_model.", "first_stage_model.", "control_model."
+CLIP_KEYS, OPEN_CLIP_KEYS = "cond_stage_model.transformer.", "cond_stage_model.model."
+
+# The only names in a Stable Diffusion file that are passed over: what follows from the schedule,
+# running averages (`model_ema`; the U-Net proper is read), parts of the text encoders that Stable
+# Diffusion does not use, and a ControlNet in the same file. position_ids is always 0..76, and wrong
+# in some merged files.
+IGNORED = re.compile(
+    r"betas|(sqrt_|log_)?(one_minus_)?(recipm?1?_)?alphas_cumprod(_prev)?|posterior_\w+|logvar"
+    r"|scale_factor|model_ema\..+|control_model\..+"
+    r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids"
+    r"|cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)"
+)
+
+
+class InputError(ValueError):
+    """Something given is not what is wanted; the message is one sentence that names it."""
+
+
+@dataclass
+class StableDiffusion:
+    """A base model: three networks, and what else one must know to use them."""
+
+    unet: UNet
+    vae: VAE
+    text_encoder: CLIPTextEncoder | OpenCLIPTextEncoder
+    prediction: str  # what the U-Net predicts: "eps" or "v"
+    scale_factor: float = 0.18215  # the U-Net sees latents times this, of about unit variance
+    guidance: float = 9.0  # scale of classifier-free guidance to sample with, unless told otherwise
+
+    def tokenize(self, prompts: list[str] | str) -> Tensor:
+        """Prompts -> tokens [B, 77], int64; longer ones are cut."""
+        return tokenize(prompts, pad_with_end=isinstance(self.text_encoder, CLIPTextEncoder))
+
+    def encode_prompts(self, prompts: list[str] | str) -> Tensor:
+        """Prompts -> context [B, 77, D] for the U-Net."""
+        device = next(self.text_encoder.parameters()).device
+        return self.text_encoder(self.tokenize(prompts).to(device))
+
+
+# ------------------------------------------------------------------------------- reading files
+
+
+class Inert:
+    """Stands in for the objects that original .ckpt files carry beside their tensors. It keeps and
+    does nothing, so reading them takes neither pytorch_lightning nor any of numpy's own code."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+STAND_INS = [
+    (Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (Inert, "numpy.core.multiarray.scalar"),  # numpy 1, in the published files
+    (Inert, "numpy._core.multiarray.scalar"),  # numpy 2
+    (Inert, "numpy.dtype"),
+    (Inert, "_codecs.encode"),
+]
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict]:
+    """A checkpoint's tensors by name, mapped from disk, and our metadata ({} if it has none)."""
+    if not path.is_file():
+        raise InputError(f"{path} is not there or no file; a checkpoint is wanted")
+    if path.suffix in (".ckpt", ".pth", ".pt", ".bin"):
+        return read_pickle(path), {}
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no checkpoint; a .safetensors, .ckpt or .pth file is wanted")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("nanocontrol", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is cut off or no safetensors file ({error})") from None
+
+
+def read_pickle(path: Path) -> Tensors:
+    """The tensors of a torch.save file. Nothing in it is executed."""
+    try:
+        with torch.serialization.safe_globals(STAND_INS):
+            # Files from before torch 1.6 are no zip archives and cannot be mapped.
+            mapped = zipfile.is_zipfile(path)
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged file can raise nearly anything
+        asked = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL (\S+)", str(error))
+        why = f"asks for {asked[1]} and is refused" if asked else "is cut off or no checkpoint"
+        raise InputError(f"{path} {why}; a file of tensors is wanted") from None
+    while isinstance(tensors, dict) and "state_dict" in tensors:
+        tensors = tensors["state_dict"]
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise InputError(f"{path} holds other things than tensors by name; a checkpoint is wanted")
+    return tensors
+
+
+# ------------------------------------------------------------ architectures, read off the shapes
+# What the shapes cannot tell stands in our own files' metadata; a file without is Stable Diffusion.
+
+
+def unet_config(tensors: Tensors, metadata: dict, path: Path) -> UNetConfig:
+    """The configuration of a U-Net or ControlNet."""
+    width, inputs = tensors["input_blocks.0.0.weight"].shape[:2]
+    if inputs != 4:
+        kind = "an inpainting model" if inputs == 9 else "another kind of model"
+        raise InputError(f"{path} is {kind}: its U-Net takes {inputs} channels, 4 are wanted")
+    levels: list[list[int]] = [[]]  # the output channels of every block, by resolution
+    attention_levels, context_dim = set(), 0
+    for i in range(1, count(tensors, "input_blocks.{}.0.")):
+        if f"input_blocks.{i}.0.op.weight" in tensors:
+            levels.append([])
+            continue
+        levels[-1].append(tensors[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0])
+        to_k = tensors.get(f"input_blocks.{i}.1.transformer_blocks.0.attn2.to_k.weight")
+        if to_k is not None:
+            attention_levels.add(len(levels) - 1)
+            context_dim = to_k.shape[1]
+    sd2 = context_dim == 1024
+    return UNetConfig(
+        model_channels=width,
+        channel_mult=tuple(channels[0] // width for channels in levels),
+        num_res_blocks=len(levels[0]),
+        attention_levels=tuple(sorted(attention_levels)),
+        context_dim=context_dim,
+        num_heads=metadata.get("num_heads", 8),
+        head_dim=64 if sd2 else None,
+        linear_proj=sd2,
+        norm_groups=metadata.get("norm_groups", 32),
+    )
+
+
+def vae_config(tensors: Tensors, metadata: dict) -> VAEConfig:
+    ch = tensors["encoder.conv_in.weight"].shape[0]
+    mult = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(4)]
+    blocks = count(tensors, "encoder.down.0.block.{}.")
+    return VAEConfig(ch, tuple(mult), blocks, metadata.get("norm_groups", 32))
+
+
+def count(tensors: Tensors, prefix: str) -> int:
+    """How many of prefix.format(0), prefix.format(1), ... some name begins with."""
+    i = 0
+    while any(name.startswith(prefix.format(i)) for name in tensors):
+        i += 1
+    return i
+
+
+def below(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def first(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)[:3])
+
+
+# ---------------------------------------------------------------------------------- loading
+
+
+def fit(module: nn.Module, tensors: Tensors, path: Path) -> nn.Module:
+    """Put tensors into a module built on "meta"; all must be there, and none left over."""
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if missing := wanted.keys() - tensors.keys():
+        raise InputError(f"{path} lacks {len(missing)} tensors that are wanted: {first(missing)}")
+    if extra := tensors.keys() - wanted.keys():
+        raise InputError(f"{path} holds {len(extra)} tensors without a place: {first(extra)}")
+    fitted = {}
+    for name, tensor in tensors.items():
+        # A 1x1 convolution [out, in, 1, 1] and a linear layer [out, in] are the same numbers.
+        if without_1x1(tensor.shape) != without_1x1(wanted[name]):
+            shapes = f"{[*tensor.shape]}; {[*wanted[name]]} is wanted"
+            raise InputError(f"{path}: {name} has the shape {shapes}")
+        fitted[name] = tensor.reshape(wanted[name])
+    module.load_state_dict(fitted, assign=True)
+    return module
+
+
+def without_1x1(shape: torch.Size) -> torch.Size:
+    return shape[:-2] if shape[-2:] == (1, 1) else shape
+
+
+def load_sd(
+    path: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction: str = "auto",
+) -> StableDiffusion:
+    """A base model from any original file of Stable Diffusion 1.x or 2.x, or from our own.
+
+    prediction: "eps" or "v", what the U-Net was trained to predict; "auto" finds out.
+    The networks come locked: no parameter asks for a gradient.
+    Raises InputError, naming the file, if it holds no such model or not all of it.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if not holds_base(tensors):
+        what = "a ControlNet alone" if holds_control(tensors) else f"only {first(tensors)} ..."
+        raise InputError(f"{path} holds {what}; a whole Stable Diffusion checkpoint is wanted")
+    tensors = {name: t for name, t in tensors.items() if not IGNORED.fullmatch(name)}
+    places = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
+    if strays := [name for name in tensors if not name.startswith(places)]:
+        raise InputError(f"{path} holds {len(strays)} tensors without a place: {first(strays)}")
+
+    unet_tensors, vae_tensors = below(UNET_KEYS, tensors), below(VAE_KEYS, tensors)
+    clip_tensors, open_clip_tensors = below(CLIP_KEYS, tensors), below(OPEN_CLIP_KEYS, tensors)
+    try:
+        with torch.device("meta"):
+            unet = UNet(unet_config(unet_tensors, metadata, path))
+            vae = VAE(vae_config(vae_tensors, metadata))
+            if open_clip_tensors:
+                text_tensors = open_clip_tensors
+                vocabulary, width = text_tensors["token_embedding.weight"].shape
+                layers = count(text_tensors, "transformer.resblocks.{}.")
+                text_encoder = OpenCLIPTextEncoder(TextConfig(width, layers, vocabulary))
+            else:  # some merged files leave `text_model.` out
+                text_tensors = {
+                    "text_model." + name.removeprefix("text_model."): tensor
+                    for name, tensor in clip_tensors.items()
+                }
+                embedding = text_tensors["text_model.embeddings.token_embedding.weight"]
+                layers = count(text_tensors, "text_model.encoder.layers.{}.")
+                text_encoder = CLIPTextEncoder(
+                    TextConfig(embedding.shape[1], layers, embedding.shape[0])
+                )
+    except KeyError as key:
+        raise InputError(f"{path} lacks {key}, which every whole checkpoint has") from None
+    networks = (unet, unet_tensors), (vae, vae_tensors), (text_encoder, text_tensors)
+    for network, its_tensors in networks:
+        fit(network, its_tensors, path).requires_grad_(False).to(device, dtype)
+    if prediction == "auto":
+        prediction = guess_prediction(unet)
+    own = {name: metadata[name] for name in ("scale_factor", "guidance") if name in metadata}
+    return StableDiffusion(unet, vae, text_encoder, prediction, **own)
+
+
+@torch.no_grad()
+def guess_prediction(unet: UNet) -> str:
+    """Ask it: at the noisiest step x is noise, which an eps-model gives back and a v-model does not
+    (it gives about -x_0). Only Stable Diffusion 2 comes in both kinds. (AUTOMATIC1111's test.)"""
+    if unet.config.context_dim != 1024:
+        return "eps"
+    weight = next(unet.parameters())
+    x, context = weight.new_full((1, 4, 8, 8), 0.5), weight.new_full((1, 2, 1024), 0.5)
+    output = unet(x, torch.tensor([999], device=weight.device), context)
+    return "v" if (output - x).mean() < -1 else "eps"
+
+
+def holds_base(tensors: Tensors) -> bool:
+    """A ControlNet v1.0 file does, beside its ControlNet."""
+    return any(name.startswith(UNET_KEYS) for name in tensors)
+
+
+def holds_control(tensors: Tensors) -> bool:
+    return any(name.startswith((CONTROL_KEYS, "zero_convs.")) for name in tensors)
+
+
+def load_control(path: str | Path, unet: UNet) -> ControlNet:
+    """A ControlNet for this U-Net, on its device and in its precision, from any original file that
+    holds one, or from our own.
+
+    Raises InputError, naming the file, if it holds none, not all of it, or one for another base.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if "difference" in tensors:
+        raise InputError(f"{path} is a 'difference' to be added to a base; a full one is wanted")
+    if "shuffle" in path.stem:
+        raise InputError(f"{path} is the shuffle model, which needs a pooling; any other is wanted")
+    if not holds_control(tensors):
+        raise InputError(f"{path} holds only {first(tensors)} ...; a ControlNet is wanted")
+    tensors = below(CONTROL_KEYS, tensors) or tensors
+    try:
+        config = unet_config(tensors, metadata, path)
+    except KeyError as key:
+        raise InputError(f"{path} lacks {key}, which every ControlNet has") from None
+    if config != unet.config:
+        made_for, base = described(config), described(unet.config)
+        raise InputError(f"{path} is a ControlNet for {made_for}; one for {base} is wanted")
+    with torch.device("meta"):
+        control = ControlNet(unet.config)
+    return fit(control, tensors, path).to(next(unet.parameters()))
+
+
+def described(config: UNetConfig) -> str:
+    if config == UNetConfig():
+        return "Stable Diffusion 1"
+    if config == UNetConfig(context_dim=1024, head_dim=64, linear_proj=True):
+        return "Stable Diffusion 2"
+    mult, heads = "-".join(map(str, config.channel_mult)), config.num_heads
+    return (
+        f"a base of {config.model_channels} channels times {mult}, {heads} heads, "
+        f"{config.norm_groups} groups and prompts {config.context_dim} wide"
+    )
+
+
+# ---------------------------------------------------------------------------------- saving
+
+
+def save_control(control: ControlNet, path: str | Path) -> None:
+    """Write the ControlNet alone, as safetensors under the original's names, atomically.
+
+    Raises InputError if the file cannot be written; an older one of that name then stays.
+    """
+    tensors = {CONTROL_KEYS + name: tensor for name, tensor in control.state_dict().items()}
+    write_tensors(Path(path), tensors, metadata_of(control.config))
+
+
+def save_sd(sd: StableDiffusion, path: str | Path) -> None:
+    """The same for a base model."""
+    text_keys = CLIP_KEYS if isinstance(sd.text_encoder, CLIPTextEncoder) else OPEN_CLIP_KEYS
+    tensors = {}
+    for keys, network in (UNET_KEYS, sd.unet), (VAE_KEYS, sd.vae), (text_keys, sd.text_encoder):
+        tensors |= {keys + name: tensor for name, tensor in network.state_dict().items()}
+    own = {"scale_factor": sd.scale_factor, "guidance": sd.guidance}
+    write_tensors(Path(path), tensors, metadata_of(sd.unet.config) | own)
+
+
+def metadata_of(config: UNetConfig) -> dict:
+    return {"num_heads": config.num_heads, "norm_groups": config.norm_groups}
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"format": "pt", "nanocontrol": json.dumps(metadata)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a temporary file, then put it in place: a file is whole or not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} could not be written: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,108 @@
+"""ControlNet: a trainable copy of the U-Net's encoder, joined to the locked U-Net by zero
+convolutions (Zhang & Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models",
+2023, section 3).
+
+Shapes as in unet.py; H = 8h and W = 8w are the picture's height and width in pixels.
+Attribute names are the keys of the original checkpoint below `control_model.`.
+"""
+
+import copy
+from typing import Self
+
+from torch import Tensor, nn
+
+from .unet import UNet, UNetConfig, UNetEncoder
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Zero the weights. Output and gradient of the input are then zero, but the gradient of the
+    weights (the output's times the input) is not: one optimizer step, and they are zero no more."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def zero_convolution(channels: int) -> nn.Conv2d:
+    """Z in the paper: a 1x1 convolution whose weight and bias begin as zeros."""
+    return zero_module(nn.Conv2d(channels, channels, 1))
+
+
+class ControlBlock(nn.Module):
+    """The paper's idea for any network block F(x; weights). Equation 2:
+
+        y_c = F(x; locked) + Z(F(x + Z(c; z1); copy); z2)
+
+    block: F, from x [B, channels, H, W] to [B, out_channels, H', W']; the condition c is like x.
+    At first both Z give zeros, so y_c = F(x) to the bit.
+    """
+
+    def __init__(self, block: nn.Module, channels: int, out_channels: int):
+        super().__init__()
+        self.copy = copy.deepcopy(block)
+        self.locked = block.requires_grad_(False)
+        self.zero_in = zero_convolution(channels)
+        self.zero_out = zero_convolution(out_channels)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.locked(x) + self.zero_out(self.copy(x + self.zero_in(c)))
+
+
+def condition_encoder(channels: int) -> nn.Sequential:
+    """The hint [B, 3, H, W] -> [B, channels, h, w]: as small as the latent, and zero at first.
+
+    For a picture of 512 pixels (kernels are 3x3, with a SiLU between any two convolutions):
+
+    | convolution         | stride | channels | size |
+    |---------------------|--------|----------|------|
+    | input_hint_block.0  | 1      | 16       | 512  |
+    | input_hint_block.2  | 1      | 16       | 512  |
+    | input_hint_block.4  | 2      | 32       | 256  |
+    | input_hint_block.6  | 1      | 32       | 256  |
+    | input_hint_block.8  | 2      | 96       | 128  |
+    | input_hint_block.10 | 1      | 96       | 128  |
+    | input_hint_block.12 | 2      | 256      | 64   |
+    | input_hint_block.14 | 1      | 320      | 64   |
+
+    So it is in all released weights. The paper's text describes another one, of four convolutions
+    (4x4, stride 2, ReLU, 16 to 128 channels, Gaussian weights), which no released file holds.
+    """
+    layers: list[nn.Module] = []
+    width = 3
+    for out, stride in [(16, 1), (16, 1), (32, 2), (32, 1), (96, 2), (96, 1), (256, 2)]:
+        layers += [nn.Conv2d(width, out, 3, stride, padding=1), nn.SiLU()]
+        width = out
+    return nn.Sequential(*layers, zero_module(nn.Conv2d(width, channels, 3, padding=1)))
+
+
+class ControlNet(UNetEncoder):
+    """The trainable copy, the condition encoder, and a zero convolution for each of the copy's
+    outputs: in Stable Diffusion 13, of the 12 encoder blocks and the middle block."""
+
+    def __init__(self, config: UNetConfig = UNetConfig()):
+        super().__init__(config)
+        self.input_hint_block = condition_encoder(config.model_channels)
+        # Each in a sequence of one: the checkpoint's keys are zero_convs.0.0, zero_convs.1.0, ...
+        zeros = [nn.Sequential(zero_convolution(channels)) for channels in self.skip_channels]
+        self.zero_convs = nn.ModuleList(zeros)
+        self.middle_block_out = nn.Sequential(zero_convolution(self.skip_channels[-1]))
+
+    @classmethod
+    def from_unet(cls, unet: UNet) -> Self:
+        """An untrained ControlNet, of which every residual is zero: the encoder's weights copied,
+        the rest new; on the U-Net's device and in its precision."""
+        control = cls(unet.config)
+        weights = unet.state_dict()
+        copied = {name: weights[name] for name in control.state_dict() if name in weights}
+        control.load_state_dict(control.state_dict() | copied)
+        return control.to(next(unet.parameters()))
+
+    def forward(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+        """The residuals for the U-Net's skips, shallowest first, then the middle block's.
+
+        x [B, 4, h, w] noisy latent, hint [B, 3, H, W] RGB in [0, 1], t [B] step 0..999,
+        context [B, T, D] encoded prompt -> a [B, C, h', w'] like each output of the copy.
+        """
+        emb = self.embed_time(t)
+        outputs = self.encode(x, emb, context, hint=self.input_hint_block(hint))
+        zeros = [*self.zero_convs, self.middle_block_out]
+        return [zero(output) for zero, output in zip(zeros, outputs, strict=True)]

@@ -1,0 +1,73 @@
+"""What the command lines share: checks of flags, each refusing with one sentence."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .checkpoint import InputError
+
+
+@contextmanager
+def blame(flag: str) -> Iterator[None]:
+    """Name the flag whose value was refused."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    return whole_number
+
+
+def fraction(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def positive(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return float(text)
+
+
+def multiple_of_64(text: str) -> int:
+    if int(text) <= 0 or int(text) % 64:
+        raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
+    return int(text)
+
+
+def available(name: str) -> bool:
+    """Whether PyTorch can use this device here."""
+    try:
+        torch.zeros(1, device=name)
+    except Exception:  # every kind of device has its own way of not being there
+        return False
+    return True
+
+
+def device(text: str) -> str:
+    if not available(text):
+        raise argparse.ArgumentTypeError(f"PyTorch has no device {text!r} here")
+    return text
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_folder(flag: str, path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag}: the folder {path} cannot be made ({error.strerror})") from None
+    return path

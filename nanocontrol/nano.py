@@ -1,0 +1,68 @@
+"""The embedded default: Stable Diffusion 1's architecture, only smaller, for scenes of 64 pixels.
+
+`weights/README.md` tells how the bundled weights were trained.
+"""
+
+import torch
+from torch import nn
+
+from .checkpoint import StableDiffusion
+from .clip import CLIPTextEncoder, TextConfig
+from .controlnet import zero_module
+from .data import COLOURS, SHAPES
+from .unet import ResBlock, SpatialTransformer, UNet, UNetConfig
+from .vae import VAE, VAEConfig
+
+UNET = UNetConfig(
+    model_channels=32,
+    channel_mult=(1, 2, 4),
+    num_res_blocks=1,
+    context_dim=64,
+    num_heads=4,
+    norm_groups=4,
+)
+TEXT = TextConfig(width=64, layers=2)
+AUTOENCODER = VAEConfig(ch=16, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_groups=4)
+GUIDANCE = 4.0  # more than about 7 over-saturates these small models
+
+
+def new_nano() -> StableDiffusion:
+    """An untrained model; the scale factor can only be measured once the VAE is trained."""
+    unet, vae, text_encoder = UNet(UNET), VAE(AUTOENCODER), CLIPTextEncoder(TEXT)
+    initialise_unet(unet)
+    initialise_vae(vae)
+    sd = StableDiffusion(
+        unet, vae, text_encoder, prediction="eps", scale_factor=1.0, guidance=GUIDANCE
+    )
+    # The rows of words that no prompt uses are and stay zero: an unknown word says nothing.
+    embedding = text_encoder.text_model.embeddings.token_embedding.weight
+    used = sd.tokenize(" ".join(["a an and on background", *COLOURS, *SHAPES])).unique()
+    with torch.no_grad():
+        rows = 0.02 * torch.randn(len(used), TEXT.width)
+        embedding.zero_()[used] = rows
+    nn.init.normal_(text_encoder.text_model.embeddings.position_embedding.weight, std=0.01)
+    return sd
+
+
+def initialise_unet(unet: UNet) -> None:
+    """Every residual branch starts at zero, as in the original."""
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            zero_module(module.out_layers[3])
+        if isinstance(module, SpatialTransformer):
+            zero_module(module.proj_out)
+    zero_module(unet.out[2])
+
+
+def initialise_vae(vae: VAE) -> None:
+    """Convolutions keep the variance, residual branches start at zero. (With PyTorch's own
+    initialisation a small VAE learns only mean colours for a long time.)"""
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+            if name.endswith(("conv2", "proj_out", "decoder.conv_out")):
+                zero_module(module)
+    with torch.no_grad():  # start with little noise in the posterior
+        vae.quant_conv.weight[4:] *= 0.1
+        vae.quant_conv.bias[4:] = -5.0

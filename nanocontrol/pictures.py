@@ -1,0 +1,59 @@
+"""Pictures as tensors and as files: reading, writing, putting side by side."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from .checkpoint import InputError, write_atomically
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Reads the header only, which knows the size."""
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there; a picture is wanted") from None
+    except OSError:
+        raise InputError(f"{path} cannot be read as a picture; a PNG or JPEG is wanted") from None
+
+
+def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """[3, H, W], RGB in [0, 1]; resized if a size (width, height) is given."""
+    try:
+        image = open_picture(path).convert("RGB")
+    except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
+        raise InputError(f"{path} is cut off or damaged ({error}); a picture is wanted") from None
+    if size and size != image.size:
+        smaller = size[0] * size[1] < image.size[0] * image.size[1]
+        image = image.resize(size, Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """[3, H, W] in [-1, 1] -> [H, W, 3], bytes; cut off, not rounded, as in the original."""
+    pixels = (image.float().cpu() * 127.5 + 127.5).clamp(0, 255)
+    return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def grid(rows: list[list[Tensor] | Tensor]) -> Image.Image:
+    """Rows of pictures, each [3, H, W] in [-1, 1], without gaps."""
+    strips = [np.concatenate([to_pixels(image) for image in row], axis=1) for row in rows]
+    return Image.fromarray(np.concatenate(strips, axis=0))
+
+
+def columns_with_titles(strips: list[np.ndarray], titles: list[str], width: int) -> Image.Image:
+    """Rows of pictures [H, n * width, 3] become columns, each with a title above."""
+    columns = [np.concatenate(np.split(s, s.shape[1] // width, axis=1), axis=0) for s in strips]
+    pixels = np.pad(np.concatenate(columns, axis=1), ((16, 0), (0, 0), (0, 0)), constant_values=255)
+    image = Image.fromarray(pixels)
+    for i, title in enumerate(titles):
+        ImageDraw.Draw(image).text((i * width + width // 2, 2), title, fill="black", anchor="ma")
+    return image
+
+
+def save_picture(image: Image.Image, path: Path, text: PngInfo | None = None) -> None:
+    write_atomically(path, lambda temporary: image.save(temporary, "PNG", pnginfo=text))

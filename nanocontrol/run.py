@@ -1,0 +1,109 @@
+"""The folder that a training run leaves behind.
+
+| file                | what                                                                       |
+|---------------------|----------------------------------------------------------------------------|
+| settings.json       | every flag, resolved                                                       |
+| log.jsonl           | a JSON object a line: a step and its loss, or what was measured after it   |
+| samples/000050.png  | after 50 steps: hints, targets, and pictures from the same noise each time |
+| state.pt            | what it takes to continue: weights, optimizer, step, random state          |
+| control.safetensors | the ControlNet; base.safetensors the base model, if that was trained       |
+| film.png            | those pictures over the steps: the sudden convergence is seen in it        |
+| metrics.json        | the final numbers                                                          |
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .checkpoint import InputError, write_atomically
+from .flags import make_folder
+from .pictures import columns_with_titles, grid, save_picture
+
+
+Modules = dict[str, nn.Module]
+
+
+class RunFolder:
+    def __init__(self, path: Path):
+        self.path = path
+        self.history: list[dict] = []  # what is in log.jsonl
+
+    def create(self, settings: dict) -> None:
+        make_folder("--out", self.path / "samples")
+        write_json(self.path / "settings.json", settings)
+
+    def log(self, step: int, **numbers: float | None) -> None:
+        self.history.append({"step": step, **numbers})
+        try:
+            with open(self.path / "log.jsonl", "a") as file:
+                file.write(json.dumps(self.history[-1]) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path / 'log.jsonl'} could not be written: {error}") from None
+
+    def measured(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a number, where the log has it."""
+        return [(e["step"], e[name]) for e in self.history if e.get(name) is not None]
+
+    def save(self, step: int, seconds: float, trained: Modules, optimizer: Optimizer) -> None:
+        state = {
+            "step": step,
+            "seconds": seconds,
+            "weights": {name: module.state_dict() for name, module in trained.items()},
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        write_atomically(self.path / "state.pt", lambda temporary: torch.save(state, temporary))
+
+    def restore(self, trained: Modules, optimizer: Optimizer) -> tuple[int, float]:
+        """Go back to the last save -> its step and the seconds till then; (0, 0) without one."""
+        file = self.path / "state.pt"
+        step, seconds = 0, 0.0
+        if file.exists():
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception:  # a damaged file can raise nearly anything
+                raise InputError(f"--resume: {file} is damaged; a whole save is wanted") from None
+            for name, module in trained.items():
+                module.load_state_dict(state["weights"][name])
+            optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["random"])
+            step, seconds = state["step"], state["seconds"]
+        self.forget_after(step)
+        return step, seconds
+
+    def forget_after(self, step: int) -> None:
+        """Drop from the log what came after the last save: it will be done again."""
+        file = self.path / "log.jsonl"
+        lines = file.read_text().splitlines() if step and file.exists() else []
+        entries = [json.loads(line) for line in lines if line.endswith("}")]  # one may be cut off
+        self.history = [entry for entry in entries if entry["step"] <= step]
+        text = "".join(json.dumps(entry) + "\n" for entry in self.history)
+        write_atomically(file, lambda temporary: temporary.write_text(text))
+
+    def finish(self, metrics: dict) -> None:
+        write_json(self.path / "metrics.json", metrics)
+
+    def contact_sheet(self, step: int, rows: list[Tensor]) -> None:
+        """Rows of pictures, each [n, 3, H, W] in [-1, 1]; what the model makes is the last row."""
+        save_picture(grid(rows), self.path / "samples" / f"{step:06d}.png")
+
+    def film(self, height: int, width: int, columns: int = 20) -> None:
+        """The contact sheets' first row, then their last rows over the steps, each as a column."""
+        files = sorted((self.path / "samples").glob("*.png"))
+        if len(files) > columns:
+            chosen = np.linspace(0, len(files) - 1, columns).round().astype(int)
+            files = [files[i] for i in chosen]
+        sheets = [np.asarray(Image.open(file)) for file in files]
+        strips = [sheets[0][:height]] + [sheet[-height:] for sheet in sheets]
+        titles = ["hint"] + [str(int(file.stem)) for file in files]
+        save_picture(columns_with_titles(strips, titles, width), self.path / "film.png")
+
+
+def write_json(path: Path, content: dict) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))

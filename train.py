@@ -1,0 +1,412 @@
+"""Train a ControlNet (Zhang & Agrawala 2023, section 3): a copy of a locked U-Net's encoder learns
+to make the U-Net follow a hint.
+
+    python train.py
+        a ControlNet for the bundled small model, on scenes drawn in memory: minutes on a laptop
+    python train.py --base weights/v1-5-pruned-emaonly.safetensors --data fill50k/
+        the real thing on one GPU, with the paper's settings
+
+The method is `diffusion_loss`, `training_loss` and `train`; the rest keeps books. The stages "vae"
+and "base" train the small base model itself (see weights/README.md).
+"""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion
+from nanocontrol import load_control, load_sd, save_control, save_sd
+from nanocontrol.controlnet import zero_module
+from nanocontrol.data import HELD_OUT, Folder, Scenes
+from nanocontrol.evaluate import mean_iou, pictures, psnr, rebuild
+from nanocontrol.flags import (
+    at_least, available, blame, default_device, device, fraction, positive
+)  # fmt: skip
+from nanocontrol.nano import new_nano
+from nanocontrol.run import RunFolder
+from nanocontrol.schedulers import STEPS
+from nanocontrol.vae import sample_posterior
+
+NANO = Path(__file__).parent / "weights" / "nano.safetensors"
+
+# What differs by what is trained. "sd" is the paper and its released code (AdamW, 1e-5, batch 4,
+# half of the prompts emptied); the others are the three stages of the small model.
+DEFAULTS = {
+    "sd": {"steps": 20_000, "batch_size": 4, "lr": 1e-5, "drop_prompt": 0.5}
+    | {"save_every": 1000, "sample_every": 500},
+    "control": {"steps": 900, "batch_size": 16, "lr": 1e-3, "drop_prompt": 0.5}
+    | {"save_every": 300, "sample_every": 50},
+    "base": {"steps": 8000, "batch_size": 32, "lr": 1e-3, "drop_prompt": 0.1}
+    | {"save_every": 500, "sample_every": 500},
+    "vae": {"steps": 9000, "batch_size": 8, "lr": 1.2e-3, "drop_prompt": 0.0}
+    | {"save_every": 500, "sample_every": 500},
+}
+
+Settings = argparse.Namespace  # the flags, resolved
+Batch = tuple[Tensor, Tensor, list[str]]  # images in [-1, 1], hints in [0, 1], prompts
+
+
+# ------------------------------------------------------------------------------- the method
+
+
+@torch.no_grad()
+def encode_images(sd: StableDiffusion, image: Tensor) -> Tensor:
+    """image [B, 3, H, W] in [-1, 1] -> x_0 [B, 4, H/8, W/8], drawn from the VAE's posterior and
+    scaled to about unit variance."""
+    return sd.scale_factor * sample_posterior(*sd.vae.encode(image)).float()
+
+
+def diffusion_loss(
+    sd: StableDiffusion, control: ControlNet | None, x0: Tensor, hint: Tensor, context: Tensor,
+    noise: Tensor, t: Tensor,
+) -> Tensor:  # fmt: skip
+    """Equation 5 of the paper: how far the predicted noise is from the true one, mean square.
+
+    x0 and noise [B, 4, h, w], hint [B, 3, 8h, 8w] in [0, 1], context [B, 77, D], t [B] in 0..999.
+    """
+    diffusion = DDPM(sd.prediction)
+    x_t = diffusion.add_noise(x0, noise, t)
+    residuals = control(x_t, hint, t, context) if control else None
+    # Neither weights nor inputs of the locked encoder ask for gradients, so autograd keeps nothing
+    # of it. Gradients pass through the locked decoder on their way to the residuals, but its
+    # weights collect none (the original's do, 2 GB of them that nobody uses).
+    output = sd.unet(x_t, t, context, residuals)
+    return F.mse_loss(output.float(), diffusion.target(x0, noise, t).float())
+
+
+def vae_loss(sd: StableDiffusion, image: Tensor, progress: float) -> Tensor:
+    """Rebuild the picture. Small crops for the first 85 % of the steps make them much shorter."""
+    if progress < 0.85:
+        half = image.shape[-1] // 2
+        top, left = torch.randint(half + 1, (2,)).tolist()
+        image = image[:, :, top : top + half, left : left + half]
+    else:
+        image = image[: max(1, len(image) // 2)]
+    mean, logvar = sd.vae.encode(image)
+    rebuilt = sd.vae.decode(sample_posterior(mean, logvar))
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return F.l1_loss(rebuilt, image) + F.mse_loss(rebuilt, image) + 1e-5 * kl
+
+
+def training_loss(
+    args: Settings, sd: StableDiffusion, control: ControlNet | None, batch: Batch, step: int
+) -> Tensor:
+    image, hint, prompts = batch
+    image, hint = image.to(next(sd.vae.parameters())), hint.to(args.device)
+    if args.stage == "vae":
+        return vae_loss(sd, image, step / args.steps)
+    x0 = encode_images(sd, image)
+    # Where the prompt is emptied, the copy must find the meaning in the hint (section 3.3).
+    emptied = torch.rand(len(prompts)) < args.drop_prompt
+    context = sd.encode_prompts(["" if e else p for e, p in zip(emptied, prompts)])
+    noise, t = torch.randn(x0.shape).to(x0), torch.randint(STEPS, (len(x0),)).to(x0.device)
+    return diffusion_loss(sd, control, x0, hint, context, noise, t)
+
+
+def models(args: Settings) -> tuple[StableDiffusion, ControlNet | None, dict[str, nn.Module]]:
+    """The base model, the ControlNet, and by name the modules trained, wholly or in part."""
+    if args.stage == "vae":
+        sd = new_nano()
+        return sd, None, {"vae": sd.vae.to(args.device)}
+    # Weights that stay locked may be of half precision, those that are trained may not.
+    locked = args.stage == "control" and not args.unlock
+    dtype = torch.bfloat16 if locked and args.dtype == "bf16" else torch.float32
+    with blame("--base"):
+        sd = load_sd(args.base, args.device, dtype, args.prediction)
+    if args.stage == "base":
+        new = new_nano()
+        sd.unet, sd.text_encoder = new.unet.to(args.device), new.text_encoder.to(args.device)
+        return sd, None, {"unet": sd.unet, "text_encoder": sd.text_encoder}
+
+    if args.init_control:
+        with blame("--init-control"):
+            control = load_control(args.init_control, sd.unet)
+    else:
+        control = ControlNet.from_unet(sd.unet)
+    control.float()
+    if args.only_mid_control:  # the other residuals stay zero, here and in sample.py
+        zero_module(control.zero_convs).requires_grad_(False)
+    if not args.unlock:
+        return sd, control, {"control": control}
+    # "decoder" is the original's sd_locked=False, "all" the paper's training of the whole model.
+    for part in [sd.unet] if args.unlock == "all" else [sd.unet.output_blocks, sd.unet.out]:
+        part.requires_grad_(True)
+    return sd, control, {"control": control, "unet": sd.unet}
+
+
+def make_optimizer(args: Settings, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    """The original's, PyTorch's defaults, for a ControlNet; the small base is trained afresh."""
+    if args.stage == "control":
+        return torch.optim.AdamW(parameters, args.lr, fused=True)
+    return torch.optim.AdamW(parameters, args.lr, (0.9, 0.99), weight_decay=0.0, fused=True)
+
+
+def learning_rate(args: Settings, step: int) -> float:
+    """Constant for a ControlNet, as in the paper; a short rise and a cosine for the small base."""
+    if args.stage == "control":
+        return args.lr
+    return args.lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
+
+
+def train(args: Settings) -> None:
+    torch.manual_seed(args.seed)
+    dataset, held_out = datasets(args)
+    sd, control, trained = models(args)
+    for network in (sd.unet, sd.vae, *trained.values()):
+        network.to(memory_format=torch.channels_last)  # convolutions are fastest with it
+    parameters = [p for m in trained.values() for p in m.parameters() if p.requires_grad]
+    optimizer = make_optimizer(args, parameters)
+    if args.dry_run:
+        weights = sum(p.numel() for p in parameters)
+        pairs = {"pairs": len(dataset), "held_out": len(held_out[2]), "weights_trained": weights}
+        print(json.dumps(vars(args) | pairs, indent=2))
+        return
+
+    run = RunFolder(Path(args.out))
+    start, seconds = run.restore(trained, optimizer) if args.resume else (0, 0.0)
+    run.create(vars(args))
+    began = time.monotonic() - seconds
+    batches = load_batches(args, dataset, start)
+
+    def observe(step: int) -> None:
+        rows, numbers = look(args.stage, sd, control, tuple(column[:8] for column in held_out))
+        run.contact_sheet(step, rows)
+        run.log(step, **numbers)
+
+    with torch.autocast(torch.device(args.device).type, torch.bfloat16, args.dtype == "bf16"):
+        if start == 0:
+            observe(0)
+        steps = range(start, args.steps)
+        bar = tqdm(steps, "training", initial=start, total=args.steps, smoothing=0.05)
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(args, step)
+            mean_loss = 0.0
+            for _ in range(args.accumulate):
+                loss = training_loss(args, sd, control, next(batches), step) / args.accumulate
+                loss.backward()
+                mean_loss += loss.item()
+            if not math.isfinite(mean_loss):
+                raise InputError(
+                    f"--lr {args.lr:g}: the loss is {mean_loss} at step {step + 1}; a lower rate "
+                    f"is wanted (the last save in {run.path} stands)"
+                )
+            if args.stage != "control":
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
+            run.log(step + 1, loss=mean_loss)
+            last = step + 1 == args.steps
+            if last or (step + 1) % args.sample_every == 0:
+                observe(step + 1)
+            if last or (step + 1) % args.save_every == 0:
+                run.save(step + 1, time.monotonic() - began, trained, optimizer)
+                save_weights(sd, control, trained, run.path)
+        _, metrics = look(args.stage, sd, control, held_out)
+    if control:
+        metrics["step_of_jump"] = step_of_jump(run)
+        run.film(*held_out[0].shape[-2:])
+    run.finish(metrics | {"seconds": round(time.monotonic() - began, 1)})
+    print(f"{run.path}: {json.dumps(metrics)}")
+
+
+def save_weights(
+    sd: StableDiffusion, control: ControlNet | None, trained: dict[str, nn.Module], path: Path
+) -> None:
+    """The files that sample.py takes: the ControlNet, and the base model if that was trained."""
+    if control:
+        save_control(control, path / "control.safetensors")
+    if "vae" in trained:
+        sd.scale_factor = measured_scale_factor(sd)
+    if trained.keys() != {"control"}:
+        save_sd(sd, path / "base.safetensors")
+
+
+# ------------------------------------------------------------------------------------- data
+
+
+def datasets(args: Settings) -> tuple[Dataset, Batch]:
+    """What is trained on, and pairs to measure with that are not."""
+    if args.data:
+        with blame("--data"):
+            pairs = Folder(Path(args.data))
+            first_held_out = len(pairs) - min(8, max(1, len(pairs) // 10))
+            held_out = [pairs[i] for i in range(first_held_out, len(pairs))]
+        dataset = Subset(pairs, range(max(1, first_held_out)))  # of one pair, that one
+    else:
+        dataset, held_out = Scenes(), [Scenes(HELD_OUT)[i] for i in range(32)]
+    images, hints, prompts = zip(*held_out)
+    return dataset, (torch.stack(images), torch.stack(hints), list(prompts))
+
+
+def shuffled(n: int, seed: int, start: int) -> Iterator[int]:
+    """0..n-1 in an order that the seed decides, another one every epoch, without end; from the
+    start-th on."""
+    for epoch in itertools.count(start // n):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        yield from order[start % n :]
+        start = 0
+
+
+def load_batches(args: Settings, dataset: Dataset, start: int) -> Iterator[Batch]:
+    """Batches without end, from the one on that the start-th step begins with."""
+    order = shuffled(len(dataset), args.seed, start * args.accumulate * args.batch_size)
+    groups = iter(lambda: list(itertools.islice(order, args.batch_size)), [])
+    workers = 4 if args.device.startswith("cuda") else 0
+    # With a generator of its own it leaves alone the one that the noise comes from.
+    own = torch.Generator()
+    return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, generator=own))
+
+
+# --------------------------------------------------------------------- looking and measuring
+
+
+def look(
+    stage: str, sd: StableDiffusion, control: ControlNet | None, held_out: Batch
+) -> tuple[list[Tensor], dict]:
+    """Rows of pictures, last what the model makes, and numbers that tell how good it is."""
+    images, hints, prompts = held_out
+    if stage == "vae":
+        rebuilt = rebuild(sd, images)
+        return [images, rebuilt], {"vae_db": psnr(rebuilt, images)}
+    made = pictures(sd, prompts, control, hints)
+    loss = held_out_loss(sd, control, held_out)
+    if stage == "base":
+        return [images, made], {"held_out_loss": loss}
+    wrong_hints = (images, hints.roll(1, dims=0), prompts)
+    numbers = {
+        "held_out_loss": loss,
+        "control_gain": held_out_loss(sd, control, wrong_hints) - loss,
+        "iou": mean_iou(made, images),
+    }
+    return [hints * 2 - 1, images, made], numbers
+
+
+@torch.no_grad()
+def held_out_loss(sd: StableDiffusion, control: ControlNet | None, held_out: Batch) -> float:
+    """The loss on these pairs, with the same noise each time and t spread evenly over 0..999."""
+    images, hints, prompts = held_out
+    generator, losses = torch.Generator().manual_seed(0), []
+    for i in range(len(images)):  # one by one, to need no more memory than training does
+        mean, _ = sd.vae.encode(images[i : i + 1].to(next(sd.vae.parameters())))
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        t = torch.tensor([int((i + 0.5) / len(images) * STEPS)], device=mean.device)
+        hint, context = hints[i : i + 1].to(mean), sd.encode_prompts(prompts[i])
+        x0 = sd.scale_factor * mean.float()
+        losses.append(diffusion_loss(sd, control, x0, hint, context, noise, t).item())
+    return sum(losses) / len(losses)
+
+
+def step_of_jump(run: RunFolder) -> int | None:
+    """The first step where half of the way from the first to the last IoU was covered (of the
+    control gain where pictures tell no objects); None if that way is too short to speak of."""
+    measured, least = run.measured("iou"), 0.1
+    if not measured:
+        measured, least = run.measured("control_gain"), 0.002
+    (_, first), (_, last) = measured[0], measured[-1]
+    if last - first < least:
+        return None
+    return next(step for step, value in measured if value >= (first + last) / 2)
+
+
+@torch.no_grad()
+def measured_scale_factor(sd: StableDiffusion) -> float:
+    """What brings the latents of 256 drawn scenes to unit variance."""
+    images = torch.stack([Scenes(HELD_OUT)[i][0] for i in range(256)])
+    return 1 / sd.vae.encode(images.to(next(sd.vae.parameters())))[0].std().item()
+
+
+# ------------------------------------------------------------------------------------ flags
+
+
+def parse(argv: list[str] | None) -> Settings:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--base", metavar="FILE", help="a Stable Diffusion 1 or 2 (default: the bundled nano)")
+    add("--init-control", metavar="FILE", help="begin with this ControlNet, not with a copy")
+    add("--data", metavar="DIR", help="pairs, with prompt.json or metadata.jsonl (default: scenes)")
+    add("--stage", choices=["control", "base", "vae"], help="what to train (default: control)")
+    add("--out", metavar="RUN", help="the folder to write (default: runs/control-1, -2, ...)")
+    add("--resume", metavar="RUN", help="continue this one; of the flags, only --steps may grow")
+    add("--steps", type=at_least(1), help="of the optimizer")
+    add("--batch-size", type=at_least(1), help="pairs in one pass")
+    add("--accumulate", type=at_least(1), help="passes in one step (default: 1)")
+    add("--lr", type=positive, help="learning rate")
+    add("--drop-prompt", type=fraction, help="share of the prompts that are emptied")
+    add("--unlock", choices=["decoder", "all"], help="train the base's decoder, or its U-Net, too")
+    add("--only-mid-control", action="store_true", default=None, help="control the middle alone")
+    add("--prediction", choices=["auto", "eps", "v"], help="what the base predicts (default: auto)")
+    add("--seed", type=at_least(0), help="of weights, order and noise (default: 0)")
+    add("--device", type=device, help="cpu, cuda, ... (default: a GPU if there is one)")
+    add("--dtype", choices=["fp32", "bf16"], help="precision (default: bf16 on a GPU, else fp32)")
+    add("--save-every", type=at_least(1), help="steps from save to save")
+    add("--sample-every", type=at_least(1), help="steps from contact sheet to contact sheet")
+    add("--dry-run", action="store_true", help="check everything, print the settings, stop")
+    return resolve(parser.parse_args(argv))
+
+
+def resolve(flags: Settings) -> Settings:
+    """Every setting: as given, or else as the run to be resumed has it, or else the default."""
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    for name in ("base", "init_control", "data", "out", "resume"):
+        if name in given:
+            given[name] = str(Path(given[name]).resolve())
+    if flags.resume:
+        return Settings(**resumed(given))
+    stage = given.get("stage", "control")
+    if stage == "base" and "base" not in given:
+        raise InputError("--stage base: --base FILE with a trained VAE is wanted (--stage vae)")
+    kind = "sd" if stage == "control" and "base" in given else stage
+    on = given.get("device", default_device())
+    if "out" not in given:
+        names = (Path("runs") / f"{stage}-{i}" for i in itertools.count(1))
+        given["out"] = str(next(path for path in names if not path.exists()).resolve())
+    elif (Path(given["out"]) / "settings.json").exists():
+        raise InputError(f"--out {flags.out} holds a run; a new folder is wanted, or --resume")
+    general = {"base": str(NANO), "init_control": None, "data": None, "stage": stage}
+    general |= {"accumulate": 1, "unlock": None, "only_mid_control": False, "prediction": "auto"}
+    general |= {"seed": 0, "device": on, "dtype": "bf16" if on.startswith("cuda") else "fp32"}
+    return Settings(**general | DEFAULTS[kind] | {"resume": None} | given)
+
+
+def resumed(given: dict) -> dict:
+    """The settings of the run to be resumed, which no flag beside --resume may contradict."""
+    run = Path(given["resume"])
+    try:
+        settings = json.loads((run / "settings.json").read_text())
+    except (OSError, ValueError):
+        raise InputError(f"--resume {run}: no settings.json; a run's folder is wanted") from None
+    if not available(settings["device"]):
+        raise InputError(f"--resume {run}: it ran on {settings['device']}, which is not here")
+    for name, value in given.items():
+        more = name == "steps" and settings["stage"] == "control" and value > settings["steps"]
+        if not (name in ("resume", "dry_run") or more or settings[name] == value):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {value} contradicts {run}, which has {settings[name]}")
+    return settings | given | {"out": str(run)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        train(parse(argv))
+    except InputError as error:  # those of a loader's processes come with their traceback before
+        sys.exit("train.py: " + str(error).strip().splitlines()[-1])
+    except KeyboardInterrupt:
+        sys.exit("train.py: stopped; --resume continues from the last save")
+
+
+if __name__ == "__main__":
+    main()
