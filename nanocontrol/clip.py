@@ -55,6 +55,12 @@ def tokenize(prompts: list[str] | str, pad_with_end: bool) -> Tensor:
     return tokens
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    # Uninitialised: drawing normal numbers on the "meta" device imports all of PyTorch's compiler,
+    # which takes longer than loading the rest.
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Causal attention, each [B, T, D]: a token sees itself and those before it."""
     q, k, v = (rearrange(x, "b t (heads d) -> b heads t d", heads=heads) for x in (q, k, v))
@@ -68,8 +74,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class CLIPEmbeddings(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position_embedding = nn.Embedding(MAX_TOKENS, config.width)
+        self.token_embedding = embedding(config.vocabulary, config.width)
+        self.position_embedding = embedding(MAX_TOKENS, config.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.token_embedding(tokens) + self.position_embedding.weight
@@ -197,7 +203,7 @@ class OpenCLIPTextEncoder(nn.Module):
     def __init__(self, config: TextConfig = TextConfig(width=1024, layers=24)):
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
+        self.token_embedding = embedding(config.vocabulary, config.width)
         self.positional_embedding = nn.Parameter(torch.empty(MAX_TOKENS, config.width))
         self.transformer = OpenCLIPTransformer(config)
         self.ln_final = nn.LayerNorm(config.width)

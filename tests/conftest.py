@@ -1,0 +1,56 @@
+"""Small models with random weights, in the style of Stable Diffusion 1 and 2."""
+
+import pytest
+import torch
+from nanocontrol import ControlNet, StableDiffusion, UNet, UNetConfig, VAE, VAEConfig
+from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
+
+SMALL = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_levels": (0,)}
+CONFIGS = {
+    "sd1": UNetConfig(model_channels=32, context_dim=64, **SMALL),
+    "sd2": UNetConfig(model_channels=64, context_dim=1024, head_dim=64, linear_proj=True, **SMALL),
+}
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random values in every parameter, those too that begin as zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            scale = 0.5 / max(1, parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.1
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            if parameter.dim() == 1:
+                parameter += 0.5
+    return module
+
+
+@pytest.fixture(params=["sd1", "sd2"])
+def style(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def unet(style) -> UNet:
+    return randomise(UNet(CONFIGS[style])).requires_grad_(False)
+
+
+@pytest.fixture
+def inputs(unet):
+    """x, t, context, hint and noise for two pictures of 64 x 128 pixels."""
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 4, 8, 16), torch.tensor([3, 700])
+    context, hint = torch.randn(2, 77, unet.config.context_dim), torch.rand(2, 3, 64, 128)
+    return x, t, context, hint, torch.randn(2, 4, 8, 16)
+
+
+@pytest.fixture
+def trained_control(unet) -> ControlNet:
+    return randomise(ControlNet(unet.config), seed=1)
+
+
+@pytest.fixture
+def sd(style, unet) -> StableDiffusion:
+    vae = randomise(VAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)))
+    text = TextConfig(width=unet.config.context_dim, layers=2, vocabulary=64)
+    text_encoder = randomise(CLIPTextEncoder(text) if style == "sd1" else OpenCLIPTextEncoder(text))
+    return StableDiffusion(unet, vae, text_encoder, prediction="eps")

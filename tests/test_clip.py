@@ -1,0 +1,104 @@
+"""The text encoders and the tokenizer against open_clip's."""
+
+import pytest
+import torch
+from conftest import randomise
+from nanocontrol.clip import END_OF_TEXT, CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig, tokenize
+
+CONFIG = TextConfig(width=128, layers=3, vocabulary=300)
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    return pytest.importorskip("open_clip.transformer")
+
+
+def tower(transformer, layers: int, **options) -> torch.nn.Module:
+    """open_clip's text tower with random weights; gives the normalised tokens."""
+    tower = transformer.TextTransformer(
+        context_length=77, vocab_size=CONFIG.vocabulary, width=CONFIG.width, heads=2, layers=layers,
+        output_dim=CONFIG.width, output_tokens=True, **options,
+    )  # fmt: skip
+    return randomise(tower).eval()
+
+
+@torch.no_grad()
+def test_openclip_encoder_is_open_clips_without_the_last_layer(transformer):
+    theirs = tower(transformer, CONFIG.layers - 1)
+    ours = randomise(OpenCLIPTextEncoder(CONFIG), seed=1)
+    weights = {k: v for k, v in theirs.state_dict().items() if k in ours.state_dict()}
+    missing, _ = ours.load_state_dict(weights, strict=False)
+    assert missing and all(name.startswith("transformer.resblocks.2.") for name in missing)
+    compare(ours, theirs)
+
+
+@torch.no_grad()
+def test_clip_encoder_is_open_clips_with_quick_gelu(transformer):
+    theirs = tower(transformer, CONFIG.layers, act_layer=transformer.QuickGELU)
+    ours = CLIPTextEncoder(CONFIG)
+    ours.load_state_dict({k: v for k, v in in_clips_names(theirs.state_dict()).items()})
+    compare(ours, theirs)
+
+
+def compare(ours, theirs) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(CONFIG.vocabulary, (2, 77))
+    _, expected = theirs(tokens)
+    error = (ours(tokens) - expected).norm() / expected.norm()
+    assert error < 1e-5
+    later = tokens.clone()
+    later[:, 50:] = 7
+    assert torch.equal(ours(later)[:, :50], ours(tokens)[:, :50])  # no token sees a later one
+
+
+def in_clips_names(theirs: dict) -> dict:
+    """open_clip's names and fused projections -> those of OpenAI's model in transformers."""
+    top = "text_model."
+    ours = {
+        top + "embeddings.token_embedding.weight": theirs["token_embedding.weight"],
+        top + "embeddings.position_embedding.weight": theirs["positional_embedding"],
+        top + "final_layer_norm.weight": theirs["ln_final.weight"],
+        top + "final_layer_norm.bias": theirs["ln_final.bias"],
+    }
+    pairs = {
+        "ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+    }  # fmt: skip
+    for i in range(CONFIG.layers):
+        old, new = f"transformer.resblocks.{i}.", f"{top}encoder.layers.{i}."
+        for kind in ("weight", "bias"):
+            for a, b in pairs.items():
+                ours[f"{new}{b}.{kind}"] = theirs[f"{old}{a}.{kind}"]
+            for letter, part in zip("qkv", theirs[f"{old}attn.in_proj_{kind}"].chunk(3)):
+                ours[f"{new}self_attn.{letter}_proj.{kind}"] = part
+    return ours
+
+
+PROMPTS = ["", "a coral disc", "word " * 200, "naïve café 🎨 日本語", "a!b", "  MiXed   CASE  "]
+
+
+@pytest.mark.parametrize("pad_with_end", [True, False])
+def test_tokens(pad_with_end):
+    tokens = tokenize(PROMPTS, pad_with_end)
+    assert tokens.shape == (len(PROMPTS), 77) and tokens.dtype == torch.int64
+    assert (tokens[:, 0] == 49406).all()
+    padding = END_OF_TEXT if pad_with_end else 0
+    assert tokens[0].tolist() == [49406, END_OF_TEXT] + [padding] * 75
+    assert tokens[2, 76] == END_OF_TEXT  # kept when the text is cut
+    assert (tokens[2, 1:76] == tokens[2, 1]).all()
+    for row in tokens:
+        end = row.tolist().index(END_OF_TEXT)
+        assert (row[end + 1 :] == padding).all() and (row[1:end] != END_OF_TEXT).all()
+    assert torch.equal(tokenize("a coral disc", pad_with_end)[0], tokens[1])
+    assert torch.equal(tokenize("mixed case", pad_with_end)[0], tokens[5])
+
+
+def test_tokens_are_open_clips(transformer):
+    import open_clip
+
+    assert torch.equal(tokenize(PROMPTS, pad_with_end=False), open_clip.tokenize(PROMPTS))
+
+
+def test_known_tokens():
+    """The ids that CLIP's vocabulary gives these words."""
+    assert tokenize("a photo of a cat", True)[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]

@@ -1,0 +1,80 @@
+"""The sampling loop."""
+
+import copy
+
+import pytest
+import torch
+from nanocontrol import sample
+from nanocontrol.sampling import initial_noise
+
+
+@pytest.fixture
+def guided(sd, inputs):
+    """Noise and prompts to sample with."""
+    _, _, context, hint, noise = inputs
+    return {"sd": sd, "noise": noise, "context": context, "uncond": context[:1] * 0.5, "steps": 4}, hint
+
+
+def test_strength_0_is_the_base_to_the_bit_and_1_is_not(guided, trained_control):
+    arguments, hint = guided
+    plain = sample(**arguments)
+    assert torch.equal(sample(**arguments, controls=[(trained_control, hint, 0.0)]), plain)
+    assert not torch.allclose(sample(**arguments, controls=[(trained_control, hint, 1.0)]), plain)
+
+
+def test_controls_add_up(guided, trained_control):
+    arguments, hint = guided
+    one = sample(**arguments, controls=[(trained_control, hint, 0.7)])
+    other = copy.deepcopy(trained_control)
+    both = sample(**arguments, controls=[(trained_control, hint, 0.7), (other, 1 - hint, 0.0)])
+    assert torch.equal(one, both)
+    halves = [(trained_control, hint, 0.35), (trained_control, hint, 0.35)]
+    assert torch.allclose(sample(**arguments, controls=halves), one, rtol=1e-3, atol=1e-3)
+
+
+def test_guidance_is_uncond_plus_scale_times_the_difference(sd, guided):
+    arguments, _ = guided
+    arguments["steps"] = 1
+    at = {scale: sample(**arguments, scale=scale) for scale in (0.0, 1.0, 3.0)}
+    torch.testing.assert_close(at[3.0], at[0.0] + 3 * (at[1.0] - at[0.0]), rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_given_is_not_changed(guided, trained_control):
+    arguments, hint = guided
+    controls = [(trained_control, hint, 1.0)]
+    before = copy.deepcopy((arguments["noise"], arguments["context"], arguments["uncond"], hint))
+    sample(**arguments, controls=controls, eta=1.0)
+    after = (arguments["noise"], arguments["context"], arguments["uncond"], hint)
+    assert all(torch.equal(a, b) for a, b in zip(before, after)) and len(controls) == 1
+
+
+def test_a_batch_is_its_pictures_one_by_one(guided, trained_control):
+    arguments, hint = guided
+    together = sample(**arguments, controls=[(trained_control, hint, 1.0)])
+    for i in range(2):
+        alone = arguments | {k: arguments[k][i : i + 1] for k in ("noise", "context")}
+        picture = sample(**alone, controls=[(trained_control, hint[i : i + 1], 1.0)])
+        torch.testing.assert_close(picture, together[i : i + 1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"eta": 1.0}, {"sampler": "ddpm"}])
+def test_added_noise_comes_from_the_generator(guided, options):
+    arguments, _ = guided
+
+    def made(seed: int) -> torch.Tensor:
+        return sample(**arguments, **options, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(made(1), made(1))
+    assert not torch.equal(made(1), made(2))
+
+
+def test_initial_noise_is_the_stated_one():
+    noise = initial_noise(3, 64, 128, torch.Generator("cpu").manual_seed(5))
+    expected = torch.randn((3, 4, 8, 16), generator=torch.Generator("cpu").manual_seed(5))
+    assert torch.equal(noise, expected)
+
+
+def test_steps_out_of_range(guided):
+    arguments, _ = guided
+    with pytest.raises(ValueError, match="1001"):
+        sample(**arguments | {"steps": 1001})

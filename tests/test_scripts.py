@@ -1,0 +1,291 @@
+"""train.py and sample.py from end to end, and what they say to bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from test_data import write_pairs
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import sample  # noqa: E402
+import train  # noqa: E402
+from nanocontrol import InputError, load_control, load_sd  # noqa: E402
+
+NANO = str(ROOT / "weights" / "nano.safetensors")
+CONTROL = str(ROOT / "weights" / "nano-control-outline.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture
+def flags(pairs) -> list[str]:
+    """A run of six steps that saves after three."""
+    return ["--base", NANO, "--data", str(pairs), "--lr", "1e-3", "--batch-size", "2"] + [
+        "--steps", "6", "--save-every", "3", "--sample-every", "2", "--device", "cpu"
+    ]  # fmt: skip
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def stop_after(monkeypatch, steps: int) -> None:
+    """Let the power fail in the step after these."""
+    original, done = train.training_loss, [0]
+
+    def training_loss(*args):
+        done[0] += 1
+        if done[0] > steps:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(train, "training_loss", training_loss)
+
+
+def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train.main([*flags, "--out", str(whole)])
+    for name in ("settings.json", "control.safetensors", "film.png", "state.pt"):
+        assert (whole / name).stat().st_size > 0
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert {"iou", "control_gain", "step_of_jump", "seconds"} <= metrics.keys()
+    sheets = sorted(file.name for file in (whole / "samples").iterdir())
+    assert sheets == ["000000.png", "000002.png", "000004.png", "000006.png"]
+    losses = [entry["loss"] for entry in log(whole) if "loss" in entry]
+    assert len(losses) == 6
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(SystemExit, match="stopped"):
+            train.main([*flags, "--out", str(cut)])
+    assert len(log(cut)) < len(log(whole)) and not (cut / "metrics.json").exists()
+    train.main(["--resume", str(cut), *flags])
+    assert log(cut) == log(whole)
+    name = "control.safetensors"
+    assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+    base = load_sd(NANO)
+    trained = load_control(whole / name, base.unet)
+    assert any(conv[0].weight.abs().max() > 0 for conv in trained.zero_convs)
+    sample.main(["--control", str(whole / name), "--steps", "1", "--out", str(tmp_path / "out")])
+
+
+def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(SystemExit):
+            train.main([*flags, "--out", str(run)])
+    assert not (run / "state.pt").exists()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(SystemExit):
+            train.main(["--resume", str(run)])
+    assert [entry["step"] for entry in log(run) if "loss" in entry] == [1]
+
+
+def test_a_controlnet_can_be_trained_on(flags, tmp_path):
+    one = [*flags, "--steps", "1", "--init-control", CONTROL, "--drop-prompt", "1"]
+    train.main([*one, "--out", str(tmp_path / "a"), "--accumulate", "2"])
+    base = load_sd(NANO)
+    before = load_control(CONTROL, base.unet)
+    after = load_control(tmp_path / "a" / "control.safetensors", base.unet)
+    moved = (after.middle_block_out[0].weight - before.middle_block_out[0].weight).abs().max()
+    assert 0 < moved < 0.01
+    train.main([*one, "--out", str(tmp_path / "b"), "--only-mid-control"])
+    middle_only = load_control(tmp_path / "b" / "control.safetensors", base.unet)
+    assert all(conv[0].weight.abs().max() == 0 for conv in middle_only.zero_convs)
+    assert middle_only.middle_block_out[0].weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("unlock", ["decoder", "all"])
+def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock):
+    train.main([*flags, "--steps", "1", "--unlock", unlock, "--out", str(tmp_path / "run")])
+    before = load_sd(NANO).unet.state_dict()
+    after = load_sd(tmp_path / "run" / "base.safetensors").unet.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    decoder = {name for name in before if name.startswith(("output_blocks", "out."))}
+    assert decoder <= moved
+    assert bool(moved - decoder) == (unlock == "all")
+
+
+def test_the_locked_base_keeps_its_bits(flags, tmp_path, monkeypatch):
+    seen = []
+    original = train.models
+    monkeypatch.setattr(train, "models", lambda args: seen.append(original(args)) or seen[-1])
+    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])
+    (sd, _, _), base = seen[0], load_sd(NANO)
+    for part in ("unet", "vae", "text_encoder"):
+        own, theirs = getattr(sd, part).state_dict(), getattr(base, part).state_dict()
+        assert all(torch.equal(own[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("stage", ["vae", "base"])
+def test_the_small_base_can_be_trained(stage, tmp_path):
+    flags = ["--base", NANO] if stage == "base" else []
+    run = tmp_path / "run"
+    train.main(["--stage", stage, *flags, "--steps", "1", "--batch-size", "2", "--out", str(run)])
+    assert load_sd(run / "base.safetensors").unet.config == load_sd(NANO).unet.config
+
+
+def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys):
+    train.main([*flags, "--out", str(tmp_path / "run"), "--dry-run"])
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["lr"] == 1e-3 and settings["pairs"] == 11 and settings["held_out"] == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_defaults_are_the_papers_with_a_base_of_ones_own(flags):
+    own = train.parse(["--base", NANO])
+    assert (own.lr, own.batch_size, own.drop_prompt, own.accumulate) == (1e-5, 4, 0.5, 1)
+    assert train.parse([]).lr == 1e-3
+
+
+# ------------------------------------------------------------------------------------ sample.py
+
+
+def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
+    command = [sys.executable, str(ROOT / "sample.py"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sheet.png" in done.stdout and "20/20" in done.stderr
+    assert Image.open(tmp_path / "out" / "sheet.png").size == (5 * 64, 64)
+    picture = Image.open(tmp_path / "out" / "003.png")
+    settings = json.loads(picture.text["settings"])
+    assert settings["scale"] == load_sd(NANO).guidance and settings["steps"] == 20
+    assert picture.text["seed"] == "0" and picture.text["prompt"] == settings["prompt"]
+
+
+def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs):
+    def made(*flags: str) -> bytes:
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        sample.main([*flags, "--steps", "2", "--n", "1", "--out", str(out)])
+        return Image.open(out / "000.png").tobytes()
+
+    assert made("--seed", "1") == made("--seed", "1") != made("--seed", "2")
+    Image.new("L", (140, 70)).save(tmp_path / "wide.png")
+    size = len(made("--hint", str(tmp_path / "wide.png")))
+    assert size == 3 * 128 * 64
+    plain = ["--base", NANO, "--prompt", "a gold disc", "--height", "64", "--width", "128"]
+    assert len(made(*plain)) == 3 * 128 * 64
+    assert made(*plain) != made(*plain, "--negative", "a navy star")
+    hint = ["--hint", str(pairs / "hint0.png"), "--prompt", "a gold disc"]
+    assert made(*hint) != made(*hint, "--strength", "0")
+    assert made(*hint) != made(*hint, "--sampler", "ddpm")
+    assert made(*hint) != made(*hint, "--eta", "1")
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+def refusal(main, capsys, *flags: str) -> str:
+    """The one sentence that a script ends with, and with status 1 or 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([*flags])
+    if isinstance(end.value.code, str):  # printed by Python, with status 1
+        assert "\n" not in end.value.code
+        return end.value.code
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_sample_refuses_bad_input(tmp_path, capsys, pairs):
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(Path(NANO).read_bytes()[:100_000])
+    hint = str(pairs / "hint0.png")
+    for flags, words in [
+        (["--base", "missing.safetensors"], "--base: missing.safetensors"),
+        (["--base", str(cut)], "cut off"),
+        (["--base", CONTROL], "--base"),
+        (["--control", NANO, "--hint", hint], "ControlNet is wanted"),
+        (["--control", str(cut)], "--control"),
+        (["--hint", str(text)], "--hint"),
+        (["--hint", "missing.png"], "missing.png is not there"),
+        (["--hint", hint, "--width", "128"], "64x64"),
+        (["--width", "128"], "--width"),
+        (["--base", NANO, "--hint", hint], "--control is wanted"),
+        (["--base", NANO, "--control", CONTROL], "--hint is wanted"),
+        (["--width", "100"], "multiple of 64"),
+        (["--steps", "0"], "--steps"),
+        (["--steps", "1001"], "--steps"),
+        (["--eta", "2"], "--eta"),
+        (["--sampler", "ddpm", "--eta", "1"], "--eta"),
+        (["--device", "abacus"], "abacus"),
+        (["--n", "many"], "--n"),
+        (["--out", str(text)], "--out"),
+    ]:
+        assert words in refusal(sample.main, capsys, *flags), flags
+
+
+def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
+    run = str(tmp_path / "run")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    short = [*flags, "--steps", "1", "--sample-every", "9"]
+    train.main([*short, "--out", run])
+    before = {file: file.read_bytes() for file in Path(run).rglob("*") if file.is_file()}
+    for more, words in [
+        (["--base", "missing.ckpt"], "--base"),
+        (["--init-control", NANO], "--init-control"),
+        (["--data", str(empty)], "--data"),
+        (["--data", "nowhere"], "--data"),
+        (["--out", run], "--resume"),
+        (["--out", str(pairs / "hint0.png")], "--out"),
+        (["--lr", "-1"], "--lr"),
+        (["--drop-prompt", "1.5"], "--drop-prompt"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--resume", str(empty)], "--resume"),
+        (["--resume", run, "--lr", "1e-2"], "--lr"),
+        (["--resume", run, "--seed", "5"], "--seed"),
+        (["--lr", "1e30", "--steps", "9", "--out", str(tmp_path / "hot")], "--lr"),
+    ]:
+        assert words in refusal(train.main, capsys, *short, *more), more
+    assert "--base" in refusal(train.main, capsys, "--stage", "base")
+    assert before == {file: file.read_bytes() for file in before}
+
+
+def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+
+    def full(state, file):
+        if state["step"] > 3:
+            Path(file).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return original(state, file)
+
+    original = torch.save
+    monkeypatch.setattr(torch, "save", full)
+    assert "No space left" in refusal(train.main, capsys, *flags, "--out", str(run))
+    assert torch.load(run / "state.pt")["step"] == 3
+    assert not list(run.glob("*.tmp"))
+
+
+def test_evaluate_prints_its_four_numbers(capsys, monkeypatch):
+    from nanocontrol import evaluate
+
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--n", "4"])
+    evaluate.main()
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers.keys() == {"vae_db", "background", "colours", "iou"}
+    assert numbers["vae_db"] > 20 and numbers["iou"] > 0.4
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--base", "missing.safetensors"])
+    with pytest.raises(SystemExit, match="--base"):
+        evaluate.main()
+
+
+def test_the_package_refuses_with_its_own_error():
+    with pytest.raises(InputError):
+        load_sd("missing.safetensors")
