@@ -42,7 +42,7 @@ IGNORED = re.compile(
 )
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Something given is not what is wanted; the message is one sentence that names it."""
 
 
@@ -251,8 +251,10 @@ def load_sd(
                 text_encoder = CLIPTextEncoder(
                     TextConfig(embedding.shape[1], layers, embedding.shape[0])
                 )
-    except KeyError as key:
+    except LookupError as key:
         raise InputError(f"{path} lacks {key}, which every whole checkpoint has") from None
+    except ValueError as error:
+        raise InputError(f"{path} is of an unknown architecture ({error})") from None
     networks = (unet, unet_tensors), (vae, vae_tensors), (text_encoder, text_tensors)
     for network, its_tensors in networks:
         fit(network, its_tensors, path).requires_grad_(False).to(device, dtype)
@@ -300,7 +302,7 @@ def load_control(path: str | Path, unet: UNet) -> ControlNet:
     tensors = below(CONTROL_KEYS, tensors) or tensors
     try:
         config = unet_config(tensors, metadata, path)
-    except KeyError as key:
+    except LookupError as key:
         raise InputError(f"{path} lacks {key}, which every ControlNet has") from None
     if config != unet.config:
         made_for, base = described(config), described(unet.config)

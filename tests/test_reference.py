@@ -1,0 +1,36 @@
+"""Networks against outputs of the original's code (see reference.py)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from reference import inputs, unet_and_control, vae
+from safetensors.torch import load_file
+
+REFERENCE = load_file(Path(__file__).parent / "fixtures" / "reference.safetensors")
+
+
+def relative_error(ours: torch.Tensor, name: str) -> float:
+    return ((ours - REFERENCE[name]).norm() / REFERENCE[name].norm()).item()
+
+
+@pytest.mark.parametrize("style", ["sd1", "sd2"])
+@torch.no_grad()
+def test_unet_and_controlnet(style):
+    unet, control = unet_and_control(style)
+    given = inputs(style)
+    x, t, context = given["x"], given["t"], given["context"]
+    assert relative_error(unet(x, t, context), f"{style}.unet") < 1e-5
+    residuals = control(x, given["hint"], t, context)
+    for i, residual in enumerate(residuals):
+        assert relative_error(residual, f"{style}.residual.{i}") < 1e-5
+    assert relative_error(unet(x, t, context, residuals), f"{style}.controlled") < 1e-5
+
+
+@torch.no_grad()
+def test_vae():
+    ours, given = vae(), inputs("sd1")
+    mean, logvar = ours.encode(given["image"])
+    assert relative_error(mean, "vae.mean") < 1e-5
+    assert relative_error(logvar, "vae.logvar") < 1e-5
+    assert relative_error(ours.decode(given["latent"]), "vae.image") < 1e-5
