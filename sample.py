@@ -19,7 +19,8 @@ from tqdm import tqdm
 from nanocontrol import InputError, load_control, load_sd, sample
 from nanocontrol.checkpoint import holds_base, read_tensors
 from nanocontrol.data import HELD_OUT, Scenes
-from nanocontrol.flags import at_least, blame, default_device, device, make_folder, multiple_of_64
+from nanocontrol.files import make_folder
+from nanocontrol.flags import at_least, blame, default_device, device, multiple_of_64
 from nanocontrol.pictures import grid, open_picture, read_picture, save_picture
 from nanocontrol.sampling import initial_noise
 

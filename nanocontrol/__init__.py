@@ -1,7 +1,8 @@
 """ControlNet on Stable Diffusion, from scratch in PyTorch. Read unet.py, then controlnet.py."""
 
-from .checkpoint import InputError, StableDiffusion, load_control, load_sd, save_control, save_sd
+from .checkpoint import StableDiffusion, load_control, load_sd, save_control, save_sd
 from .controlnet import ControlBlock, ControlNet
+from .files import InputError
 from .sampling import sample
 from .schedulers import DDIM, DDPM
 from .unet import UNet, UNetConfig

@@ -6,11 +6,10 @@ from disk, put in their places: nothing is initialised in vain and nothing is he
 """
 
 import json
-import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from .clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig, tokenize
 from .controlnet import ControlNet
+from .files import InputError, write_atomically
 from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig
 
@@ -40,10 +40,6 @@ IGNORED = re.compile(
     r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids"
     r"|cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)"
 )
-
-
-class InputError(Exception):
-    """Something given is not what is wanted; the message is one sentence that names it."""
 
 
 @dataclass
@@ -354,14 +350,3 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": "pt", "nanocontrol": json.dumps(metadata)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a temporary file, then put it in place: a file is whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} could not be written: {str(error).splitlines()[0]}") from None

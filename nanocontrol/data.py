@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import InputError
+from .files import InputError
 from .pictures import open_picture, read_picture
 
 # ----------------------------------------------------------------------------------- scenes

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import InputError, StableDiffusion, load_control, load_sd
+from .checkpoint import StableDiffusion, load_control, load_sd
 from .controlnet import ControlNet
 from .data import COLOURS, HELD_OUT, Scenes, random_scene
+from .files import InputError
 from .flags import at_least, blame
 from .sampling import initial_noise, sample
 

@@ -3,11 +3,10 @@
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
-from .checkpoint import InputError
+from .files import InputError
 
 
 @contextmanager
@@ -63,11 +62,3 @@ def device(text: str) -> str:
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def make_folder(flag: str, path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{flag}: the folder {path} cannot be made ({error.strerror})") from None
-    return path

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .checkpoint import InputError, write_atomically
+from .files import InputError, write_atomically
 
 
 def open_picture(path: Path) -> Image.Image:

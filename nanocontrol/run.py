@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checkpoint import InputError, write_atomically
-from .flags import make_folder
+from .files import InputError, make_folder, write_atomically
 from .pictures import columns_with_titles, grid, save_picture
 
 

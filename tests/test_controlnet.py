@@ -23,7 +23,7 @@ def test_unet_is_unchanged_to_the_bit_at_initialisation(unet, inputs):
     assert torch.equal(unet(x, t, context, residuals), unet(x, t, context))
 
 
-def test_trained_control_changes_the_output_and_not_what_it_was_given(unet, trained_control, inputs):
+def test_trained_control_changes_the_output_not_what_it_is_given(unet, trained_control, inputs):
     x, t, context, hint, _ = inputs
     residuals = trained_control(x, hint, t, context)
     before = [r.clone() for r in residuals]

@@ -12,7 +12,8 @@ from nanocontrol.sampling import initial_noise
 def guided(sd, inputs):
     """Noise and prompts to sample with."""
     _, _, context, hint, noise = inputs
-    return {"sd": sd, "noise": noise, "context": context, "uncond": context[:1] * 0.5, "steps": 4}, hint
+    prompts = {"context": context, "uncond": context[:1] * 0.5}
+    return {"sd": sd, "noise": noise, "steps": 4} | prompts, hint
 
 
 def test_strength_0_is_the_base_to_the_bit_and_1_is_not(guided, trained_control):

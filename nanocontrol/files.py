@@ -1,0 +1,30 @@
+"""What all that reads and writes files shares."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+class InputError(Exception):
+    """Something given is not what is wanted; the message is one sentence that names it."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a temporary file, then put it in place: a file is whole or not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} could not be written: {str(error).splitlines()[0]}") from None
+
+
+def make_folder(flag: str, path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag}: the folder {path} cannot be made: {error.strerror}") from None
+    return path
