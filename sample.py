@@ -20,7 +20,7 @@ from nanocontrol import InputError, load_control, load_sd, sample
 from nanocontrol.checkpoint import holds_base, read_tensors
 from nanocontrol.data import HELD_OUT, Scenes
 from nanocontrol.files import make_folder
-from nanocontrol.flags import at_least, blame, default_device, device, multiple_of_64
+from nanocontrol.flags import at_least, blame, default_device, device, multiple_of_64, seed
 from nanocontrol.pictures import grid, open_picture, read_picture, save_picture
 from nanocontrol.sampling import initial_noise
 
@@ -33,7 +33,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def generate(args: argparse.Namespace) -> None:
     choose_files(args)
     hint, prompt = hint_and_prompt(args)
-    height, width = (args.height or 512, args.width or 512) if hint is None else hint.shape[-2:]
     make_folder("--out", args.out)
     dtype = DTYPES[args.dtype]
 
@@ -47,6 +46,8 @@ def generate(args: argparse.Namespace) -> None:
         controls = [(control, hint[None], args.strength)]
 
     # Noise and prompts in, latents out; the decoder makes pictures of them.
+    height, width = (args.height, args.width) if hint is None else hint.shape[-2:]
+    height, width = height or sd.size, width or sd.size
     generator = torch.Generator("cpu").manual_seed(args.seed)
     noise = initial_noise(args.n, height, width, generator)
     context, uncond = sd.encode_prompts(prompt), sd.encode_prompts(args.negative)
@@ -89,7 +90,7 @@ def hint_and_prompt(args: argparse.Namespace) -> tuple[Tensor | None, str]:
     """The hint, [3, H, W] in [0, 1], both sides multiples of 64; None without a ControlNet."""
     prompt = args.prompt or ""
     if args.drawn:
-        _, hint, scene = Scenes(HELD_OUT)[args.seed]
+        _, hint, scene = Scenes(HELD_OUT)[args.seed % HELD_OUT]
         prompt = scene if args.prompt is None else prompt
         args.hint, size = "a drawn outline", (hint.shape[-1], hint.shape[-2])
     elif args.hint is None:
@@ -123,8 +124,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--eta", type=float, default=0.0, help="DDIM's noise, 0 to 1 (default: 0)")
     add("--sampler", choices=["ddim", "ddpm"], default="ddim")
     add("--prediction", choices=["auto", "eps", "v"], default="auto", help="what the base predicts")
-    add("--seed", type=at_least(0), default=0)
-    add("--height", type=multiple_of_64, help="of the pictures (default: the hint's, else 512)")
+    add("--seed", type=seed, default=0)
+    add("--height", type=multiple_of_64, help="in pixels (default: the hint's, else the base's)")
     add("--width", type=multiple_of_64)
     add("--device", type=device, default=default_device(), help="default: a GPU if there is one")
     add("--dtype", choices=DTYPES, default="fp32")
@@ -144,6 +145,8 @@ def main(argv: list[str] | None = None) -> None:
         generate(parse(argv))
     except InputError as error:
         sys.exit(f"sample.py: {error}")
+    except torch.OutOfMemoryError:
+        sys.exit("sample.py: --n: the GPU's memory is full; fewer or smaller pictures are wanted")
     except KeyboardInterrupt:
         sys.exit("sample.py: stopped")
 

@@ -31,7 +31,7 @@ from nanocontrol.controlnet import zero_module
 from nanocontrol.data import HELD_OUT, Folder, Scenes
 from nanocontrol.evaluate import mean_iou, pictures, psnr, rebuild
 from nanocontrol.flags import (
-    at_least, available, blame, default_device, device, fraction, positive
+    at_least, available, blame, default_device, device, fraction, positive, seed
 )  # fmt: skip
 from nanocontrol.nano import new_nano
 from nanocontrol.run import RunFolder
@@ -40,18 +40,26 @@ from nanocontrol.vae import sample_posterior
 
 NANO = Path(__file__).parent / "weights" / "nano.safetensors"
 
-# What differs by what is trained. "sd" is the paper and its released code (AdamW, 1e-5, batch 4,
-# half of the prompts emptied); the others are the three stages of the small model.
+# What differs by what is trained: a ControlNet for a base of one's own, with the settings of the
+# paper and its released code; and the three stages of the small model.
 DEFAULTS = {
-    "sd": {"steps": 20_000, "batch_size": 4, "lr": 1e-5, "drop_prompt": 0.5}
-    | {"save_every": 1000, "sample_every": 500},
-    "control": {"steps": 900, "batch_size": 16, "lr": 1e-3, "drop_prompt": 0.5}
-    | {"save_every": 300, "sample_every": 50},
-    "base": {"steps": 8000, "batch_size": 32, "lr": 1e-3, "drop_prompt": 0.1}
-    | {"save_every": 500, "sample_every": 500},
-    "vae": {"steps": 9000, "batch_size": 8, "lr": 1.2e-3, "drop_prompt": 0.0}
-    | {"save_every": 500, "sample_every": 500},
-}
+    "sd": {
+        "steps": 20_000, "batch_size": 4, "lr": 1e-5, "drop_prompt": 0.5,
+        "save_every": 1000, "sample_every": 500,
+    },
+    "control": {
+        "steps": 600, "batch_size": 16, "lr": 1e-3, "drop_prompt": 0.5,
+        "save_every": 200, "sample_every": 25,
+    },
+    "base": {
+        "steps": 6000, "batch_size": 32, "lr": 1e-3, "drop_prompt": 0.1,
+        "save_every": 500, "sample_every": 500,
+    },
+    "vae": {
+        "steps": 9000, "batch_size": 8, "lr": 1.2e-3, "drop_prompt": 0.0,
+        "save_every": 500, "sample_every": 500,
+    },
+}  # fmt: skip
 
 Settings = argparse.Namespace  # the flags, resolved
 Batch = tuple[Tensor, Tensor, list[str]]  # images in [-1, 1], hints in [0, 1], prompts
@@ -80,13 +88,14 @@ def diffusion_loss(
     residuals = control(x_t, hint, t, context) if control else None
     # Neither weights nor inputs of the locked encoder ask for gradients, so autograd keeps nothing
     # of it. Gradients pass through the locked decoder on their way to the residuals, but its
-    # weights collect none (the original's do, 2 GB of them that nobody uses).
+    # weights collect none. (In the original they do: 2 GB that nobody uses.)
     output = sd.unet(x_t, t, context, residuals)
     return F.mse_loss(output.float(), diffusion.target(x0, noise, t).float())
 
 
 def vae_loss(sd: StableDiffusion, image: Tensor, progress: float) -> Tensor:
-    """Rebuild the picture. Small crops for the first 85 % of the steps make them much shorter."""
+    """How far rebuilt pictures are from the true ones. The first 85 % of the steps see crops of a
+    quarter, which is faster, the others whole pictures, half as many."""
     if progress < 0.85:
         half = image.shape[-1] // 2
         top, left = torch.randint(half + 1, (2,)).tolist()
@@ -115,15 +124,12 @@ def training_loss(
 
 
 def models(args: Settings) -> tuple[StableDiffusion, ControlNet | None, dict[str, nn.Module]]:
-    """The base model, the ControlNet, and by name the modules trained, wholly or in part."""
+    """The base model, the ControlNet, and the modules with weights to be trained, by name."""
     if args.stage == "vae":
         sd = new_nano()
         return sd, None, {"vae": sd.vae.to(args.device)}
-    # Weights that stay locked may be of half precision, those that are trained may not.
-    locked = args.stage == "control" and not args.unlock
-    dtype = torch.bfloat16 if locked and args.dtype == "bf16" else torch.float32
     with blame("--base"):
-        sd = load_sd(args.base, args.device, dtype, args.prediction)
+        sd = load_sd(args.base, args.device, prediction=args.prediction)
     if args.stage == "base":
         new = new_nano()
         sd.unet, sd.text_encoder = new.unet.to(args.device), new.text_encoder.to(args.device)
@@ -134,10 +140,12 @@ def models(args: Settings) -> tuple[StableDiffusion, ControlNet | None, dict[str
             control = load_control(args.init_control, sd.unet)
     else:
         control = ControlNet.from_unet(sd.unet)
-    control.float()
     if args.only_mid_control:  # the other residuals stay zero, here and in sample.py
         zero_module(control.zero_convs).requires_grad_(False)
     if not args.unlock:
+        if args.dtype == "bf16":  # only what is trained needs more
+            for network in (sd.unet, sd.vae, sd.text_encoder):
+                network.bfloat16()
         return sd, control, {"control": control}
     # "decoder" is the original's sd_locked=False, "all" the paper's training of the whole model.
     for part in [sd.unet] if args.unlock == "all" else [sd.unet.output_blocks, sd.unet.out]:
@@ -179,42 +187,49 @@ def train(args: Settings) -> None:
     began = time.monotonic() - seconds
     batches = load_batches(args, dataset, start)
 
+    def precision() -> torch.autocast:
+        # Entered anew each time: within one autocast, weights are cast once and then remembered.
+        return torch.autocast(torch.device(args.device).type, torch.bfloat16, args.dtype == "bf16")
+
     def observe(step: int) -> None:
-        rows, numbers = look(args.stage, sd, control, tuple(column[:8] for column in held_out))
+        with precision():
+            some = tuple(column[:8] for column in held_out)
+            rows, numbers = measure(args.stage, sd, control, some)
         run.contact_sheet(step, rows)
         run.log(step, **numbers)
 
-    with torch.autocast(torch.device(args.device).type, torch.bfloat16, args.dtype == "bf16"):
-        if start == 0:
-            observe(0)
-        steps = range(start, args.steps)
-        bar = tqdm(steps, "training", initial=start, total=args.steps, smoothing=0.05)
-        for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(args, step)
-            mean_loss = 0.0
-            for _ in range(args.accumulate):
+    if start == 0:
+        observe(0)
+    steps = range(start, args.steps)
+    bar = tqdm(steps, "training", initial=start, total=args.steps, smoothing=0.05)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(args, step)
+        mean_loss = 0.0
+        for _ in range(args.accumulate):
+            with precision():
                 loss = training_loss(args, sd, control, next(batches), step) / args.accumulate
-                loss.backward()
-                mean_loss += loss.item()
-            if not math.isfinite(mean_loss):
-                raise InputError(
-                    f"--lr {args.lr:g}: the loss is {mean_loss} at step {step + 1}; a lower rate "
-                    f"is wanted (the last save in {run.path} stands)"
-                )
-            if args.stage != "control":
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
-            run.log(step + 1, loss=mean_loss)
-            last = step + 1 == args.steps
-            if last or (step + 1) % args.sample_every == 0:
-                observe(step + 1)
-            if last or (step + 1) % args.save_every == 0:
-                run.save(step + 1, time.monotonic() - began, trained, optimizer)
-                save_weights(sd, control, trained, run.path)
-        _, metrics = look(args.stage, sd, control, held_out)
+            loss.backward()
+            mean_loss += loss.item()
+        if not math.isfinite(mean_loss):
+            raise InputError(
+                f"--lr {args.lr:g}: the loss is {mean_loss} at step {step + 1}; a new run with a "
+                f"lower rate is wanted ({run.path} keeps its last save, --init-control takes it)"
+            )
+        if args.stage != "control":
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
+        run.log(step + 1, loss=mean_loss)
+        last = step + 1 == args.steps
+        if last or (step + 1) % args.sample_every == 0:
+            observe(step + 1)
+        if last or (step + 1) % args.save_every == 0:
+            save_weights(sd, control, trained, run.path)
+            run.save(step + 1, time.monotonic() - began, trained, optimizer)
+    with precision():
+        _, metrics = measure(args.stage, sd, control, held_out)
     if control:
         metrics["step_of_jump"] = step_of_jump(run)
         run.film(*held_out[0].shape[-2:])
@@ -252,8 +267,8 @@ def datasets(args: Settings) -> tuple[Dataset, Batch]:
 
 
 def shuffled(n: int, seed: int, start: int) -> Iterator[int]:
-    """0..n-1 in an order that the seed decides, another one every epoch, without end; from the
-    start-th on."""
+    """0..n-1 in an order that the seed decides, another one every epoch, without end, beginning
+    with the start-th."""
     for epoch in itertools.count(start // n):
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
         yield from order[start % n :]
@@ -261,22 +276,26 @@ def shuffled(n: int, seed: int, start: int) -> Iterator[int]:
 
 
 def load_batches(args: Settings, dataset: Dataset, start: int) -> Iterator[Batch]:
-    """Batches without end, from the one on that the start-th step begins with."""
+    """Batches without end, beginning with the first of step `start`."""
     order = shuffled(len(dataset), args.seed, start * args.accumulate * args.batch_size)
-    groups = iter(lambda: list(itertools.islice(order, args.batch_size)), [])
-    workers = 4 if args.device.startswith("cuda") else 0
+
+    def groups() -> Iterator[list[int]]:
+        while True:
+            yield list(itertools.islice(order, args.batch_size))
+
+    workers = 4 if args.device.startswith("cuda") else 1
     # With a generator of its own it leaves alone the one that the noise comes from.
     own = torch.Generator()
-    return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, generator=own))
+    return iter(DataLoader(dataset, batch_sampler=groups(), num_workers=workers, generator=own))
 
 
 # --------------------------------------------------------------------- looking and measuring
 
 
-def look(
+def measure(
     stage: str, sd: StableDiffusion, control: ControlNet | None, held_out: Batch
 ) -> tuple[list[Tensor], dict]:
-    """Rows of pictures, last what the model makes, and numbers that tell how good it is."""
+    """Rows of pictures, what the model makes last, and numbers that tell how good that is."""
     images, hints, prompts = held_out
     if stage == "vae":
         rebuilt = rebuild(sd, images)
@@ -285,12 +304,10 @@ def look(
     loss = held_out_loss(sd, control, held_out)
     if stage == "base":
         return [images, made], {"held_out_loss": loss}
-    wrong_hints = (images, hints.roll(1, dims=0), prompts)
-    numbers = {
-        "held_out_loss": loss,
-        "control_gain": held_out_loss(sd, control, wrong_hints) - loss,
-        "iou": mean_iou(made, images),
-    }
+    gain = None  # of one pair alone there are no wrong hints
+    if len(hints) > 1:
+        gain = held_out_loss(sd, control, (images, hints.roll(1, dims=0), prompts)) - loss
+    numbers = {"held_out_loss": loss, "control_gain": gain, "iou": mean_iou(made, images)}
     return [hints * 2 - 1, images, made], numbers
 
 
@@ -310,14 +327,15 @@ def held_out_loss(sd: StableDiffusion, control: ControlNet | None, held_out: Bat
 
 
 def step_of_jump(run: RunFolder) -> int | None:
-    """The first step where half of the way from the first to the last IoU was covered (of the
-    control gain where pictures tell no objects); None if that way is too short to speak of."""
+    """The first contact sheet's step at which the IoU had come half of the way from its first to
+    its last value; where pictures show no objects, the control gain. None if the whole way is too
+    short to be a jump (0.1, or a gain of 0.002)."""
     measured, least = run.measured("iou"), 0.1
     if not measured:
         measured, least = run.measured("control_gain"), 0.002
-    (_, first), (_, last) = measured[0], measured[-1]
-    if last - first < least:
+    if not measured or measured[-1][1] - measured[0][1] < least:
         return None
+    first, last = measured[0][1], measured[-1][1]
     return next(step for step, value in measured if value >= (first + last) / 2)
 
 
@@ -335,25 +353,26 @@ def parse(argv: list[str] | None) -> Settings:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add("--base", metavar="FILE", help="a Stable Diffusion 1 or 2 (default: the bundled nano)")
+    add("--base", metavar="FILE", help="a Stable Diffusion 1 or 2 (default: the bundled nano); "
+        "with one of your own, the defaults below are the second ones")  # fmt: skip
     add("--init-control", metavar="FILE", help="begin with this ControlNet, not with a copy")
     add("--data", metavar="DIR", help="pairs, with prompt.json or metadata.jsonl (default: scenes)")
     add("--stage", choices=["control", "base", "vae"], help="what to train (default: control)")
     add("--out", metavar="RUN", help="the folder to write (default: runs/control-1, -2, ...)")
     add("--resume", metavar="RUN", help="continue this one; of the flags, only --steps may grow")
-    add("--steps", type=at_least(1), help="of the optimizer")
-    add("--batch-size", type=at_least(1), help="pairs in one pass")
+    add("--steps", type=at_least(1), help="of the optimizer (default: 600; 20000)")
+    add("--batch-size", type=at_least(1), help="pairs in one pass (default: 16; 4)")
     add("--accumulate", type=at_least(1), help="passes in one step (default: 1)")
-    add("--lr", type=positive, help="learning rate")
-    add("--drop-prompt", type=fraction, help="share of the prompts that are emptied")
+    add("--lr", type=positive, help="learning rate (default: 1e-3; 1e-5)")
+    add("--drop-prompt", type=fraction, help="share of prompts that are emptied (default: 0.5)")
     add("--unlock", choices=["decoder", "all"], help="train the base's decoder, or its U-Net, too")
     add("--only-mid-control", action="store_true", default=None, help="control the middle alone")
     add("--prediction", choices=["auto", "eps", "v"], help="what the base predicts (default: auto)")
-    add("--seed", type=at_least(0), help="of weights, order and noise (default: 0)")
+    add("--seed", type=seed, help="of weights, order and noise (default: 0)")
     add("--device", type=device, help="cpu, cuda, ... (default: a GPU if there is one)")
     add("--dtype", choices=["fp32", "bf16"], help="precision (default: bf16 on a GPU, else fp32)")
-    add("--save-every", type=at_least(1), help="steps from save to save")
-    add("--sample-every", type=at_least(1), help="steps from contact sheet to contact sheet")
+    add("--save-every", type=at_least(1), help="steps between saves (default: 200; 1000)")
+    add("--sample-every", type=at_least(1), help="steps between sheets (default: 25; 500)")
     add("--dry-run", action="store_true", help="check everything, print the settings, stop")
     return resolve(parser.parse_args(argv))
 
@@ -369,6 +388,10 @@ def resolve(flags: Settings) -> Settings:
     stage = given.get("stage", "control")
     if stage == "base" and "base" not in given:
         raise InputError("--stage base: --base FILE with a trained VAE is wanted (--stage vae)")
+    for name in ("data", "init_control", "unlock", "only_mid_control"):
+        if name in given and stage != "control":
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} is for ControlNets; it is not wanted with --stage {stage}")
     kind = "sd" if stage == "control" and "base" in given else stage
     on = given.get("device", default_device())
     if "out" not in given:
@@ -378,7 +401,8 @@ def resolve(flags: Settings) -> Settings:
         raise InputError(f"--out {flags.out} holds a run; a new folder is wanted, or --resume")
     general = {"base": str(NANO), "init_control": None, "data": None, "stage": stage}
     general |= {"accumulate": 1, "unlock": None, "only_mid_control": False, "prediction": "auto"}
-    general |= {"seed": 0, "device": on, "dtype": "bf16" if on.startswith("cuda") else "fp32"}
+    half = on.startswith("cuda") and torch.cuda.is_bf16_supported()
+    general |= {"seed": 0, "device": on, "dtype": "bf16" if half else "fp32"}
     return Settings(**general | DEFAULTS[kind] | {"resume": None} | given)
 
 
@@ -387,12 +411,13 @@ def resumed(given: dict) -> dict:
     run = Path(given["resume"])
     try:
         settings = json.loads((run / "settings.json").read_text())
-    except (OSError, ValueError):
+        stage = settings["stage"]
+    except (OSError, ValueError, LookupError, TypeError):
         raise InputError(f"--resume {run}: no settings.json; a run's folder is wanted") from None
     if not available(settings["device"]):
         raise InputError(f"--resume {run}: it ran on {settings['device']}, which is not here")
     for name, value in given.items():
-        more = name == "steps" and settings["stage"] == "control" and value > settings["steps"]
+        more = name == "steps" and stage == "control" and value > settings["steps"]
         if not (name in ("resume", "dry_run") or more or settings[name] == value):
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} {value} contradicts {run}, which has {settings[name]}")
@@ -402,8 +427,11 @@ def resumed(given: dict) -> dict:
 def main(argv: list[str] | None = None) -> None:
     try:
         train(parse(argv))
-    except InputError as error:  # those of a loader's processes come with their traceback before
-        sys.exit("train.py: " + str(error).strip().splitlines()[-1])
+    except InputError as error:  # one from a loader's process comes at the end of its traceback
+        message = str(error).strip().splitlines()[-1]
+        sys.exit("train.py: " + message.removeprefix("nanocontrol.files.InputError: "))
+    except torch.OutOfMemoryError:
+        sys.exit("train.py: --batch-size: the GPU's memory is full; a smaller one is wanted")
     except KeyboardInterrupt:
         sys.exit("train.py: stopped; --resume continues from the last save")
 

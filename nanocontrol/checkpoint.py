@@ -1,8 +1,8 @@
 """Reading and writing checkpoints: the original Stable Diffusion and ControlNet files, and our own.
 
 Attribute names are the original's keys, so files are loaded part by part, strictly, without a table
-of names. Networks are built without memory (on the "meta" device) and the file's tensors, mapped
-from disk, put in their places: nothing is initialised in vain and nothing is held twice.
+of names. Networks are built without memory (on the "meta" device), then the file's tensors are put
+in their places. They are mapped from disk: only what changes device or precision is copied.
 """
 
 import json
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from .clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig, tokenize
 from .controlnet import ControlNet
 from .files import InputError, write_atomically
-from .unet import UNet, UNetConfig
+from .unet import SD1, SD2, UNet, UNetConfig
 from .vae import VAE, VAEConfig
 
 Tensors = dict[str, Tensor]
 
-# Whose a tensor is, by the beginning of its name.
+# Which network a tensor belongs to, by the beginning of its name.
 UNET_KEYS, VAE_KEYS, CONTROL_KEYS = "model.diffusion_model.", "first_stage_model.", "control_model."
 CLIP_KEYS, OPEN_CLIP_KEYS = "cond_stage_model.transformer.", "cond_stage_model.model."
 
@@ -52,6 +52,7 @@ class StableDiffusion:
     prediction: str  # what the U-Net predicts: "eps" or "v"
     scale_factor: float = 0.18215  # the U-Net sees latents times this, of about unit variance
     guidance: float = 9.0  # scale of classifier-free guidance to sample with, unless told otherwise
+    size: int = 512  # of the pictures that it was trained on, in pixels
 
     def tokenize(self, prompts: list[str] | str) -> Tensor:
         """Prompts -> tokens [B, 77], int64; longer ones are cut."""
@@ -61,6 +62,10 @@ class StableDiffusion:
         """Prompts -> context [B, 77, D] for the U-Net."""
         device = next(self.text_encoder.parameters()).device
         return self.text_encoder(self.tokenize(prompts).to(device))
+
+
+# What a StableDiffusion knows beside its networks, as our files' metadata has it.
+OWN_METADATA = ("scale_factor", "guidance", "size")
 
 
 # ------------------------------------------------------------------------------- reading files
@@ -89,16 +94,16 @@ STAND_INS = [
 def read_tensors(path: Path) -> tuple[Tensors, dict]:
     """A checkpoint's tensors by name, mapped from disk, and our metadata ({} if it has none)."""
     if not path.is_file():
-        raise InputError(f"{path} is not there or no file; a checkpoint is wanted")
+        raise InputError(f"{path} does not exist or is no file; a checkpoint is wanted")
     if path.suffix in (".ckpt", ".pth", ".pt", ".bin"):
         return read_pickle(path), {}
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is no checkpoint; a .safetensors, .ckpt or .pth file is wanted")
     try:
         with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("nanocontrol", "{}"))
+            metadata = dict(json.loads((file.metadata() or {}).get("nanocontrol", "{}")))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is cut off or no safetensors file ({error})") from None
 
 
@@ -156,6 +161,7 @@ def unet_config(tensors: Tensors, metadata: dict, path: Path) -> UNetConfig:
 
 
 def vae_config(tensors: Tensors, metadata: dict) -> VAEConfig:
+    """The configuration of a VAE."""
     ch = tensors["encoder.conv_in.weight"].shape[0]
     mult = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(4)]
     blocks = count(tensors, "encoder.down.0.block.{}.")
@@ -175,20 +181,20 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def first(names: Iterable[str]) -> str:
+def first_three(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)[:3])
 
 
 # ---------------------------------------------------------------------------------- loading
 
 
-def fit(module: nn.Module, tensors: Tensors, path: Path) -> nn.Module:
+def fill(module: nn.Module, tensors: Tensors, path: Path) -> nn.Module:
     """Put tensors into a module built on "meta"; all must be there, and none left over."""
     wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
     if missing := wanted.keys() - tensors.keys():
-        raise InputError(f"{path} lacks {len(missing)} tensors that are wanted: {first(missing)}")
+        raise InputError(f"{path} lacks {len(missing)} wanted tensors: {first_three(missing)}")
     if extra := tensors.keys() - wanted.keys():
-        raise InputError(f"{path} holds {len(extra)} tensors without a place: {first(extra)}")
+        raise InputError(f"{path} holds {len(extra)} tensors without a place: {first_three(extra)}")
     fitted = {}
     for name, tensor in tensors.items():
         # A 1x1 convolution [out, in, 1, 1] and a linear layer [out, in] are the same numbers.
@@ -201,6 +207,7 @@ def fit(module: nn.Module, tensors: Tensors, path: Path) -> nn.Module:
 
 
 def without_1x1(shape: torch.Size) -> torch.Size:
+    """[..., 1, 1] -> [...]"""
     return shape[:-2] if shape[-2:] == (1, 1) else shape
 
 
@@ -212,19 +219,21 @@ def load_sd(
 ) -> StableDiffusion:
     """A base model from any original file of Stable Diffusion 1.x or 2.x, or from our own.
 
-    prediction: "eps" or "v", what the U-Net was trained to predict; "auto" finds out.
+    prediction: "eps" or "v", what the U-Net was trained to predict; "auto" finds out (from our
+    metadata, or by trying).
     The networks come locked: no parameter asks for a gradient.
     Raises InputError, naming the file, if it holds no such model or not all of it.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
     if not holds_base(tensors):
-        what = "a ControlNet alone" if holds_control(tensors) else f"only {first(tensors)} ..."
+        what = "only a ControlNet" if holds_control(tensors) else f"only {first_three(tensors)} ..."
         raise InputError(f"{path} holds {what}; a whole Stable Diffusion checkpoint is wanted")
     tensors = {name: t for name, t in tensors.items() if not IGNORED.fullmatch(name)}
     places = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
     if strays := [name for name in tensors if not name.startswith(places)]:
-        raise InputError(f"{path} holds {len(strays)} tensors without a place: {first(strays)}")
+        names = first_three(strays)
+        raise InputError(f"{path} holds {len(strays)} tensors without a place: {names}")
 
     unet_tensors, vae_tensors = below(UNET_KEYS, tensors), below(VAE_KEYS, tensors)
     clip_tensors, open_clip_tensors = below(CLIP_KEYS, tensors), below(OPEN_CLIP_KEYS, tensors)
@@ -247,16 +256,16 @@ def load_sd(
                 text_encoder = CLIPTextEncoder(
                     TextConfig(embedding.shape[1], layers, embedding.shape[0])
                 )
-    except LookupError as key:
+    except KeyError as key:
         raise InputError(f"{path} lacks {key}, which every whole checkpoint has") from None
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise InputError(f"{path} is of an unknown architecture ({error})") from None
     networks = (unet, unet_tensors), (vae, vae_tensors), (text_encoder, text_tensors)
     for network, its_tensors in networks:
-        fit(network, its_tensors, path).requires_grad_(False).to(device, dtype)
+        fill(network, its_tensors, path).requires_grad_(False).to(device, dtype)
     if prediction == "auto":
-        prediction = guess_prediction(unet)
-    own = {name: metadata[name] for name in ("scale_factor", "guidance") if name in metadata}
+        prediction = metadata.get("prediction") or guess_prediction(unet)
+    own = {name: metadata[name] for name in OWN_METADATA if name in metadata}
     return StableDiffusion(unet, vae, text_encoder, prediction, **own)
 
 
@@ -273,7 +282,7 @@ def guess_prediction(unet: UNet) -> str:
 
 
 def holds_base(tensors: Tensors) -> bool:
-    """A ControlNet v1.0 file does, beside its ControlNet."""
+    """Whether there is a U-Net. ControlNet v1.0 files hold one too."""
     return any(name.startswith(UNET_KEYS) for name in tensors)
 
 
@@ -294,25 +303,25 @@ def load_control(path: str | Path, unet: UNet) -> ControlNet:
     if "shuffle" in path.stem:
         raise InputError(f"{path} is the shuffle model, which needs a pooling; any other is wanted")
     if not holds_control(tensors):
-        raise InputError(f"{path} holds only {first(tensors)} ...; a ControlNet is wanted")
+        raise InputError(f"{path} holds only {first_three(tensors)} ...; a ControlNet is wanted")
     tensors = below(CONTROL_KEYS, tensors) or tensors
     try:
         config = unet_config(tensors, metadata, path)
-    except LookupError as key:
+    except KeyError as key:
         raise InputError(f"{path} lacks {key}, which every ControlNet has") from None
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{path} is of an unknown architecture ({error})") from None
     if config != unet.config:
         made_for, base = described(config), described(unet.config)
         raise InputError(f"{path} is a ControlNet for {made_for}; one for {base} is wanted")
     with torch.device("meta"):
         control = ControlNet(unet.config)
-    return fit(control, tensors, path).to(next(unet.parameters()))
+    return fill(control, tensors, path).to(next(unet.parameters()))
 
 
 def described(config: UNetConfig) -> str:
-    if config == UNetConfig():
-        return "Stable Diffusion 1"
-    if config == UNetConfig(context_dim=1024, head_dim=64, linear_proj=True):
-        return "Stable Diffusion 2"
+    if config in (SD1, SD2):
+        return "Stable Diffusion 1" if config == SD1 else "Stable Diffusion 2"
     mult, heads = "-".join(map(str, config.channel_mult)), config.num_heads
     return (
         f"a base of {config.model_channels} channels times {mult}, {heads} heads, "
@@ -338,7 +347,7 @@ def save_sd(sd: StableDiffusion, path: str | Path) -> None:
     tensors = {}
     for keys, network in (UNET_KEYS, sd.unet), (VAE_KEYS, sd.vae), (text_keys, sd.text_encoder):
         tensors |= {keys + name: tensor for name, tensor in network.state_dict().items()}
-    own = {"scale_factor": sd.scale_factor, "guidance": sd.guidance}
+    own = {name: getattr(sd, name) for name in OWN_METADATA} | {"prediction": sd.prediction}
     write_tensors(Path(path), tensors, metadata_of(sd.unet.config) | own)
 
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from .unet import UNet, UNetConfig, UNetEncoder
+from .unet import SD1, UNet, UNetConfig, UNetEncoder
 
 
 def zero_module(module: nn.Module) -> nn.Module:
@@ -33,12 +33,15 @@ class ControlBlock(nn.Module):
         y_c = F(x; locked) + Z(F(x + Z(c; z1); copy); z2)
 
     block: F, from x [B, channels, H, W] to [B, out_channels, H', W']; the condition c is like x.
-    At first both Z give zeros, so y_c = F(x) to the bit.
+    The block itself is locked. At first both Z give zeros, so y_c = F(x) to the bit.
+
+    (This is for understanding. ControlNet, below, copies the whole encoder at once, adds the
+    condition once, at its beginning, and has a Z for each of its outputs.)
     """
 
     def __init__(self, block: nn.Module, channels: int, out_channels: int):
         super().__init__()
-        self.copy = copy.deepcopy(block)
+        self.copy = copy.deepcopy(block).requires_grad_(True)
         self.locked = block.requires_grad_(False)
         self.zero_in = zero_convolution(channels)
         self.zero_out = zero_convolution(out_channels)
@@ -63,8 +66,8 @@ def condition_encoder(channels: int) -> nn.Sequential:
     | input_hint_block.12 | 2      | 256      | 64   |
     | input_hint_block.14 | 1      | 320      | 64   |
 
-    So it is in all released weights. The paper's text describes another one, of four convolutions
-    (4x4, stride 2, ReLU, 16 to 128 channels, Gaussian weights), which no released file holds.
+    All released weights have this encoder. The paper's text describes another one, of four
+    convolutions (4x4, stride 2, ReLU, 16 to 128 channels, Gaussian weights).
     """
     layers: list[nn.Module] = []
     width = 3
@@ -78,7 +81,7 @@ class ControlNet(UNetEncoder):
     """The trainable copy, the condition encoder, and a zero convolution for each of the copy's
     outputs: in Stable Diffusion 13, of the 12 encoder blocks and the middle block."""
 
-    def __init__(self, config: UNetConfig = UNetConfig()):
+    def __init__(self, config: UNetConfig = SD1):
         super().__init__(config)
         self.input_hint_block = condition_encoder(config.model_channels)
         # Each in a sequence of one: the checkpoint's keys are zero_convs.0.0, zero_convs.1.0, ...
@@ -88,8 +91,8 @@ class ControlNet(UNetEncoder):
 
     @classmethod
     def from_unet(cls, unet: UNet) -> Self:
-        """An untrained ControlNet, of which every residual is zero: the encoder's weights copied,
-        the rest new; on the U-Net's device and in its precision."""
+        """A ControlNet before training, every residual zero: the encoder's weights are copied, the
+        condition encoder is random. On the U-Net's device, in its precision."""
         control = cls(unet.config)
         weights = unet.state_dict()
         copied = {name: weights[name] for name in control.state_dict() if name in weights}
@@ -100,7 +103,8 @@ class ControlNet(UNetEncoder):
         """The residuals for the U-Net's skips, shallowest first, then the middle block's.
 
         x [B, 4, h, w] noisy latent, hint [B, 3, H, W] RGB in [0, 1], t [B] step 0..999,
-        context [B, T, D] encoded prompt -> a [B, C, h', w'] like each output of the copy.
+        context [B, T, D] encoded prompt -> a tensor of the shape of each output of the copy.
+        (The order of the arguments is the original's.)
         """
         emb = self.embed_time(t)
         outputs = self.encode(x, emb, context, hint=self.input_hint_block(hint))

@@ -80,8 +80,8 @@ def article(word: str) -> str:
 
 
 def random_scene(seed: int) -> Scene:
-    """One or two solids, touching at most a little, in colours well apart from each other's and
-    the background's."""
+    """One or two solids, overlapping at most slightly, in colours well apart from each other and
+    from the background's (0.45, so that the measures in evaluate.py can tell them apart)."""
     rng = np.random.default_rng(seed)
     colours = [str(rng.choice(list(COLOURS)))]
     while len(colours) < 3:
@@ -163,13 +163,15 @@ class Scenes:
     image [3, 64, 64] RGB in [-1, 1], hint (the outline) [3, 64, 64] in [0, 1], prompt.
     """
 
-    def __init__(self, first: int = 0, length: int = HELD_OUT):
-        self.first, self.length = first, length
+    def __init__(self, first: int = 0):
+        self.first = first
 
     def __len__(self) -> int:
-        return self.length
+        return HELD_OUT
 
     def __getitem__(self, i: int) -> Pair:
+        if not 0 <= i < HELD_OUT:
+            raise IndexError(i)
         scene = random_scene(self.first + i)
         maps = draw(scene)
         image = torch.from_numpy(maps["image"]).permute(2, 0, 1) * 2 - 1
@@ -188,6 +190,14 @@ LISTS = {
 }
 
 
+def first_of(entry: dict, names: list[str]) -> str:
+    """The entry's text under the first of these names that it has."""
+    name = next((name for name in names if name in entry), names[0])
+    if not isinstance(entry[name], str):
+        raise TypeError(name)
+    return entry[name]
+
+
 class Folder:
     """A folder with a list of pairs, `prompt.json` or `metadata.jsonl`: one JSON object a line,
     paths relative to the folder. Items as in `Scenes`.
@@ -203,7 +213,7 @@ class Folder:
         self.size: tuple[int, int] | None = None
         self.pairs: list[tuple[Path, Path, str]] = []
         try:
-            lines = lists[0].read_text(encoding="utf-8").splitlines()
+            lines = lists[0].read_text(encoding="utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
             raise InputError(f"{lists[0]} cannot be read as text ({error})") from None
         for number, line in enumerate(tqdm(lines, "checking pairs", leave=False), 1):
@@ -218,9 +228,9 @@ class Folder:
         names = LISTS[file.name]
         try:
             entry = json.loads(line)
-            target, source, prompt = (entry[next(n for n in ns if n in entry)] for ns in names)
+            target, source, prompt = (first_of(entry, ns) for ns in names)
             paths = file.parent / target, file.parent / source
-        except (ValueError, TypeError, RuntimeError):  # no JSON, no object, a name missing
+        except (ValueError, TypeError, KeyError):  # no JSON, no object, no text, a name missing
             wanted = ", ".join(ns[0] for ns in names)
             what = f"a JSON object with {wanted} is wanted, not {line[:60]!r}"
             raise InputError(f"{where}: {what}") from None
@@ -236,7 +246,7 @@ class Folder:
                     f"{where}: {path} is {size[0]}x{size[1]} and the first picture {first}; "
                     "one size is wanted, both sides multiples of 64"
                 )
-        return *paths, str(prompt)
+        return *paths, prompt
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -68,7 +68,7 @@ def mean_iou(made: Tensor, targets: Tensor) -> float | None:
 
 
 def background_is(image: Tensor, colour: str) -> bool:
-    """Whether this is the colour of the world's that is nearest to the border's."""
+    """Whether of all COLOURS this one is the nearest to the border's median."""
     seen = (border(image).median(dim=1).values.numpy() + 1) / 2
     return min(COLOURS, key=lambda name: np.linalg.norm(COLOURS[name] - seen)) == colour
 
@@ -106,10 +106,13 @@ def pictures(
     context, uncond = sd.encode_prompts(prompts), sd.encode_prompts("")
     controls = [(control, hints, 1.0)] if control else []
     latents = sample(sd, noise, context, uncond, controls, scale=sd.guidance) / sd.scale_factor
-    return sd.vae.decode(latents.to(next(sd.vae.parameters()))).float().clamp(-1, 1).cpu()
+    latents = latents.to(next(sd.vae.parameters()))
+    images = [sd.vae.decode(latent[None]) for latent in latents]  # one by one, to save memory
+    return torch.cat(images).float().clamp(-1, 1).cpu()
 
 
 def evaluate(sd: StableDiffusion, control: ControlNet, n: int) -> dict[str, float]:
+    """The numbers of the table above."""
     scenes = [random_scene(HELD_OUT + i) for i in range(n)]
     images, hints, prompts = zip(*(Scenes(HELD_OUT)[i] for i in range(n)))
     images, hints = torch.stack(images), torch.stack(hints)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 
 class InputError(Exception):
-    """Something given is not what is wanted; the message is one sentence that names it."""
+    """A file, flag or folder that cannot be used; the message is one sentence that names it."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -19,7 +19,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
         temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} could not be written: {str(error).splitlines()[0]}") from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} could not be written: {why}") from None
 
 
 def make_folder(flag: str, path: Path) -> Path:

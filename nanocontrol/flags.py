@@ -27,6 +27,12 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def seed(text: str) -> int:
+    if not 0 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63")
+    return int(text)
+
+
 def fraction(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -48,7 +54,7 @@ def multiple_of_64(text: str) -> int:
 def available(name: str) -> bool:
     """Whether PyTorch can use this device here."""
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
     except Exception:  # every kind of device has its own way of not being there
         return False
     return True

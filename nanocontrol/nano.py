@@ -18,7 +18,7 @@ UNET = UNetConfig(
     channel_mult=(1, 2, 4),
     num_res_blocks=1,
     context_dim=64,
-    num_heads=4,
+    num_heads=2,
     norm_groups=4,
 )
 TEXT = TextConfig(width=64, layers=2)
@@ -31,16 +31,13 @@ def new_nano() -> StableDiffusion:
     unet, vae, text_encoder = UNet(UNET), VAE(AUTOENCODER), CLIPTextEncoder(TEXT)
     initialise_unet(unet)
     initialise_vae(vae)
-    sd = StableDiffusion(
-        unet, vae, text_encoder, prediction="eps", scale_factor=1.0, guidance=GUIDANCE
-    )
+    sd = StableDiffusion(unet, vae, text_encoder, "eps", 1.0, GUIDANCE, size=64)
     # The rows of words that no prompt uses are and stay zero: an unknown word says nothing.
     embedding = text_encoder.text_model.embeddings.token_embedding.weight
     used = sd.tokenize(" ".join(["a an and on background", *COLOURS, *SHAPES])).unique()
     with torch.no_grad():
-        rows = 0.02 * torch.randn(len(used), TEXT.width)
-        embedding.zero_()[used] = rows
-    nn.init.normal_(text_encoder.text_model.embeddings.position_embedding.weight, std=0.01)
+        embedding.zero_()[used] = torch.randn(len(used), TEXT.width)
+    nn.init.normal_(text_encoder.text_model.embeddings.position_embedding.weight, std=0.2)
     return sd
 
 

@@ -16,15 +16,18 @@ def open_picture(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except FileNotFoundError:
-        raise InputError(f"{path} is not there; a picture is wanted") from None
-    except OSError:
+        raise InputError(f"{path} does not exist; a picture is wanted") from None
+    except (OSError, ValueError, Image.DecompressionBombError):
         raise InputError(f"{path} cannot be read as a picture; a PNG or JPEG is wanted") from None
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """[3, H, W], RGB in [0, 1]; resized if a size (width, height) is given."""
     try:
-        image = open_picture(path).convert("RGB")
+        image = open_picture(path)
+        if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+        image = image.convert("RGB")
     except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
         raise InputError(f"{path} is cut off or damaged ({error}); a picture is wanted") from None
     if size and size != image.size:

@@ -91,11 +91,12 @@ class RunFolder:
         """Rows of pictures, each [n, 3, H, W] in [-1, 1]; what the model makes is the last row."""
         save_picture(grid(rows), self.path / "samples" / f"{step:06d}.png")
 
-    def film(self, height: int, width: int, columns: int = 20) -> None:
-        """The contact sheets' first row, then their last rows over the steps, each as a column."""
-        files = sorted((self.path / "samples").glob("*.png"))
-        if len(files) > columns:
-            chosen = np.linspace(0, len(files) - 1, columns).round().astype(int)
+    def film(self, height: int, width: int) -> None:
+        """The contact sheets' first row, then their last rows over the steps, each as a column; of
+        more than 20 sheets, 20 evenly spaced ones."""
+        files = sorted((self.path / "samples").glob("*.png"), key=lambda file: int(file.stem))
+        if len(files) > 20:
+            chosen = np.linspace(0, len(files) - 1, 20).round().astype(int)
             files = [files[i] for i in chosen]
         sheets = [np.asarray(Image.open(file)) for file in files]
         strips = [sheets[0][:height]] + [sheet[-height:] for sheet in sheets]

@@ -31,8 +31,8 @@ class DDPM:
     def timesteps(self, steps: int) -> list[int]:
         """The t to visit, noisiest first: floor(1000 i / steps) + 1, or all of 0..999.
 
-        As in the original where steps divides 1000; elsewhere that makes one more, or crashes.
-        Raises ValueError unless steps is 1 to 1000.
+        The same as in the original where steps divides 1000 (but 1000 itself). For other counts it
+        visits one t too many, or indexes past the end. Raises ValueError unless 1 <= steps <= 1000.
         """
         if not 1 <= steps <= STEPS:
             raise ValueError(f"steps must be 1 to {STEPS}, not {steps}")
@@ -57,7 +57,7 @@ class DDPM:
         return signal * noise - sigma * x0
 
     def split(self, x: Tensor, output: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """x_t and what the network makes of it -> the x_0 and the noise that it takes x_t for."""
+        """x_t and the network's output -> the estimates of x_0 and of the noise."""
         abar = self.alphas_cumprod[t].item()
         signal, sigma = abar**0.5, (1 - abar) ** 0.5
         if self.prediction == "eps":
@@ -65,11 +65,12 @@ class DDPM:
         return signal * x - sigma * output, signal * output + sigma * x
 
     def step(
-        self, x: Tensor, output: Tensor, t: int, previous: int | None, noise: Tensor
+        self, x: Tensor, output: Tensor, t: int, previous: int | None, noise: Tensor | float
     ) -> Tensor:
         """x_t -> x_previous, a draw from q(x_previous | x_t, x_0): Ho et al., equations 6 and 7.
 
-        previous: the next t to visit, lower than this one; None after the last, for x_0 itself.
+        x, output (the network's) and noise have one shape; previous is the next t to visit, lower
+        than this one, or None after the last, which gives x_0 itself.
         """
         x0, _ = self.split(x, output, t)
         if previous is None:
@@ -91,7 +92,7 @@ class DDIM(DDPM):
         self.adds_noise = eta > 0
 
     def step(
-        self, x: Tensor, output: Tensor, t: int, previous: int | None, noise: Tensor
+        self, x: Tensor, output: Tensor, t: int, previous: int | None, noise: Tensor | float
     ) -> Tensor:
         """x_t -> x_previous: Song et al., equations 12 and 16.
 

@@ -16,18 +16,21 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The defaults are Stable Diffusion 1's. Stable Diffusion 2's is
-    UNetConfig(context_dim=1024, head_dim=64, linear_proj=True)."""
+    """The defaults are Stable Diffusion 1's."""
 
     model_channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # by resolution, each half the one before
     num_res_blocks: int = 2  # at each resolution going down; going up there is one more
     attention_levels: tuple[int, ...] = (0, 1, 2)  # the resolutions with a SpatialTransformer
     context_dim: int = 768
-    num_heads: int = 8  # everywhere, of 40 to 160 channels ...
-    head_dim: int | None = None  # ... unless this sets the channels of a head: 5 to 20 heads
-    linear_proj: bool = False  # the transformers' 1x1 convolutions are stored as linear layers
+    num_heads: int = 8  # in every attention, of 40 to 160 channels each
+    head_dim: int | None = None  # if set, the channels of a head instead (64 make 5 to 20 heads)
+    linear_proj: bool = False  # whether SpatialTransformers project tokens or the feature map
     norm_groups: int = 32
+
+
+SD1 = UNetConfig()
+SD2 = UNetConfig(context_dim=1024, head_dim=64, linear_proj=True)
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:
@@ -142,7 +145,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         block, height = self.transformer_blocks[0], x.shape[2]
         h = self.norm(x)
-        if self.linear_proj:
+        if self.linear_proj:  # Stable Diffusion 2 has linear layers where 1 has 1x1 convolutions
             h = self.proj_out(block(self.proj_in(to_tokens(h)), context))
             return x + to_map(h, height)
         h = block(to_tokens(self.proj_in(h)), context)
@@ -220,7 +223,7 @@ class UNetEncoder(nn.Module):
     | middle_block    | ResBlock, SpatialTransformer, ResBlock | 1280     | 8    |
     """
 
-    def __init__(self, config: UNetConfig = UNetConfig()):
+    def __init__(self, config: UNetConfig = SD1):
         super().__init__()
         self.config = config
         c = config.model_channels
@@ -248,13 +251,14 @@ class UNetEncoder(nn.Module):
         return self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
 
     def encode(
-        self, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | float = 0.0
+        self, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | None = None
     ) -> list[Tensor]:
         """The outputs of all encoder blocks, shallowest first, then the middle block's.
 
         `hint` [B, c, h, w] is ControlNet's encoded condition, added after the first convolution.
         """
-        outputs = [self.input_blocks[0](x, emb, context) + hint]
+        h = self.input_blocks[0](x, emb, context)
+        outputs = [h if hint is None else h + hint]
         for block in [*self.input_blocks[1:], self.middle_block]:
             outputs.append(block(outputs[-1], emb, context))
         return outputs
@@ -281,7 +285,7 @@ class UNet(UNetEncoder):
     | output_blocks.11 | ResBlock, SpatialTransformer           | 320      | 64   |
     """
 
-    def __init__(self, config: UNetConfig = UNetConfig()):
+    def __init__(self, config: UNetConfig = SD1):
         super().__init__(config)
         c = config.model_channels
         self.output_blocks = nn.ModuleList()

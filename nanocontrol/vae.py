@@ -22,8 +22,8 @@ class VAEConfig:
 
 
 class Norm(nn.GroupNorm):
-    """eps is 1e-6 in all of the VAE, not PyTorch's 1e-5: with the wrong one pictures still look
-    plausible."""
+    """eps is 1e-6 in all of the VAE, not PyTorch's 1e-5. With the wrong one pictures still look
+    right, so the mistake is hard to see."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__(groups, channels, eps=1e-6)
@@ -85,7 +85,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution. The step to the next, where there is one, is added later."""
+    """The blocks of one resolution; Encoder and Decoder add `downsample` or `upsample` to it."""
 
     def __init__(self, channels: int, out_channels: int, blocks: int, groups: int):
         super().__init__()
@@ -180,6 +180,6 @@ class VAE(nn.Module):
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor) -> Tensor:
-    """A latent drawn from N(mean, exp(logvar)), as in training; the noise is the CPU's, so that a
-    seed means the same on every device."""
+    """A latent drawn from N(mean, exp(logvar)), as in training. The noise comes from the CPU's
+    generator: a seed gives the same on every device."""
     return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape).to(mean)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nanocontrol import ControlNet, StableDiffusion, UNet, UNetConfig, VAE, VAEConfig
+from nanocontrol import VAE, ControlNet, StableDiffusion, UNet, UNetConfig, VAEConfig
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 
 SMALL = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_levels": (0,)}

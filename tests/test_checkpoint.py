@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, randomise
-from nanocontrol import ControlNet, InputError, UNet, UNetConfig, VAEConfig
+from nanocontrol import ControlNet, InputError, UNet, VAEConfig
 from nanocontrol import load_control, load_sd, save_control, save_sd
 from nanocontrol.checkpoint import IGNORED, guess_prediction
 from nanocontrol.clip import TextConfig
+from nanocontrol.unet import SD1, SD2
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SD1, SD2 = UNetConfig(), UNetConfig(context_dim=1024, head_dim=64, linear_proj=True)
 BYTES = {"F32": 4, "F16": 2, "I64": 8, "I32": 4}
 
 
@@ -103,11 +103,12 @@ def same(a: torch.nn.Module, b: torch.nn.Module, dtype=torch.float32) -> bool:
 
 
 def test_round_trip(sd, tmp_path):
-    sd.scale_factor, sd.guidance = 0.25, 3.0
+    sd.scale_factor, sd.guidance, sd.size, sd.prediction = 0.25, 3.0, 64, "v"
     save_sd(sd, tmp_path / "a.safetensors")
-    again = load_sd(tmp_path / "a.safetensors", prediction="eps")
+    again = load_sd(tmp_path / "a.safetensors")
     assert again.unet.config == sd.unet.config
-    assert (again.scale_factor, again.guidance) == (0.25, 3.0)
+    assert (again.scale_factor, again.guidance, again.size) == (0.25, 3.0, 64)
+    assert again.prediction == "v"
     for part in ("unet", "vae", "text_encoder"):
         assert same(getattr(again, part), getattr(sd, part))
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
@@ -253,7 +254,7 @@ def refused(path, unet=None) -> str:
 
 
 def test_files_that_are_none(tmp_path, sd):
-    assert "not there" in refused(tmp_path / "missing.safetensors")
+    assert "does not exist" in refused(tmp_path / "missing.safetensors")
     (tmp_path / "text.txt").write_text("hello")
     assert ".safetensors" in refused(tmp_path / "text.txt")
     for name in ("a.safetensors", "a.ckpt", "a.pth"):
@@ -301,7 +302,7 @@ def test_models_of_other_kinds(sd, unet, trained_control, tmp_path):
 
     save_control(trained_control, path)
     control = load_file(path)
-    assert "ControlNet alone" in refused(path)
+    assert "only a ControlNet" in refused(path)
     save_file(control | {"difference": torch.zeros(1)}, path)
     assert "difference" in refused(path, unet)
     save_control(trained_control, tmp_path / "control_v11e_sd15_shuffle.safetensors")
@@ -310,6 +311,10 @@ def test_models_of_other_kinds(sd, unet, trained_control, tmp_path):
     assert "input_hint_block.0.bias" in refused(path, unet)
     save_file(tensors, path)
     assert "ControlNet is wanted" in refused(path, unet)
+    save_file(control | {"control_model.input_blocks.0.0.weight": torch.zeros(4)}, path)
+    assert "architecture" in refused(path, unet)
+    save_file(tensors, path, {"nanocontrol": "[1]"})
+    assert "a.safetensors" in refused(path)
 
 
 def test_a_controlnet_for_another_base(tmp_path):

@@ -95,6 +95,7 @@ def test_control_block_of_any_network():
     """Equation 2 on a plain convolution block."""
     torch.manual_seed(0)
     block = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, stride=2, padding=1), torch.nn.SiLU())
+    block.requires_grad_(False)  # as all that load_sd gives
     x, c, target = torch.randn(2, 8, 6, 6), torch.randn(2, 8, 6, 6), torch.randn(2, 16, 3, 3)
     plain = block(x)
     control = ControlBlock(block, 8, 16)

@@ -117,7 +117,8 @@ def test_bad_folders_are_refused_with_file_and_line(tmp_path):
     write_pairs(tmp_path, n=3)
     good = list_file.read_text().splitlines()
     for bad in ("{not json", "[1, 2]", '"text"', '{"source": "hint0.png"}', '{"target": 3}',
-                '{"source": 1, "target": 2, "prompt": ""}'):
+                '{"source": 1, "target": 2, "prompt": ""}',
+                '{"source": "hint0.png", "target": "image0.png", "prompt": null}'):
         list_file.write_text("\n".join([good[0], bad, good[2]]))
         assert "line 2" in refused(tmp_path) and "target" in refused(tmp_path)
     list_file.write_bytes(b"\xff\xfe\x00")
@@ -129,7 +130,7 @@ def test_bad_folders_are_refused_with_file_and_line(tmp_path):
     (tmp_path / "hint1.png").write_text("no picture")
     assert "line 2" in refused(tmp_path) and "picture" in refused(tmp_path)
     (tmp_path / "hint1.png").unlink()
-    assert "hint1.png is not there" in refused(tmp_path)
+    assert "hint1.png does not exist" in refused(tmp_path)
     write_pairs(tmp_path, n=3, size=100)
     assert "100x100" in refused(tmp_path) and "64" in refused(tmp_path)
 
@@ -147,7 +148,18 @@ def test_pictures_are_cut_off_not_rounded():
     assert to_pixels(values)[0, :, 0].tolist() == [0, 0, 63, 127, 254, 255, 255]
 
 
-def test_grey_and_transparent_pictures_become_rgb(tmp_path):
+def test_pictures_of_every_mode_become_rgb(tmp_path):
+    path = tmp_path / "a.png"
     for mode in ("L", "RGBA", "P", "1", "I;16"):
-        Image.new(mode, (8, 4)).save(tmp_path / "a.png")
-        assert read_picture(tmp_path / "a.png").shape == (3, 4, 8)
+        Image.new(mode, (8, 4)).save(path)
+        assert read_picture(path).shape == (3, 4, 8)
+    Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(path)  # depth, often
+    assert (read_picture(path)[0, 0] * 255).tolist() == pytest.approx([0, 1, 128, 255])
+
+
+def test_lists_with_odd_marks_in_their_text(tmp_path):
+    write_pairs(tmp_path, n=1)
+    entry = {"source": "hint0.png", "target": "image0.png", "prompt": "one\u2028two"}
+    text = json.dumps(entry, ensure_ascii=False) + "\r\n"
+    (tmp_path / "prompt.json").write_text(text, encoding="utf-8-sig")
+    assert Folder(tmp_path)[0][2] == "one\u2028two"

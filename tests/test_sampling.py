@@ -79,3 +79,5 @@ def test_steps_out_of_range(guided):
     arguments, _ = guided
     with pytest.raises(ValueError, match="1001"):
         sample(**arguments | {"steps": 1001})
+    with pytest.raises(ValueError, match="euler"):
+        sample(**arguments, sampler="euler")

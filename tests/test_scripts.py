@@ -25,14 +25,14 @@ CONTROL = str(ROOT / "weights" / "nano-control-outline.safetensors")
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two of them held out
 
 
 @pytest.fixture
 def flags(pairs) -> list[str]:
     """A run of six steps that saves after three."""
     return ["--base", NANO, "--data", str(pairs), "--lr", "1e-3", "--batch-size", "2"] + [
-        "--steps", "6", "--save-every", "3", "--sample-every", "2", "--device", "cpu"
+        "--steps", "6", "--save-every", "3", "--sample-every", "3", "--device", "cpu"
     ]  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monk
     metrics = json.loads((whole / "metrics.json").read_text())
     assert {"iou", "control_gain", "step_of_jump", "seconds"} <= metrics.keys()
     sheets = sorted(file.name for file in (whole / "samples").iterdir())
-    assert sheets == ["000000.png", "000002.png", "000004.png", "000006.png"]
+    assert sheets == ["000000.png", "000003.png", "000006.png"]
     losses = [entry["loss"] for entry in log(whole) if "loss" in entry]
     assert len(losses) == 6
 
@@ -109,6 +109,20 @@ def test_a_controlnet_can_be_trained_on(flags, tmp_path):
     assert middle_only.middle_block_out[0].weight.abs().max() > 0
 
 
+def test_half_precision_learns_from_exact_weights(flags, tmp_path):
+    """bf16 is the default on a GPU; a CPU can do it too."""
+    half = [*flags, "--steps", "1", "--dtype", "bf16", "--out", str(tmp_path / "a")]
+    train.main([*half, "--init-control", CONTROL, "--lr", "1e-9"])
+    before, after = load_file(CONTROL), load_file(tmp_path / "a" / "control.safetensors")
+    assert all(torch.allclose(after[k], before[k].float(), atol=1e-7) for k in before)
+    train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "b")])
+    gains = [entry["control_gain"] for entry in log(tmp_path / "b") if "control_gain" in entry]
+    assert gains[0] == 0 and gains[1] != 0  # three steps on, residuals are zero no more
+    train.main([*flags, "--sample-every", "9", "--out", str(tmp_path / "c")])
+    losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "bc"]
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
 @pytest.mark.parametrize("unlock", ["decoder", "all"])
 def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock):
     train.main([*flags, "--steps", "1", "--unlock", unlock, "--out", str(tmp_path / "run")])
@@ -131,6 +145,15 @@ def test_the_locked_base_keeps_its_bits(flags, tmp_path, monkeypatch):
         assert all(torch.equal(own[name], theirs[name]) for name in theirs)
 
 
+def test_a_finished_run_can_be_made_longer(flags, tmp_path):
+    flags += ["--accumulate", "2", "--sample-every", "9"]
+    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "a")])
+    train.main(["--resume", str(tmp_path / "a"), "--steps", "4"])
+    train.main([*flags, "--steps", "4", "--out", str(tmp_path / "b")])
+    losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "ab"]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
 @pytest.mark.parametrize("stage", ["vae", "base"])
 def test_the_small_base_can_be_trained(stage, tmp_path):
     flags = ["--base", NANO] if stage == "base" else []
@@ -142,7 +165,7 @@ def test_the_small_base_can_be_trained(stage, tmp_path):
 def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys):
     train.main([*flags, "--out", str(tmp_path / "run"), "--dry-run"])
     settings = json.loads(capsys.readouterr().out)
-    assert settings["lr"] == 1e-3 and settings["pairs"] == 11 and settings["held_out"] == 1
+    assert settings["lr"] == 1e-3 and settings["pairs"] == 18 and settings["held_out"] == 2
     assert not (tmp_path / "run").exists()
 
 
@@ -227,7 +250,7 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs):
         (["--control", NANO, "--hint", hint], "ControlNet is wanted"),
         (["--control", str(cut)], "--control"),
         (["--hint", str(text)], "--hint"),
-        (["--hint", "missing.png"], "missing.png is not there"),
+        (["--hint", "missing.png"], "missing.png does not exist"),
         (["--hint", hint, "--width", "128"], "64x64"),
         (["--width", "128"], "--width"),
         (["--base", NANO, "--hint", hint], "--control is wanted"),
@@ -238,6 +261,8 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs):
         (["--eta", "2"], "--eta"),
         (["--sampler", "ddpm", "--eta", "1"], "--eta"),
         (["--device", "abacus"], "abacus"),
+        (["--device", "meta"], "meta"),
+        (["--seed", "18446744073709551616"], "--seed"),
         (["--n", "many"], "--n"),
         (["--out", str(text)], "--out"),
     ]:
@@ -268,6 +293,13 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
     assert "--base" in refusal(train.main, capsys, "--stage", "base")
+    assert "--unlock" in refusal(train.main, capsys, "--stage", "vae", "--unlock", "all")
+    (empty / "settings.json").write_text("[]")
+    assert "--resume" in refusal(train.main, capsys, "--resume", str(empty))
+    bad = write_pairs(tmp_path / "bad")
+    (bad / "image3.png").write_bytes((bad / "image3.png").read_bytes()[:400])
+    message = refusal(train.main, capsys, *short, "--data", str(bad), "--steps", "9")
+    assert "image3.png" in message and message.startswith("train.py: /")
     assert before == {file: file.read_bytes() for file in before}
 
 
@@ -282,7 +314,7 @@ def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
 
     original = torch.save
     monkeypatch.setattr(torch, "save", full)
-    assert "No space left" in refusal(train.main, capsys, *flags, "--out", str(run))
+    assert "No space left" in refusal(train.main, capsys, *flags, "--sample-every", "9", "--out", str(run))
     assert torch.load(run / "state.pt")["step"] == 3
     assert not list(run.glob("*.tmp"))
 
