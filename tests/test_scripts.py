@@ -314,7 +314,8 @@ def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
 
     original = torch.save
     monkeypatch.setattr(torch, "save", full)
-    assert "No space left" in refusal(train.main, capsys, *flags, "--sample-every", "9", "--out", str(run))
+    flags += ["--sample-every", "9", "--out", str(run)]
+    assert "No space left" in refusal(train.main, capsys, *flags)
     assert torch.load(run / "state.pt")["step"] == 3
     assert not list(run.glob("*.tmp"))
 
