@@ -9,7 +9,8 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +169,31 @@ def vae_config(tensors: Tensors, metadata: dict) -> VAEConfig:
     return VAEConfig(ch, tuple(mult), blocks, metadata.get("norm_groups", 32))
 
 
+def text_encoder_for(tensors: Tensors) -> tuple[nn.Module, Tensors]:
+    """The text encoder that a base model's file holds, without weights, and its tensors."""
+    if text := below(OPEN_CLIP_KEYS, tensors):
+        vocabulary, width = text["token_embedding.weight"].shape
+        layers = count(text, "transformer.resblocks.{}.")
+        return OpenCLIPTextEncoder(TextConfig(width, layers, vocabulary)), text
+    # Some merged files leave `text_model.` out.
+    text = {name.removeprefix("text_model."): t for name, t in below(CLIP_KEYS, tensors).items()}
+    text = {"text_model." + name: tensor for name, tensor in text.items()}
+    vocabulary, width = text["text_model.embeddings.token_embedding.weight"].shape
+    layers = count(text, "text_model.encoder.layers.{}.")
+    return CLIPTextEncoder(TextConfig(width, layers, vocabulary)), text
+
+
+@contextmanager
+def reading_shapes_of(path: Path) -> Iterator[None]:
+    """Name the file where the shapes in it make no sense."""
+    try:
+        yield
+    except KeyError as key:
+        raise InputError(f"{path} lacks {key}, without which it is no whole checkpoint") from None
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{path} is of an unknown architecture ({error})") from None
+
+
 def count(tensors: Tensors, prefix: str) -> int:
     """How many of prefix.format(0), prefix.format(1), ... some name begins with."""
     i = 0
@@ -236,30 +262,10 @@ def load_sd(
         raise InputError(f"{path} holds {len(strays)} tensors without a place: {names}")
 
     unet_tensors, vae_tensors = below(UNET_KEYS, tensors), below(VAE_KEYS, tensors)
-    clip_tensors, open_clip_tensors = below(CLIP_KEYS, tensors), below(OPEN_CLIP_KEYS, tensors)
-    try:
-        with torch.device("meta"):
-            unet = UNet(unet_config(unet_tensors, metadata, path))
-            vae = VAE(vae_config(vae_tensors, metadata))
-            if open_clip_tensors:
-                text_tensors = open_clip_tensors
-                vocabulary, width = text_tensors["token_embedding.weight"].shape
-                layers = count(text_tensors, "transformer.resblocks.{}.")
-                text_encoder = OpenCLIPTextEncoder(TextConfig(width, layers, vocabulary))
-            else:  # some merged files leave `text_model.` out
-                text_tensors = {
-                    "text_model." + name.removeprefix("text_model."): tensor
-                    for name, tensor in clip_tensors.items()
-                }
-                embedding = text_tensors["text_model.embeddings.token_embedding.weight"]
-                layers = count(text_tensors, "text_model.encoder.layers.{}.")
-                text_encoder = CLIPTextEncoder(
-                    TextConfig(embedding.shape[1], layers, embedding.shape[0])
-                )
-    except KeyError as key:
-        raise InputError(f"{path} lacks {key}, which every whole checkpoint has") from None
-    except (ValueError, IndexError) as error:
-        raise InputError(f"{path} is of an unknown architecture ({error})") from None
+    with reading_shapes_of(path), torch.device("meta"):
+        unet = UNet(unet_config(unet_tensors, metadata, path))
+        vae = VAE(vae_config(vae_tensors, metadata))
+        text_encoder, text_tensors = text_encoder_for(tensors)
     networks = (unet, unet_tensors), (vae, vae_tensors), (text_encoder, text_tensors)
     for network, its_tensors in networks:
         fill(network, its_tensors, path).requires_grad_(False).to(device, dtype)
@@ -298,19 +304,15 @@ def load_control(path: str | Path, unet: UNet) -> ControlNet:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    if "difference" in tensors:
+    if any(name.endswith("difference") for name in tensors):
         raise InputError(f"{path} is a 'difference' to be added to a base; a full one is wanted")
     if "shuffle" in path.stem:
         raise InputError(f"{path} is the shuffle model, which needs a pooling; any other is wanted")
     if not holds_control(tensors):
         raise InputError(f"{path} holds only {first_three(tensors)} ...; a ControlNet is wanted")
     tensors = below(CONTROL_KEYS, tensors) or tensors
-    try:
+    with reading_shapes_of(path):
         config = unet_config(tensors, metadata, path)
-    except KeyError as key:
-        raise InputError(f"{path} lacks {key}, which every ControlNet has") from None
-    except (ValueError, IndexError) as error:
-        raise InputError(f"{path} is of an unknown architecture ({error})") from None
     if config != unet.config:
         made_for, base = described(config), described(unet.config)
         raise InputError(f"{path} is a ControlNet for {made_for}; one for {base} is wanted")
