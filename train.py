@@ -79,7 +79,8 @@ def diffusion_loss(
     sd: StableDiffusion, control: ControlNet | None, x0: Tensor, hint: Tensor, context: Tensor,
     noise: Tensor, t: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Equation 5 of the paper: how far the predicted noise is from the true one, mean square.
+    """Equation 5 of the paper: the mean square error of the predicted noise. (Without a ControlNet
+    it is the base model's own loss: Rombach et al. 2022, equation 3.)
 
     x0 and noise [B, 4, h, w], hint [B, 3, 8h, 8w] in [0, 1], context [B, 77, D], t [B] in 0..999.
     """
@@ -111,6 +112,7 @@ def vae_loss(sd: StableDiffusion, image: Tensor, progress: float) -> Tensor:
 def training_loss(
     args: Settings, sd: StableDiffusion, control: ControlNet | None, batch: Batch, step: int
 ) -> Tensor:
+    """The loss of one batch: encode the pictures, empty some prompts, add noise, predict it."""
     image, hint, prompts = batch
     image, hint = image.to(next(sd.vae.parameters())), hint.to(args.device)
     if args.stage == "vae":
@@ -212,10 +214,7 @@ def train(args: Settings) -> None:
             loss.backward()
             mean_loss += loss.item()
         if not math.isfinite(mean_loss):
-            raise InputError(
-                f"--lr {args.lr:g}: the loss is {mean_loss} at step {step + 1}; a new run with a "
-                f"lower rate is wanted ({run.path} keeps its last save, --init-control takes it)"
-            )
+            raise diverged(args, step + 1)
         if args.stage != "control":
             nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -226,6 +225,8 @@ def train(args: Settings) -> None:
         if last or (step + 1) % args.sample_every == 0:
             observe(step + 1)
         if last or (step + 1) % args.save_every == 0:
+            if not all(parameter.isfinite().all() for parameter in parameters):
+                raise diverged(args, step + 1)
             save_weights(sd, control, trained, run.path)
             run.save(step + 1, time.monotonic() - began, trained, optimizer)
     with precision():
@@ -235,6 +236,13 @@ def train(args: Settings) -> None:
         run.film(*held_out[0].shape[-2:])
     run.finish(metrics | {"seconds": round(time.monotonic() - began, 1)})
     print(f"{run.path}: {json.dumps(metrics)}")
+
+
+def diverged(args: Settings, step: int) -> InputError:
+    return InputError(
+        f"--lr {args.lr:g}: loss or weights are not finite at step {step}; a new run with a lower "
+        f"rate is wanted (the last save in {args.out}, if any, stands; --init-control takes it)"
+    )
 
 
 def save_weights(

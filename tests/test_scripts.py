@@ -289,7 +289,8 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--resume", str(empty)], "--resume"),
         (["--resume", run, "--lr", "1e-2"], "--lr"),
         (["--resume", run, "--seed", "5"], "--seed"),
-        (["--lr", "1e30", "--steps", "9", "--out", str(tmp_path / "hot")], "--lr"),
+        (["--lr", "1e30", "--steps", "9", "--out", str(tmp_path / "hot")], "not finite"),
+        (["--lr", "1e39", "--save-every", "1", "--out", str(tmp_path / "hotter")], "not finite"),
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
     assert "--base" in refusal(train.main, capsys, "--stage", "base")
@@ -301,6 +302,7 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     message = refusal(train.main, capsys, *short, "--data", str(bad), "--steps", "9")
     assert "image3.png" in message and message.startswith("train.py: /")
     assert before == {file: file.read_bytes() for file in before}
+    assert not (tmp_path / "hotter" / "state.pt").exists()
 
 
 def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
