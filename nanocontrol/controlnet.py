@@ -105,7 +105,11 @@ class ControlNet(UNetEncoder):
         x [B, 4, h, w] noisy latent, hint [B, 3, H, W] RGB in [0, 1], t [B] step 0..999,
         context [B, T, D] encoded prompt -> a tensor of the shape of each output of the copy.
         (The order of the arguments is the original's.)
+        Raises ValueError if hint and latent do not go together.
         """
+        size = (8 * x.shape[-2], 8 * x.shape[-1])
+        if hint.shape[-2:] != size:
+            raise ValueError(f"the hint is {[*hint.shape[-2:]]} pixels, {[*size]} are wanted")
         emb = self.embed_time(t)
         outputs = self.encode(x, emb, context, hint=self.input_hint_block(hint))
         zeros = [*self.zero_convs, self.middle_block_out]

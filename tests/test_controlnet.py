@@ -49,6 +49,13 @@ def test_a_residual_too_few_is_an_error(unet, inputs):
         unet(x, t, context, [torch.zeros(1)] * len(unet.input_blocks))
 
 
+def test_a_hint_of_another_size_is_an_error(unet, trained_control, inputs):
+    x, t, context, hint, _ = inputs
+    for other in (hint[..., :64], hint[..., :8, :8]):  # the last would be spread over the map
+        with pytest.raises(ValueError, match="64, 128"):
+            trained_control(x, other, t, context)
+
+
 def group_of(name: str) -> str:
     if name.startswith(("zero_convs", "middle_block_out")):
         return "zero convolutions"
