@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from nanocontrol import sample
+from nanocontrol import DDIM, sample
 from nanocontrol.sampling import initial_noise
 
 
@@ -35,9 +35,17 @@ def test_controls_add_up(guided, trained_control):
 
 def test_guidance_is_uncond_plus_scale_times_the_difference(sd, guided):
     arguments, _ = guided
-    arguments["steps"] = 1
-    at = {scale: sample(**arguments, scale=scale) for scale in (0.0, 1.0, 3.0)}
-    torch.testing.assert_close(at[3.0], at[0.0] + 3 * (at[1.0] - at[0.0]), rtol=1e-3, atol=1e-3)
+    noise, t = arguments["noise"], torch.tensor([1, 1])  # the one step of one
+    uncond, context = arguments["uncond"].expand(2, -1, -1), arguments["context"]
+    with torch.no_grad():
+        without, with_prompt = sd.unet(noise, t, uncond), sd.unet(noise, t, context)
+    for scale in (0.0, 1.0, 9.0):
+        eps = without + scale * (with_prompt - without)
+        expected = DDIM().step(noise, eps, 1, None, 0.0)
+        made = sample(**arguments | {"steps": 1}, scale=scale)
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)
+    swapped = DDIM().step(noise, with_prompt + 9 * (without - with_prompt), 1, None, 0.0)
+    assert (swapped - expected).abs().max() > 1e-4  # it would have been seen
 
 
 def test_what_is_given_is_not_changed(guided, trained_control):
