@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .unet import Upsample
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -73,15 +75,6 @@ class Downsample(nn.Module):
         # A column on the right and a row below, none on the left or above: this is how the original
         # was trained (its U-Net pads evenly); even padding would shift the picture.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class Level(nn.Module):
