@@ -48,8 +48,8 @@ DEFAULTS = {
         "save_every": 1000, "sample_every": 500,
     },
     "control": {
-        "steps": 500, "batch_size": 16, "lr": 1e-3, "drop_prompt": 0.5,
-        "save_every": 250, "sample_every": 25,
+        "steps": 720, "batch_size": 16, "lr": 1e-3, "drop_prompt": 0.5,
+        "save_every": 240, "sample_every": 30,
     },
     "base": {
         "steps": 6000, "batch_size": 32, "lr": 1e-3, "drop_prompt": 0.1,
@@ -368,7 +368,7 @@ def parse(argv: list[str] | None) -> Settings:
     add("--stage", choices=["control", "base", "vae"], help="what to train (default: control)")
     add("--out", metavar="RUN", help="the folder to write (default: runs/control-1, -2, ...)")
     add("--resume", metavar="RUN", help="continue this one; of the flags, only --steps may grow")
-    add("--steps", type=at_least(1), help="of the optimizer (default: 500; 20000)")
+    add("--steps", type=at_least(1), help="of the optimizer (default: 720; 20000)")
     add("--batch-size", type=at_least(1), help="pairs in one pass (default: 16; 4)")
     add("--accumulate", type=at_least(1), help="passes in one step (default: 1)")
     add("--lr", type=positive, help="learning rate (default: 1e-3; 1e-5)")
@@ -379,8 +379,8 @@ def parse(argv: list[str] | None) -> Settings:
     add("--seed", type=seed, help="of weights, order and noise (default: 0)")
     add("--device", type=device, help="cpu, cuda, ... (default: a GPU if there is one)")
     add("--dtype", choices=["fp32", "bf16"], help="precision (default: bf16 on a GPU, else fp32)")
-    add("--save-every", type=at_least(1), help="steps between saves (default: 250; 1000)")
-    add("--sample-every", type=at_least(1), help="steps between sheets (default: 25; 500)")
+    add("--save-every", type=at_least(1), help="steps between saves (default: 240; 1000)")
+    add("--sample-every", type=at_least(1), help="steps between sheets (default: 30; 500)")
     add("--dry-run", action="store_true", help="check everything, print the settings, stop")
     return resolve(parser.parse_args(argv))
 

@@ -93,10 +93,10 @@ class RunFolder:
 
     def film(self, height: int, width: int) -> None:
         """The contact sheets' first row, then their last rows over the steps, each as a column; of
-        more than 24 sheets, 24 evenly spaced ones."""
+        more than 25 sheets, 25 evenly spaced ones."""
         files = sorted((self.path / "samples").glob("*.png"), key=lambda file: int(file.stem))
-        if len(files) > 24:
-            chosen = np.linspace(0, len(files) - 1, 24).round().astype(int)
+        if len(files) > 25:
+            chosen = np.linspace(0, len(files) - 1, 25).round().astype(int)
             files = [files[i] for i in chosen]
         sheets = [np.asarray(Image.open(file)) for file in files]
         strips = [sheets[0][:height]] + [sheet[-height:] for sheet in sheets]
