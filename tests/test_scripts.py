@@ -28,11 +28,17 @@ def pairs(tmp_path_factory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two of them held out
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Whatever goes to its default folder goes to a temporary one."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def flags(pairs) -> list[str]:
     """A run of six steps that saves after three."""
     return ["--base", NANO, "--data", str(pairs), "--lr", "1e-3", "--batch-size", "2"] + [
-        "--steps", "6", "--save-every", "3", "--sample-every", "3", "--device", "cpu"
+        "--steps", "6", "--save-every", "3", "--sample-every", "9", "--device", "cpu"
     ]  # fmt: skip
 
 
@@ -54,6 +60,7 @@ def stop_after(monkeypatch, steps: int) -> None:
 
 
 def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monkeypatch):
+    flags += ["--sample-every", "3"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train.main([*flags, "--out", str(whole)])
     for name in ("settings.json", "control.safetensors", "film.png", "state.pt"):
@@ -115,10 +122,10 @@ def test_half_precision_learns_from_exact_weights(flags, tmp_path):
     train.main([*half, "--init-control", CONTROL, "--lr", "1e-9"])
     before, after = load_file(CONTROL), load_file(tmp_path / "a" / "control.safetensors")
     assert all(torch.allclose(after[k], before[k].float(), atol=1e-7) for k in before)
-    train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "b")])
+    train.main([*flags, "--dtype", "bf16", "--sample-every", "3", "--out", str(tmp_path / "b")])
     gains = [entry["control_gain"] for entry in log(tmp_path / "b") if "control_gain" in entry]
     assert gains[0] == 0 and gains[1] != 0  # three steps on, residuals are zero no more
-    train.main([*flags, "--sample-every", "9", "--out", str(tmp_path / "c")])
+    train.main([*flags, "--out", str(tmp_path / "c")])
     losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "bc"]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
 
@@ -146,7 +153,7 @@ def test_the_locked_base_keeps_its_bits(flags, tmp_path, monkeypatch):
 
 
 def test_a_finished_run_can_be_made_longer(flags, tmp_path):
-    flags += ["--accumulate", "2", "--sample-every", "9"]
+    flags += ["--accumulate", "2"]
     train.main([*flags, "--steps", "2", "--out", str(tmp_path / "a")])
     train.main(["--resume", str(tmp_path / "a"), "--steps", "4"])
     train.main([*flags, "--steps", "4", "--out", str(tmp_path / "b")])
@@ -273,7 +280,7 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     run = str(tmp_path / "run")
     empty = tmp_path / "empty"
     empty.mkdir()
-    short = [*flags, "--steps", "1", "--sample-every", "9"]
+    short = [*flags, "--steps", "1"]
     train.main([*short, "--out", run])
     before = {file: file.read_bytes() for file in Path(run).rglob("*") if file.is_file()}
     for more, words in [
@@ -316,8 +323,7 @@ def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
 
     original = torch.save
     monkeypatch.setattr(torch, "save", full)
-    flags += ["--sample-every", "9", "--out", str(run)]
-    assert "No space left" in refusal(train.main, capsys, *flags)
+    assert "No space left" in refusal(train.main, capsys, *flags, "--out", str(run))
     assert torch.load(run / "state.pt")["step"] == 3
     assert not list(run.glob("*.tmp"))
 
