@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, randomise
-from nanocontrol import ControlNet, InputError, UNet, VAEConfig
+from nanocontrol import VAE, ControlNet, InputError, UNet, VAEConfig
 from nanocontrol import load_control, load_sd, save_control, save_sd
 from nanocontrol.checkpoint import IGNORED, guess_prediction
-from nanocontrol.clip import TextConfig
+from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.unet import SD1, SD2
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -54,7 +54,9 @@ def memory_in_use() -> int:
     "name, config, text, size",
     [
         ("sd15", SD1, TextConfig(), 4_265_146_304),
-        ("sd21", SD2, TextConfig(width=1024, layers=24), 5_214_604_494),
+        pytest.param(
+            *("sd21", SD2, TextConfig(width=1024, layers=24), 5_214_604_494), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_published_layouts_load(tmp_path, name, config, text, size):
@@ -79,6 +81,29 @@ def test_a_new_controlnet_has_the_published_names_and_shapes(name, config):
     own = {"control_model." + key: ["F32", [*t.shape]] for key, t in control.state_dict().items()}
     assert own == {key: value for key, value in published(name).items()}
     assert len(own) == 340
+
+
+@pytest.mark.parametrize(
+    "name, config, text_encoder, text_keys",
+    [
+        ("sd15", SD1, CLIPTextEncoder, "cond_stage_model.transformer."),
+        ("sd21", SD2, OpenCLIPTextEncoder, "cond_stage_model.model."),
+    ],
+)
+def test_the_networks_have_the_published_names_and_shapes(name, config, text_encoder, text_keys):
+    with torch.device("meta"):
+        parts = {
+            "model.diffusion_model.": UNet(config),
+            "first_stage_model.": VAE(),
+            text_keys: text_encoder(),
+        }
+    own = {
+        prefix + key: ["F32", [*tensor.shape]]
+        for prefix, network in parts.items()
+        for key, tensor in network.state_dict().items()
+    }
+    theirs = published(name)
+    assert own == {key: theirs[key] for key in theirs if not IGNORED.fullmatch(key)}
 
 
 def test_only_named_keys_are_ignored():

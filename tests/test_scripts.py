@@ -296,7 +296,6 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--resume", str(empty)], "--resume"),
         (["--resume", run, "--lr", "1e-2"], "--lr"),
         (["--resume", run, "--seed", "5"], "--seed"),
-        (["--lr", "1e30", "--steps", "9", "--out", str(tmp_path / "hot")], "not finite"),
         (["--lr", "1e39", "--save-every", "1", "--out", str(tmp_path / "hotter")], "not finite"),
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
