@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig, tokenize
 from .controlnet import ControlNet
+from .diffusers_layout import from_diffusers, is_diffusers
 from .files import InputError, write_atomically
 from .unet import SD1, SD2, UNet, UNetConfig
 from .vae import VAE, VAEConfig
@@ -237,6 +238,22 @@ def without_1x1(shape: torch.Size) -> torch.Size:
     return shape[:-2] if shape[-2:] == (1, 1) else shape
 
 
+def read_base(path: Path) -> tuple[Tensors, dict, UNetConfig]:
+    """The tensors of a base model, our metadata, and its U-Net's configuration. No weight is read:
+    that happens when a tensor is used."""
+    tensors, metadata = read_tensors(path)
+    if not holds_base(tensors):
+        what = "only a ControlNet" if holds_control(tensors) else f"only {first_three(tensors)} ..."
+        raise InputError(f"{path} holds {what}; a whole Stable Diffusion checkpoint is wanted")
+    tensors = {name: t for name, t in tensors.items() if not IGNORED.fullmatch(name)}
+    places = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
+    if strays := [name for name in tensors if not name.startswith(places)]:
+        names = first_three(strays)
+        raise InputError(f"{path} holds {len(strays)} tensors without a place: {names}")
+    with reading_shapes_of(path):
+        return tensors, metadata, unet_config(below(UNET_KEYS, tensors), metadata, path)
+
+
 def load_sd(
     path: str | Path,
     device: str = "cpu",
@@ -251,19 +268,10 @@ def load_sd(
     Raises InputError, naming the file, if it holds no such model or not all of it.
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
-    if not holds_base(tensors):
-        what = "only a ControlNet" if holds_control(tensors) else f"only {first_three(tensors)} ..."
-        raise InputError(f"{path} holds {what}; a whole Stable Diffusion checkpoint is wanted")
-    tensors = {name: t for name, t in tensors.items() if not IGNORED.fullmatch(name)}
-    places = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
-    if strays := [name for name in tensors if not name.startswith(places)]:
-        names = first_three(strays)
-        raise InputError(f"{path} holds {len(strays)} tensors without a place: {names}")
-
+    tensors, metadata, config = read_base(path)
     unet_tensors, vae_tensors = below(UNET_KEYS, tensors), below(VAE_KEYS, tensors)
     with reading_shapes_of(path), torch.device("meta"):
-        unet = UNet(unet_config(unet_tensors, metadata, path))
+        unet = UNet(config)
         vae = VAE(vae_config(vae_tensors, metadata))
         text_encoder, text_tensors = text_encoder_for(tensors)
     networks = (unet, unet_tensors), (vae, vae_tensors), (text_encoder, text_tensors)
@@ -293,16 +301,13 @@ def holds_base(tensors: Tensors) -> bool:
 
 
 def holds_control(tensors: Tensors) -> bool:
-    return any(name.startswith((CONTROL_KEYS, "zero_convs.")) for name in tensors)
+    names = (CONTROL_KEYS, "zero_convs.")
+    return is_diffusers(tensors) or any(name.startswith(names) for name in tensors)
 
 
-def load_control(path: str | Path, unet: UNet) -> ControlNet:
-    """A ControlNet for this U-Net, on its device and in its precision, from any original file that
-    holds one, or from our own.
-
-    Raises InputError, naming the file, if it holds none, not all of it, or one for another base.
-    """
-    path = Path(path)
+def read_control(path: Path) -> tuple[Tensors, UNetConfig]:
+    """The tensors of a ControlNet by their original names, without prefix, and its configuration.
+    As in `read_base`, no weight is read."""
     tensors, metadata = read_tensors(path)
     if any(name.endswith("difference") for name in tensors):
         raise InputError(f"{path} is a 'difference' to be added to a base; a full one is wanted")
@@ -310,14 +315,26 @@ def load_control(path: str | Path, unet: UNet) -> ControlNet:
         raise InputError(f"{path} is the shuffle model, which needs a pooling; any other is wanted")
     if not holds_control(tensors):
         raise InputError(f"{path} holds only {first_three(tensors)} ...; a ControlNet is wanted")
+    if is_diffusers(tensors):
+        tensors = from_diffusers(tensors)
     tensors = below(CONTROL_KEYS, tensors) or tensors
     with reading_shapes_of(path):
-        config = unet_config(tensors, metadata, path)
+        return tensors, unet_config(tensors, metadata, path)
+
+
+def load_control(path: str | Path, unet: UNet) -> ControlNet:
+    """A ControlNet for this U-Net, on its device and in its precision, from any original file that
+    holds one, from diffusers' or from our own.
+
+    Raises InputError, naming the file, if it holds none, not all of it, or one for another base.
+    """
+    path = Path(path)
+    tensors, config = read_control(path)
     if config != unet.config:
         made_for, base = described(config), described(unet.config)
         raise InputError(f"{path} is a ControlNet for {made_for}; one for {base} is wanted")
     with torch.device("meta"):
-        control = ControlNet(unet.config)
+        control = ControlNet(config)
     return fill(control, tensors, path).to(next(unet.parameters()))
 
 

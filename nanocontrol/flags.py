@@ -1,6 +1,8 @@
 """What the command lines share: checks of flags, each refusing with one sentence."""
 
 import argparse
+import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +18,20 @@ def blame(flag: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{flag}: {error}") from None
+
+
+@contextmanager
+def one_sentence(program: str, when_memory_is_full: str = "a smaller model") -> Iterator[None]:
+    """End with one sentence where something is refused (status 2) or stopped."""
+    try:
+        yield
+    except InputError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError:
+        sys.exit(f"{program}: the GPU's memory is full; {when_memory_is_full} is wanted")
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: stopped")
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -43,6 +59,14 @@ def positive(text: str) -> float:
     if not float(text) > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return float(text)
+
+
+def numbers(text: str) -> list[float]:
+    """1 or 0.5,1,1"""
+    values = [float(number) for number in text.split(",")]
+    if not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"{text} is not finite")
+    return values
 
 
 def multiple_of_64(text: str) -> int:

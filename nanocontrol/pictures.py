@@ -36,6 +36,29 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
+def size_to_sample(
+    size: tuple[int, int], short_side: int, width: int | None, height: int | None
+) -> tuple[int, int]:
+    """(width, height) for a picture of that size, multiples of 64. As in the original it keeps its
+    proportions (nearly), and its short side becomes `short_side`, unless a width or height is set."""
+    scale = width / size[0] if width else height / size[1] if height else short_side / min(size)
+    own = [max(64, round(side * scale / 64) * 64) for side in size]
+    return width or own[0], height or own[1]
+
+
+def read_caption(path: Path) -> str:
+    """The text of a file such as captioners write beside a picture, in one line."""
+    try:
+        caption = " ".join(path.read_text(encoding="utf-8-sig").split())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); a text is wanted") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no text; the caption file beside a picture is wanted") from None
+    if not caption:
+        raise InputError(f"{path} is empty; a caption is wanted")
+    return caption
+
+
 def to_pixels(image: Tensor) -> np.ndarray:
     """[3, H, W] in [-1, 1] -> [H, W, 3], bytes; cut off, not rounded, as in the original."""
     pixels = (image.float().cpu() * 127.5 + 127.5).clamp(0, 255)

@@ -10,8 +10,9 @@ from .checkpoint import StableDiffusion
 from .controlnet import ControlNet
 from .schedulers import DDIM, DDPM
 
-# A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength, 1 being as trained.
-Control = tuple[ControlNet, Tensor, float]
+# A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength, 1 being as trained: a
+# number, or one for each residual, the shallowest first, the middle's last (13 in all).
+Control = tuple[ControlNet, Tensor, float | Sequence[float]]
 
 
 def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -20,43 +21,109 @@ def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -
     return torch.randn((n, 4, height // 8, width // 8), generator=generator)
 
 
+def weighted_sum(
+    controls: Sequence[Control], x: Tensor, t: Tensor, context: Tensor,
+    guess: bool, resolution_weighting: bool,
+) -> list[Tensor]:  # fmt: skip
+    """All ControlNets' residuals, weighted and added up (section 3.4); arguments as in `sample`."""
+    total = None
+    for net, hint, strength in controls:
+        residuals = net(x, hint, t, context)
+        n = len(residuals)
+        weights = strength if isinstance(strength, Sequence) else [strength] * n
+        if len(weights) != n:
+            raise ValueError(f"{len(weights)} strengths for {n} residuals")
+        if guess:  # the original's: a tenth at the shallowest, 1 in the middle
+            weights = [w * 0.825 ** (n - 1 - i) for i, w in enumerate(weights)]
+        if resolution_weighting:  # the paper's, the other way round: 1 at the shallowest, then 8
+            weights = [w * x.shape[2] / r.shape[2] for w, r in zip(weights, residuals)]
+        weighted = [w * r for w, r in zip(weights, residuals)]
+        total = weighted if total is None else [a + b for a, b in zip(total, weighted)]
+    return total
+
+
 @torch.no_grad()
 def sample(
     sd: StableDiffusion, noise: Tensor, context: Tensor, uncond: Tensor,
     controls: Sequence[Control] = (), steps: int = 20, scale: float = 9.0, eta: float = 0.0,
-    sampler: str = "ddim", generator: torch.Generator | None = None, progress: bool = False,
+    sampler: str = "ddim", generator: torch.Generator | None = None, progress: bool = False, *,
+    guess: bool = False, resolution_weighting: bool = False,
+    control_from: float = 0.0, control_to: float = 1.0,
+    image: Tensor | None = None, mask: Tensor | None = None, noised: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Latents [B, 4, h, w] in float32, scaled: decode them divided by `sd.scale_factor`.
 
     noise [B, 4, h, w]; context and uncond [1 or B, 77, D], encoded prompts and negative prompts;
     scale: of classifier-free guidance (Ho & Salimans 2022), 1 being the prompt alone;
     sampler: "ddim", with its eta, or "ddpm"; generator (CPU): of the noise that samplers add.
-    Raises ValueError for an unknown sampler, or if there are not 1 to 1000 steps.
+
+    Ways to apply the controls:
+    guess: for hints without a prompt, the original's "guess mode": control where the prompt is
+    given, none where it is not, and the weaker the shallower (0.825^(n-1-i) for residual i of n);
+    resolution_weighting: the paper's own answer to that (section 3.4, CFG-RW): also only where the
+    prompt is given, and weighted H / h, the latent's height over the residual's;
+    control_from, control_to: step i of S is controlled if control_from <= i / S < control_to.
+
+    image [1 or B, 4, h, w], scaled latents of a picture, for either or both of:
+    mask [1 or B, 1, h, w], bool: only what is True is painted anew, the rest is the image's,
+    noised as much as every step wants it, and in the end the image's own;
+    noised: begin with the image, not with noise alone, noised to this fraction of the steps
+    (Meng et al. 2021); only that fraction is then run, and is the S of control_from.
+
+    Raises ValueError for an unknown sampler, if there are not 1 to 1000 steps, for fractions not in
+    0..1 or in the wrong order, for an image without mask and noised or these without an image, and
+    for a wrong number of strengths.
     """
     if sampler not in ("ddim", "ddpm"):
         raise ValueError(f"sampler is 'ddim' or 'ddpm', not {sampler!r}")
+    if not 0 <= control_from <= control_to <= 1:
+        raise ValueError(f"0 <= control_from <= control_to <= 1, not {control_from}, {control_to}")
+    if noised is not None and not 0 <= noised <= 1:
+        raise ValueError(f"noised is a fraction, 0 to 1, not {noised}")
+    if (image is None) != (mask is None and noised is None):
+        raise ValueError("an image wants a mask, noised or both, and these want an image")
     scheduler = DDPM(sd.prediction) if sampler == "ddpm" else DDIM(sd.prediction, eta)
     timesteps = scheduler.timesteps(steps)
     weight = next(sd.unet.parameters())
-    x = noise.to(weight.device, torch.float32)
-    # Without and with the prompt, in one batch.
+    x = noise = noise.to(weight.device, torch.float32)
+
+    def image_at(t: int | None) -> Tensor:
+        return image if t is None else scheduler.add_noise(image, noise, torch.tensor([t]))
+
+    if image is not None:
+        image = image.to(noise).expand_as(noise)
+        mask = None if mask is None else mask.to(x.device)
+        if noised is not None:
+            timesteps = timesteps[steps - round(noised * steps) :]
+        start = image_at(timesteps[0] if timesteps else None)
+        x = torch.where(mask, noise, start) if noised is None else start
+
+    # Without and with the prompt, in one batch; the last `controlled` of it get the hint.
     contexts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in contexts]).to(weight)
-    hints = [hint.expand(len(x), -1, -1, -1).repeat(len(contexts), 1, 1, 1).to(weight)
-             for _, hint, _ in controls]  # fmt: skip
+    controlled = len(x) if guess or resolution_weighting else len(context)
+    copies = controlled // len(x)
+    controls = [
+        (net, hint.expand(len(x), -1, -1, -1).repeat(copies, 1, 1, 1).to(weight), strength)
+        for net, hint, strength in controls
+    ]
 
-    t_and_previous = zip(timesteps, [*timesteps[1:], None])
-    for t, previous in tqdm(t_and_previous, "sampling", total=steps, disable=not progress):
+    t_and_previous = list(zip(timesteps, [*timesteps[1:], None]))
+    for i, (t, previous) in enumerate(tqdm(t_and_previous, "sampling", disable=not progress)):
         x_in = x.repeat(len(contexts), 1, 1, 1).to(weight.dtype)
         t_in = torch.full((len(x_in),), t, device=x.device)
         residuals = None
-        for (net, _, strength), hint in zip(controls, hints):
-            more = [strength * r for r in net(x_in, hint, t_in, context)]
-            residuals = more if residuals is None else [a + b for a, b in zip(residuals, more)]
+        if controls and control_from <= i / len(timesteps) < control_to:
+            inputs = (some[-controlled:] for some in (x_in, t_in, context))
+            residuals = weighted_sum(controls, *inputs, guess, resolution_weighting)
+            others = len(x_in) - controlled  # they get zeros
+            residuals = [torch.cat([r.new_zeros(others, *r.shape[1:]), r]) for r in residuals]
         output = sd.unet(x_in, t_in, context, residuals).float()
         if len(contexts) == 2:
             without, with_prompt = output.chunk(2)
             output = without + scale * (with_prompt - without)
         fresh = torch.randn(x.shape, generator=generator).to(x) if scheduler.adds_noise else 0.0
         x = scheduler.step(x, output, t, previous, fresh)
+        if mask is not None:
+            x = torch.where(mask, x, image_at(previous))
     return x

@@ -1,0 +1,85 @@
+"""What is this file?  python sample.py --explain FILE"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from .checkpoint import (
+    CLIP_KEYS, CONTROL_KEYS, OPEN_CLIP_KEYS, UNET_KEYS, VAE_KEYS, Tensors,
+    described, fill, first_three, holds_base, holds_control, load_sd, read_control, read_tensors,
+)  # fmt: skip
+from .controlnet import ControlNet
+from .diffusers_layout import is_diffusers
+from .files import InputError
+from .nano import UNET
+from .unet import UNetConfig
+
+PREFIXES = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS, CONTROL_KEYS)
+
+
+def explain(path: Path) -> str:
+    """What a checkpoint holds and what it can be used with, a fact a line. Whatever it holds is
+    put into its network, so "use" is never promised for a file that would be refused.
+
+    Raises InputError, naming the file, if it is no file of tensors.
+    """
+    tensors, _ = read_tensors(path)
+    facts = {"file": str(path), "holds": content(tensors)}
+    facts |= use(path, tensors)
+    prefixes = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors)]
+    facts["layout"] = "diffusers'" if is_diffusers(tensors) else "the original's"
+    if not (holds_base(tensors) or holds_control(tensors)):
+        facts["layout"] = f"unknown here: {first_three(tensors)} ..."
+    facts["prefixes"] = ", ".join(prefixes) or "none"
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    facts["precision"] = ", ".join(f"{kind} ({n} tensors)" for kind, n in kinds.most_common())
+    size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    facts["tensors"] = f"{len(tensors)}, of {numbers:,} numbers, {size:,.1f} MB"
+    facts["metadata"] = metadata_of(path)
+    return "\n".join(f"{name + ':':<11}{value}" for name, value in facts.items())
+
+
+def content(tensors: Tensors) -> str:
+    found = []
+    if holds_base(tensors):
+        found.append("a base model (U-Net, VAE and text encoder)")
+    if holds_control(tensors):
+        found.append("a ControlNet")
+    return " and ".join(found) or "neither a base model nor a ControlNet"
+
+
+def use(path: Path, tensors: Tensors) -> dict[str, str]:
+    """What it belongs to, and what can be done with it, by doing it."""
+    facts = {}
+    try:
+        if holds_base(tensors):
+            sd = load_sd(path)
+            name = name_of(sd.unet.config)
+            facts["base"] = f"{name}, predicts {sd.prediction}"
+            facts["use as"] = f"--base, with ControlNets for {name}"
+        if holds_control(tensors):
+            own, config = read_control(path)
+            with torch.device("meta"):
+                fill(ControlNet(config), own, path)
+            facts["control"] = f"for {name_of(config)}"
+            flags = "--control (sample.py), --init-control (train.py)"
+            alone = "; its own base is used where none is given" if facts.get("base") else ""
+            facts["use as"] = f"{flags}, with bases of {name_of(config)}{alone}"
+    except InputError as error:
+        facts["use as"] = f"nothing: {error}"
+    return facts or {"use as": "nothing: a base model or a ControlNet is wanted"}
+
+
+def metadata_of(path: Path) -> str:
+    if path.suffix != ".safetensors":
+        return "none (only safetensors files have it)"
+    with safe_open(path, "pt") as file:
+        return json.dumps(file.metadata() or {})
+
+
+def name_of(config: UNetConfig) -> str:
+    return "nano" if config == UNET else described(config)

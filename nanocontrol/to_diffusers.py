@@ -1,0 +1,64 @@
+"""Write a ControlNet as diffusers reads it:
+
+    python -m nanocontrol.to_diffusers --control control.safetensors --out my-controlnet
+
+makes a folder for `ControlNetModel.from_pretrained("my-controlnet")`. (Nothing is needed the other
+way: diffusers' files are read wherever a ControlNet is wanted.)
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from .checkpoint import metadata_of, read_control, write_tensors
+from .diffusers_layout import to_diffusers
+from .files import InputError, make_folder, write_atomically
+from .flags import blame, one_sentence
+from .unet import UNetConfig
+
+
+def config_of(config: UNetConfig) -> dict:
+    """diffusers' names for what the tensors' shapes do not tell it."""
+    levels = range(len(config.channel_mult))
+    channels = [config.model_channels * mult for mult in config.channel_mult]
+    heads = [c // config.head_dim if config.head_dim else config.num_heads for c in channels]
+    kinds = ["CrossAttnDownBlock2D" if i in config.attention_levels else "DownBlock2D"
+             for i in levels]  # fmt: skip
+    return {
+        "_class_name": "ControlNetModel",
+        "block_out_channels": channels,
+        "down_block_types": kinds,
+        "layers_per_block": config.num_res_blocks,
+        "cross_attention_dim": config.context_dim,
+        "attention_head_dim": heads,  # the number of heads, in spite of its name
+        "use_linear_projection": config.linear_proj,
+        "norm_num_groups": config.norm_groups,
+        "conditioning_embedding_out_channels": [16, 32, 96, 256],
+    }
+
+
+def export(control: Path, out: Path) -> None:
+    with blame("--control"):
+        tensors, config = read_control(control)
+    make_folder("--out", out)
+    text = json.dumps(config_of(config), indent=2) + "\n"
+    write_atomically(out / "config.json", lambda temporary: temporary.write_text(text))
+    tensors = to_diffusers(tensors, config)
+    write_tensors(out / "diffusion_pytorch_model.safetensors", tensors, metadata_of(config))
+
+
+def main(argv: list[str] | None = None) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("to_diffusers", description=__doc__, formatter_class=formatter)
+    parser.add_argument("--control", type=Path, required=True, help="a ControlNet")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    args = parser.parse_args(argv)
+    with one_sentence("to_diffusers"):
+        if args.out.exists():
+            raise InputError(f"--out: {args.out} exists; a new folder is wanted")
+        export(args.control, args.out)
+    print(f"{args.out}: a folder for diffusers")
+
+
+if __name__ == "__main__":
+    main()

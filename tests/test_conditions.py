@@ -1,0 +1,28 @@
+"""Canny against pictures that OpenCV 5.0's `Canny` made of tests/fixtures/canny_photo.png."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from nanocontrol.conditions import canny
+from nanocontrol.pictures import read_picture
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.mark.parametrize("low, high", [(100, 200), (20, 400)])
+def test_canny_is_opencvs_to_the_bit(low, high):
+    edges = canny(read_picture(FIXTURES / "canny_photo.png"), low, high)
+    assert torch.equal(edges, read_picture(FIXTURES / f"canny_{low}_{high}.png"))
+
+
+def test_weak_edges_stay_only_where_a_strong_one_continues_them():
+    picture = torch.zeros(3, 32, 32)
+    picture[:, 4:12, 4:28], picture[:, 20:28, 4:28] = 0.2, 0.2  # |dx| + |dy| = 204 at their sides
+    picture[:, 4:12, 16:28] = 0.6
+    assert canny(picture, 100, 400)[:, 6:10, 3].all()
+    assert not canny(picture, 100, 400)[:, 16:].any() and canny(picture, 100, 200)[:, 16:].any()
+
+
+def test_a_plain_picture_has_no_edges():
+    assert not canny(torch.full((3, 8, 9), 0.5), 0, 0).any()
