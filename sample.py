@@ -292,7 +292,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with one_sentence("sample.py", when_memory_is_full="--n: fewer or smaller pictures"):
         if args.explain:
-            print(explain(args.explain))
+            with blame("--explain"):
+                print(explain(args.explain))
         else:
             generate(args)
 

@@ -67,7 +67,7 @@ def use(path: Path, tensors: Tensors) -> dict[str, str]:
                 fill(ControlNet(config), own, path)
             facts["control"] = f"for {name_of(config)}"
             flags = "--control (sample.py), --init-control (train.py)"
-            alone = "; its own base is used where none is given" if facts.get("base") else ""
+            alone = "; without --base the base inside is used" if facts.get("base") else ""
             facts["use as"] = f"{flags}, with bases of {name_of(config)}{alone}"
     except InputError as error:
         facts["use as"] = f"nothing: {error}"

@@ -89,3 +89,107 @@ def test_steps_out_of_range(guided):
         sample(**arguments | {"steps": 1001})
     with pytest.raises(ValueError, match="euler"):
         sample(**arguments, sampler="euler")
+
+
+def outputs(monkeypatch, sd, **arguments) -> list[torch.Tensor]:
+    """What the U-Net answers at each step: first without prompts, then with."""
+    seen, forward = [], sd.unet.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(sd.unet, "forward", lambda *args: seen.append(forward(*args)) or seen[-1])
+        sample(sd, **arguments)
+    return seen
+
+
+@pytest.mark.parametrize("rule", ["guess", "resolution_weighting"])
+def test_the_unconditional_half_is_the_plain_models(guided, trained_control, monkeypatch, rule):
+    arguments, hint = guided
+    arguments |= {"steps": 1}
+    (plain,) = outputs(monkeypatch, **arguments)
+    controls = [(trained_control, hint, 1.0)]
+    (made,) = outputs(monkeypatch, **arguments, controls=controls, **{rule: True})
+    assert torch.equal(made[:2], plain[:2]) and not torch.allclose(made[2:], plain[2:])
+    (controlled,) = outputs(monkeypatch, **arguments, controls=controls)
+    assert not torch.allclose(controlled[:2], plain[:2])
+
+
+def test_guess_and_resolution_weights(guided, trained_control):
+    """They are strengths for each residual, where nothing is unconditional: 5 residuals, the first
+    two of the latent's height, the others of half."""
+    arguments, hint = guided
+    arguments |= {"scale": 1.0}
+    for rule, weights in [
+        ("guess", [0.9 * 0.825**k for k in (4, 3, 2, 1, 0)]),
+        ("resolution_weighting", [0.9, 0.9, 1.8, 1.8, 1.8]),
+    ]:
+        made = sample(**arguments, controls=[(trained_control, hint, 0.9)], **{rule: True})
+        expected = sample(**arguments, controls=[(trained_control, hint, weights)])
+        assert torch.equal(made, expected)
+
+
+def test_a_strength_for_each_residual(guided, trained_control):
+    arguments, hint = guided
+    same = sample(**arguments, controls=[(trained_control, hint, [0.7] * 5)])
+    assert torch.equal(same, sample(**arguments, controls=[(trained_control, hint, 0.7)]))
+    middle = sample(**arguments, controls=[(trained_control, hint, [0, 0, 0, 0, 0.7])])
+    assert not torch.allclose(middle, same)
+    for rule in ({}, {"guess": True}, {"resolution_weighting": True}):
+        with pytest.raises(ValueError, match="6 strengths for 5"):
+            sample(**arguments, controls=[(trained_control, hint, [1.0] * 6)], **rule)
+
+
+def test_control_in_part_of_the_steps(guided, trained_control):
+    arguments, hint = guided
+    arguments |= {"steps": 5}
+    plain, controls = sample(**arguments), [(trained_control, hint, 1.0)]
+    for edge in (0.0, 0.4, 1.0):
+        never = sample(**arguments, controls=controls, control_from=edge, control_to=edge)
+        assert torch.equal(never, plain)
+    calls = []
+    trained_control.register_forward_hook(lambda net, args, output: calls.append(args[2][0].item()))
+    for begin, end, steps in [
+        (0, 1, [801, 601, 401, 201, 1]), (0.2, 0.6, [601, 401]), (0.3, 0.7, [401, 201])
+    ]:  # fmt: skip
+        calls.clear()
+        sample(**arguments, controls=controls, control_from=begin, control_to=end)
+        assert calls == steps, (begin, end)
+
+
+def test_repainting_keeps_what_is_not_masked_to_the_bit(guided, trained_control):
+    arguments, hint = guided
+    image, mask = torch.randn(1, 4, 8, 16), torch.zeros(1, 1, 8, 16, dtype=torch.bool)
+    mask[..., 2:5, 3:9] = True
+    for options in ({}, {"eta": 1.0}, {"sampler": "ddpm"}, {"noised": 0.5}):
+        made = sample(
+            **arguments, controls=[(trained_control, hint, 1.0)], image=image, mask=mask, **options
+        )
+        where = mask.expand_as(made)
+        assert torch.equal(made[~where], image.expand_as(made)[~where])
+        assert not torch.isclose(made[where], image.expand_as(made)[where]).any()
+    everything = sample(**arguments, image=image, mask=torch.ones_like(mask))
+    assert torch.equal(everything, sample(**arguments))
+    nothing = sample(**arguments, image=image, mask=torch.zeros_like(mask))
+    assert torch.equal(nothing, image.expand_as(nothing))
+
+
+def test_from_an_image(guided):
+    arguments, _ = guided
+    image = 3 * torch.randn(1, 4, 8, 16)
+    made = [sample(**arguments, image=image, noised=noised) for noised in (0.0, 0.25, 0.75, 1.0)]
+    assert torch.equal(made[0], image.expand_as(made[0]))
+    distances = [(m - image).norm() for m in made]
+    assert distances == sorted(distances)
+    # One step of four: from t = 1, with that step's noise.
+    noisy = DDIM().add_noise(image, arguments["noise"], torch.tensor([1]))
+    one = sample(**arguments | {"noise": noisy, "steps": 1})
+    torch.testing.assert_close(made[1], one)
+
+
+def test_what_does_not_go_together(guided):
+    arguments, _ = guided
+    image, mask = torch.zeros(1, 4, 8, 16), torch.ones(1, 1, 8, 16, dtype=torch.bool)
+    for options in [
+        {"mask": mask}, {"noised": 0.5}, {"image": image}, {"image": image, "noised": 1.5},
+        {"control_from": 0.6, "control_to": 0.5}, {"control_to": 1.1}, {"control_from": -0.1},
+    ]:  # fmt: skip
+        with pytest.raises(ValueError):
+            sample(**arguments, **options)

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import CONFIGS
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,7 +19,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import sample  # noqa: E402
 import train  # noqa: E402
-from nanocontrol import InputError, load_control, load_sd  # noqa: E402
+from nanocontrol import ControlNet, InputError, load_control, load_sd, save_control  # noqa: E402
+from nanocontrol.conditions import canny  # noqa: E402
+from nanocontrol.pictures import read_picture  # noqa: E402
+from sample import to_bytes  # noqa: E402
 
 NANO = str(ROOT / "weights" / "nano.safetensors")
 CONTROL = str(ROOT / "weights" / "nano-control-outline.safetensors")
@@ -229,26 +234,128 @@ def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
     assert Image.open(tmp_path / "000.png").tobytes() == inside
 
 
+def made(out: Path, *flags: str) -> np.ndarray:
+    """The picture that sample.py makes, in two steps if nothing else is said, [H, W, 3]."""
+    sample.main(["--steps", "2", "--n", "1", "--out", str(out), *flags])
+    return np.asarray(Image.open(out / "000.png"))
+
+
+def test_four_kinds_of_prompts(tmp_path):
+    caption = tmp_path / "photo.txt"
+    caption.write_bytes("\ufeffa gold disc\n on a navy background\n".encode())
+    for flags, prompt in [
+        ([], "an olive disc and a navy square on a turquoise background"),  # what the hint shows
+        (["--prompt", ""], ""),
+        (["--prompt", "a gold disc"], "a gold disc"),
+        (["--prompt", "default"], "a high-quality, detailed, and professional image"),
+        (["--prompt-from", str(caption)], "a gold disc on a navy background"),
+    ]:
+        made(tmp_path / "out", *flags)
+        assert Image.open(tmp_path / "out" / "000.png").text["prompt"] == prompt
+
+
+def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs):
+    hint = str(pairs / "hint0.png")
+    flags = ["--hint", hint, "--prompt", "a gold disc"]
+    pictures = [
+        made(tmp_path, *flags, *more)
+        for more in (
+            [], ["--guess"], ["--resolution-weighting"], ["--control-to", "0.5"],
+            ["--control-from", "0.5"], ["--strength", "0"], ["--strength", "0.5"],
+            ["--strength", "0,0,0,0,0,0,1"], ["--canny", "100", "200"],
+        )
+    ]  # fmt: skip
+    for i, picture in enumerate(pictures):
+        assert not any(np.array_equal(picture, other) for other in pictures[:i]), i
+
+
+def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
+    a, b = str(pairs / "hint0.png"), str(pairs / "hint1.png")
+    both = ["--control", CONTROL, "--control", CONTROL, "--hint", a, "--hint", b]
+    alone = made(tmp_path, "--hint", a)
+    assert np.array_equal(made(tmp_path, *both, "--strength", "1", "--strength", "0"), alone)
+    assert not np.array_equal(made(tmp_path, *both), alone)
+    assert Image.open(tmp_path / "sheet.png").size == (3 * 64, 64)
+    none = made(tmp_path, *both, "--control-from", "0.5", "--control-to", "0.5")
+    plain = made(tmp_path, "--hint", a, "--strength", "0")
+    assert np.array_equal(none, plain) and not np.array_equal(alone, plain)
+
+
+def test_canny_is_of_the_hint_before_it(tmp_path, pairs):
+    picture, edges = str(pairs / "image0.png"), canny(read_picture(pairs / "image0.png"), 20, 50)
+    edges = to_bytes(edges)
+    made(tmp_path, "--hint", picture, "--canny", "20", "50")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "sheet.png"))[:, :64], edges)
+    two = ["--control", CONTROL, "--control", CONTROL, "--hint", picture]
+    made(tmp_path, *two, "--hint", picture, "--canny", "20", "50")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert np.array_equal(sheet[:, 64:128], edges) and not np.array_equal(sheet[:, :64], edges)
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control):
+    image, mask = np.asarray(Image.open(pairs / "image0.png")), np.zeros((64, 64), np.uint8)
+    mask[5:30, 20:51] = 255  # its borders are no multiples of 8
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    flags = ["--image", str(pairs / "image0.png"), "--mask", str(tmp_path / "mask.png")]
+    flags += ["--hint", str(pairs / "hint1.png")] if control else []
+    picture = made(tmp_path / "out", *flags, "--prompt", "a gold disc on a navy background")
+    assert np.array_equal(picture[mask == 0], image[mask == 0])
+    assert (picture[mask == 255] == image[mask == 255]).mean() < 0.5
+    from_it = made(tmp_path / "out", *flags, "--noise", "0.5")
+    assert np.array_equal(from_it[mask == 0], image[mask == 0])
+    assert not np.array_equal(from_it, picture)
+
+
+def test_from_a_picture(tmp_path, pairs):
+    flags = ["--image", str(pairs / "image0.png"), "--steps", "8"]
+    image = np.asarray(Image.open(pairs / "image0.png")).astype(float)
+    pictures = [made(tmp_path, *flags)]
+    pictures += [made(tmp_path, *flags, "--noise", noise) for noise in ("0.75", "0", "1")]
+    assert np.array_equal(pictures[0], pictures[1])  # the default
+    distances = [np.abs(picture - image).mean() for picture in pictures[1:]]
+    assert distances[1] < distances[0] < distances[2]
+
+
+def test_sizes_of_pictures(tmp_path):
+    """As the original: the short side as the base likes it, both multiples of 64."""
+    Image.new("RGB", (300, 150)).save(tmp_path / "wide.png")
+    wide = ["--hint", str(tmp_path / "wide.png")]
+    for flags, size in [
+        ([], (64, 128)), (["--width", "64"], (64, 64)), (["--height", "128"], (128, 256)),
+        (["--height", "64", "--width", "64"], (64, 64)),
+    ]:  # fmt: skip
+        assert made(tmp_path / "out", *wide, *flags).shape[:2] == size
+
+
+def test_explain_prints_and_makes_nothing(tmp_path, capsys):
+    sample.main(["--explain", NANO, "--out", str(tmp_path / "out")])
+    assert "a base model" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------------------------ bad input
 
 
 def refusal(main, capsys, *flags: str) -> str:
-    """The one sentence that a script ends with, and with status 1 or 2."""
+    """The one sentence that a script ends with, and with status 1 (train.py) or 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main([*flags])
-    if isinstance(end.value.code, str):  # printed by Python, with status 1
+    if main is train.main and isinstance(end.value.code, str):  # printed by Python, with status 1
         assert "\n" not in end.value.code
         return end.value.code
     assert end.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_sample_refuses_bad_input(tmp_path, capsys, pairs):
+def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
     text = tmp_path / "text.png"
     text.write_text("no picture")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(Path(NANO).read_bytes()[:100_000])
+    (empty := tmp_path / "empty.txt").write_text("\n")
+    Image.new("L", (128, 64)).save(wide := str(tmp_path / "wide.png"))
+    save_control(ControlNet(CONFIGS["sd1"]), other := str(tmp_path / "other.safetensors"))
     hint = str(pairs / "hint0.png")
     for flags, words in [
         (["--base", "missing.safetensors"], "--base: missing.safetensors"),
@@ -258,10 +365,33 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs):
         (["--control", str(cut)], "--control"),
         (["--hint", str(text)], "--hint"),
         (["--hint", "missing.png"], "missing.png does not exist"),
-        (["--hint", hint, "--width", "128"], "64x64"),
         (["--width", "128"], "--width"),
-        (["--base", NANO, "--hint", hint], "--control is wanted"),
-        (["--base", NANO, "--control", CONTROL], "--hint is wanted"),
+        (["--base", NANO, "--hint", hint], "1 --hint"),
+        (["--base", NANO, "--control", CONTROL], "1 --control"),
+        (["--control", CONTROL, "--control", CONTROL, "--hint", hint], "2 --control"),
+        (["--hint", hint, "--strength", "1", "--strength", "1"], "2 --strength"),
+        (["--hint", hint, "--strength", "1,1"], "7 residuals"),
+        (["--hint", hint, "--strength", "1,x"], "--strength"),
+        (["--hint", hint, "--strength", "nan"], "--strength"),
+        (["--control", other, "--hint", hint], f"{NANO} is nano"),
+        (["--hint", hint, "--image", wide], "pictures of one shape"),
+        (["--image", hint, "--mask", wide], "a mask of that size"),
+        (["--image", hint, "--mask", str(text)], "--mask"),
+        (["--image", "missing.png"], "--image"),
+        (["--mask", hint], "--image is wanted"),
+        (["--noise", "0.5"], "--image is wanted"),
+        (["--image", hint, "--noise", "1.5"], "--noise"),
+        (["--control-from", "0.6", "--control-to", "0.5"], "--control-from 0.6"),
+        (["--control-to", "1.5"], "--control-to"),
+        (["--guess", "--resolution-weighting"], "--guess"),
+        (["--prompt", "x", "--prompt-from", "y"], "--prompt"),
+        (["--prompt-from", "missing.txt"], "--prompt-from"),
+        (["--prompt-from", hint], "no text"),
+        (["--prompt-from", str(empty)], "is empty"),
+        (["--canny", "100", "200"], "--hint is wanted"),
+        (["--hint", hint, "--canny", "200", "100"], "--canny 200 100"),
+        (["--hint", hint, "--canny", "-1", "100"], "--canny"),
+        (["--explain", str(text)], "--explain"),
         (["--width", "100"], "multiple of 64"),
         (["--steps", "0"], "--steps"),
         (["--steps", "1001"], "--steps"),
@@ -273,7 +403,9 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs):
         (["--n", "many"], "--n"),
         (["--out", str(text)], "--out"),
     ]:
-        assert words in refusal(sample.main, capsys, *flags), flags
+        with monkeypatch.context() as patch:  # before anything slow starts
+            patch.setattr(sample, "load_sd", lambda *args: pytest.fail("it was too late"))
+            assert words in refusal(sample.main, capsys, *flags), flags
 
 
 def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):

@@ -1,0 +1,197 @@
+"""diffusers' layout, the transfer to other bases, and what --explain says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIGS, randomise
+from nanocontrol import ControlNet, InputError, UNet, load_control, load_sd, save_control, save_sd
+from nanocontrol.diffusers_layout import from_diffusers, to_diffusers
+from nanocontrol.explain import explain, name_of
+from nanocontrol.nano import UNET
+from nanocontrol.to_diffusers import main as export
+from nanocontrol.transfer import main as transfer
+from nanocontrol.unet import SD1, SD2
+from safetensors.torch import load_file, save_file
+
+# The names that diffusers 0.42.1's own `convert_controlnet_checkpoint` gives to the original's, the
+# same for Stable Diffusion 1 and 2.
+NAMES = json.loads((Path(__file__).parent / "fixtures" / "diffusers_names.json").read_text())
+WEIGHTS = Path(__file__).parents[1] / "weights"
+NANO, CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-outline.safetensors"
+
+
+@pytest.mark.parametrize("config", [SD1, SD2])
+def test_names_are_diffusers(config):
+    with torch.device("meta"):
+        ours = ControlNet(config).state_dict()
+    theirs = to_diffusers(ours, config)
+    assert len(theirs) == len(NAMES) == 340
+    assert all(theirs[NAMES[name]] is tensor for name, tensor in ours.items())
+    back = from_diffusers(theirs)
+    assert back.keys() == ours.keys() and all(back[name] is ours[name] for name in ours)
+
+
+def test_round_trip_to_the_bit(tmp_path, capsys):
+    folder = tmp_path / "for-diffusers"
+    export(["--control", str(CONTROL), "--out", str(folder)])
+    file = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    assert "controlnet_mid_block.weight" in tensors and len(tensors) == len(load_file(CONTROL))
+    unet = load_sd(NANO).unet
+    ours, theirs = load_control(CONTROL, unet).state_dict(), load_control(file, unet).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["block_out_channels"] == [32, 64, 128] and config["norm_num_groups"] == 4
+    with pytest.raises(SystemExit) as end:
+        export(["--control", str(CONTROL), "--out", str(folder)])
+    assert end.value.code == 2 and "--out" in capsys.readouterr().err
+
+
+def test_a_tensor_of_diffusers_without_a_place_is_refused(tmp_path):
+    """As the larger models have them."""
+    tensors = to_diffusers(load_file_without_prefix(CONTROL), UNET)
+    tensors["add_embedding.linear_1.weight"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "c.safetensors")
+    with pytest.raises(InputError, match="is a ControlNet for|add_embedding"):
+        load_control(tmp_path / "c.safetensors", load_sd(NANO).unet)
+
+
+def load_file_without_prefix(path: Path) -> dict[str, torch.Tensor]:
+    return {n.removeprefix("control_model."): tensor for n, tensor in load_file(path).items()}
+
+
+# ----------------------------------------------------------------------------------- transfer
+
+
+@pytest.fixture
+def bases(sd, tmp_path) -> tuple[Path, Path]:
+    """Two base models of one architecture."""
+    save_sd(sd, tmp_path / "a.safetensors")
+    randomise(sd.unet, seed=7), randomise(sd.vae, seed=8)
+    save_sd(sd, tmp_path / "b.safetensors")
+    return tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+
+
+def transferred(control: Path, a: Path, b: Path) -> dict[str, torch.Tensor]:
+    out = control.parent / f"{control.stem}-to-{b.stem}.safetensors"
+    transfer([*f"--control {control} --from {a} --to {b} --out {out}".split()])
+    return load_file(out)
+
+
+def test_transfer_adds_the_difference_of_the_bases(bases, trained_control, tmp_path):
+    save_control(trained_control, tmp_path / "c.safetensors")
+    c, (a, b) = load_file(tmp_path / "c.safetensors"), map(load_file, bases)
+    new = transferred(tmp_path / "c.safetensors", *bases)
+    assert new.keys() == c.keys()
+    moved = 0
+    for name, tensor in new.items():
+        base_name = name.replace("control_model.", "model.diffusion_model.")
+        if base_name in a:  # the original's formula, in its order
+            expected = c[name] + b[base_name] - a[base_name]
+            torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
+            moved += not torch.equal(tensor, c[name])
+        else:
+            assert torch.equal(tensor, c[name]) and ("zero" in name or "hint" in name or "out" in name)
+    assert moved > 50
+    a_file, b_file = bases
+    unet = load_sd(b_file, prediction="eps").unet
+    assert load_control(tmp_path / "c-to-b.safetensors", unet).config == trained_control.config
+
+
+def test_transfer_to_the_same_base_changes_nothing(bases, trained_control, tmp_path):
+    save_control(trained_control.half(), tmp_path / "c.safetensors")
+    new, c = transferred(tmp_path / "c.safetensors", bases[0], bases[0]), tmp_path / "c.safetensors"
+    c = load_file(c)
+    assert all(torch.equal(new[name], c[name]) and new[name].dtype == c[name].dtype for name in c)
+
+
+def test_transfer_of_a_whole_model(bases, trained_control, tmp_path):
+    """As the files of ControlNet 1.0, whose decoder may differ from its base's."""
+    a, b = map(load_file, bases)
+    own = trained_control.state_dict().items()
+    c = a | {f"control_model.{name}": tensor for name, tensor in own}
+    out = "model.diffusion_model.out.2.bias"
+    c[out] = c[out] + 1
+    save_file(c, tmp_path / "c.safetensors")
+    new = transferred(tmp_path / "c.safetensors", *bases)
+    assert new.keys() == c.keys()
+    torch.testing.assert_close(new[out], b[out] + 1)
+    assert all(torch.equal(new[name], b[name]) for name in b if "diffusion_model" not in name)
+
+
+def test_transfer_refuses(bases, tmp_path, capsys):
+    other = "sd1" if load_sd(bases[0], prediction="eps").unet.config == CONFIGS["sd2"] else "sd2"
+    save_control(ControlNet(CONFIGS[other]), tmp_path / "c.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "exists.safetensors")
+    before = (tmp_path / "exists.safetensors").read_bytes()
+    for control, out, words in [
+        ("c", "new", "c.safetensors is for"),
+        ("missing", "new", "--control"),
+        ("a", "new", "--control"),
+        ("c", "exists", "--out"),
+    ]:
+        files = {"--from": bases[0], "--to": bases[1]}
+        files |= {"--control": tmp_path / f"{control}.safetensors"}
+        files |= {"--out": tmp_path / f"{out}.safetensors"}
+        with pytest.raises(SystemExit) as end:
+            transfer([str(part) for flag in files.items() for part in flag])
+        assert end.value.code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "new.safetensors").exists()
+    assert (tmp_path / "exists.safetensors").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------ explain
+
+
+def facts(path: Path) -> dict[str, str]:
+    return {k: v.strip() for k, v in (line.split(":", 1) for line in explain(path).splitlines())}
+
+
+def test_explain_a_base_and_a_controlnet():
+    base, control = facts(NANO), facts(CONTROL)
+    assert base["holds"].startswith("a base") and base["base"] == "nano, predicts eps"
+    assert base["precision"] == "float16 (624 tensors)" and base["tensors"].startswith("624,")
+    assert '"size' in base["metadata"] and base["layout"] == "the original's"
+    assert control["holds"] == "a ControlNet" and control["control"] == "for nano"
+    assert control["prefixes"] == "control_model." and "--init-control" in control["use as"]
+    assert name_of(SD1) == "Stable Diffusion 1" and name_of(SD2) == "Stable Diffusion 2"
+
+
+def test_explain_other_layouts_and_what_is_refused(tmp_path):
+    tensors = load_file_without_prefix(CONTROL)
+    save_file(tensors, tmp_path / "bare.safetensors")  # without our metadata: 8 heads, 32 groups
+    bare = facts(tmp_path / "bare.safetensors")
+    assert bare["prefixes"] == "none" and bare["metadata"] == "{}"
+    assert "32 channels" in bare["control"]
+    save_file(to_diffusers(tensors, UNET), tmp_path / "d.safetensors")
+    assert facts(tmp_path / "d.safetensors")["layout"] == "diffusers'"
+    save_file({"lora_up": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    lora = facts(tmp_path / "lora.safetensors")
+    assert lora["use as"].startswith("nothing") and "lora_up" in lora["layout"]
+    with pytest.raises(InputError, match="no checkpoint"):
+        explain(Path(__file__))
+
+
+def test_explain_a_base_and_a_controlnet_in_one_file(sd, trained_control, tmp_path):
+    save_sd(sd, tmp_path / "base.safetensors")
+    own = trained_control.state_dict().items()
+    whole = load_file(tmp_path / "base.safetensors")
+    whole |= {f"control_model.{name}": tensor for name, tensor in own}
+    torch.save(whole, tmp_path / "whole.pth")
+    both = facts(tmp_path / "whole.pth")
+    assert both["holds"] == "a base model (U-Net, VAE and text encoder) and a ControlNet"
+    assert "base inside" in both["use as"] and both["metadata"].startswith("none")
+    del whole["control_model.middle_block_out.0.bias"]
+    save_file(whole, tmp_path / "cut.safetensors")
+    assert "lacks 1 wanted" in facts(tmp_path / "cut.safetensors")["use as"]
+
+
+def test_the_table_is_for_any_number_of_levels():
+    for config in CONFIGS.values():
+        with torch.device("meta"):
+            ours, unet = ControlNet(config).state_dict(), UNet(config).state_dict()
+        theirs = to_diffusers(ours, config)
+        assert from_diffusers(theirs).keys() == ours.keys()
+        assert not theirs.keys() & unet.keys()  # every name is another one
