@@ -17,27 +17,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 from tqdm import tqdm
 
-from nanocontrol import InputError, load_control, load_sd, sample
-from nanocontrol.checkpoint import count, holds_base, read_base, read_control, read_tensors
-from nanocontrol.conditions import canny
-from nanocontrol.data import HELD_OUT, Scenes
-from nanocontrol.explain import explain, name_of
+from nanocontrol import load_control, load_sd, sample
+from nanocontrol.explain import explain
 from nanocontrol.files import make_folder
 from nanocontrol.flags import (
     at_least, blame, default_device, device, fraction, multiple_of_64, numbers, one_sentence, seed
 )  # fmt: skip
-from nanocontrol.pictures import (
-    open_picture, read_caption, read_picture, save_picture, size_to_sample, to_pixels
-)  # fmt: skip
+from nanocontrol.inputs import check_files, choose_files, read_inputs
+from nanocontrol.pictures import save_picture, to_bytes, to_pixels
 from nanocontrol.sampling import initial_noise
 
-WEIGHTS = Path(__file__).parent / "weights"
-NANO, NANO_CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-outline.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.1 of the paper
 
 
 # ------------------------------------------------------------------------------- the method
@@ -45,6 +37,7 @@ DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4
 
 @torch.no_grad()
 def generate(args: argparse.Namespace) -> None:
+    # All that can be refused is refused here, before anything slow.
     choose_files(args)
     check_files(args)
     hints, image, mask, prompt = read_inputs(args)
@@ -101,121 +94,6 @@ def save_all(
     print(f"{args.out / 'sheet.png'}: {prompt or 'no prompt'}, seed {args.seed}")
 
 
-def to_bytes(picture: Tensor) -> np.ndarray:
-    """[3, H, W] in [0, 1], as read from a file -> the file's bytes, [H, W, 3]."""
-    return (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-# ------------------------------------------------------------------------- files and pictures
-
-
-def choose_files(args: argparse.Namespace) -> None:
-    """Without --base: the base inside a ControlNet v1.0 file, or nano, which draws its own hint."""
-    if args.base is None:
-        with blame("--control"):
-            inside = (file for file in args.control if holds_base(read_tensors(file)[0]))
-            args.base = next(inside, None)
-    args.drawn = args.base is None and not args.hint and args.image is None
-    if args.base is None:
-        args.base = NANO
-        if not args.control and args.image is None or args.hint and not args.control:
-            args.control = [NANO_CONTROL]
-
-
-def check_files(args: argparse.Namespace) -> None:
-    """Whether the files go together. Nothing is computed, no weight is read."""
-    hints = len(args.hint) + args.drawn
-    if not len(args.control) == hints == len(args.strength or args.control):
-        counts = {"--control": args.control, "--hint": args.hint, "--strength": args.strength}
-        given = ", ".join(f"{len(v)} {k} ({listed(v)})" for k, v in counts.items() if v)
-        raise InputError(f"{given}: a --hint for every --control is wanted, and a --strength or none")
-    args.strength = args.strength or [[1.0]] * hints
-    with blame("--base"):
-        _, metadata, base = read_base(args.base)
-    args.size = metadata.get("size", 512)
-    for i, file in enumerate(args.control):
-        with blame("--control"):
-            tensors, config = read_control(file)
-        if config != base:
-            raise InputError(
-                f"--control: {file} is a ControlNet for {name_of(config)}, and {args.base} is "
-                f"{name_of(base)}; a ControlNet for that is wanted"
-            )
-        n = count(tensors, "zero_convs.{}.") + 1
-        if len(args.strength[i]) not in (1, n):
-            raise InputError(
-                f"--strength {listed(args.strength[i])}: {len(args.strength[i])} numbers; one, or "
-                f"one for each of the {n} residuals of {file} is wanted"
-            )
-        args.strength[i] = args.strength[i][0] if len(args.strength[i]) == 1 else args.strength[i]
-
-
-def listed(values: list) -> str:
-    return ", ".join(map(str, values))
-
-
-def read_inputs(
-    args: argparse.Namespace
-) -> tuple[list[Tensor], Tensor | None, Tensor | None, str]:
-    """Hints and image, [3, H, W] in [0, 1], the mask [H, W], bool, and the prompt. Sets the size."""
-    prompt = DEFAULT_PROMPT if args.prompt == "default" else args.prompt or ""
-    if args.prompt_from:
-        with blame("--prompt-from"):
-            prompt = read_caption(args.prompt_from)
-    if args.drawn:
-        _, hint, scene = Scenes(HELD_OUT)[args.seed % HELD_OUT]
-        size = (hint.shape[2], hint.shape[1])
-        if (args.width or size[0], args.height or size[1]) != size:
-            raise InputError(
-                f"--width and --height: the drawn hint is {size[0]}x{size[1]}; for other sizes "
-                "a --hint is wanted"
-            )
-        args.width, args.height = size
-        no_prompt = args.prompt is None and args.prompt_from is None
-        return [hint], None, None, scene if no_prompt else prompt
-
-    files = [("--hint", file) for file in args.hint] + [("--image", args.image)] * bool(args.image)
-    check_sizes(args, files)
-    size = (args.width, args.height)
-    pictures = []
-    for i, (flag, file) in enumerate(files):
-        with blame(flag):
-            picture = read_picture(file, size)
-        pictures.append(canny(picture, *args.canny[i]) if i in args.canny else picture)
-    image = pictures.pop() if args.image else None
-    mask = None
-    if args.mask:
-        with blame("--mask"):
-            mask = read_picture(args.mask, size).mean(dim=0) > 0.5
-    return pictures, image, mask, prompt
-
-
-def check_sizes(args: argparse.Namespace, files: list[tuple[str, Path]]) -> None:
-    """Set the pictures' width and height; refuse what does not go together. Only headers are read."""
-    if not files:
-        args.width, args.height = args.width or args.size, args.height or args.size
-        return
-    sizes = []
-    for flag, file in files:
-        with blame(flag):
-            own = open_picture(file).size
-        sizes.append(size_to_sample(own, args.size, args.width, args.height))
-        if sizes[-1] != sizes[0]:
-            raise InputError(
-                f"{flag}: {file} makes pictures of {listed(sizes[-1])} pixels, {files[0][1]} of "
-                f"{listed(sizes[0])}; pictures of one shape are wanted, or --width and --height"
-            )
-    if args.mask:
-        with blame("--mask"):
-            mask_size = open_picture(args.mask).size
-        if mask_size != own:
-            raise InputError(
-                f"--mask: {args.mask} has {listed(mask_size)} pixels, the picture {args.image} "
-                f"{listed(own)}; a mask of that size is wanted"
-            )
-    args.width, args.height = sizes[0]
-
-
 # ------------------------------------------------------------------------------------- flags
 
 
@@ -234,13 +112,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--base", type=Path, help="a Stable Diffusion 1 or 2 (default: in --control, else nano)")
     add("--control", type=Path, **several, help="a ControlNet for that base; may be repeated")
     add("--hint", type=Path, **several, help="the picture that it follows; one for each")
-    add("--strength", type=numbers, **several, help="of the control, one for each --control: a "
-        "number, or one for each residual, like 1,1,0.5 (default: 1)")  # fmt: skip
+    strength = "of a control, 1 as trained: a number, or one for each residual, like 1,1,0.5"
+    add("--strength", type=numbers, **several, help=strength)
     add("--canny", nargs=2, type=at_least(0), metavar=("LOW", "HIGH"), action=CannyOfHint,
         default={}, help="the --hint before this is a photo: follow its edges")  # fmt: skip
     words = parser.add_mutually_exclusive_group()
-    words.add_argument("--prompt", help="what the picture shows (default: nothing, or what the "
-        "drawn hint shows); 'default' is the paper's default prompt")  # fmt: skip
+    prompt = "what the picture shows; 'default' is the paper's default prompt (not given: none)"
+    words.add_argument("--prompt", help=prompt)
     words.add_argument("--prompt-from", type=Path, metavar="FILE", help="a caption file (text)")
     add("--negative", default="", metavar="PROMPT", help="what it does not show")
     add("--n", type=at_least(1), default=4, help="pictures to make (default: 4)")
@@ -249,20 +127,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--guess", action="store_true", help="guess mode: for hints without prompt")
     rule.add_argument("--resolution-weighting", action="store_true", help="the paper's CFG-RW")
-    add("--control-from", type=fraction, default=0.0, metavar="FRACTION",
-        help="of the steps, where control begins (default: 0)")  # fmt: skip
-    add("--control-to", type=fraction, default=1.0, metavar="FRACTION",
-        help="and where it ends (default: 1)")  # fmt: skip
+    of_steps = {"type": fraction, "metavar": "FRACTION"}
+    add("--control-from", **of_steps, default=0.0, help="of the steps, where control begins")
+    add("--control-to", **of_steps, default=1.0, help="and where it ends")
     add("--image", type=Path, help="a picture to begin with (see --noise), or to repaint (--mask)")
     add("--mask", type=Path, help="white is painted anew, all else stays")
-    add("--noise", type=fraction, metavar="FRACTION", help="of the steps, to which --image is "
-        "noised (default: 0.75; with --mask noise alone)")  # fmt: skip
+    noise = "of the steps, to which --image is noised (default: 0.75; with --mask noise alone)"
+    add("--noise", **of_steps, help=noise)
     add("--eta", type=fraction, default=0.0, help="DDIM's noise, 0 to 1 (default: 0)")
     add("--sampler", choices=["ddim", "ddpm"], default="ddim")
     add("--prediction", choices=["auto", "eps", "v"], default="auto", help="what the base predicts")
     add("--seed", type=seed, default=0)
-    add("--height", type=multiple_of_64, help="in pixels (default: the hint's or image's shape, "
-        "the short side as the base likes it)")  # fmt: skip
+    size = "in pixels (default: the hint's or image's shape, its short side being the base's size)"
+    add("--height", type=multiple_of_64, help=size)
     add("--width", type=multiple_of_64)
     add("--device", type=device, default=default_device(), help="default: a GPU if there is one")
     add("--dtype", choices=DTYPES, default="fp32")

@@ -1,5 +1,5 @@
-"""Hints from photographs. Canny's edges are computed here; every other map comes as a picture from a
-detector of its own (the README names one for each)."""
+"""Hints from photographs. Canny's edges are computed here; every other map comes as a picture, made
+by a detector of its own (the README names one for each)."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ def canny(image: Tensor, low: int, high: int) -> Tensor:
     image [3, H, W], RGB in [0, 1] -> [3, H, W] of zeros and ones.
     low, high: thresholds for |dx| + |dy|, where dx and dy are Sobel differences of bytes. An edge
     is a ridge of the gradient above `low` that is connected with one above `high`.
-    In integers, and rounded, cut and tied as in OpenCV's `Canny`, so that the pictures are the same.
+    In integers, and in doubtful cases as OpenCV's `Canny` does it: the pictures are the same.
     """
     dx, dy = sobel((image * 255).round().int())
     magnitude = dx.abs() + dy.abs()
@@ -41,7 +41,7 @@ def is_ridge(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
     def neighbour(down: int, right: int) -> Tensor:
         return around[1 + down : 1 + down + height, 1 + right : 1 + right + width]
 
-    # Of the angles 22.5 and 67.5 degrees the tangents are 0.4142 and 2.4142: here in 15-bit fractions.
+    # The tangents of 22.5 and 67.5 degrees are 0.4142 and 2.4142, here as fractions of 2^15.
     x, y = dx.abs(), dy.abs() * 2**15
     horizontal, vertical = y < 13573 * x, y > (13573 + 2**16) * x
     falling = (dx < 0) == (dy < 0)  # to the lower right

@@ -1,17 +1,9 @@
-"""ControlNets as diffusers names their tensors (`diffusion_pytorch_model.safetensors`).
+"""The names that diffusers gives to a ControlNet's tensors (`diffusion_pytorch_model.safetensors`).
 
-Reading is automatic: wherever a ControlNet is wanted, such a file will do. The other way:
-
-    python -m nanocontrol.diffusers_layout control.safetensors my-controlnet/
-
-writes a folder for diffusers' `ControlNetModel.from_pretrained("my-controlnet")`.
+Such files are read wherever a ControlNet is wanted; to_diffusers.py writes them.
 """
 
-import argparse
-import json
 import re
-import sys
-from pathlib import Path
 
 from torch import Tensor
 
@@ -62,6 +54,7 @@ def table(levels: int, res_blocks: int) -> dict[str, str]:
 
 def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
     """Each tensor with the beginning of its name replaced; one that is not in the table stays."""
+
     def rename(name: str) -> str:
         for old, new in names.items():
             if name.startswith(old):
@@ -77,6 +70,7 @@ def is_diffusers(tensors: Tensors) -> bool:
 
 def from_diffusers(tensors: Tensors) -> Tensors:
     """A ControlNet in diffusers' layout -> the same tensors under the original's names."""
+
     def found(pattern: str) -> int:
         return len({match[0] for name in tensors if (match := re.match(pattern, name))})
 

@@ -39,8 +39,9 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
 def size_to_sample(
     size: tuple[int, int], short_side: int, width: int | None, height: int | None
 ) -> tuple[int, int]:
-    """(width, height) for a picture of that size, multiples of 64. As in the original it keeps its
-    proportions (nearly), and its short side becomes `short_side`, unless a width or height is set."""
+    """(width, height) of what is made from a picture of that size, multiples of 64. As in the
+    original the shape stays (nearly), and the short side becomes `short_side`, unless a width or a
+    height is given."""
     scale = width / size[0] if width else height / size[1] if height else short_side / min(size)
     own = [max(64, round(side * scale / 64) * 64) for side in size]
     return width or own[0], height or own[1]
@@ -53,7 +54,7 @@ def read_caption(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); a text is wanted") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is no text; the caption file beside a picture is wanted") from None
+        raise InputError(f"{path} is no text; a caption file is wanted") from None
     if not caption:
         raise InputError(f"{path} is empty; a caption is wanted")
     return caption
@@ -63,6 +64,11 @@ def to_pixels(image: Tensor) -> np.ndarray:
     """[3, H, W] in [-1, 1] -> [H, W, 3], bytes; cut off, not rounded, as in the original."""
     pixels = (image.float().cpu() * 127.5 + 127.5).clamp(0, 255)
     return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def to_bytes(picture: Tensor) -> np.ndarray:
+    """[3, H, W] in [0, 1], as read from a file -> the file's own bytes, [H, W, 3]."""
+    return (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def grid(rows: list[list[Tensor] | Tensor]) -> Image.Image:

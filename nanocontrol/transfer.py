@@ -2,10 +2,10 @@
 
     python -m nanocontrol.transfer --control C --from A --to B --out F
 
-For a ControlNet C that was trained with the base A, and another base B, say an artistic fine-tune of
-A, it writes C + B - A, tensor by tensor: what training did to the copy of A is done to a copy of B.
-(The original's tool_transfer_control.py.) Zero convolutions and condition encoder have no counterpart
-in a base and stay as they are.
+For a ControlNet C that was trained with the base A, and another base B (say, A fine-tuned to an
+artist's style), it writes C + B - A, tensor by tensor: the change that training made to the copy of
+A is made to a copy of B. (The original's tool_transfer_control.py.) Zero convolutions and condition
+encoder have no counterpart in a base; they stay as they are.
 """
 
 import argparse
@@ -24,8 +24,7 @@ from .flags import blame, one_sentence
 
 
 def transferred(tensors: Tensors, a: Tensors, b: Tensors) -> Tensors:
-    """C + B - A for every tensor of C that A and B have too; the others are C's. All [name: tensor],
-    of the same architecture and below the prefixes."""
+    """C + B - A for every tensor of C that the U-Nets of A and B have too; the others are C's."""
     return {
         name: moved(c, a[name], b[name]) if name in a and name in b else c
         for name, c in tqdm(tensors.items(), "transferring")

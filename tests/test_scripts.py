@@ -21,8 +21,7 @@ import sample  # noqa: E402
 import train  # noqa: E402
 from nanocontrol import ControlNet, InputError, load_control, load_sd, save_control  # noqa: E402
 from nanocontrol.conditions import canny  # noqa: E402
-from nanocontrol.pictures import read_picture  # noqa: E402
-from sample import to_bytes  # noqa: E402
+from nanocontrol.pictures import read_picture, to_bytes  # noqa: E402
 
 NANO = str(ROOT / "weights" / "nano.safetensors")
 CONTROL = str(ROOT / "weights" / "nano-control-outline.safetensors")
@@ -374,7 +373,7 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--hint", hint, "--strength", "1,x"], "--strength"),
         (["--hint", hint, "--strength", "nan"], "--strength"),
         (["--control", other, "--hint", hint], f"{NANO} is nano"),
-        (["--hint", hint, "--image", wide], "pictures of one shape"),
+        (["--hint", hint, "--image", wide], "one shape"),
         (["--image", hint, "--mask", wide], "a mask of that size"),
         (["--image", hint, "--mask", str(text)], "--mask"),
         (["--image", "missing.png"], "--image"),

@@ -1,0 +1,136 @@
+"""What sample.py is given: which files, whether they go together, and reading them."""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .checkpoint import count, holds_base, read_base, read_control, read_tensors
+from .conditions import canny
+from .data import HELD_OUT, Scenes
+from .explain import name_of
+from .files import InputError
+from .flags import blame
+from .pictures import open_picture, read_caption, read_picture, size_to_sample
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+NANO, NANO_CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-outline.safetensors"
+DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.1 of the paper
+
+
+class Inputs(NamedTuple):
+    hints: list[Tensor]  # [3, H, W] in [0, 1], one for each ControlNet
+    image: Tensor | None  # the same
+    mask: Tensor | None  # [H, W], bool: where it is painted anew
+    prompt: str
+
+
+def choose_files(args: argparse.Namespace) -> None:
+    """Without --base: the base inside a ControlNet v1.0 file, or nano, which draws its own hint."""
+    if args.base is None:
+        with blame("--control"):
+            inside = (file for file in args.control if holds_base(read_tensors(file)[0]))
+            args.base = next(inside, None)
+    args.drawn = args.base is None and not args.hint and args.image is None
+    if args.base is None:
+        args.base = NANO
+        if not args.control and (args.drawn or args.hint):
+            args.control = [NANO_CONTROL]
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Refuse files that do not go together. Nothing is computed and no weight is read."""
+    hints = len(args.hint) + args.drawn
+    if not len(args.control) == hints == len(args.strength or args.control):
+        counts = {"--control": args.control, "--hint": args.hint, "--strength": args.strength}
+        given = ", ".join(f"{len(v)} {k} ({listed(v)})" for k, v in counts.items() if v)
+        wanted = "as many --hint as --control, and as many --strength or none, are wanted"
+        raise InputError(f"{given}: {wanted}")
+    args.strength = args.strength or [[1.0]] * hints
+    with blame("--base"):
+        _, metadata, base = read_base(args.base)
+    args.size = metadata.get("size", 512)
+    for i, file in enumerate(args.control):
+        with blame("--control"):
+            tensors, config = read_control(file)
+        if config != base:
+            raise InputError(
+                f"--control: {file} is a ControlNet for {name_of(config)}, and {args.base} is "
+                f"{name_of(base)}; a ControlNet for that is wanted"
+            )
+        n = count(tensors, "zero_convs.{}.") + 1
+        if len(args.strength[i]) not in (1, n):
+            raise InputError(
+                f"--strength {listed(args.strength[i])}: {len(args.strength[i])} numbers; one, or "
+                f"one for each of the {n} residuals of {file} is wanted"
+            )
+        args.strength[i] = args.strength[i][0] if len(args.strength[i]) == 1 else args.strength[i]
+
+
+def listed(values: list) -> str:
+    return ", ".join(map(str, values))
+
+
+def times(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def read_inputs(args: argparse.Namespace) -> Inputs:
+    """The pictures and the prompt; sets --width and --height to the size of all pictures."""
+    prompt = DEFAULT_PROMPT if args.prompt == "default" else args.prompt or ""
+    if args.prompt_from:
+        with blame("--prompt-from"):
+            prompt = read_caption(args.prompt_from)
+    if args.drawn:
+        _, hint, scene = Scenes(HELD_OUT)[args.seed % HELD_OUT]
+        size = (hint.shape[2], hint.shape[1])
+        if (args.width or size[0], args.height or size[1]) != size:
+            raise InputError(
+                f"--width and --height: the drawn hint is {times(size)}; for other sizes a --hint "
+                "is wanted"
+            )
+        args.width, args.height = size
+        no_prompt = args.prompt is None and args.prompt_from is None
+        return Inputs([hint], None, None, scene if no_prompt else prompt)
+
+    files = [("--hint", file) for file in args.hint] + [("--image", args.image)] * bool(args.image)
+    check_sizes(args, files)
+    size = (args.width, args.height)
+    pictures = []
+    for i, (flag, file) in enumerate(files):
+        with blame(flag):
+            picture = read_picture(file, size)
+        pictures.append(canny(picture, *args.canny[i]) if i in args.canny else picture)
+    image = pictures.pop() if args.image else None
+    mask = None
+    if args.mask:
+        with blame("--mask"):
+            mask = read_picture(args.mask, size).mean(dim=0) > 0.5
+    return Inputs(pictures, image, mask, prompt)
+
+
+def check_sizes(args: argparse.Namespace, files: list[tuple[str, Path]]) -> None:
+    """Set width and height; refuse pictures that do not go together. Only headers are read."""
+    if not files:
+        args.width, args.height = args.width or args.size, args.height or args.size
+        return
+    sizes = []
+    for flag, file in files:
+        with blame(flag):
+            own = open_picture(file).size
+        sizes.append(size_to_sample(own, args.size, args.width, args.height))
+        if sizes[-1] != sizes[0]:
+            raise InputError(
+                f"{flag}: {file} is for {times(sizes[-1])}, {files[0][0]} {files[0][1]} "
+                f"for {times(sizes[0])}; one shape, or --width and --height, are wanted"
+            )
+    if args.mask:
+        with blame("--mask"):
+            mask_size = open_picture(args.mask).size
+        if mask_size != own:  # the image's: it is the last of the files
+            raise InputError(
+                f"--mask: {args.mask} is {times(mask_size)}, the picture {args.image} is "
+                f"{times(own)}; a mask of that size is wanted"
+            )
+    args.width, args.height = sizes[0]
