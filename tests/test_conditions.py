@@ -26,3 +26,13 @@ def test_weak_edges_stay_only_where_a_strong_one_continues_them():
 
 def test_a_plain_picture_has_no_edges():
     assert not canny(torch.full((3, 8, 9), 0.5), 0, 0).any()
+
+
+def test_thresholds_must_be_exceeded():
+    picture = torch.zeros(3, 8, 8)
+    picture[:, :, 4:] = 50 / 255  # |dx| is 4 times 50
+    assert canny(picture, 199, 199).any() and canny(picture, 100, 199).any()
+    assert not canny(picture, 100, 200).any() and not canny(picture, 200, 200).any()
+    picture[:, 0, 4:] = 1.0  # strong, and what it touches is just as weak as before
+    weak = [canny(picture, low, 300)[0, 4:].any() for low in (199, 200)]
+    assert weak == [True, False]

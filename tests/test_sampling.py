@@ -9,6 +9,12 @@ from nanocontrol.sampling import initial_noise
 
 
 @pytest.fixture
+def style() -> str:
+    """One is enough here: the loop does not know which it is. (test_sampled.py has both.)"""
+    return "sd1"
+
+
+@pytest.fixture
 def guided(sd, inputs):
     """Noise and prompts to sample with."""
     _, _, context, hint, noise = inputs

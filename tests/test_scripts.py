@@ -291,6 +291,21 @@ def test_canny_is_of_the_hint_before_it(tmp_path, pairs):
     assert np.array_equal(sheet[:, 64:128], edges) and not np.array_equal(sheet[:, :64], edges)
 
 
+def test_a_latent_is_new_if_any_of_its_pixels_is(tmp_path, pairs, monkeypatch):
+    mask, seen, original = np.zeros((64, 64), np.uint8), [], sample.sample
+    mask[7:9, 20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+
+    def spy(*args, mask, **options):
+        seen.append(mask)
+        return original(*args, mask=mask, **options)
+
+    monkeypatch.setattr(sample, "sample", spy)
+    flags = ["--image", str(pairs / "image0.png"), "--mask", str(tmp_path / "mask.png")]
+    made(tmp_path / "out", *flags)
+    assert seen[0].nonzero().tolist() == [[0, 0, 0, 2], [0, 0, 1, 2]]
+
+
 @pytest.mark.parametrize("control", [True, False])
 def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control):
     image, mask = np.asarray(Image.open(pairs / "image0.png")), np.zeros((64, 64), np.uint8)
