@@ -23,7 +23,8 @@ from nanocontrol import load_control, load_sd, sample
 from nanocontrol.explain import explain
 from nanocontrol.files import make_folder
 from nanocontrol.flags import (
-    at_least, blame, default_device, device, fraction, multiple_of_64, numbers, one_sentence, seed
+    at_least, blame, default_device, device, finite, fraction, multiple_of_64, numbers,
+    one_sentence, seed,
 )  # fmt: skip
 from nanocontrol.inputs import check_files, choose_files, read_inputs
 from nanocontrol.pictures import save_picture, to_bytes, to_pixels
@@ -123,7 +124,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--negative", default="", metavar="PROMPT", help="what it does not show")
     add("--n", type=at_least(1), default=4, help="pictures to make (default: 4)")
     add("--steps", type=at_least(1), default=20, help="1 to 1000 (default: 20)")
-    add("--scale", type=float, help="of guidance (default: 9; nano has its own)")
+    add("--scale", type=finite, help="of guidance (default: 9; nano has its own)")
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--guess", action="store_true", help="guess mode: for hints without prompt")
     rule.add_argument("--resolution-weighting", action="store_true", help="the paper's CFG-RW")
@@ -167,7 +168,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    with one_sentence("sample.py", when_memory_is_full="--n: fewer or smaller pictures"):
+    with one_sentence("sample.py", when_memory_is_full="a lower --n or --width is wanted"):
         if args.explain:
             with blame("--explain"):
                 print(explain(args.explain))

@@ -6,6 +6,7 @@ in their places. They are mapped from disk: only what changes device or precisio
 """
 
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -95,7 +96,7 @@ STAND_INS = [
 
 def read_tensors(path: Path) -> tuple[Tensors, dict]:
     """A checkpoint's tensors by name, mapped from disk, and our metadata ({} if it has none)."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # (Path's own method raises where a name is too long)
         raise InputError(f"{path} does not exist or is no file; a checkpoint is wanted")
     if path.suffix in (".ckpt", ".pth", ".pt", ".bin"):
         return read_pickle(path), {}
@@ -122,7 +123,8 @@ def read_pickle(path: Path) -> Tensors:
         raise InputError(f"{path} {why}; a file of tensors is wanted") from None
     while isinstance(tensors, dict) and "state_dict" in tensors:
         tensors = tensors["state_dict"]
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise InputError(f"{path} holds other things than tensors by name; a checkpoint is wanted")
     return tensors
 
@@ -191,7 +193,7 @@ def reading_shapes_of(path: Path) -> Iterator[None]:
         yield
     except KeyError as key:
         raise InputError(f"{path} lacks {key}, without which it is no whole checkpoint") from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, ZeroDivisionError) as error:
         raise InputError(f"{path} is of an unknown architecture ({error})") from None
 
 
@@ -305,9 +307,12 @@ def holds_control(tensors: Tensors) -> bool:
     return is_diffusers(tensors) or any(name.startswith(names) for name in tensors)
 
 
-def read_control(path: Path) -> tuple[Tensors, UNetConfig]:
-    """The tensors of a ControlNet by their original names, without prefix, and its configuration.
-    As in `read_base`, no weight is read."""
+def read_control(path: Path) -> ControlNet:
+    """The ControlNet in a file, in the file's precision. As in `read_base`, no weight is read, but
+    every tensor is in its place: it is whole.
+
+    Raises InputError, naming the file, if there is none or not all of it.
+    """
     tensors, metadata = read_tensors(path)
     if any(name.endswith("difference") for name in tensors):
         raise InputError(f"{path} is a 'difference' to be added to a base; a full one is wanted")
@@ -318,8 +323,9 @@ def read_control(path: Path) -> tuple[Tensors, UNetConfig]:
     if is_diffusers(tensors):
         tensors = from_diffusers(tensors)
     tensors = below(CONTROL_KEYS, tensors) or tensors
-    with reading_shapes_of(path):
-        return tensors, unet_config(tensors, metadata, path)
+    with reading_shapes_of(path), torch.device("meta"):
+        control = ControlNet(unet_config(tensors, metadata, path))
+    return fill(control, tensors, path)
 
 
 def load_control(path: str | Path, unet: UNet) -> ControlNet:
@@ -328,14 +334,11 @@ def load_control(path: str | Path, unet: UNet) -> ControlNet:
 
     Raises InputError, naming the file, if it holds none, not all of it, or one for another base.
     """
-    path = Path(path)
-    tensors, config = read_control(path)
-    if config != unet.config:
-        made_for, base = described(config), described(unet.config)
+    control = read_control(Path(path))
+    if control.config != unet.config:
+        made_for, base = described(control.config), described(unet.config)
         raise InputError(f"{path} is a ControlNet for {made_for}; one for {base} is wanted")
-    with torch.device("meta"):
-        control = ControlNet(config)
-    return fill(control, tensors, path).to(next(unet.parameters()))
+    return control.to(next(unet.parameters()))
 
 
 def described(config: UNetConfig) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .files import InputError
-from .pictures import open_picture, read_picture
+from .pictures import picture_size, read_picture
 
 # ----------------------------------------------------------------------------------- scenes
 
@@ -236,7 +236,7 @@ class Folder:
             raise InputError(f"{where}: {what}") from None
         for path in paths:
             try:
-                size = open_picture(path).size
+                size = picture_size(path)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
             self.size = self.size or size

@@ -4,14 +4,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 
 from .checkpoint import (
     CLIP_KEYS, CONTROL_KEYS, OPEN_CLIP_KEYS, UNET_KEYS, VAE_KEYS, Tensors,
-    described, fill, first_three, holds_base, holds_control, load_sd, read_control, read_tensors,
+    described, first_three, holds_base, holds_control, load_sd, read_control, read_tensors,
 )  # fmt: skip
-from .controlnet import ControlNet
 from .diffusers_layout import is_diffusers
 from .files import InputError
 from .nano import UNET
@@ -39,7 +37,7 @@ def explain(path: Path) -> str:
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     numbers = sum(tensor.numel() for tensor in tensors.values())
     facts["tensors"] = f"{len(tensors)}, of {numbers:,} numbers, {size:,.1f} MB"
-    facts["metadata"] = metadata_of(path)
+    facts["metadata"] = header_of(path)
     return "\n".join(f"{name + ':':<11}{value}" for name, value in facts.items())
 
 
@@ -62,9 +60,7 @@ def use(path: Path, tensors: Tensors) -> dict[str, str]:
             facts["base"] = f"{name}, predicts {sd.prediction}"
             facts["use as"] = f"--base, with ControlNets for {name}"
         if holds_control(tensors):
-            own, config = read_control(path)
-            with torch.device("meta"):
-                fill(ControlNet(config), own, path)
+            config = read_control(path).config
             facts["control"] = f"for {name_of(config)}"
             flags = "--control (sample.py), --init-control (train.py)"
             alone = "; without --base the base inside is used" if facts.get("base") else ""
@@ -74,7 +70,7 @@ def use(path: Path, tensors: Tensors) -> dict[str, str]:
     return facts or {"use as": "nothing: a base model or a ControlNet is wanted"}
 
 
-def metadata_of(path: Path) -> str:
+def header_of(path: Path) -> str:
     if path.suffix != ".safetensors":
         return "none (only safetensors files have it)"
     with safe_open(path, "pt") as file:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,7 +19,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} could not be written: {why}") from None
 

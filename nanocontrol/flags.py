@@ -21,15 +21,17 @@ def blame(flag: str) -> Iterator[None]:
 
 
 @contextmanager
-def one_sentence(program: str, when_memory_is_full: str = "a smaller model") -> Iterator[None]:
+def one_sentence(program: str, when_memory_is_full: str = "more is wanted") -> Iterator[None]:
     """End with one sentence where something is refused (status 2) or stopped."""
     try:
         yield
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError:
-        sys.exit(f"{program}: the GPU's memory is full; {when_memory_is_full} is wanted")
+    except (RuntimeError, MemoryError) as error:  # PyTorch's is the first, on a CPU too
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        sys.exit(f"{program}: there is not enough memory; {when_memory_is_full}")
     except KeyboardInterrupt:
         sys.exit(f"{program}: stopped")
 
@@ -61,12 +63,15 @@ def positive(text: str) -> float:
     return float(text)
 
 
+def finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not finite")
+    return float(text)
+
+
 def numbers(text: str) -> list[float]:
     """1 or 0.5,1,1"""
-    values = [float(number) for number in text.split(",")]
-    if not all(map(math.isfinite, values)):
-        raise argparse.ArgumentTypeError(f"{text} is not finite")
-    return values
+    return [finite(number) for number in text.split(",")]
 
 
 def multiple_of_64(text: str) -> int:

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .checkpoint import count, holds_base, read_base, read_control, read_tensors
+from .checkpoint import holds_base, read_base, read_control, read_tensors
 from .conditions import canny
 from .data import HELD_OUT, Scenes
 from .explain import name_of
 from .files import InputError
 from .flags import blame
-from .pictures import open_picture, read_caption, read_picture, size_to_sample
+from .pictures import picture_size, read_caption, read_picture, size_to_sample
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 NANO, NANO_CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-outline.safetensors"
@@ -21,7 +21,7 @@ DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4
 
 class Inputs(NamedTuple):
     hints: list[Tensor]  # [3, H, W] in [0, 1], one for each ControlNet
-    image: Tensor | None  # the same
+    image: Tensor | None  # [3, H, W] in [0, 1]
     mask: Tensor | None  # [H, W], bool: where it is painted anew
     prompt: str
 
@@ -40,26 +40,35 @@ def choose_files(args: argparse.Namespace) -> None:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Refuse files that do not go together. Nothing is computed and no weight is read."""
+    """Refuse files that do not go together. Nothing is computed and no weight is read. Sets the
+    base's size, and a strength for each ControlNet."""
     hints = len(args.hint) + args.drawn
     if not len(args.control) == hints == len(args.strength or args.control):
-        counts = {"--control": args.control, "--hint": args.hint, "--strength": args.strength}
-        given = ", ".join(f"{len(v)} {k} ({listed(v)})" for k, v in counts.items() if v)
-        wanted = "as many --hint as --control, and as many --strength or none, are wanted"
-        raise InputError(f"{given}: {wanted}")
+        given = [f"--control {file}" for file in args.control]
+        given += [f"--hint {file}" for file in args.hint]
+        given += [f"--strength {listed(values)}" for values in args.strength]
+        wanted = "one --hint for each --control, and one --strength for each or none"
+        raise InputError(f"{' '.join(given)}: {wanted} are wanted")
+    if not args.control:
+        whole = (args.control_from, args.control_to) == (0, 1)
+        if args.guess or args.resolution_weighting or not whole:
+            raise InputError(
+                "--guess, --resolution-weighting, --control-from and --control-to are for a "
+                "ControlNet: --control is wanted"
+            )
     args.strength = args.strength or [[1.0]] * hints
     with blame("--base"):
         _, metadata, base = read_base(args.base)
     args.size = metadata.get("size", 512)
     for i, file in enumerate(args.control):
         with blame("--control"):
-            tensors, config = read_control(file)
-        if config != base:
+            control = read_control(file)
+        if control.config != base:
             raise InputError(
-                f"--control: {file} is a ControlNet for {name_of(config)}, and {args.base} is "
+                f"--control: {file} is a ControlNet for {name_of(control.config)}, {args.base} is "
                 f"{name_of(base)}; a ControlNet for that is wanted"
             )
-        n = count(tensors, "zero_convs.{}.") + 1
+        n = len(control.zero_convs) + 1
         if len(args.strength[i]) not in (1, n):
             raise InputError(
                 f"--strength {listed(args.strength[i])}: {len(args.strength[i])} numbers; one, or "
@@ -69,7 +78,7 @@ def check_files(args: argparse.Namespace) -> None:
 
 
 def listed(values: list) -> str:
-    return ", ".join(map(str, values))
+    return ",".join(map(str, values))
 
 
 def times(size: tuple[int, int]) -> str:
@@ -107,6 +116,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     if args.mask:
         with blame("--mask"):
             mask = read_picture(args.mask, size).mean(dim=0) > 0.5
+        if not mask.any():
+            raise InputError(f"--mask: nothing in {args.mask} is white, so nothing would be new")
     return Inputs(pictures, image, mask, prompt)
 
 
@@ -118,7 +129,7 @@ def check_sizes(args: argparse.Namespace, files: list[tuple[str, Path]]) -> None
     sizes = []
     for flag, file in files:
         with blame(flag):
-            own = open_picture(file).size
+            own = picture_size(file)
         sizes.append(size_to_sample(own, args.size, args.width, args.height))
         if sizes[-1] != sizes[0]:
             raise InputError(
@@ -127,7 +138,7 @@ def check_sizes(args: argparse.Namespace, files: list[tuple[str, Path]]) -> None
             )
     if args.mask:
         with blame("--mask"):
-            mask_size = open_picture(args.mask).size
+            mask_size = picture_size(args.mask)
         if mask_size != own:  # the image's: it is the last of the files
             raise InputError(
                 f"--mask: {args.mask} is {times(mask_size)}, the picture {args.image} is "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -21,12 +21,33 @@ def open_picture(path: Path) -> Image.Image:
         raise InputError(f"{path} cannot be read as a picture; a PNG or JPEG is wanted") from None
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height), upright. Reads the header only."""
+    image = open_picture(path)
+    return image.size[::-1] if orientation(path, image) > 4 else image.size
+
+
+def orientation(path: Path, image: Image.Image) -> int:
+    """How a phone was held: 1 to 8, from 5 on a quarter turned."""
+    if "exif" not in image.info:  # asked anyway, Pillow would read the whole file
+        return 1
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # damaged data can raise nearly anything
+        raise InputError(f"{path} has damaged EXIF data ({error}); a picture is wanted") from None
+
+
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """[3, H, W], RGB in [0, 1]; resized if a size (width, height) is given."""
     try:
         image = open_picture(path)
         if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
             image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+        if orientation(path, image) > 1:
+            image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:  # on black, which means nothing in hints and masks
+            black = Image.new("RGBA", image.size, "black")
+            image = Image.alpha_composite(black, image.convert("RGBA"))
         image = image.convert("RGB")
     except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
         raise InputError(f"{path} is cut off or damaged ({error}); a picture is wanted") from None

@@ -31,8 +31,6 @@ def weighted_sum(
         residuals = net(x, hint, t, context)
         n = len(residuals)
         weights = strength if isinstance(strength, Sequence) else [strength] * n
-        if len(weights) != n:
-            raise ValueError(f"{len(weights)} strengths for {n} residuals")
         if guess:  # the original's: a tenth at the shallowest, 1 in the middle
             weights = [w * 0.825 ** (n - 1 - i) for i, w in enumerate(weights)]
         if resolution_weighting:  # the paper's, the other way round: 1 at the shallowest, then 8
@@ -61,14 +59,14 @@ def sample(
     guess: for hints without a prompt, the original's "guess mode": control where the prompt is
     given, none where it is not, and the weaker the shallower (0.825^(n-1-i) for residual i of n);
     resolution_weighting: the paper's own answer to that (section 3.4, CFG-RW): also only where the
-    prompt is given, and weighted H / h, the latent's height over the residual's;
+    prompt is given, and weighted H / h, the latent's height over the residual's (with guess, both);
     control_from, control_to: step i of S is controlled if control_from <= i / S < control_to.
 
     image [1 or B, 4, h, w], scaled latents of a picture, for either or both of:
     mask [1 or B, 1, h, w], bool: only what is True is painted anew, the rest is the image's,
     noised as much as every step wants it, and in the end the image's own;
     noised: begin with the image, not with noise alone, noised to this fraction of the steps
-    (Meng et al. 2021); only that fraction is then run, and is the S of control_from.
+    (Meng et al. 2021); only these, rounded to whole ones, are then run and are the S above.
 
     Raises ValueError for an unknown sampler, if there are not 1 to 1000 steps, for fractions not in
     0..1 or in the wrong order, for an image without mask and noised or these without an image, and
@@ -82,12 +80,16 @@ def sample(
         raise ValueError(f"noised is a fraction, 0 to 1, not {noised}")
     if (image is None) != (mask is None and noised is None):
         raise ValueError("an image wants a mask, noised or both, and these want an image")
+    for net, _, strength in controls:
+        if isinstance(strength, Sequence) and len(strength) != len(net.zero_convs) + 1:
+            residuals = len(net.zero_convs) + 1
+            raise ValueError(f"{len(strength)} strengths for {residuals} residuals")
     scheduler = DDPM(sd.prediction) if sampler == "ddpm" else DDIM(sd.prediction, eta)
     timesteps = scheduler.timesteps(steps)
     weight = next(sd.unet.parameters())
     x = noise = noise.to(weight.device, torch.float32)
 
-    def image_at(t: int | None) -> Tensor:
+    def image_at(t: int | None) -> Tensor:  # None: without noise
         return image if t is None else scheduler.add_noise(image, noise, torch.tensor([t]))
 
     if image is not None:
@@ -95,10 +97,12 @@ def sample(
         mask = None if mask is None else mask.to(x.device)
         if noised is not None:
             timesteps = timesteps[steps - round(noised * steps) :]
-        start = image_at(timesteps[0] if timesteps else None)
-        x = torch.where(mask, noise, start) if noised is None else start
+        x = image_at(timesteps[0] if timesteps else None)
+        if noised is None:  # so there is a mask
+            x = torch.where(mask, noise, x)
 
-    # Without and with the prompt, in one batch; the last `controlled` of it get the hint.
+    # Without the prompt, then with it, in one batch. Its last `controlled` rows get the hint: all,
+    # or those with the prompt.
     contexts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in contexts]).to(weight)
     controlled = len(x) if guess or resolution_weighting else len(context)

@@ -39,12 +39,12 @@ def config_of(config: UNetConfig) -> dict:
 
 def export(control: Path, out: Path) -> None:
     with blame("--control"):
-        tensors, config = read_control(control)
+        net = read_control(control)
     make_folder("--out", out)
-    text = json.dumps(config_of(config), indent=2) + "\n"
+    text = json.dumps(config_of(net.config), indent=2) + "\n"
     write_atomically(out / "config.json", lambda temporary: temporary.write_text(text))
-    tensors = to_diffusers(tensors, config)
-    write_tensors(out / "diffusion_pytorch_model.safetensors", tensors, metadata_of(config))
+    tensors = to_diffusers(net.state_dict(), net.config)
+    write_tensors(out / "diffusion_pytorch_model.safetensors", tensors, metadata_of(net.config))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,52 +11,55 @@ encoder have no counterpart in a base; they stay as they are.
 import argparse
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import (
-    CONTROL_KEYS, UNET_KEYS, Tensors, below, holds_base, metadata_of, read_base, read_control,
-    read_tensors, write_tensors,
+    CONTROL_KEYS, UNET_KEYS, Tensors, below, fill, holds_base, load_sd, metadata_of, read_base,
+    read_control, read_tensors, write_tensors,
 )  # fmt: skip
 from .explain import name_of
 from .files import InputError
 from .flags import blame, one_sentence
+from .unet import UNet
 
 
-def transferred(tensors: Tensors, a: Tensors, b: Tensors) -> Tensors:
+def moved(c: Tensors, a: Tensors, b: Tensors) -> Tensors:
     """C + B - A for every tensor of C that the U-Nets of A and B have too; the others are C's."""
-    return {
-        name: moved(c, a[name], b[name]) if name in a and name in b else c
-        for name, c in tqdm(tensors.items(), "transferring")
-    }
 
+    def sum_of(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        # In float32, in C's precision at last. With B - A first, nothing changes where B is A.
+        return (c.float() + (b.float() - a.float())).to(c.dtype)
 
-def moved(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """In float32, whatever the files have. With B - A first, nothing changes where B is A."""
-    a, b = (x.float().reshape(c.shape) for x in (a, b))  # a 1x1 convolution may be a linear layer
-    return (c.float() + (b - a)).to(c.dtype)
+    bar = tqdm(c.items(), "transferring")
+    return {name: sum_of(t, a[name], b[name]) if name in a else t for name, t in bar}
 
 
 def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
     """As in the original, a file with a base inside (ControlNet 1.0) gets B's VAE and text encoder,
     and its U-Net (whose decoder may have been trained) is moved as well."""
     with blame("--control"):
-        c, config = read_control(control)
-    with blame("--from"):
-        a, _, config_a = read_base(base_a)
+        c = read_control(control)
+    with blame("--from"):  # what they predict does not matter here
+        a = load_sd(base_a, prediction="eps").unet
     with blame("--to"):
-        b, metadata_b, config_b = read_base(base_b)
-    if not config == config_a == config_b:
+        b = load_sd(base_b, prediction="eps").unet
+    if not c.config == a.config == b.config:
         raise InputError(
-            f"--control {control} is for {name_of(config)}, --from {base_a} is "
-            f"{name_of(config_a)}, --to {base_b} is {name_of(config_b)}; one architecture is wanted"
+            f"--control {control} is for {name_of(c.config)}, --from {base_a} is "
+            f"{name_of(a.config)}, --to {base_b} is {name_of(b.config)}; one architecture is wanted"
         )
-    unet_a, unet_b = below(UNET_KEYS, a), below(UNET_KEYS, b)
-    new = {CONTROL_KEYS + name: t for name, t in transferred(c, unet_a, unet_b).items()}
-    metadata = metadata_of(config)
+    unet_a, unet_b = a.state_dict(), b.state_dict()
+    new = {CONTROL_KEYS + k: t for k, t in moved(c.state_dict(), unet_a, unet_b).items()}
+    metadata = metadata_of(c.config)
     if holds_base(inside := read_tensors(control)[0]):
-        unet = transferred(below(UNET_KEYS, inside), unet_a, unet_b)
-        new |= b | {UNET_KEYS + name: tensor for name, tensor in unet.items()}
+        with torch.device("meta"):
+            unet_c = UNet(c.config)
+        unet_c = fill(unet_c, below(UNET_KEYS, inside), control).state_dict()
+        tensors_b, metadata_b, _ = read_base(base_b)
+        new |= tensors_b
+        new |= {UNET_KEYS + k: t for k, t in moved(unet_c, unet_a, unet_b).items()}
         metadata |= metadata_b
     write_tensors(out, new, metadata)
 
@@ -70,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--to", type=Path, required=True, dest="base_b", help="the base that it shall fit")
     add("--out", type=Path, required=True, help="a new .safetensors file")
     args = parser.parse_args(argv)
-    if args.out.suffix != ".safetensors" or args.out.exists():
-        parser.error(f"--out {args.out}: a new file, named .safetensors, is wanted")
+    if args.out.suffix != ".safetensors" or args.out.exists() or not args.out.parent.is_dir():
+        parser.error(f"--out {args.out}: a new .safetensors file in an existing folder is wanted")
     with one_sentence("transfer"):
         transfer(args.control, args.base_a, args.base_b, args.out)
     print(f"{args.out}: a ControlNet for {args.base_b}")

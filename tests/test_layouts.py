@@ -10,9 +10,11 @@ from nanocontrol import ControlNet, InputError, UNet, load_control, load_sd, sav
 from nanocontrol.diffusers_layout import from_diffusers, to_diffusers
 from nanocontrol.explain import explain, name_of
 from nanocontrol.nano import UNET
+from nanocontrol.to_diffusers import config_of
 from nanocontrol.to_diffusers import main as export
 from nanocontrol.transfer import main as transfer
 from nanocontrol.unet import SD1, SD2
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 # The names that diffusers 0.42.1's own `convert_controlnet_checkpoint` gives to the original's, the
@@ -50,18 +52,43 @@ def test_round_trip_to_the_bit(tmp_path, capsys):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     config = json.loads((folder / "config.json").read_text())
     assert config["block_out_channels"] == [32, 64, 128] and config["norm_num_groups"] == 4
-    with pytest.raises(SystemExit) as end:
-        export(["--control", str(CONTROL), "--out", str(folder)])
-    assert end.value.code == 2 and "--out" in capsys.readouterr().err
+    del tensors["controlnet_mid_block.bias"]
+    save_file(tensors, cut := tmp_path / "cut.safetensors")
+    for file, out, word in [(CONTROL, folder, "--out"), (cut, tmp_path / "new", "--control")]:
+        with pytest.raises(SystemExit) as end:
+            export(["--control", str(file), "--out", str(out)])
+        assert end.value.code == 2 and word in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_tensor_of_diffusers_without_a_place_is_refused(tmp_path):
     """As the larger models have them."""
+    with safe_open(CONTROL, "pt") as file:
+        metadata, unet = file.metadata(), load_sd(NANO).unet
     tensors = to_diffusers(load_file_without_prefix(CONTROL), UNET)
+    save_file(tensors, tmp_path / "c.safetensors", metadata)
+    load_control(tmp_path / "c.safetensors", unet)
     tensors["add_embedding.linear_1.weight"] = torch.zeros(1)
-    save_file(tensors, tmp_path / "c.safetensors")
-    with pytest.raises(InputError, match="is a ControlNet for|add_embedding"):
-        load_control(tmp_path / "c.safetensors", load_sd(NANO).unet)
+    save_file(tensors, tmp_path / "c.safetensors", metadata)
+    with pytest.raises(InputError, match="holds 1 tensors without a place: add_embedding"):
+        load_control(tmp_path / "c.safetensors", unet)
+
+
+def test_what_diffusers_is_told_of_the_architecture():
+    sd1 = {
+        "block_out_channels": [320, 640, 1280, 1280],
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "layers_per_block": 2,
+        "cross_attention_dim": 768,
+        "attention_head_dim": [8, 8, 8, 8],
+        "use_linear_projection": False,
+        "norm_num_groups": 32,
+        "conditioning_embedding_out_channels": [16, 32, 96, 256],
+        "_class_name": "ControlNetModel",
+    }
+    sd2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]}
+    assert config_of(SD1) == sd1
+    assert config_of(SD2) == sd1 | sd2 | {"use_linear_projection": True}
 
 
 def load_file_without_prefix(path: Path) -> dict[str, torch.Tensor]:
@@ -132,13 +159,18 @@ def test_transfer_refuses(bases, tmp_path, capsys):
     save_control(ControlNet(CONFIGS["sd2"]), tmp_path / "c.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "exists.safetensors")
     before = (tmp_path / "exists.safetensors").read_bytes()
-    for control, out, words in [
-        ("c", "new", "c.safetensors is for"),
-        ("missing", "new", "--control"),
-        ("a", "new", "--control"),
-        ("c", "exists", "--out"),
+    tensors = load_file(bases[0])
+    del tensors["model.diffusion_model.time_embed.0.weight"]
+    save_file(tensors, tmp_path / "cut.safetensors")
+    for control, base, out, words in [
+        ("c", "a", "new", "c.safetensors is for"),
+        ("c", "cut", "new", "--from"),
+        ("missing", "a", "new", "--control"),
+        ("a", "a", "new", "--control"),
+        ("c", "a", "exists", "--out"),
+        ("c", "a", "nowhere/new", "--out"),
     ]:
-        files = {"--from": bases[0], "--to": bases[1]}
+        files = {"--from": tmp_path / f"{base}.safetensors", "--to": bases[1]}
         files |= {"--control": tmp_path / f"{control}.safetensors"}
         files |= {"--out": tmp_path / f"{out}.safetensors"}
         with pytest.raises(SystemExit) as end:

@@ -138,7 +138,7 @@ def test_a_strength_for_each_residual(guided, trained_control):
     assert torch.equal(same, sample(**arguments, controls=[(trained_control, hint, 0.7)]))
     middle = sample(**arguments, controls=[(trained_control, hint, [0, 0, 0, 0, 0.7])])
     assert not torch.allclose(middle, same)
-    for rule in ({}, {"guess": True}, {"resolution_weighting": True}):
+    for rule in ({}, {"guess": True}, {"resolution_weighting": True}, {"control_to": 0.0}):
         with pytest.raises(ValueError, match="6 strengths for 5"):
             sample(**arguments, controls=[(trained_control, hint, [1.0] * 6)], **rule)
 

@@ -21,7 +21,7 @@ import sample  # noqa: E402
 import train  # noqa: E402
 from nanocontrol import ControlNet, InputError, load_control, load_sd, save_control  # noqa: E402
 from nanocontrol.conditions import canny  # noqa: E402
-from nanocontrol.pictures import read_picture, to_bytes  # noqa: E402
+from nanocontrol.pictures import picture_size, read_picture, to_bytes  # noqa: E402
 
 NANO = str(ROOT / "weights" / "nano.safetensors")
 CONTROL = str(ROOT / "weights" / "nano-control-outline.safetensors")
@@ -291,19 +291,52 @@ def test_canny_is_of_the_hint_before_it(tmp_path, pairs):
     assert np.array_equal(sheet[:, 64:128], edges) and not np.array_equal(sheet[:, :64], edges)
 
 
-def test_a_latent_is_new_if_any_of_its_pixels_is(tmp_path, pairs, monkeypatch):
+def test_what_the_flags_become(tmp_path, pairs, monkeypatch):
+    """What `sample` of the package is called with."""
     mask, seen, original = np.zeros((64, 64), np.uint8), [], sample.sample
-    mask[7:9, 20] = 255
+    mask[7:9, 20], mask[40:, 40:] = 255, 100  # grey is not white
     Image.fromarray(mask).save(tmp_path / "mask.png")
 
-    def spy(*args, mask, **options):
-        seen.append(mask)
-        return original(*args, mask=mask, **options)
+    def spy(sd, *args, **options):
+        seen.append({"sd": sd, "controls": args[3]} | options)
+        return original(sd, *args, **options)
 
     monkeypatch.setattr(sample, "sample", spy)
-    flags = ["--image", str(pairs / "image0.png"), "--mask", str(tmp_path / "mask.png")]
-    made(tmp_path / "out", *flags)
-    assert seen[0].nonzero().tolist() == [[0, 0, 0, 2], [0, 0, 1, 2]]
+    image = ["--image", str(pairs / "image0.png"), "--hint", str(pairs / "hint0.png")]
+    strengths = ["--strength", "1,0,1,0,1,0,0.5"]
+    window = ["--control-from", "0.25", "--control-to", "0.5"]
+    made(tmp_path, *image, "--mask", str(tmp_path / "mask.png"), "--guess", "--prediction", "v")
+    made(tmp_path, *image, "--resolution-weighting", "--noise", "0.5", *strengths, *window)
+    (first, second), latents = seen, [[0, 0, 0, 2], [0, 0, 1, 2]]
+    assert first["guess"] and not first["resolution_weighting"] and first["sd"].prediction == "v"
+    assert first["noised"] is None and first["mask"].nonzero().tolist() == latents
+    assert second["resolution_weighting"] and not second["guess"]
+    assert second["sd"].prediction == "eps" and second["mask"] is None
+    assert (second["noised"], second["control_from"], second["control_to"]) == (0.5, 0.25, 0.5)
+    assert [c[2] for c in first["controls"]] == [1.0]
+    assert [c[2] for c in second["controls"]] == [[1, 0, 1, 0, 1, 0, 0.5]]
+    vae, picture = load_sd(NANO).vae, read_picture(pairs / "image0.png")[None] * 2 - 1
+    with torch.no_grad():
+        expected = first["sd"].scale_factor * vae.encode(picture)[0]
+    torch.testing.assert_close(first["image"], expected)
+
+
+def test_photographs_of_all_kinds(tmp_path):
+    """A phone's orientation is followed, transparency is black, grey and 16 bits are read."""
+    scene = np.zeros((64, 128, 3), np.uint8)
+    scene[:32] = 200
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(scene).save(file := tmp_path / "phone.png", exif=turned)
+    assert picture_size(file) == (64, 128) and read_picture(file).shape == (3, 128, 64)
+    assert read_picture(file)[0, 0, -1] > 0.7 and read_picture(file)[0, 0, 0] == 0
+    pen = np.full((64, 64, 4), 255, np.uint8)
+    pen[8:, :, 3] = 0
+    Image.fromarray(pen).save(file := tmp_path / "pen.png")
+    assert read_picture(file)[:, :8].min() == 1 and read_picture(file)[:, 8:].max() == 0
+    Image.fromarray(np.full((64, 64), 2**15, np.uint16)).save(file := tmp_path / "depth.png")
+    assert 0.49 < read_picture(file).mean() < 0.51
+    assert made(tmp_path / "out", "--hint", str(tmp_path / "phone.png")).shape == (128, 64, 3)
 
 
 @pytest.mark.parametrize("control", [True, False])
@@ -369,6 +402,7 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
     cut.write_bytes(Path(NANO).read_bytes()[:100_000])
     (empty := tmp_path / "empty.txt").write_text("\n")
     Image.new("L", (128, 64)).save(wide := str(tmp_path / "wide.png"))
+    Image.new("L", (64, 64)).save(black := str(tmp_path / "black.png"))
     save_control(ControlNet(CONFIGS["sd1"]), other := str(tmp_path / "other.safetensors"))
     hint = str(pairs / "hint0.png")
     for flags, words in [
@@ -380,10 +414,16 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--hint", str(text)], "--hint"),
         (["--hint", "missing.png"], "missing.png does not exist"),
         (["--width", "128"], "--width"),
-        (["--base", NANO, "--hint", hint], "1 --hint"),
-        (["--base", NANO, "--control", CONTROL], "1 --control"),
-        (["--control", CONTROL, "--control", CONTROL, "--hint", hint], "2 --control"),
-        (["--hint", hint, "--strength", "1", "--strength", "1"], "2 --strength"),
+        (["--base", NANO, "--hint", hint], f"--hint {hint}: one --hint for each --control"),
+        (["--base", NANO, "--control", CONTROL], f"--control {CONTROL}: one"),
+        (["--control", CONTROL, "--control", CONTROL, "--hint", hint], f"--control {CONTROL}"),
+        (["--hint", hint, "--strength", "1", "--strength", "2"], "--strength 1.0 --strength 2.0"),
+        (["--base", NANO, "--strength", "0.5"], "--strength 0.5: one --hint"),
+        (["--base", NANO, "--guess"], "--control is wanted"),
+        (["--image", hint, "--control-to", "0.5"], "--control is wanted"),
+        (["--image", hint, "--mask", black], "nothing in"),
+        (["--scale", "nan"], "--scale"),
+        (["--base", "a" * 300 + ".ckpt"], "--base"),
         (["--hint", hint, "--strength", "1,1"], "7 residuals"),
         (["--hint", hint, "--strength", "1,x"], "--strength"),
         (["--hint", hint, "--strength", "nan"], "--strength"),
