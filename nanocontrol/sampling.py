@@ -21,6 +21,25 @@ def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -
     return torch.randn((n, 4, height // 8, width // 8), generator=generator)
 
 
+def check(
+    controls: Sequence[Control], sampler: str, control_from: float, control_to: float,
+    image: Tensor | None, mask: Tensor | None, noised: float | None,
+) -> None:  # fmt: skip
+    """Raise ValueError for what `sample` could not mean."""
+    if sampler not in ("ddim", "ddpm"):
+        raise ValueError(f"sampler is 'ddim' or 'ddpm', not {sampler!r}")
+    if not 0 <= control_from <= control_to <= 1:
+        raise ValueError(f"0 <= control_from <= control_to <= 1, not {control_from}, {control_to}")
+    if noised is not None and not 0 <= noised <= 1:
+        raise ValueError(f"noised is a fraction, 0 to 1, not {noised}")
+    if (image is None) != (mask is None and noised is None):
+        raise ValueError("an image wants a mask, noised or both, and these want an image")
+    for net, _, strength in controls:
+        if isinstance(strength, Sequence) and len(strength) != len(net.zero_convs) + 1:
+            residuals = len(net.zero_convs) + 1
+            raise ValueError(f"{len(strength)} strengths for {residuals} residuals")
+
+
 def weighted_sum(
     controls: Sequence[Control], x: Tensor, t: Tensor, context: Tensor,
     guess: bool, resolution_weighting: bool,
@@ -72,18 +91,7 @@ def sample(
     0..1 or in the wrong order, for an image without mask and noised or these without an image, and
     for a wrong number of strengths.
     """
-    if sampler not in ("ddim", "ddpm"):
-        raise ValueError(f"sampler is 'ddim' or 'ddpm', not {sampler!r}")
-    if not 0 <= control_from <= control_to <= 1:
-        raise ValueError(f"0 <= control_from <= control_to <= 1, not {control_from}, {control_to}")
-    if noised is not None and not 0 <= noised <= 1:
-        raise ValueError(f"noised is a fraction, 0 to 1, not {noised}")
-    if (image is None) != (mask is None and noised is None):
-        raise ValueError("an image wants a mask, noised or both, and these want an image")
-    for net, _, strength in controls:
-        if isinstance(strength, Sequence) and len(strength) != len(net.zero_convs) + 1:
-            residuals = len(net.zero_convs) + 1
-            raise ValueError(f"{len(strength)} strengths for {residuals} residuals")
+    check(controls, sampler, control_from, control_to, image, mask, noised)
     scheduler = DDPM(sd.prediction) if sampler == "ddpm" else DDIM(sd.prediction, eta)
     timesteps = scheduler.timesteps(steps)
     weight = next(sd.unet.parameters())
