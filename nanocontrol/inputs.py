@@ -68,13 +68,13 @@ def check_files(args: argparse.Namespace) -> None:
                 f"--control: {file} is a ControlNet for {name_of(control.config)}, {args.base} is "
                 f"{name_of(base)}; a ControlNet for that is wanted"
             )
-        n = len(control.zero_convs) + 1
-        if len(args.strength[i]) not in (1, n):
+        given, n = args.strength[i], len(control.zero_convs) + 1
+        if len(given) not in (1, n):
             raise InputError(
-                f"--strength {listed(args.strength[i])}: {len(args.strength[i])} numbers; one, or "
-                f"one for each of the {n} residuals of {file} is wanted"
+                f"--strength {listed(given)}: {len(given)} numbers; one, or one for each of the "
+                f"{n} residuals of {file} is wanted"
             )
-        args.strength[i] = args.strength[i][0] if len(args.strength[i]) == 1 else args.strength[i]
+        args.strength[i] = given[0] if len(given) == 1 else given
 
 
 def listed(values: list) -> str:

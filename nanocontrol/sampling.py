@@ -11,7 +11,7 @@ from .controlnet import ControlNet
 from .schedulers import DDIM, DDPM
 
 # A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength, 1 being as trained: a
-# number, or one for each residual, the shallowest first, the middle's last (13 in all).
+# number, or one for each residual (13 in Stable Diffusion), the shallowest first, the middle last.
 Control = tuple[ControlNet, Tensor, float | Sequence[float]]
 
 
