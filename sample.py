@@ -1,7 +1,7 @@
 """Make pictures with ControlNets: the whole method is in `generate`.
 
     python sample.py
-        the bundled small model, its ControlNet, and a drawn outline to follow
+        the bundled small model, its ControlNet, and drawn edges to follow
     python sample.py --base weights/v1-5-pruned-emaonly.safetensors --hint edges.png \\
                      --control weights/control_v11p_sd15_canny.pth --prompt "a red sports car"
 

@@ -6,8 +6,8 @@ to make the U-Net follow a hint.
     python train.py --base weights/v1-5-pruned-emaonly.safetensors --data fill50k/
         the real thing on one GPU, with the paper's settings
 
-The method is `diffusion_loss`, `training_loss` and `train`; the rest keeps books. The stages "vae"
-and "base" train the small base model itself (see weights/README.md).
+The method is `diffusion_loss`, `training_loss` and `train`; the rest keeps books. The stages "vae",
+"decoder" and "base" train the small base model itself (see weights/README.md).
 """
 
 import argparse
@@ -22,42 +22,49 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, StackDataset, Subset
 from tqdm import tqdm
 
 from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion
 from nanocontrol import load_control, load_sd, save_control, save_sd
+from nanocontrol.conditions import CONDITIONS
 from nanocontrol.controlnet import zero_module
-from nanocontrol.data import HELD_OUT, Folder, Scenes
-from nanocontrol.evaluate import mean_iou, pictures, psnr, rebuild
+from nanocontrol.data import HELD_OUT, Folder, Scenes, held_out_scenes
+from nanocontrol.detector import FILE as DETECTOR
+from nanocontrol.detector import Detector, load_detector
+from nanocontrol.evaluate import make_pictures, mean_iou, psnr, rebuild
 from nanocontrol.flags import (
     at_least, available, blame, default_device, device, fraction, positive, seed
 )  # fmt: skip
-from nanocontrol.nano import new_nano
+from nanocontrol.inputs import NANO
+from nanocontrol.nano import UNET, initialise_condition_encoder, new_nano
 from nanocontrol.run import RunFolder
 from nanocontrol.schedulers import STEPS
+from nanocontrol.scores import score
 from nanocontrol.vae import sample_posterior
 
-NANO = Path(__file__).parent / "weights" / "nano.safetensors"
-
 # What differs by what is trained: a ControlNet for a base of one's own, with the settings of the
-# paper and its released code; and the three stages of the small model.
+# paper and its released code; and the stages of the small model.
 DEFAULTS = {
     "sd": {
         "steps": 20_000, "batch_size": 4, "lr": 1e-5, "drop_prompt": 0.5,
-        "save_every": 1000, "sample_every": 500,
+        "save_every": 1000, "sample_every": 500, "schedule": "constant",
     },
     "control": {
-        "steps": 720, "batch_size": 16, "lr": 1e-3, "drop_prompt": 0.5,
-        "save_every": 240, "sample_every": 30,
+        "steps": 500, "batch_size": 16, "lr": 1e-3, "drop_prompt": 0.5,
+        "save_every": 250, "sample_every": 25, "schedule": "cooldown",
     },
     "base": {
         "steps": 6000, "batch_size": 32, "lr": 1e-3, "drop_prompt": 0.1,
-        "save_every": 500, "sample_every": 500,
+        "save_every": 500, "sample_every": 500, "schedule": "cosine",
     },
     "vae": {
-        "steps": 9000, "batch_size": 8, "lr": 1.2e-3, "drop_prompt": 0.0,
-        "save_every": 500, "sample_every": 500,
+        "steps": 14_000, "batch_size": 8, "lr": 1.2e-3, "drop_prompt": 0.0,
+        "save_every": 500, "sample_every": 500, "schedule": "cosine",
+    },
+    "decoder": {
+        "steps": 6000, "batch_size": 4, "lr": 6e-4, "drop_prompt": 0.0,
+        "save_every": 500, "sample_every": 500, "schedule": "cosine",
     },
 }  # fmt: skip
 
@@ -94,19 +101,21 @@ def diffusion_loss(
     return F.mse_loss(output.float(), diffusion.target(x0, noise, t).float())
 
 
-def vae_loss(sd: StableDiffusion, image: Tensor, progress: float) -> Tensor:
-    """How far rebuilt pictures are from the true ones. The first 85 % of the steps see crops of a
-    quarter, which is faster, the others whole pictures, half as many."""
-    if progress < 0.85:
-        half = image.shape[-1] // 2
-        top, left = torch.randint(half + 1, (2,)).tolist()
-        image = image[:, :, top : top + half, left : left + half]
-    else:
-        image = image[: max(1, len(image) // 2)]
+def random_quarter(image: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, 3, H/2, W/2], from the same place of each."""
+    half = image.shape[-1] // 2
+    top, left = torch.randint(half + 1, (2,)).tolist()
+    return image[:, :, top : top + half, left : left + half]
+
+
+def vae_loss(sd: StableDiffusion, image: Tensor) -> Tensor:
+    """How far rebuilt pictures are from the true ones."""
     mean, logvar = sd.vae.encode(image)
     rebuilt = sd.vae.decode(sample_posterior(mean, logvar))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return F.l1_loss(rebuilt, image) + F.mse_loss(rebuilt, image) + 1e-5 * kl
+    # Absolute errors keep edges crisp; square ones alone would blur them, and alone would be best
+    # for the signal-to-noise ratio.
+    return F.l1_loss(rebuilt, image) + 6 * F.mse_loss(rebuilt, image) + 1e-5 * kl
 
 
 def training_loss(
@@ -115,9 +124,12 @@ def training_loss(
     """The loss of one batch: encode the pictures, empty some prompts, add noise, predict it."""
     image, hint, prompts = batch
     image, hint = image.to(next(sd.vae.parameters())), hint.to(args.device)
-    if args.stage == "vae":
-        return vae_loss(sd, image, step / args.steps)
-    x0 = encode_images(sd, image)
+    if args.stage == "vae":  # most steps see parts of pictures, which is faster
+        early = step < 0.85 * args.steps
+        return vae_loss(sd, random_quarter(image) if early else image[: (len(image) + 1) // 2])
+    if args.stage == "decoder":
+        return vae_loss(sd, image)
+    x0 = image if args.stage == "base" else encode_images(sd, image)  # see `encoded`
     # Where the prompt is emptied, the copy must find the meaning in the hint (section 3.3).
     emptied = torch.rand(len(prompts)) < args.drop_prompt
     context = sd.encode_prompts(["" if e else p for e, p in zip(emptied, prompts)])
@@ -132,6 +144,9 @@ def models(args: Settings) -> tuple[StableDiffusion, ControlNet | None, dict[str
         return sd, None, {"vae": sd.vae.to(args.device)}
     with blame("--base"):
         sd = load_sd(args.base, args.device, prediction=args.prediction)
+    if args.stage == "decoder":  # the latents stay as they are, so that the base can learn them
+        decoder = {"decoder": sd.vae.decoder, "post_quant_conv": sd.vae.post_quant_conv}
+        return sd, None, {name: part.requires_grad_(True) for name, part in decoder.items()}
     if args.stage == "base":
         new = new_nano()
         sd.unet, sd.text_encoder = new.unet.to(args.device), new.text_encoder.to(args.device)
@@ -142,6 +157,8 @@ def models(args: Settings) -> tuple[StableDiffusion, ControlNet | None, dict[str
             control = load_control(args.init_control, sd.unet)
     else:
         control = ControlNet.from_unet(sd.unet)
+        if sd.unet.config == UNET:  # of nano
+            initialise_condition_encoder(control)
     if args.only_mid_control:  # the other residuals stay zero, here and in sample.py
         zero_module(control.zero_convs).requires_grad_(False)
     if not args.unlock:
@@ -163,9 +180,12 @@ def make_optimizer(args: Settings, parameters: list[nn.Parameter]) -> torch.opti
 
 
 def learning_rate(args: Settings, step: int) -> float:
-    """Constant for a ControlNet, as in the paper; a short rise and a cosine for the small base."""
-    if args.stage == "control":
+    """Constant as in the paper, for a base of one's own. For the small model's ControlNets the last
+    quarter falls to zero; a short rise and a cosine for the small base itself."""
+    if args.schedule == "constant":
         return args.lr
+    if args.schedule == "cooldown":
+        return args.lr * min(1, 4 * (1 - step / args.steps))
     return args.lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
 
 
@@ -173,6 +193,7 @@ def train(args: Settings) -> None:
     torch.manual_seed(args.seed)
     dataset, held_out = datasets(args)
     sd, control, trained = models(args)
+    detector = load_detector(DETECTOR) if args.condition else None
     for network in (sd.unet, sd.vae, *trained.values()):
         network.to(memory_format=torch.channels_last)  # convolutions are fastest with it
     parameters = [p for m in trained.values() for p in m.parameters() if p.requires_grad]
@@ -183,6 +204,8 @@ def train(args: Settings) -> None:
         print(json.dumps(vars(args) | pairs, indent=2))
         return
 
+    if args.stage == "base":
+        dataset = encoded(sd, dataset, n=min(50_000, args.steps * args.batch_size))
     run = RunFolder(Path(args.out))
     start, seconds = run.restore(trained, optimizer) if args.resume else (0, 0.0)
     run.create(vars(args))
@@ -196,7 +219,7 @@ def train(args: Settings) -> None:
     def observe(step: int) -> None:
         with precision():
             some = tuple(column[:8] for column in held_out)
-            rows, numbers = measure(args.stage, sd, control, some)
+            rows, numbers = measure(args, sd, control, some, detector)
         run.contact_sheet(step, rows)
         run.log(step, **numbers)
 
@@ -227,10 +250,10 @@ def train(args: Settings) -> None:
         if last or (step + 1) % args.save_every == 0:
             if not all(parameter.isfinite().all() for parameter in parameters):
                 raise diverged(args, step + 1)
-            save_weights(sd, control, trained, run.path)
+            save_weights(sd, control, trained, run.path, args.condition)
             run.save(step + 1, time.monotonic() - began, trained, optimizer)
     with precision():
-        _, metrics = measure(args.stage, sd, control, held_out)
+        _, metrics = measure(args, sd, control, held_out, detector)
     if control:
         metrics["step_of_jump"] = step_of_jump(run)
         run.film(*held_out[0].shape[-2:])
@@ -246,11 +269,12 @@ def diverged(args: Settings, step: int) -> InputError:
 
 
 def save_weights(
-    sd: StableDiffusion, control: ControlNet | None, trained: dict[str, nn.Module], path: Path
-) -> None:
+    sd: StableDiffusion, control: ControlNet | None, trained: dict[str, nn.Module], path: Path,
+    condition: str | None,
+) -> None:  # fmt: skip
     """The files that sample.py takes: the ControlNet, and the base model if that was trained."""
     if control:
-        save_control(control, path / "control.safetensors")
+        save_control(control, path / "control.safetensors", condition)
     if "vae" in trained:
         sd.scale_factor = measured_scale_factor(sd)
     if trained.keys() != {"control"}:
@@ -269,9 +293,21 @@ def datasets(args: Settings) -> tuple[Dataset, Batch]:
             held_out = [pairs[i] for i in range(first_held_out, len(pairs))]
         dataset = Subset(pairs, range(max(1, first_held_out)))  # of one pair, that one
     else:
-        dataset, held_out = Scenes(), [Scenes(HELD_OUT)[i] for i in range(32)]
+        return Scenes(args.condition), held_out_scenes(args.condition, 32)[:3]
     images, hints, prompts = zip(*held_out)
     return dataset, (torch.stack(images), torch.stack(hints), list(prompts))
+
+
+def encoded(sd: StableDiffusion, dataset: Dataset, n: int) -> Dataset:
+    """The first n pairs with latents in place of pictures, and without hints: what the base model
+    is trained on many times is encoded once. (So each latent is drawn once from its posterior.)"""
+    latents: list[Tensor] = []
+    prompts: list[str] = []
+    loader = DataLoader(Subset(dataset, range(n)), batch_size=64, num_workers=1)
+    for images, _, texts in tqdm(loader, "encoding"):
+        latents.append(encode_images(sd, images.to(next(sd.vae.parameters()))).cpu())
+        prompts.extend(texts)
+    return StackDataset(torch.cat(latents), torch.zeros(n, 1), prompts)
 
 
 def shuffled(n: int, seed: int, start: int) -> Iterator[int]:
@@ -301,21 +337,26 @@ def load_batches(args: Settings, dataset: Dataset, start: int) -> Iterator[Batch
 
 
 def measure(
-    stage: str, sd: StableDiffusion, control: ControlNet | None, held_out: Batch
-) -> tuple[list[Tensor], dict]:
-    """Rows of pictures, what the model makes last, and numbers that tell how good that is."""
+    args: Settings, sd: StableDiffusion, control: ControlNet | None, held_out: Batch,
+    detector: Detector | None,
+) -> tuple[list[Tensor], dict]:  # fmt: skip
+    """Rows of pictures, what the model makes last, and numbers that tell how good that is. With a
+    detector the pairs are the first of the held-out scenes."""
     images, hints, prompts = held_out
-    if stage == "vae":
+    if args.stage in ("vae", "decoder"):
         rebuilt = rebuild(sd, images)
         return [images, rebuilt], {"vae_db": psnr(rebuilt, images)}
-    made = pictures(sd, prompts, control, hints)
+    made = make_pictures(sd, prompts, control, hints)
     loss = held_out_loss(sd, control, held_out)
-    if stage == "base":
+    if args.stage == "base":
         return [images, made], {"held_out_loss": loss}
     gain = None  # of one pair alone there are no wrong hints
     if len(hints) > 1:
         gain = held_out_loss(sd, control, (images, hints.roll(1, dims=0), prompts)) - loss
     numbers = {"held_out_loss": loss, "control_gain": gain, "iou": mean_iou(made, images)}
+    if detector:
+        scenes = [Scenes(args.condition, HELD_OUT).scene(i) for i in range(len(made))]
+        numbers["score"] = score(args.condition, made, scenes, detector)
     return [hints * 2 - 1, images, made], numbers
 
 
@@ -335,12 +376,12 @@ def held_out_loss(sd: StableDiffusion, control: ControlNet | None, held_out: Bat
 
 
 def step_of_jump(run: RunFolder) -> int | None:
-    """The first contact sheet's step at which the IoU had come half of the way from its first to
-    its last value; where pictures show no objects, the control gain. None if the whole way is too
-    short to be a jump (0.1, or a gain of 0.002)."""
-    measured, least = run.measured("iou"), 0.1
-    if not measured:
-        measured, least = run.measured("control_gain"), 0.002
+    """The first contact sheet's step at which the score of the condition had come half of the way
+    from its first to its last value; for a user's pairs the IoU, and where their pictures show no
+    objects, the control gain. None if the whole way is too short to be a jump."""
+    for number, least in ("score", 0.1), ("iou", 0.1), ("control_gain", 0.002):
+        if measured := run.measured(number):
+            break
     if not measured or measured[-1][1] - measured[0][1] < least:
         return None
     first, last = measured[0][1], measured[-1][1]
@@ -350,7 +391,7 @@ def step_of_jump(run: RunFolder) -> int | None:
 @torch.no_grad()
 def measured_scale_factor(sd: StableDiffusion) -> float:
     """What brings the latents of 256 drawn scenes to unit variance."""
-    images = torch.stack([Scenes(HELD_OUT)[i][0] for i in range(256)])
+    images = held_out_scenes(None, 256)[0]
     return 1 / sd.vae.encode(images.to(next(sd.vae.parameters())))[0].std().item()
 
 
@@ -364,11 +405,13 @@ def parse(argv: list[str] | None) -> Settings:
     add("--base", metavar="FILE", help="a Stable Diffusion 1 or 2 (default: the bundled nano); "
         "with one of your own, the defaults below are the second ones")  # fmt: skip
     add("--init-control", metavar="FILE", help="begin with this ControlNet, not with a copy")
+    add("--condition", choices=CONDITIONS, help="what drawn scenes are hinted by (default: canny)")
     add("--data", metavar="DIR", help="pairs, with prompt.json or metadata.jsonl (default: scenes)")
-    add("--stage", choices=["control", "base", "vae"], help="what to train (default: control)")
-    add("--out", metavar="RUN", help="the folder to write (default: runs/control-1, -2, ...)")
+    add("--stage", choices=["control", "base", "vae", "decoder"],
+        help="what to train (default: control)")  # fmt: skip
+    add("--out", metavar="RUN", help="the folder to write (default: runs/canny-1, -2, ...)")
     add("--resume", metavar="RUN", help="continue this one; of the flags, only --steps may grow")
-    add("--steps", type=at_least(1), help="of the optimizer (default: 720; 20000)")
+    add("--steps", type=at_least(1), help="of the optimizer (default: 500; 20000)")
     add("--batch-size", type=at_least(1), help="pairs in one pass (default: 16; 4)")
     add("--accumulate", type=at_least(1), help="passes in one step (default: 1)")
     add("--lr", type=positive, help="learning rate (default: 1e-3; 1e-5)")
@@ -379,8 +422,8 @@ def parse(argv: list[str] | None) -> Settings:
     add("--seed", type=seed, help="of weights, order and noise (default: 0)")
     add("--device", type=device, help="cpu, cuda, ... (default: a GPU if there is one)")
     add("--dtype", choices=["fp32", "bf16"], help="precision (default: bf16 on a GPU, else fp32)")
-    add("--save-every", type=at_least(1), help="steps between saves (default: 240; 1000)")
-    add("--sample-every", type=at_least(1), help="steps between sheets (default: 30; 500)")
+    add("--save-every", type=at_least(1), help="steps between saves (default: 250; 1000)")
+    add("--sample-every", type=at_least(1), help="steps between sheets (default: 25; 500)")
     add("--dry-run", action="store_true", help="check everything, print the settings, stop")
     return resolve(parser.parse_args(argv))
 
@@ -394,21 +437,32 @@ def resolve(flags: Settings) -> Settings:
     if flags.resume:
         return Settings(**resumed(given))
     stage = given.get("stage", "control")
-    if stage == "base" and "base" not in given:
-        raise InputError("--stage base: --base FILE with a trained VAE is wanted (--stage vae)")
-    for name in ("data", "init_control", "unlock", "only_mid_control"):
-        if name in given and stage != "control":
+    if stage in ("base", "decoder") and "base" not in given:
+        raise InputError(f"--stage {stage}: --base FILE with a trained VAE is wanted (--stage vae)")
+    if "condition" in given and "data" in given:
+        raise InputError("--condition is of drawn scenes: it is not wanted with --data")
+    unwanted = {
+        "control": [],
+        "base": ["condition", "data", "init_control", "prediction", "unlock", "only_mid_control"],
+    }
+    unwanted["decoder"] = [*unwanted["base"], "drop_prompt"]
+    unwanted["vae"] = [*unwanted["decoder"], "base"]
+    for name in unwanted[stage]:
+        if name in given:
             flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is for ControlNets; it is not wanted with --stage {stage}")
+            raise InputError(f"{flag} has no meaning for --stage {stage}; it is not wanted")
     kind = "sd" if stage == "control" and "base" in given else stage
     on = given.get("device", default_device())
+    drawn = stage == "control" and "data" not in given
+    condition = given.get("condition", "canny") if drawn else None
     if "out" not in given:
-        names = (Path("runs") / f"{stage}-{i}" for i in itertools.count(1))
+        names = (Path("runs") / f"{condition or stage}-{i}" for i in itertools.count(1))
         given["out"] = str(next(path for path in names if not path.exists()).resolve())
     elif (Path(given["out"]) / "settings.json").exists():
         raise InputError(f"--out {flags.out} holds a run; a new folder is wanted, or --resume")
-    general = {"base": str(NANO), "init_control": None, "data": None, "stage": stage}
-    general |= {"accumulate": 1, "unlock": None, "only_mid_control": False, "prediction": "auto"}
+    general = {"stage": stage, "base": str(NANO), "init_control": None, "prediction": "auto"}
+    general |= {"data": None, "condition": condition, "accumulate": 1}
+    general |= {"unlock": None, "only_mid_control": False}
     half = on.startswith("cuda") and torch.cuda.is_bf16_supported()
     general |= {"seed": 0, "device": on, "dtype": "bf16" if half else "fp32"}
     return Settings(**general | DEFAULTS[kind] | {"resume": None} | given)
@@ -419,13 +473,15 @@ def resumed(given: dict) -> dict:
     run = Path(given["resume"])
     try:
         settings = json.loads((run / "settings.json").read_text())
-        stage = settings["stage"]
+        ran_on, schedule = settings["device"], settings["schedule"]
     except (OSError, ValueError, LookupError, TypeError):
-        raise InputError(f"--resume {run}: no settings.json; a run's folder is wanted") from None
-    if not available(settings["device"]):
-        raise InputError(f"--resume {run}: it ran on {settings['device']}, which is not here")
+        raise InputError(
+            f"--resume {run}: no settings.json, or one of another version; a run's folder is wanted"
+        ) from None
+    if not available(ran_on):
+        raise InputError(f"--resume {run}: it ran on {ran_on}, which is not here")
     for name, value in given.items():
-        more = name == "steps" and stage == "control" and value > settings["steps"]
+        more = name == "steps" and schedule == "constant" and value > settings["steps"]
         if not (name in ("resume", "dry_run") or more or settings[name] == value):
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} {value} contradicts {run}, which has {settings[name]}")

@@ -354,13 +354,14 @@ def described(config: UNetConfig) -> str:
 # ---------------------------------------------------------------------------------- saving
 
 
-def save_control(control: ControlNet, path: str | Path) -> None:
-    """Write the ControlNet alone, as safetensors under the original's names, atomically.
+def save_control(control: ControlNet, path: str | Path, condition: str | None = None) -> None:
+    """Write the ControlNet alone, as safetensors under the original's names, atomically. What it
+    follows, if that is one of the drawn world's conditions, is noted in the metadata.
 
     Raises InputError if the file cannot be written; an older one of that name then stays.
     """
     tensors = {CONTROL_KEYS + name: tensor for name, tensor in control.state_dict().items()}
-    write_tensors(Path(path), tensors, metadata_of(control.config))
+    write_tensors(Path(path), tensors, metadata_of(control.config, condition))
 
 
 def save_sd(sd: StableDiffusion, path: str | Path) -> None:
@@ -373,8 +374,9 @@ def save_sd(sd: StableDiffusion, path: str | Path) -> None:
     write_tensors(Path(path), tensors, metadata_of(sd.unet.config) | own)
 
 
-def metadata_of(config: UNetConfig) -> dict:
-    return {"num_heads": config.num_heads, "norm_groups": config.norm_groups}
+def metadata_of(config: UNetConfig, condition: str | None = None) -> dict:
+    note = {"condition": condition} if condition else {}
+    return {"num_heads": config.num_heads, "norm_groups": config.norm_groups} | note
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict) -> None:

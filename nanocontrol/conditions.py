@@ -1,63 +1,203 @@
-"""Hints from photographs. Canny's edges are computed here; every other map comes as a picture, made
-by a detector of its own (the README names one for each)."""
+"""The nine conditions of the paper, from one drawing (world.py): no detector guesses anything.
 
+Each is a function Drawing -> [size, size, 3], RGB in 0..1; CONDITIONS lists them. Lines and patches
+are made of a drawing's points, four for each pixel, and smoothed by taking their means.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+
+from .canny import canny
+from .world import (
+    LIMBS, POLYHEDRA, Drawing, edges_of, from_segment, halved, joints_of, points
+)  # fmt: skip
 
 
-def canny(image: Tensor, low: int, high: int) -> Tensor:
-    """The edges of a picture, white on black (Canny 1986), as the original's hints have them.
-
-    image [3, H, W], RGB in [0, 1] -> [3, H, W] of zeros and ones.
-    low, high: thresholds for |dx| + |dy|, where dx and dy are Sobel differences of bytes. An edge
-    is a ridge of the gradient above `low` that is connected with one above `high`.
-    In integers, and in doubtful cases as OpenCV's `Canny` does it: the pictures are the same.
-    """
-    dx, dy = sobel((image * 255).round().int())
-    magnitude = dx.abs() + dy.abs()
-    strongest = magnitude.argmax(dim=0, keepdim=True)  # of the three channels
-    dx, dy, magnitude = (x.gather(0, strongest)[0] for x in (dx, dy, magnitude))
-    ridge = is_ridge(magnitude, dx, dy) & (magnitude > low)
-    return connected(ridge & (magnitude > high), ridge).float().repeat(3, 1, 1)
+def canny_edges(drawing: Drawing) -> np.ndarray:
+    """From the picture alone, with random thresholds, as in the paper (the seed decides)."""
+    high = int(np.random.default_rng(drawing.scene.seed).integers(100, 300))
+    image = torch.from_numpy(drawing.image).permute(2, 0, 1)
+    return canny(image, high // 2, high).permute(1, 2, 0).numpy()
 
 
-def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
-    """The differences to the right and downwards of each channel; borders are repeated."""
-    x = F.pad(image.float(), (1, 1, 1, 1), mode="replicate").int()
-    right = x[:, :, 2:] - x[:, :, :-2]
-    down = x[:, 2:] - x[:, :-2]
-    dx = right[:, :-2] + 2 * right[:, 1:-1] + right[:, 2:]
-    dy = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
-    return dx, dy
+def hough_lines(drawing: Drawing) -> np.ndarray:
+    """Straight segments only: the edges of cubes and pyramids, where nothing nearer hides them."""
+    lines = np.zeros(drawing.depth.shape, np.float32)
+    for thing in drawing.scene.of(*POLYHEDRA):
+        for a, b in edges_of(thing):
+            box, on, along = line(a, b, 1.5, len(drawing.image))
+            seen = a[2] + along * (b[2] - a[2]) > drawing.depth[box] - 0.02
+            lines[box][on & seen] = 1
+    return grey(lines)
 
 
-def is_ridge(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Where the magnitude [H, W] is the largest along the gradient, whose direction is rounded to a
-    multiple of 45 degrees."""
-    around = F.pad(magnitude, (1, 1, 1, 1))
-    height, width = magnitude.shape
-
-    def neighbour(down: int, right: int) -> Tensor:
-        return around[1 + down : 1 + down + height, 1 + right : 1 + right + width]
-
-    # The tangents of 22.5 and 67.5 degrees are 0.4142 and 2.4142, here as fractions of 2^15.
-    x, y = dx.abs(), dy.abs() * 2**15
-    horizontal, vertical = y < 13573 * x, y > (13573 + 2**16) * x
-    falling = (dx < 0) == (dy < 0)  # to the lower right
-    # Of equal neighbours in a row one is taken.
-    along_x = (magnitude > neighbour(0, -1)) & (magnitude >= neighbour(0, 1))
-    along_y = (magnitude > neighbour(-1, 0)) & (magnitude >= neighbour(1, 0))
-    along_falling = (magnitude > neighbour(-1, -1)) & (magnitude > neighbour(1, 1))
-    along_rising = (magnitude > neighbour(-1, 1)) & (magnitude > neighbour(1, -1))
-    diagonal = torch.where(falling, along_falling, along_rising)
-    return torch.where(horizontal, along_x, torch.where(vertical, along_y, diagonal))
+def soft_edges(drawing: Drawing) -> np.ndarray:
+    """Graded as a network's (HED) are: wide where the depth jumps far, then the other outlines,
+    and narrow and faint where only the surface turns."""
+    outlines, creases = outlines_of(drawing.index), creases_of(drawing)
+    z = np.pad(drawing.depth, 1, mode="edge")
+    around = [z[:-2, 1:-1], z[2:, 1:-1], z[1:-1, :-2], z[1:-1, 2:]]
+    far = outlines & (np.max(around, axis=0) - np.min(around, axis=0) > 0.4)
+    # Times sigma, or else a wide line would be as much fainter as it is wider.
+    wide, middle, narrow = (
+        strength * np.minimum(1, blurred(lines.astype(np.float32), sigma) * sigma)
+        for lines, sigma, strength in ((far, 3.0, 1.0), (outlines, 1.5, 0.8), (creases, 1.0, 0.6))
+    )
+    return grey(np.maximum(np.maximum(wide, middle), narrow))
 
 
-def connected(seeds: Tensor, allowed: Tensor) -> Tensor:
-    """The pixels of `allowed` that touch a seed, directly or through others; all [H, W], bool."""
-    while True:
-        grown = F.max_pool2d(seeds[None].float(), 3, stride=1, padding=1)[0].bool() & allowed
-        if torch.equal(grown, seeds):
-            return seeds
-        seeds = grown
+def scribble(drawing: Drawing) -> np.ndarray:
+    """Outlines as a hand would draw them quickly: three pixels thick, wobbly, with gaps."""
+    rng = np.random.default_rng(drawing.scene.seed)
+    n = len(drawing.index)
+    rows, columns = np.mgrid[:n, :n]
+    rows = np.clip(rows + 2.0 * waves(rng, n), 0, n - 1).astype(int)
+    columns = np.clip(columns + 2.0 * waves(rng, n), 0, n - 1).astype(int)
+    wobbly = outlines_of(drawing.index[rows, columns])
+    return grey(thicker(thicker(wobbly)) & (waves(rng, n) > -0.7))
+
+
+def pose(drawing: Drawing) -> np.ndarray:
+    """A figure's limbs and joints, in OpenPose's colours; a joint that is hidden is there too."""
+    picture = np.zeros((*drawing.depth.shape, 3), np.float32)
+    for figure in drawing.scene.of("figure"):
+        joints = joints_of(figure)
+        lines = [(joints[a], joints[b], 2.0, 0.6 * c) for (a, b), c in zip(LIMBS, OPENPOSE)]
+        dots = [(joint, joint, 3.0, colour) for joint, colour in zip(joints, OPENPOSE)]
+        for a, b, width, colour in lines + dots:
+            box, on, _ = line(a, b, width, len(drawing.image))
+            picture[box][on] = colour
+    return halved(picture)
+
+
+def segmentation(drawing: Drawing) -> np.ndarray:
+    """A fixed colour for each kind of thing, and grey for the wall."""
+    kinds = ["wall", *(thing.kind for thing in drawing.scene.things)]
+    return np.stack([SEGMENT[kind] for kind in kinds])[drawing.shown]
+
+
+def depth(drawing: Drawing) -> np.ndarray:
+    """Near is bright; the wall is black."""
+    return grey(drawing.depth)
+
+
+def normals(drawing: Drawing) -> np.ndarray:
+    """Red looks to the right, green up, blue at the viewer: -1..1 becomes 0..1."""
+    x, y, z = drawing.normal
+    return halved((np.stack([x, -y, z], axis=-1) + 1) / 2)
+
+
+def cartoon(drawing: Drawing) -> np.ndarray:
+    """Ink on paper: outlines, thick on the side away from the light, and inside them thin lines
+    where the surface turns or its shadow begins."""
+    facing = np.tensordot(np.array(drawing.scene.light, np.float32), drawing.normal, axes=1)
+    shadow = (facing < 0.25) & (drawing.index > 0)
+    outlines = outlines_of(drawing.index)
+    inner = creases_of(drawing) | (outlines_of(shadow) & ~thicker(outlines))
+    return 1 - grey(outlines | thicker(thicker(outlines & thicker(shadow))) | inner)
+
+
+CONDITIONS: dict[str, Callable[[Drawing], np.ndarray]] = {
+    "canny": canny_edges, "hough": hough_lines, "soft": soft_edges, "scribble": scribble,
+    "pose": pose, "segmentation": segmentation, "depth": depth, "normals": normals,
+    "cartoon": cartoon,
+}  # fmt: skip
+
+# The kinds of things without which a condition shows nothing: every scene for it has one.
+NEEDED = {"hough": tuple(POLYHEDRA), "pose": ("figure",)}
+
+# OpenPose's colours: of the first 14 joints, and (dimmed) of the limbs in its order.
+OPENPOSE = np.array([
+    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0),
+    (0, 255, 0), (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255),
+    (0, 0, 255), (85, 0, 255),
+], np.float32) / 255  # fmt: skip
+
+SEGMENT = {
+    kind: np.array(colour, np.float32) / 255
+    for kind, colour in {
+        "wall": (120, 120, 120), "ball": (224, 5, 255), "cube": (180, 120, 120),
+        "pyramid": (4, 250, 7), "ring": (255, 224, 0), "figure": (150, 5, 61),
+    }.items()
+}  # fmt: skip
+
+# --------------------------------------------------------------------------- lines of points
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    """[2 * size, 2 * size] -> [size, size, 3], the same in all colours."""
+    return np.repeat(halved(values.astype(np.float32))[..., None], 3, axis=-1)
+
+
+def line(
+    a: np.ndarray, b: np.ndarray, width: float, size: int
+) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """From a to b, `width` pixels wide -> rows and columns of the points around it, whether each of
+    them is on it, and where between a (0) and b (1)."""
+    half = width / 2 / size
+    low, high = np.minimum(a, b)[1::-1] - half, np.maximum(a, b)[1::-1] + half  # y, x
+    rows, columns = (
+        slice(max(0, int(start * 2 * size)), max(0, int(end * 2 * size) + 1))
+        for start, end in zip(low, high)
+    )
+    x, y = (grid[rows, columns] for grid in points(size))
+    offset, along = from_segment(a[:2], b[:2], x, y)
+    return (rows, columns), np.hypot(*offset) < half, along
+
+
+def outlines_of(labels: np.ndarray) -> np.ndarray:
+    """The points beside another label, on both sides: lines of a pixel."""
+    found = np.zeros(labels.shape, bool)
+    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    found[:, 1:] |= across
+    found[:, :-1] |= across
+    found[1:] |= down
+    found[:-1] |= down
+    return found
+
+
+def creases_of(drawing: Drawing) -> np.ndarray:
+    """The points where a thing's surface turns by more than 41 degrees from one to the next."""
+    normal, index = drawing.normal, drawing.index
+    found = np.zeros(index.shape, bool)
+    turns = (normal[:, :, 1:] * normal[:, :, :-1]).sum(axis=0) < 0.75
+    found[:, 1:] = turns & (index[:, 1:] == index[:, :-1])
+    turns = (normal[:, 1:] * normal[:, :-1]).sum(axis=0) < 0.75
+    found[1:] |= turns & (index[1:] == index[:-1])
+    return found
+
+
+def thicker(lines: np.ndarray) -> np.ndarray:
+    """By one point on every side."""
+    grown = lines.copy()
+    grown[:, 1:] |= lines[:, :-1]
+    grown[:, :-1] |= lines[:, 1:]
+    wide = grown.copy()
+    grown[1:] |= wide[:-1]
+    grown[:-1] |= wide[1:]
+    return grown
+
+
+def blurred(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian, in points; the outside is black."""
+    reach = int(3 * sigma)
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(np.float32)
+    taps /= taps.sum()
+    for axis in (0, 1):
+        padded = np.pad(values, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, len(taps), axis=axis)
+        values = windows @ taps
+    return values
+
+
+def waves(rng: np.random.Generator, n: int) -> np.ndarray:
+    """[n, n]: a smooth random field about 0, mostly between -1 and 1."""
+    x, y = points(n // 2)
+    field = np.zeros_like(x)
+    for _ in range(4):
+        angle, length, phase = rng.uniform((0, 0.25, 0), (2 * np.pi, 0.6, 2 * np.pi))
+        along = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
+        field += 0.5 * np.sin(2 * np.pi / np.float32(length) * along + np.float32(phase))
+    return field

@@ -1,33 +1,44 @@
 """How good the small models are on held-out scenes, from fixed noise, as JSON.
 
-    python -m nanocontrol.evaluate [--base FILE] [--control FILE] [--n 64]
+    python -m nanocontrol.evaluate [--base FILE] [--control FILE ...] [--n 64]
 
-| number     | meaning, over n scenes                                                              |
-|------------|-------------------------------------------------------------------------------------|
-| vae_db     | signal-to-noise ratio of pictures that went through the VAE, mean over pictures, dB |
-| background | without control: share of pictures whose background has the prompted colour         |
-| colours    | without control: share of pictures that show every prompted colour of an object     |
-| iou        | with control: intersection over union of the objects found in the picture and those |
-|            | found in the true one, mean over pictures                                           |
+| number      | meaning, over n scenes                                                             |
+|-------------|------------------------------------------------------------------------------------|
+| vae_db      | signal-to-noise ratio of pictures that went through the VAE, mean over them, in dB |
+| background  | without control: share of pictures whose background has the prompted colour        |
+| colours     | without control: share of pictures that show every prompted colour of a thing      |
+| shapes      | without control: share of pictures in which the detector sees the prompted kinds   |
+|             | of things and no other                                                             |
+| shapes_true | the same of the true pictures: how far the detector is to be trusted               |
+| iou         | with the Canny control: intersection over union of the things found in the picture |
+|             | and those found in the true one, mean over pictures (only with such a control)     |
+| conditions  | for each ControlNet's condition, how well pictures made with and without it follow |
+|             | the condition, and how well the true pictures do (scores.py says how)              |
 """
 
 import argparse
 import json
-import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import StableDiffusion, load_control, load_sd
+from .checkpoint import StableDiffusion, load_sd
 from .controlnet import ControlNet
-from .data import COLOURS, HELD_OUT, Scenes, random_scene
-from .files import InputError
-from .flags import at_least, blame
+from .data import held_out_scenes
+from .detector import FILE as DETECTOR
+from .detector import Detector, load_detector
+from .flags import at_least, blame, one_sentence
+from .inputs import NANO, WEIGHTS, controls_by_condition
 from .sampling import initial_noise, sample
+from .scores import score
+from .world import COLOURS, KINDS, SHADES, Scene
 
-SEED = 7  # of the starting noise
+# Of the starting noise: of ten the one whose uncontrolled pictures are least like the true ones, so
+# that a film shows what control does.
+SEED = 5
 
 
 def border(image: Tensor) -> Tensor:
@@ -74,12 +85,20 @@ def background_is(image: Tensor, colour: str) -> bool:
 
 
 def shows_colour(image: Tensor, colour: str) -> bool:
-    """Whether 3 % of the pixels are within 0.2 of this colour, shaded by up to 20 % either way.
-    (Two colours of one scene are at least 0.45 apart.)"""
+    """Whether of all COLOURS, in light and shade, this one is the nearest at 3 % of the pixels at
+    least."""
     pixels = ((image + 1) / 2).permute(1, 2, 0).numpy()
-    shades = [np.clip(shade * COLOURS[colour], 0, 1) for shade in (0.8, 0.9, 1, 1.1, 1.2)]
-    away = np.min([np.linalg.norm(pixels - shade, axis=-1) for shade in shades], axis=0)
-    return (away < 0.2).mean() > 0.03
+    shades = np.linspace(*SHADES, 6)
+    colours = np.stack([np.minimum(shade * COLOURS[n], 1) for n in COLOURS for shade in shades])
+    away = np.linalg.norm(pixels[:, :, None] - colours, axis=-1)
+    return np.mean(away.argmin(axis=-1) // len(shades) == list(COLOURS).index(colour)) > 0.03
+
+
+def shows_kinds(detector: Detector, images: Tensor, scenes: list[Scene]) -> float:
+    """Share of pictures in which the detector sees the scene's kinds of things and no other."""
+    seen = detector(images)[1] > 0
+    wanted = torch.tensor([[bool(scene.of(kind)) for kind in KINDS] for scene in scenes])
+    return (seen == wanted).all(dim=1).float().mean().item()
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -96,7 +115,7 @@ def rebuild(sd: StableDiffusion, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pictures(
+def make_pictures(
     sd: StableDiffusion, prompts: list[str], control: ControlNet | None, hints: Tensor
 ) -> Tensor:
     """A picture for each prompt, from fixed noise, controlled if there is a ControlNet:
@@ -111,46 +130,63 @@ def pictures(
     return torch.cat(images).float().clamp(-1, 1).cpu()
 
 
-def evaluate(sd: StableDiffusion, control: ControlNet, n: int) -> dict[str, float]:
-    """The numbers of the table above."""
-    scenes = [random_scene(HELD_OUT + i) for i in range(n)]
-    images, hints, prompts = zip(*(Scenes(HELD_OUT)[i] for i in range(n)))
-    images, hints = torch.stack(images), torch.stack(hints)
-    plain = pictures(sd, prompts, None, hints)
+def evaluate(
+    sd: StableDiffusion, controls: dict[str, ControlNet], detector: Detector, n: int
+) -> dict:
+    """The numbers of the table above; controls by the names of their conditions."""
+
+    @cache
+    def uncontrolled(prompts: tuple[str, ...]) -> Tensor:
+        """Most conditions have the same scenes, so the same prompts."""
+        return make_pictures(sd, prompts, None, torch.zeros(n, 3, 64, 64))
+
+    images, _, prompts, scenes = held_out_scenes("canny", n)
+    plain = uncontrolled(prompts)
     backgrounds = [background_is(p, scene.background) for p, scene in zip(plain, scenes)]
     colours = [
-        all(shows_colour(p, solid.colour) for solid in scene.solids)
+        all(shows_colour(p, thing.colour) for thing in scene.things)
         for p, scene in zip(plain, scenes)
     ]
-    return {
+    numbers = {
         "vae_db": psnr(rebuild(sd, images), images),
         "background": float(np.mean(backgrounds)),
         "colours": float(np.mean(colours)),
-        "iou": mean_iou(pictures(sd, prompts, control, hints), images),
+        "shapes": shows_kinds(detector, plain, scenes),
+        "shapes_true": shows_kinds(detector, images, scenes),
+        "conditions": {},
     }
+    for condition, control in controls.items():
+        images, hints, prompts, scenes = held_out_scenes(condition, n)
+        made = make_pictures(sd, prompts, control, hints)
+        if condition == "canny":
+            numbers["iou"] = mean_iou(made, images)
+        compared = {"with": made, "without": uncontrolled(prompts), "true": images}
+        numbers["conditions"][condition] = {
+            name: score(condition, some, scenes, detector) for name, some in compared.items()
+        }
+    return numbers
 
 
-def main() -> None:
-    weights = Path(__file__).parents[1] / "weights"
+def main(argv: list[str] | None = None) -> None:
+    bundled = sorted(WEIGHTS.glob("nano-control-*.safetensors"))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--base", default=weights / "nano.safetensors", type=Path)
-    parser.add_argument(
-        "--control", default=weights / "nano-control-outline.safetensors", type=Path
-    )
+    parser.add_argument("--base", default=NANO, type=Path)
+    parser.add_argument("--control", default=bundled, nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--detector", default=DETECTOR, type=Path)
     parser.add_argument(
         "--n", default=64, type=at_least(1), help="scenes to measure on (default: 64)"
     )
-    args = parser.parse_args()
-    try:
+    args = parser.parse_args(argv)
+    with one_sentence("evaluate"):
         with blame("--base"):
             sd = load_sd(args.base)
+        with blame("--detector"):
+            detector = load_detector(args.detector)
         with blame("--control"):
-            control = load_control(args.control, sd.unet)
-    except InputError as error:
-        sys.exit(f"evaluate: {error}")
-    print(json.dumps(evaluate(sd, control, args.n), indent=2))
+            controls = controls_by_condition(args.control, sd)
+        print(json.dumps(evaluate(sd, controls, detector, args.n), indent=2))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .checkpoint import holds_base, read_base, read_control, read_tensors
-from .conditions import canny
+from .canny import canny
+from .checkpoint import (
+    StableDiffusion, holds_base, load_control, read_base, read_control, read_tensors
+)  # fmt: skip
+from .conditions import CONDITIONS
+from .controlnet import ControlNet
 from .data import HELD_OUT, Scenes
 from .explain import name_of
 from .files import InputError
@@ -15,7 +19,7 @@ from .flags import blame
 from .pictures import picture_size, read_caption, read_picture, size_to_sample
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-NANO, NANO_CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-outline.safetensors"
+NANO, NANO_CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-canny.safetensors"
 DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.1 of the paper
 
 
@@ -77,6 +81,32 @@ def check_files(args: argparse.Namespace) -> None:
         args.strength[i] = given[0] if len(given) == 1 else given
 
 
+def condition_of(control: Path) -> str:
+    """What a ControlNet of the small model was trained to follow, as its file says."""
+    condition = read_tensors(control)[1].get("condition")
+    if condition not in CONDITIONS:
+        raise InputError(
+            f"{control} names no condition that could be drawn for it; a ControlNet that train.py "
+            "trained on drawn scenes, or a --hint for sample.py, is wanted"
+        )
+    return condition
+
+
+def controls_by_condition(files: list[Path], sd: StableDiffusion) -> dict[str, ControlNet]:
+    """The small model's ControlNets, in the order of CONDITIONS.
+
+    Raises InputError if one has no condition, or two have the same.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        condition = condition_of(file)
+        if condition in found:
+            both = f"{found[condition]} and {file}"
+            raise InputError(f"{both} are for {condition}; one for each condition is wanted")
+        found[condition] = file
+    return {name: load_control(found[name], sd.unet) for name in CONDITIONS if name in found}
+
+
 def listed(values: list) -> str:
     return ",".join(map(str, values))
 
@@ -92,7 +122,9 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         with blame("--prompt-from"):
             prompt = read_caption(args.prompt_from)
     if args.drawn:
-        _, hint, scene = Scenes(HELD_OUT)[args.seed % HELD_OUT]
+        with blame("--control"):
+            condition = condition_of(args.control[0])
+        _, hint, shown = Scenes(condition, HELD_OUT)[args.seed % HELD_OUT]
         size = (hint.shape[2], hint.shape[1])
         if (args.width or size[0], args.height or size[1]) != size:
             raise InputError(
@@ -101,7 +133,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
             )
         args.width, args.height = size
         no_prompt = args.prompt is None and args.prompt_from is None
-        return Inputs([hint], None, None, scene if no_prompt else prompt)
+        return Inputs([hint], None, None, shown if no_prompt else prompt)
 
     files = [("--hint", file) for file in args.hint] + [("--image", args.image)] * bool(args.image)
     check_sizes(args, files)

@@ -52,8 +52,9 @@ def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
         )
     unet_a, unet_b = a.state_dict(), b.state_dict()
     new = {CONTROL_KEYS + k: t for k, t in moved(c.state_dict(), unet_a, unet_b).items()}
-    metadata = metadata_of(c.config)
-    if holds_base(inside := read_tensors(control)[0]):
+    inside, its_metadata = read_tensors(control)
+    metadata = metadata_of(c.config, its_metadata.get("condition"))
+    if holds_base(inside):
         with torch.device("meta"):
             unet_c = UNet(c.config)
         unet_c = fill(unet_c, below(UNET_KEYS, inside), control).state_dict()

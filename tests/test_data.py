@@ -1,4 +1,4 @@
-"""Scenes, folders of pairs, and the measures, which must know true pictures from wrong ones."""
+"""Folders of pairs, and the measures, which must know true pictures from wrong ones."""
 
 import json
 from pathlib import Path
@@ -7,68 +7,121 @@ import numpy as np
 import pytest
 import torch
 from nanocontrol import InputError
-from nanocontrol.data import COLOURS, HELD_OUT, SHAPES, Folder, Scenes, draw, random_scene
-from nanocontrol.evaluate import background_is, find_objects, iou, mean_iou, shows_colour
+from nanocontrol.conditions import CONDITIONS, SEGMENT
+from nanocontrol.data import HELD_OUT, Folder, Scenes
+from nanocontrol.detector import CARTOON, DEPTH, HOUGH, JOINTS, KIND, NORMALS, SOFT
+from nanocontrol.detector import FILE as DETECTOR
+from nanocontrol.detector import load_detector, truth
+from nanocontrol.evaluate import (
+    background_is, find_objects, iou, mean_iou, shows_colour, shows_kinds
+)  # fmt: skip
 from nanocontrol.pictures import read_picture, to_pixels
+from nanocontrol.scores import SCORES, f1, score
+from nanocontrol.world import KINDS, draw, joints_of, random_scene
 from PIL import Image
 
 
-def test_one_seed_one_scene():
-    assert random_scene(3) == random_scene(3) != random_scene(4)
-    for a, b in zip(Scenes(3)[0][:2], Scenes()[3][:2]):
-        assert torch.equal(a, b)
-    scenes = [random_scene(i) for i in range(300)]
-    assert {s.shape for scene in scenes for s in scene.solids} == set(SHAPES)
-    assert {scene.background for scene in scenes} == set(COLOURS)
-
-
-def test_a_known_scene():
-    """Drawn once and looked at; the same on every machine."""
-    scene = random_scene(2)
-    assert scene.prompt == "a coral square on a violet background"
-    maps = draw(scene)
-    assert maps["image"].shape == (64, 64, 3) and maps["image"].dtype == np.float32
-    square = scene.solids[0]
-    x, y = int(square.x * 64), int(square.y * 64)
-    assert np.abs(maps["image"][y, x] - COLOURS["coral"]).max() < 0.05
-    assert np.abs(maps["image"][0, 0] - COLOURS["violet"]).max() < 0.15
-    side = np.sqrt(2) * 1.15 * square.radius * 64
-    assert maps["mask"].sum() == pytest.approx(side**2, rel=0.02)
-    assert maps["outline"].sum() == pytest.approx(4 * side * 1.5, rel=0.05)
-
-
-def test_image_hint_and_prompt_agree():
-    for i in range(20):
-        image, hint, prompt = Scenes()[i]
-        scene = random_scene(i)
-        assert image.shape == hint.shape == (3, 64, 64)
-        assert image.min() >= -1 and image.max() <= 1 and hint.min() >= 0 and hint.max() <= 1
-        assert all(f"{s.colour} {s.shape}" in prompt for s in scene.solids)
-        mask = torch.from_numpy(draw(scene)["mask"] > 0.5)
-        inner_edge = hint[0].bool() & mask
-        assert iou(image, mask) > 0.85
-        assert inner_edge.any() and hint[0].mean() < 0.2
-
-
 def test_measures_know_true_pictures_from_wrong_ones():
-    scenes = [random_scene(HELD_OUT + i) for i in range(100)]
-    images = torch.stack([Scenes(HELD_OUT)[i][0] for i in range(100)])
+    data = Scenes(None, HELD_OUT)
+    scenes = [data.scene(i) for i in range(100)]
+    images = torch.stack([data[i][0] for i in range(100)])
     wrong = images.roll(1, dims=0)
 
     def share(pictures, check) -> float:
         return np.mean([check(picture, scene) for picture, scene in zip(pictures, scenes)])
 
     def all_colours(picture, scene) -> bool:
-        return all(shows_colour(picture, solid.colour) for solid in scene.solids)
+        return all(shows_colour(picture, thing.colour) for thing in scene.things)
 
     def background(picture, scene) -> bool:
         return background_is(picture, scene.background)
 
     assert share(images, background) >= 0.98 and share(wrong, background) < 0.2
-    assert share(images, all_colours) >= 0.98 and share(wrong, all_colours) < 0.2
-    assert mean_iou(images, images) == 1.0 and mean_iou(wrong, images) < 0.4
+    assert share(images, all_colours) >= 0.98 and share(wrong, all_colours) < 0.3
+    masks = [torch.from_numpy(draw(scene).index[::2, ::2] > 0) for scene in scenes]
+    assert np.mean([iou(image, mask) for image, mask in zip(images, masks)]) > 0.95
+    assert mean_iou(images, images) == 1.0 and mean_iou(wrong, images) < 0.45
     assert mean_iou(images, torch.rand(100, 3, 64, 64) * 2 - 1) is None  # no plain background
     assert not find_objects(torch.zeros(3, 8, 8)).any()
+    detector = load_detector(DETECTOR)
+    assert shows_kinds(detector, images, scenes) >= 0.95
+    assert shows_kinds(detector, wrong, scenes) < 0.3
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_scores_know_true_pictures_from_wrong_ones(condition):
+    data, detector = Scenes(condition, HELD_OUT), load_detector(DETECTOR)
+    scenes = [data.scene(i) for i in range(50)]
+    images = torch.stack([data[i][0] for i in range(50)])
+    right = score(condition, images, scenes, detector)
+    wrong = score(condition, images.roll(1, dims=0), scenes, detector)
+    empty = score(condition, images * 0, scenes, detector)
+    assert 0.8 < right <= 1.0001 and wrong < 0.7 * right and empty < 0.5 * right
+
+
+def test_the_detectors_task_is_the_scenes_maps():
+    for seed in range(10):
+        scene = random_scene(seed, kinds=("figure",))
+        drawing = draw(scene)
+        image, maps, kinds = truth(scene)
+        assert np.allclose((image + 1) / 2, drawing.image.transpose(2, 0, 1), atol=1e-6)
+        for channel, name in ((DEPTH, "depth"), (HOUGH, "hough"), (SOFT, "soft")):
+            assert np.array_equal(maps[channel], CONDITIONS[name](drawing)[..., 0])
+        assert np.array_equal(maps[CARTOON], CONDITIONS["cartoon"](drawing)[..., 0])
+        normals = maps[NORMALS].permute(1, 2, 0).numpy()
+        assert np.array_equal(normals, CONDITIONS["normals"](drawing))
+        segments = np.stack(list(SEGMENT.values()))[maps[KIND].argmax(dim=0)]
+        assert np.array_equal(segments, CONDITIONS["segmentation"](drawing))
+        for i, (x, y) in enumerate(joints_of(scene.of("figure")[0])):
+            assert maps[JOINTS][i, int(y * 64), int(x * 64)] > 0.8
+        assert kinds.tolist() == [float(bool(scene.of(kind))) for kind in KINDS]
+
+
+def perfect(condition: str, shift: int) -> float:
+    """The mean score if the detector saw the truth, so many pixels to the right."""
+    scores = []
+    for drawing in map(draw, (Scenes(condition).scene(i) for i in range(10))):
+        image, maps, _ = truth(drawing.scene)
+        picture = ((image + 1) / 2).permute(1, 2, 0).numpy()
+        picture, maps = np.roll(picture, shift, axis=1), np.roll(maps.numpy(), shift, axis=2)
+        scores.append(SCORES[condition](picture, maps, drawing))
+    return np.mean(scores)
+
+
+@pytest.mark.parametrize(
+    "condition, near, far",  # shifts at which little, and nearly all, is lost
+    [("canny", 1, 4), ("hough", 1, 4), ("cartoon", 1, 6), ("scribble", 1, 12), ("soft", 0, 12),
+     ("depth", 1, 40), ("pose", 2, 4), ("segmentation", 0, 24), ("normals", 0, 20)],
+)  # fmt: skip
+def test_scores_of_shifted_truth(condition, near, far):
+    assert perfect(condition, 0) > (0.75 if condition == "scribble" else 0.999)
+    assert perfect(condition, near) > 0.75
+    assert perfect(condition, far) < 0.5
+
+
+def test_an_empty_map_is_no_match():
+    drawing = draw(Scenes("depth").scene(0))
+    for empty in (np.zeros, np.ones):
+        for condition in ("soft", "depth"):
+            assert SCORES[condition](drawing.image, empty((27, 64, 64)), drawing) == 0
+
+
+def test_f1_of_lines():
+    lines = np.zeros((8, 8), bool)
+    lines[3] = True
+    assert f1(lines, lines, within=0) == 1.0
+    assert f1(np.roll(lines, 1, axis=0), lines, within=1) == 1.0
+    assert f1(np.roll(lines, 2, axis=0), lines, within=1) == 0.0
+    half = lines.copy()
+    half[3, 4:] = False
+    assert f1(half, lines, within=0) == pytest.approx(2 * 1 * 0.5 / 1.5)
+    assert f1(lines & False, lines, within=1) == 0.0 and f1(lines & False, lines & False, 1) == 1.0
+
+
+def test_a_file_that_is_no_detector(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="x.safetensors"):
+        load_detector(tmp_path / "x.safetensors")
 
 
 # ------------------------------------------------------------------------------------ folders
@@ -83,7 +136,7 @@ def write_pairs(folder: Path, form: str = "prompt.json", n: int = 12, size: int 
     }[form]
     lines = []
     for i in range(n):
-        image, hint, prompt = Scenes()[i]
+        image, hint, prompt = Scenes("canny")[i]
         for name, picture in (("image", image), ("hint", hint * 2 - 1)):
             pixels = Image.fromarray(to_pixels(picture)).resize((size, size))
             pixels.save(folder / f"{name}{i}.png")
@@ -97,9 +150,9 @@ def test_folders_of_both_forms(tmp_path, form):
     pairs = Folder(write_pairs(tmp_path, form, n=3))
     assert len(pairs) == 3
     for i in range(3):
-        for ours, drawn in zip(pairs[i][:2], Scenes()[i][:2]):
+        for ours, drawn in zip(pairs[i][:2], Scenes("canny")[i][:2]):
             assert (ours - drawn).abs().max() <= 2 / 255
-        assert pairs[i][2] == random_scene(i).prompt
+        assert pairs[i][2] == Scenes("canny").scene(i).prompt
 
 
 def refused(folder: Path) -> str:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 # same for Stable Diffusion 1 and 2.
 NAMES = json.loads((Path(__file__).parent / "fixtures" / "diffusers_names.json").read_text())
 WEIGHTS = Path(__file__).parents[1] / "weights"
-NANO, CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-outline.safetensors"
+NANO, CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-canny.safetensors"
 
 
 @pytest.fixture

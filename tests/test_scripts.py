@@ -20,11 +20,14 @@ sys.path.insert(0, str(ROOT))
 import sample  # noqa: E402
 import train  # noqa: E402
 from nanocontrol import ControlNet, InputError, load_control, load_sd, save_control  # noqa: E402
-from nanocontrol.conditions import canny  # noqa: E402
+from nanocontrol import data, detector, evaluate, nine  # noqa: E402
+from nanocontrol.canny import canny  # noqa: E402
+from nanocontrol.conditions import CONDITIONS  # noqa: E402
+from nanocontrol.data import HELD_OUT, Scenes, held_out_scenes  # noqa: E402
 from nanocontrol.pictures import picture_size, read_picture, to_bytes  # noqa: E402
 
 NANO = str(ROOT / "weights" / "nano.safetensors")
-CONTROL = str(ROOT / "weights" / "nano-control-outline.safetensors")
+CONTROL = str(ROOT / "weights" / "nano-control-canny.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,8 @@ def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monk
     control = str(whole / "control.safetensors")
     trained = load_control(control, load_sd(NANO).unet)
     assert any(conv[0].weight.abs().max() > 0 for conv in trained.zero_convs)
-    sample.main(["--control", control, "--steps", "1", "--out", str(tmp_path / "out")])
+    hint = ["--hint", str(Path(flags[3]) / "hint0.png"), "--steps", "1"]
+    sample.main(["--control", control, *hint, "--out", str(tmp_path / "out")])
 
 
 def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch):
@@ -165,12 +169,79 @@ def test_a_finished_run_can_be_made_longer(flags, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
-@pytest.mark.parametrize("stage", ["vae", "base"])
+@pytest.mark.parametrize("stage", ["vae", "decoder", "base"])
 def test_the_small_base_can_be_trained(stage, tmp_path):
-    flags = ["--base", NANO] if stage == "base" else []
-    run = tmp_path / "run"
-    train.main(["--stage", stage, *flags, "--steps", "1", "--batch-size", "2", "--out", str(run)])
-    assert load_sd(run / "base.safetensors").unet.config == load_sd(NANO).unet.config
+    flags = [] if stage == "vae" else ["--base", NANO]
+    flags += ["--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
+    train.main(["--stage", stage, *flags])
+    made, nano = load_sd(tmp_path / "run" / "base.safetensors"), load_sd(NANO)
+    assert made.unet.config == nano.unet.config
+
+    parts = {
+        "encoder": lambda sd: sd.vae.encoder, "decoder": lambda sd: sd.vae.decoder,
+        "unet": lambda sd: sd.unet, "text": lambda sd: sd.text_encoder,
+    }  # fmt: skip
+    kept = {"vae": [], "decoder": ["encoder", "unet", "text"], "base": ["encoder", "decoder"]}
+    for name, part in parts.items():
+        a, b = part(made).state_dict(), part(nano).state_dict()
+        same = all(torch.equal(a[key], b[key].float()) for key in a)
+        assert same == (name in kept[stage]), name
+    images = held_out_scenes(None, 64)[0]
+    assert train.encode_images(made, images).std() == pytest.approx(1, abs=0.1)
+
+
+def test_the_base_learns_latents_that_are_encoded_once():
+    sd, scenes = load_sd(NANO), Scenes(None)
+    pairs = train.encoded(sd, scenes, n=70)
+    assert len(pairs) == 70
+    latent, _, prompt = pairs[69]
+    again = train.encode_images(sd, scenes[69][0][None])[0]  # but for the posterior's noise
+    alike = torch.corrcoef(torch.stack([latent, again]).flatten(1))[0, 1]
+    assert prompt == scenes[69][2] and alike > 0.98
+
+
+def test_the_step_of_the_jump(tmp_path):
+    def jump(name: str, values: list[float]) -> int | None:
+        run = train.RunFolder(tmp_path)
+        run.history = [{"step": 10 * i, name: value} for i, value in enumerate(values)]
+        return train.step_of_jump(run)
+
+    assert jump("score", [0.3, 0.3, 0.32, 0.5, 0.7]) == 30
+    assert jump("iou", [0.3, 0.3, 0.6, 0.6]) == 20
+    assert jump("control_gain", [0.0, 0.0, 0.01]) == 20
+    assert jump("score", [0.3, 0.9, 0.35]) is None and jump("control_gain", [0, 0.001]) is None
+    assert jump("loss", [1.0, 0.5]) is None
+
+
+def test_a_control_knows_its_condition(tmp_path, monkeypatch):
+    flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
+    train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "run")])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
+    with monkeypatch.context() as patch:  # if the pictures were the true ones
+        patch.setattr(train, "make_pictures", lambda *_: held_out_scenes("pose", 32)[0])
+        args = train.parse([*flags, "--out", str(tmp_path / "none")])
+        sd, control, _ = train.models(args)
+        detector = train.load_detector(train.DETECTOR)
+        held_out = held_out_scenes("pose", 32)[:3]
+        assert train.measure(args, sd, control, held_out, detector)[1]["score"] > 0.8
+    control = ["--control", str(tmp_path / "run" / "control.safetensors")]
+    sample.main([*control, "--n", "1", "--steps", "2", "--seed", "5"])
+    hint = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))[:, :64]
+    drawn = Scenes("pose", HELD_OUT)[5][1].permute(1, 2, 0).numpy()
+    assert np.abs(hint / 255 - drawn).max() < 0.005
+
+
+def test_learning_rates(tmp_path):
+    own, nano = train.parse(["--base", NANO]), train.parse([])
+    base = train.parse(["--stage", "base", "--base", NANO])
+    assert {train.learning_rate(own, step) for step in range(own.steps)} == {1e-5}
+    rates = [train.learning_rate(nano, step) for step in range(nano.steps)]
+    falling = nano.steps // 4
+    assert set(rates[:-falling]) == {1e-3} and rates[-falling:] == sorted(rates[-falling:])[::-1]
+    assert rates[-1] == pytest.approx(1e-3 / falling)
+    rates = [train.learning_rate(base, step) for step in range(base.steps)]
+    assert max(rates) == pytest.approx(1e-3, rel=1e-3) and rates[0] < 3e-5 > rates[-1]
 
 
 def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys):
@@ -183,7 +254,8 @@ def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys)
 def test_defaults_are_the_papers_with_a_base_of_ones_own(flags):
     own = train.parse(["--base", NANO])
     assert (own.lr, own.batch_size, own.drop_prompt, own.accumulate) == (1e-5, 4, 0.5, 1)
-    assert train.parse([]).lr == 1e-3
+    assert train.parse([]).lr == 1e-3 and train.parse([]).condition == "canny"
+    assert own.condition == "canny" and train.parse(flags).condition is None
 
 
 # ------------------------------------------------------------------------------------ sample.py
@@ -212,10 +284,10 @@ def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs):
     Image.new("L", (140, 70)).save(tmp_path / "wide.png")
     size = len(made("--hint", str(tmp_path / "wide.png")))
     assert size == 3 * 128 * 64
-    plain = ["--base", NANO, "--prompt", "a gold disc", "--height", "64", "--width", "128"]
+    plain = ["--base", NANO, "--prompt", "a yellow ball", "--height", "64", "--width", "128"]
     assert len(made(*plain)) == 3 * 128 * 64
-    assert made(*plain) != made(*plain, "--negative", "a navy star")
-    hint = ["--hint", str(pairs / "hint0.png"), "--prompt", "a gold disc"]
+    assert made(*plain) != made(*plain, "--negative", "a blue ring")
+    hint = ["--hint", str(pairs / "hint0.png"), "--prompt", "a yellow ball"]
     assert made(*hint) != made(*hint, "--strength", "0")
     assert made(*hint) != made(*hint, "--sampler", "ddpm")
     assert made(*hint) != made(*hint, "--eta", "1")
@@ -241,13 +313,13 @@ def made(out: Path, *flags: str) -> np.ndarray:
 
 def test_four_kinds_of_prompts(tmp_path):
     caption = tmp_path / "photo.txt"
-    caption.write_bytes("\ufeffa gold disc\n on a navy background\n".encode())
+    caption.write_bytes("\ufeffa yellow ball\n on a blue background\n".encode())
     for flags, prompt in [
-        ([], "an olive disc and a navy square on a turquoise background"),  # what the hint shows
+        ([], Scenes("canny", HELD_OUT).scene(0).prompt),  # what the hint shows
         (["--prompt", ""], ""),
-        (["--prompt", "a gold disc"], "a gold disc"),
+        (["--prompt", "a yellow ball"], "a yellow ball"),
         (["--prompt", "default"], "a high-quality, detailed, and professional image"),
-        (["--prompt-from", str(caption)], "a gold disc on a navy background"),
+        (["--prompt-from", str(caption)], "a yellow ball on a blue background"),
     ]:
         made(tmp_path / "out", *flags)
         assert Image.open(tmp_path / "out" / "000.png").text["prompt"] == prompt
@@ -255,7 +327,7 @@ def test_four_kinds_of_prompts(tmp_path):
 
 def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs):
     hint = str(pairs / "hint0.png")
-    flags = ["--hint", hint, "--prompt", "a gold disc"]
+    flags = ["--hint", hint, "--prompt", "a yellow ball"]
     pictures = [
         made(tmp_path, *flags, *more)
         for more in (
@@ -346,7 +418,7 @@ def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     flags = ["--image", str(pairs / "image0.png"), "--mask", str(tmp_path / "mask.png")]
     flags += ["--hint", str(pairs / "hint1.png")] if control else []
-    picture = made(tmp_path / "out", *flags, "--prompt", "a gold disc on a navy background")
+    picture = made(tmp_path / "out", *flags, "--prompt", "a yellow ball on a blue background")
     assert np.array_equal(picture[mask == 0], image[mask == 0])
     assert (picture[mask == 255] == image[mask == 255]).mean() < 0.5
     from_it = made(tmp_path / "out", *flags, "--noise", "0.5")
@@ -474,6 +546,8 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--init-control", NANO], "--init-control"),
         (["--data", str(empty)], "--data"),
         (["--data", "nowhere"], "--data"),
+        (["--condition", "depth"], "--condition"),
+        (["--condition", "shuffle"], "--condition"),
         (["--out", run], "--resume"),
         (["--out", str(pairs / "hint0.png")], "--out"),
         (["--lr", "-1"], "--lr"),
@@ -486,9 +560,16 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
     assert "--base" in refusal(train.main, capsys, "--stage", "base")
-    assert "--unlock" in refusal(train.main, capsys, "--stage", "vae", "--unlock", "all")
-    (empty / "settings.json").write_text("[]")
-    assert "--resume" in refusal(train.main, capsys, "--resume", str(empty))
+    assert "--base" in refusal(train.main, capsys, "--stage", "decoder")
+    for stage, flag, value in [
+        ("vae", "--unlock", "all"), ("base", "--condition", "pose"), ("decoder", "--data", "x"),
+        ("vae", "--base", NANO), ("vae", "--drop-prompt", "0.5"), ("base", "--prediction", "v"),
+    ]:  # fmt: skip
+        more = ["--base", NANO] if stage != "vae" else []
+        assert flag in refusal(train.main, capsys, "--stage", stage, flag, value, *more)
+    for text in ("[]", '{"stage": "control", "device": "cpu"}'):
+        (empty / "settings.json").write_text(text)
+        assert "--resume" in refusal(train.main, capsys, "--resume", str(empty))
     bad = write_pairs(tmp_path / "bad")
     (bad / "image3.png").write_bytes((bad / "image3.png").read_bytes()[:400])
     message = refusal(train.main, capsys, *short, "--data", str(bad), "--steps", "9")
@@ -513,17 +594,43 @@ def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
     assert not list(run.glob("*.tmp"))
 
 
-def test_evaluate_prints_its_four_numbers(capsys, monkeypatch):
-    from nanocontrol import evaluate
-
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--n", "4"])
-    evaluate.main()
+def test_evaluate_prints_its_numbers(capsys):
+    evaluate.main(["--n", "4"])
     numbers = json.loads(capsys.readouterr().out)
-    assert numbers.keys() == {"vae_db", "background", "colours", "iou"}
-    assert numbers["vae_db"] > 20 and numbers["iou"] > 0.4
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--base", "missing.safetensors"])
-    with pytest.raises(SystemExit, match="--base"):
-        evaluate.main()
+    measured = {"vae_db", "background", "colours", "shapes", "shapes_true", "iou", "conditions"}
+    assert numbers.keys() == measured
+    assert numbers["vae_db"] > 25 and numbers["iou"] > 0.5
+    canny = numbers["conditions"]["canny"]
+    assert canny["true"] == 1 and canny["with"] > canny["without"] + 0.1
+    assert "--base" in refusal(evaluate.main, capsys, "--base", "missing.safetensors")
+    assert "--detector" in refusal(evaluate.main, capsys, "--detector", "missing.safetensors")
+    save_control(ControlNet(load_sd(NANO).unet.config), "bare.safetensors")
+    message = refusal(evaluate.main, capsys, "--control", "bare.safetensors")
+    assert "bare.safetensors names no condition" in message
+
+
+def test_sheets_of_scenes_and_of_conditions(capsys):
+    data.main(["--n", "3"])
+    assert Image.open("out/world.png").size == (10 * 64, 16 + 3 * 64)
+    nine.main(["--control", CONTROL])
+    assert Image.open("out/nine.png").size == (2 * 64, 16 + 2 * 64)
+    sd = load_sd(NANO)
+    controls = {name: ControlNet.from_unet(sd.unet) for name in CONDITIONS}
+    sheet = np.asarray(nine.side_by_side(sd, controls, HELD_OUT))
+    assert sheet.shape == (16 + 2 * 64, 10 * 64, 3)
+    hints = np.split(sheet[16:80], 10, axis=1)
+    assert all(hint.std() > 5 for hint in hints)  # none is empty
+    made = np.split(sheet[80:], 10, axis=1)
+    assert all(np.array_equal(made[0], other) for other in made)  # untrained ones change nothing
+    assert "are for canny" in refusal(nine.main, capsys, "--control", CONTROL, CONTROL)
+
+
+def test_a_detector_can_be_trained(tmp_path, capsys):
+    file = tmp_path / "new" / "d.safetensors"
+    detector.main(["--steps", "2", "--scenes", "20", "--out", str(file)])
+    assert detector.load_detector(file)
+    (tmp_path / "f").write_text("no folder")
+    assert "--out" in refusal(detector.main, capsys, "--out", str(tmp_path / "f" / "d.safetensors"))
 
 
 def test_the_package_refuses_with_its_own_error():

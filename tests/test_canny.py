@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nanocontrol.conditions import canny
+from nanocontrol.canny import canny
 from nanocontrol.pictures import read_picture
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -1,0 +1,68 @@
+"""One scene through every condition: the maps, and what ControlNets make of them.
+
+    python -m nanocontrol.nine --control FILE ... [--seed 1000000] [--out FILE]
+
+The columns are conditions, as many as there are ControlNets; above is the hint, below a picture
+from the scene's prompt and, in every column, the same noise. The first column has the scene's own
+picture, and what the prompt alone becomes.
+"""
+
+import argparse
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from .checkpoint import StableDiffusion, load_sd
+from .conditions import CONDITIONS
+from .controlnet import ControlNet
+from .data import HELD_OUT
+from .evaluate import make_pictures
+from .files import make_folder
+from .flags import blame, one_sentence, seed
+from .inputs import NANO, controls_by_condition
+from .pictures import columns_with_titles, save_picture, to_pixels
+from .world import POLYHEDRA, draw, random_scene
+
+
+def side_by_side(sd: StableDiffusion, controls: dict[str, ControlNet], first: int) -> Image.Image:
+    """Of the first scene, from that seed on, that leaves no hint empty: with a figure, and a cube
+    or pyramid."""
+    scenes = (random_scene(seed, kinds=("figure",)) for seed in count(first))
+    scene = next(scene for scene in scenes if scene.of(*POLYHEDRA))
+    drawing = draw(scene)
+
+    def column(condition: str, control: ControlNet | None) -> np.ndarray:
+        above = CONDITIONS[condition](drawing) if control else drawing.image
+        hint = torch.from_numpy(above).permute(2, 0, 1)
+        made = make_pictures(sd, [scene.prompt], control, hint[None])[0]
+        return np.concatenate([to_pixels(hint * 2 - 1), to_pixels(made)], axis=1)
+
+    columns = [column("", None)]
+    columns += [column(name, control) for name, control in tqdm(controls.items(), "sampling")]
+    return columns_with_titles(columns, ["picture", *controls], width=64)
+
+
+def main(argv: list[str] | None = None) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--base", default=NANO, type=Path)
+    parser.add_argument("--control", nargs="+", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--seed", type=seed, default=HELD_OUT, help=f"default: {HELD_OUT}")
+    parser.add_argument("--out", type=Path, default=Path("out/nine.png"), metavar="FILE")
+    args = parser.parse_args(argv)
+    with one_sentence("nine"):
+        with blame("--base"):
+            sd = load_sd(args.base)
+        with blame("--control"):
+            controls = controls_by_condition(args.control, sd)
+        make_folder("--out", args.out.parent)
+        save_picture(side_by_side(sd, controls, args.seed), args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

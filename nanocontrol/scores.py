@@ -1,0 +1,124 @@
+"""How well a picture keeps to its condition: the condition is extracted again, from the picture,
+and compared with the one that the picture was to follow. 1 is perfect; a
+picture without control shows what chance gives.
+
+| condition          | extracted by | score, a mean over pictures                                 |
+|--------------------|--------------|-------------------------------------------------------------|
+| canny              | canny.py     | F1 of edges, within 1 pixel                                 |
+| hough, cartoon     | the detector | F1 of lines, within 1 pixel                                 |
+| scribble           | the detector | F1 of outlines of what it finds, within 2 pixels            |
+| soft, depth        | the detector | correlation of the two maps                                 |
+| pose               | the detector | share of joints that are found within 3 pixels              |
+| segmentation       | the detector | intersection over union, mean over the kinds that should be |
+|                    |              | there, the wall among them                                  |
+| normals            | the detector | share of the things' pixels within 22.5 degrees             |
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .conditions import CONDITIONS, canny_edges, outlines_of
+from .detector import (
+    CARTOON, DEPTH, HOUGH, JOINTS, KIND, NORMALS, SOFT, Detector, kinds_of
+)  # fmt: skip
+from .world import Drawing, Scene, draw, joints_of
+
+
+def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:
+    """images [B, 3, 64, 64] in [-1, 1], which were to follow the scenes -> the mean score."""
+    found = detector(images.float())[0].float().sigmoid().numpy()  # under autocast it is bf16
+    images = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
+    drawings = [draw(scene) for scene in scenes]
+    return float(np.mean([SCORES[condition](*three) for three in zip(images, found, drawings)]))
+
+
+# Each of these takes a picture [64, 64, 3] in 0..1, what the detector finds in it [27, 64, 64] in
+# 0..1, and the drawing that it was to follow.
+
+
+def canny_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    truth, again = canny_edges(drawing), canny_edges(replace(drawing, image=image))
+    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, within=1)
+
+
+def hough_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    return f1(found[HOUGH] > 0.5, wanted("hough", drawing) > 0.5, within=1)
+
+
+def soft_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    return correlation(found[SOFT], wanted("soft", drawing))
+
+
+def scribble_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    outlines = outlines_of(found[KIND].argmax(axis=0))
+    return f1(outlines, wanted("scribble", drawing) > 0.5, within=2)
+
+
+def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    hits = []
+    for figure in drawing.scene.of("figure"):
+        columns, rows = np.clip(joints_of(figure) * 64, 0, 63).astype(int).T
+        hits.extend(found[JOINTS][range(len(rows)), rows, columns] > np.exp(-(3**2) / 8))
+    return float(np.mean(hits))
+
+
+def segmentation_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    truth, again = kinds_of(drawing), found[KIND].argmax(axis=0)
+    overlaps = []
+    for kind in np.unique(truth):
+        either = (truth == kind) | (again == kind)
+        overlaps.append(((truth == kind) & (again == kind)).sum() / either.sum())
+    return float(np.mean(overlaps))
+
+
+def depth_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    return correlation(found[DEPTH], wanted("depth", drawing))
+
+
+def normals_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    truth = CONDITIONS["normals"](drawing).transpose(2, 0, 1)[:, drawing.shown > 0]
+    again = found[NORMALS][:, drawing.shown > 0]
+    a, b = (x * 2 - 1 for x in (truth, again))
+    cosine = (a * b).sum(axis=0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0) + 1e-6)
+    return float((cosine > np.cos(np.pi / 8)).mean())
+
+
+def cartoon_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    return f1(found[CARTOON] < 0.5, wanted("cartoon", drawing) < 0.5, within=1)
+
+
+SCORES = {
+    "canny": canny_score, "hough": hough_score, "soft": soft_score, "scribble": scribble_score,
+    "pose": pose_score, "segmentation": segmentation_score, "depth": depth_score,
+    "normals": normals_score, "cartoon": cartoon_score,
+}  # fmt: skip
+
+
+def wanted(condition: str, drawing: Drawing) -> np.ndarray:
+    """[64, 64], of a condition without colours."""
+    return CONDITIONS[condition](drawing)[..., 0]
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """0 if one of them is the same everywhere."""
+    if min(a.std(), b.std()) < 1e-6:
+        return 0.0
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def f1(found: np.ndarray, truth: np.ndarray, within: int) -> float:
+    """Of lines (bool): the harmonic mean of the share of the found ones that are near true ones,
+    and of the true ones that are near found ones."""
+
+    def near(lines: np.ndarray) -> np.ndarray:
+        grown = torch.from_numpy(lines)[None].float()
+        return F.max_pool2d(grown, 2 * within + 1, 1, within)[0].numpy() > 0
+
+    if not found.any() or not truth.any():
+        return float(found.any() == truth.any())
+    precision, recall = near(truth)[found].mean(), near(found)[truth].mean()
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
