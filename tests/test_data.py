@@ -1,6 +1,7 @@
 """Folders of pairs, and the measures, which must know true pictures from wrong ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,9 @@ def test_measures_know_true_pictures_from_wrong_ones():
     detector = load_detector(DETECTOR)
     assert shows_kinds(detector, images, scenes) >= 0.95
     assert shows_kinds(detector, wrong, scenes) < 0.3
+    pairs = [i for i, scene in enumerate(scenes) if len({t.kind for t in scene.things}) == 2]
+    halves = [replace(scenes[i], things=scenes[i].things[:1]) for i in pairs]
+    assert shows_kinds(detector, images[pairs], halves) < 0.05  # one kind too many
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
