@@ -107,10 +107,16 @@ class ControlNet(UNetEncoder):
         (The order of the arguments is the original's.)
         Raises ValueError if hint and latent do not go together.
         """
+        return self.residuals(x, self.encode_hint(hint, x), t, context)
+
+    def encode_hint(self, hint: Tensor, x: Tensor) -> Tensor:
+        """hint [B, 3, H, W] -> [B, c, h, w], the same for all steps; x: as above, for its size."""
         size = (8 * x.shape[-2], 8 * x.shape[-1])
         if hint.shape[-2:] != size:
             raise ValueError(f"the hint is {[*hint.shape[-2:]]} pixels, {[*size]} are wanted")
-        emb = self.embed_time(t)
-        outputs = self.encode(x, emb, context, hint=self.input_hint_block(hint))
+        return self.input_hint_block(hint)
+
+    def residuals(self, x: Tensor, encoded: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+        outputs = self.encode(x, self.embed_time(t), context, hint=encoded)
         zeros = [*self.zero_convs, self.middle_block_out]
         return [zero(output) for zero, output in zip(zeros, outputs, strict=True)]

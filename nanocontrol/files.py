@@ -14,7 +14,7 @@ class InputError(Exception):
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` make a temporary file, then put it in place: a file is whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -1,6 +1,7 @@
 """From noise to a latent, guided by a prompt and by any number of ControlNets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,10 +45,11 @@ def weighted_sum(
     controls: Sequence[Control], x: Tensor, t: Tensor, context: Tensor,
     guess: bool, resolution_weighting: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """All ControlNets' residuals, weighted and added up (section 3.4); arguments as in `sample`."""
+    """All ControlNets' residuals, weighted and added up (section 3.4). Hints are encoded ones; the
+    other arguments are as in `sample`."""
     total = None
-    for net, hint, strength in controls:
-        residuals = net(x, hint, t, context)
+    for net, encoded, strength in controls:
+        residuals = net.residuals(x, encoded, t, context)
         n = len(residuals)
         weights = strength if isinstance(strength, Sequence) else [strength] * n
         if guess:  # the original's: a tenth at the shallowest, 1 in the middle
@@ -57,6 +59,57 @@ def weighted_sum(
         weighted = [w * r for w, r in zip(weights, residuals)]
         total = weighted if total is None else [a + b for a, b in zip(total, weighted)]
     return total
+
+
+def predict(
+    sd: StableDiffusion, controls: Sequence[Control], context: Tensor, scale: float,
+    guess: bool, resolution_weighting: bool, x: Tensor, t: Tensor,
+) -> Tensor:  # fmt: skip
+    """What the base model makes of x [B, 4, h, w] at step t [1], under control and with guidance.
+
+    context [B or 2B, 77, D]: of the prompts; before them, unless scale is 1, of the negative ones.
+    The last of these rows are controlled, as many as there are hints, encoded [n, c, h, w].
+    """
+    x_in = x.repeat(len(context) // len(x), 1, 1, 1).to(context.dtype)
+    t_in = t.expand(len(x_in))
+    residuals = None
+    if controls:
+        n = len(controls[0][1])
+        inputs = x_in[-n:], t_in[-n:], context[-n:]
+        residuals = weighted_sum(controls, *inputs, guess, resolution_weighting)
+        others = len(x_in) - n  # they get zeros
+        residuals = [torch.cat([r.new_zeros(others, *r.shape[1:]), r]) for r in residuals]
+    output = sd.unet(x_in, t_in, context, residuals).float()
+    if scale == 1:
+        return output
+    without, with_prompt = output.chunk(2)
+    return without + scale * (with_prompt - without)
+
+
+class Replayed:
+    """On a GPU: a function whose second call is recorded as a CUDA graph, which is then replayed.
+
+    Launching a step's two thousand kernels one by one can take longer than computing them. (At the
+    first call libraries choose their kernels, which cannot be recorded.) Inputs keep their shapes;
+    the output is overwritten by the next call.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 1:
+            return self.function(*inputs)
+        if self.calls == 2:
+            self.inputs = [x.clone() for x in inputs]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.output = self.function(*self.inputs)
+        for own, new in zip(self.inputs, inputs):
+            own.copy_(new)
+        self.graph.replay()
+        return self.output
 
 
 @torch.no_grad()
@@ -109,31 +162,26 @@ def sample(
         if noised is None:  # so there is a mask
             x = torch.where(mask, noise, x)
 
-    # Without the prompt, then with it, in one batch. Its last `controlled` rows get the hint: all,
-    # or those with the prompt.
+    # Without the prompt, then with it, in one batch. All rows get the hint, or those with the prompt.
     contexts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in contexts]).to(weight)
-    controlled = len(x) if guess or resolution_weighting else len(context)
-    copies = controlled // len(x)
-    controls = [
-        (net, hint.expand(len(x), -1, -1, -1).repeat(copies, 1, 1, 1).to(weight), strength)
-        for net, hint, strength in controls
-    ]
+    copies = 1 if guess or resolution_weighting else len(contexts)
+    encoded = []  # hints are the same at every step
+    for net, hint, strength in controls:
+        h = net.encode_hint(hint.to(weight), x)
+        encoded.append((net, h.expand(len(x), -1, -1, -1).repeat(copies, 1, 1, 1), strength))
 
+    def predictor(controls: list[Control]) -> Callable[[Tensor, Tensor], Tensor]:
+        how = (context, scale, guess, resolution_weighting)
+        call = partial(predict, sd, controls, *how)
+        return Replayed(call) if x.is_cuda and not torch.is_autocast_enabled() else call
+
+    alone, with_control = predictor([]), predictor(encoded)
     t_and_previous = list(zip(timesteps, [*timesteps[1:], None]))
+    ts = torch.tensor(timesteps, device=x.device).split(1)
     for i, (t, previous) in enumerate(tqdm(t_and_previous, "sampling", disable=not progress)):
-        x_in = x.repeat(len(contexts), 1, 1, 1).to(weight.dtype)
-        t_in = torch.full((len(x_in),), t, device=x.device)
-        residuals = None
-        if controls and control_from <= i / len(timesteps) < control_to:
-            inputs = (some[-controlled:] for some in (x_in, t_in, context))
-            residuals = weighted_sum(controls, *inputs, guess, resolution_weighting)
-            others = len(x_in) - controlled  # they get zeros
-            residuals = [torch.cat([r.new_zeros(others, *r.shape[1:]), r]) for r in residuals]
-        output = sd.unet(x_in, t_in, context, residuals).float()
-        if len(contexts) == 2:
-            without, with_prompt = output.chunk(2)
-            output = without + scale * (with_prompt - without)
+        under_control = control_from <= i / len(timesteps) < control_to
+        output = (with_control if under_control else alone)(x, ts[i])
         fresh = torch.randn(x.shape, generator=generator).to(x) if scheduler.adds_noise else 0.0
         x = scheduler.step(x, output, t, previous, fresh)
         if mask is not None:
