@@ -6,8 +6,12 @@ draws a sheet of scenes, each with its nine maps.
 """
 
 import argparse
+import hashlib
 import json
+from copy import copy
+from functools import cache
 from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -15,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from . import world
 from .conditions import CONDITIONS, NEEDED
 from .files import InputError, make_folder
 from .flags import at_least, one_sentence, seed
 from .pictures import columns_with_titles, picture_size, read_picture, save_picture
-from .world import KINDS, Scene, draw, random_scene
+from .world import KINDS, Drawing, Scene, draw, random_scene
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 
@@ -27,33 +32,72 @@ Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 HELD_OUT = 1_000_000
 
 
+class Pairs(Protocol):
+    """What `Scenes` and `Folder` have in common."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Pair: ...
+
+    def picture(self, i: int) -> tuple[Tensor, str]:
+        """Image and prompt, without the work for the hint."""
+
+    def hint(self, i: int) -> Tensor: ...
+
+    def fingerprint(self, i: int) -> bytes:
+        """What changes whenever the image or the prompt does."""
+
+
 class Scenes:
-    """Drawn scenes: item i is the one of seed `first` + i.
+    """n drawn scenes: item i is the one of seed `first` + i.
 
     image [3, 64, 64] RGB in [-1, 1], hint [3, 64, 64] in [0, 1] (black without a condition),
     prompt.
     """
 
-    def __init__(self, condition: str | None, first: int = 0):
-        self.condition, self.first = condition, first
+    def __init__(self, condition: str | None, first: int = 0, n: int = HELD_OUT):
+        self.condition, self.first, self.n = condition, first, n
+        self.hints: dict[int, Tensor] = {}  # those that `hint` has drawn
 
     def __len__(self) -> int:
-        return HELD_OUT
+        return self.n
 
     def scene(self, i: int) -> Scene:
         """Of those in which the condition shows something."""
-        if not 0 <= i < HELD_OUT:
+        if not 0 <= i < self.n:
             raise IndexError(i)
         return random_scene(self.first + i, NEEDED.get(self.condition, KINDS))
 
     def __getitem__(self, i: int) -> Pair:
-        scene = self.scene(i)
-        drawing = draw(scene)
-        image, hint = drawing.image * 2 - 1, np.zeros_like(drawing.image)
-        if self.condition:
-            hint = CONDITIONS[self.condition](drawing)
-        image, hint = (torch.from_numpy(x).permute(2, 0, 1) for x in (image, hint))
-        return image, hint, scene.prompt
+        drawing = draw(self.scene(i))
+        return self.image_of(drawing), self.hint_of(drawing), drawing.scene.prompt
+
+    def picture(self, i: int) -> tuple[Tensor, str]:
+        drawing = draw(self.scene(i))
+        return self.image_of(drawing), drawing.scene.prompt
+
+    def hint(self, i: int) -> Tensor:
+        """Drawn once in each process."""
+        if i not in self.hints:
+            self.hints[i] = self.hint_of(draw(self.scene(i)))
+        return self.hints[i]
+
+    def fingerprint(self, i: int) -> bytes:
+        return f"{code_of_the_world()} {self.scene(i)}".encode()
+
+    def image_of(self, drawing: Drawing) -> Tensor:
+        return torch.from_numpy(drawing.image * 2 - 1).permute(2, 0, 1)
+
+    def hint_of(self, drawing: Drawing) -> Tensor:
+        if self.condition is None:
+            return torch.zeros(3, *drawing.shown.shape)
+        return torch.from_numpy(CONDITIONS[self.condition](drawing)).permute(2, 0, 1)
+
+
+@cache
+def code_of_the_world() -> str:
+    """A scene's picture follows from the scene and from the code that draws it."""
+    return hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()
 
 
 def held_out_scenes(
@@ -137,9 +181,26 @@ class Folder:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def first(self, n: int) -> Self:
+        """The same with its first n pairs only."""
+        some = copy(self)
+        some.pairs = self.pairs[:n]
+        return some
+
     def __getitem__(self, i: int) -> Pair:
-        picture, hint, prompt = self.pairs[i]
-        return read_picture(picture) * 2 - 1, read_picture(hint), prompt
+        image, prompt = self.picture(i)
+        return image, self.hint(i), prompt
+
+    def picture(self, i: int) -> tuple[Tensor, str]:
+        picture, _, prompt = self.pairs[i]
+        return read_picture(picture) * 2 - 1, prompt
+
+    def hint(self, i: int) -> Tensor:
+        return read_picture(self.pairs[i][1])
+
+    def fingerprint(self, i: int) -> bytes:
+        picture, _, prompt = self.pairs[i]
+        return hashlib.sha256(picture.read_bytes()).digest() + prompt.encode()
 
 
 def sheet(first: int, n: int) -> Image.Image:

@@ -32,9 +32,11 @@ class RunFolder:
         self.path = path
         self.history: list[dict] = []  # what is in log.jsonl
 
-    def create(self, settings: dict) -> None:
+    def create(self, settings: dict, start: int) -> None:
+        """The folder of a run that begins with this step: the log ends there."""
         make_folder("--out", self.path / "samples")
         write_json(self.path / "settings.json", settings)
+        self.forget_after(start)
 
     def log(self, step: int, **numbers: float | None) -> None:
         self.history.append({"step": step, **numbers})
@@ -72,7 +74,6 @@ class RunFolder:
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["random"])
             step, seconds = state["step"], state["seconds"]
-        self.forget_after(step)
         return step, seconds
 
     def forget_after(self, step: int) -> None:

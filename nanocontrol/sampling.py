@@ -162,7 +162,7 @@ def sample(
         if noised is None:  # so there is a mask
             x = torch.where(mask, noise, x)
 
-    # Without the prompt, then with it, in one batch. All rows get the hint, or those with the prompt.
+    # Without the prompt, then with it, in one batch. The hint goes to all rows, or to the latter.
     contexts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in contexts]).to(weight)
     copies = 1 if guess or resolution_weighting else len(contexts)

@@ -56,7 +56,7 @@ class Conv3x3(nn.Conv2d):
     def as_matrix_product(self, x: Tensor) -> Tensor:
         """The same for few positions and many channels, where a CPU's convolution takes two to
         four times as long: it rearranges its weights every time, and they are more than the map."""
-        (n, _, h, w), stride = x.shape, self.stride[0]
+        (n, _, h, _), stride = x.shape, self.stride[0]
         neighbours = F.unfold(x, 3, padding=1, stride=stride)  # [n, 9 channels, positions]
         neighbours = rearrange(neighbours, "n c p -> c (n p)")
         out = torch.addmm(self.bias[:, None], self.weight.flatten(1), neighbours)

@@ -131,7 +131,9 @@ def test_a_file_that_is_no_detector(tmp_path):
 # ------------------------------------------------------------------------------------ folders
 
 
-def write_pairs(folder: Path, form: str = "prompt.json", n: int = 12, size: int = 64) -> Path:
+def write_pairs(
+    folder: Path, form: str = "prompt.json", n: int = 12, size: tuple[int, int] = (64, 64)
+) -> Path:
     """Drawn scenes as files, listed in one of the two forms."""
     folder.mkdir(exist_ok=True)
     names = {
@@ -142,7 +144,7 @@ def write_pairs(folder: Path, form: str = "prompt.json", n: int = 12, size: int 
     for i in range(n):
         image, hint, prompt = Scenes("canny")[i]
         for name, picture in (("image", image), ("hint", hint * 2 - 1)):
-            pixels = Image.fromarray(to_pixels(picture)).resize((size, size))
+            pixels = Image.fromarray(to_pixels(picture)).resize(size)
             pixels.save(folder / f"{name}{i}.png")
         lines.append(json.dumps(dict(zip(names, (f"image{i}.png", f"hint{i}.png", prompt)))))
     (folder / form).write_text("\n".join(lines) + "\n")
@@ -188,7 +190,7 @@ def test_bad_folders_are_refused_with_file_and_line(tmp_path):
     assert "line 2" in refused(tmp_path) and "picture" in refused(tmp_path)
     (tmp_path / "hint1.png").unlink()
     assert "hint1.png does not exist" in refused(tmp_path)
-    write_pairs(tmp_path, n=3, size=100)
+    write_pairs(tmp_path, n=3, size=(100, 100))
     assert "100x100" in refused(tmp_path) and "64" in refused(tmp_path)
 
 

@@ -102,11 +102,8 @@ def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             train.main([*flags, "--out", str(run)])
     assert not (run / "state.pt").exists()
-    with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        with pytest.raises(SystemExit):
-            train.main(["--resume", str(run)])
-    assert [entry["step"] for entry in log(run) if "loss" in entry] == [1]
+    train.main(["--resume", str(run)])
+    assert [entry["step"] for entry in log(run) if "loss" in entry] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_controlnet_can_be_trained_on(flags, tmp_path):
@@ -186,7 +183,7 @@ def test_the_small_base_can_be_trained(stage, tmp_path):
         same = all(torch.equal(a[key], b[key].float()) for key in a)
         assert same == (name in kept[stage]), name
     images = held_out_scenes(None, 64)[0]
-    assert train.encode_images(made, images).std() == pytest.approx(1, abs=0.1)
+    assert train.mean_latents(made, images).std() == pytest.approx(1, abs=0.1)
 
 
 def test_the_base_learns_latents_that_are_encoded_once():
@@ -194,7 +191,7 @@ def test_the_base_learns_latents_that_are_encoded_once():
     pairs = train.encoded(sd, scenes, n=70)
     assert len(pairs) == 70
     latent, _, prompt = pairs[69]
-    again = train.encode_images(sd, scenes[69][0][None])[0]  # but for the posterior's noise
+    again = train.mean_latents(sd, scenes[69][0][None])[0]  # but for the posterior's noise
     alike = torch.corrcoef(torch.stack([latent, again]).flatten(1))[0, 1]
     assert prompt == scenes[69][2] and alike > 0.98
 
@@ -222,7 +219,8 @@ def test_a_control_knows_its_condition(tmp_path, monkeypatch):
         args = train.parse([*flags, "--out", str(tmp_path / "none")])
         sd, control, _ = train.models(args)
         detector = train.load_detector(train.DETECTOR)
-        held_out = held_out_scenes("pose", 32)[:3]
+        held_out = train.HeldOut(*held_out_scenes("pose", 32)[:3])
+        held_out = held_out._replace(x0=train.mean_latents(sd, held_out.images))
         assert train.measure(args, sd, control, held_out, detector)[1]["score"] > 0.8
     control = ["--control", str(tmp_path / "run" / "control.safetensors")]
     sample.main([*control, "--n", "1", "--steps", "2", "--seed", "5"])

@@ -1,0 +1,136 @@
+"""What the locked VAE and text encoder make of every pair: computed once, and kept on disk.
+
+A file holds it for 256 pairs and is named by a hash of all that it was computed from: the pictures,
+the prompts, the weights, the precision. Where one of these is another, so is the name. So nothing
+stale or foreign is ever read; what is missing is computed. The files are mapped into memory.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .checkpoint import StableDiffusion, read_tensors, write_tensors
+from .data import Pairs
+from .files import InputError, make_folder
+
+VERSION = 1  # to be raised when the code below, vae.py or clip.py come to give other numbers
+IN_FILE = 256  # pairs
+
+
+@torch.no_grad()
+def encode(
+    sd: StableDiffusion, images: Tensor, prompts: list[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """images [n, 3, H, W] in [-1, 1] and n prompts -> mean and standard deviation of the VAE's
+    posterior [n, 4, H/8, W/8], unscaled, and context [n, 77, D]. (No latent is drawn yet: of the
+    same picture every training step draws another one.)"""
+    mean, logvar = sd.vae.encode(images.to(next(sd.vae.parameters()), non_blocking=True))
+    context = sd.encode_prompts(list(prompts))
+    return mean, torch.exp(0.5 * logvar).to(mean.dtype), context.to(mean.dtype)
+
+
+class Cached:
+    """The pairs of a data set, each as mean, deviation, context (see `encode`) and hint."""
+
+    def __init__(self, pairs: Pairs, files: list[Path]):
+        self.pairs = pairs
+        self.parts = [read_tensors(file)[0] for file in files]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        part, row = self.parts[i // IN_FILE], i % IN_FILE
+        return part["mean"][row], part["deviation"][row], part["context"][row], self.pairs.hint(i)
+
+
+class Pictures:
+    """A range of a data set's images and prompts, without hints."""
+
+    def __init__(self, pairs: Pairs, indices: range):
+        self.pairs, self.indices = pairs, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, str]:
+        return self.pairs.picture(self.indices[i])
+
+
+def fill(
+    sd: StableDiffusion, pairs: Pairs, folder: Path, batch_size: int, workers: int,
+    rank: int = 0, processes: int = 1,
+) -> list[Path]:  # fmt: skip
+    """The files of a data set, in order. Those that are not there are written first; of several
+    processes each writes its share, and others' may not be there yet at the end.
+
+    Whoever stops it loses one file at most. Raises InputError if there is no space for it.
+    """
+    make_folder("--cache", folder)
+    files = [folder / f"{name}.safetensors" for name in names(sd, pairs, show=rank == 0)]
+    missing = [i for i, file in enumerate(files) if not is_whole(file)]
+    check_space(folder, sd, pairs, IN_FILE * len(missing))
+    done = IN_FILE * (len(files) - len(missing))
+    bar = tqdm(total=len(pairs), initial=done, desc="encoding pairs", disable=rank > 0)
+    own = torch.Generator()  # leaves alone the one that training draws from
+    for i in missing[rank::processes]:
+        some = Pictures(pairs, range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)])
+        batches = DataLoader(some, batch_size, num_workers=workers, generator=own)
+        mean, deviation, context = zip(*(encode(sd, *batch) for batch in batches))
+        columns = {"mean": mean, "deviation": deviation, "context": context}
+        write_tensors(files[i], {name: torch.cat(parts) for name, parts in columns.items()}, {})
+        bar.update(len(some) * processes)
+    bar.close()
+    return files
+
+
+def names(sd: StableDiffusion, pairs: Pairs, show: bool) -> Iterator[str]:
+    """For each file a hash of all that its content follows from."""
+    common = f"{VERSION} {encoders_hash(sd)}".encode()
+    digest = hashlib.sha256(common)
+    bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
+    for i in bar:
+        digest.update(pairs.fingerprint(i))
+        if (i + 1) % IN_FILE == 0 or i + 1 == len(pairs):
+            yield digest.hexdigest()
+            digest = hashlib.sha256(common)
+
+
+def encoders_hash(sd: StableDiffusion) -> str:
+    """Of the weights, in the precision that they are computed with."""
+    digest = hashlib.sha256()
+    for network in (sd.vae.encoder, sd.vae.quant_conv, sd.text_encoder):
+        for name, tensor in network.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def is_whole(file: Path) -> bool:
+    """Whether it is there and can be read. (A safetensors file that is cut off cannot.)"""
+    try:
+        tensors, _ = read_tensors(file)
+    except InputError:
+        return False
+    return tensors.keys() == {"mean", "deviation", "context"}
+
+
+def check_space(folder: Path, sd: StableDiffusion, pairs: Pairs, n: int) -> None:
+    """Refuse to write what n pairs take to a disk that has not as much."""
+    if n == 0:
+        return
+    image, prompt = pairs.picture(0)
+    encoded = encode(sd, image[None], [prompt])
+    wanted = n * sum(tensor.numel() * tensor.element_size() for tensor in encoded)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise InputError(
+            f"--cache {folder}: {wanted / 1e9:.1f} GB are wanted and {free / 1e9:.1f} GB are free; "
+            "a folder with more space, or --no-cache, is wanted"
+        )

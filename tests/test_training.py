@@ -1,0 +1,316 @@
+"""What makes training fast or small does not change what is learnt."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomise
+from test_data import write_pairs
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import train  # noqa: E402
+from nanocontrol import cache, load_control, load_sd  # noqa: E402
+from nanocontrol.data import Folder, Scenes  # noqa: E402
+from nanocontrol.unet import Conv3x3, UNetConfig, res_block  # noqa: E402
+
+NANO = str(ROOT / "weights" / "nano.safetensors")
+CONTROL = str(ROOT / "weights" / "nano-control-canny.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # one of them held out
+
+
+@pytest.fixture
+def flags(pairs) -> list[str]:
+    """A trained ControlNet is trained on for a while, so that all gradients are there."""
+    return ["--base", NANO, "--data", str(pairs), "--init-control", CONTROL, "--lr", "1e-4"] + [
+        "--steps", "1", "--sample-every", "9", "--device", "cpu", "--dtype", "fp32"
+    ]  # fmt: skip
+
+
+def losses(run: str) -> list[float]:
+    entries = map(json.loads, (Path(run) / "log.jsonl").read_text().splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def gradients(run: str) -> dict[str, torch.Tensor]:
+    """Of a run of one step, as it saved them: AdamW's first moment is a tenth of the gradient."""
+    state = torch.load(Path(run) / "state.pt", weights_only=True)["optimizer"]["state"]
+    return {str(i): moments["exp_avg"] for i, moments in state.items()}
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference, relative to that of a."""
+    assert a.keys() == b.keys() and len(a) > 10
+    away = sum((a[name] - b[name]).double().square().sum() for name in a)
+    return (away / sum(a[name].double().square().sum() for name in a)).sqrt().item()
+
+
+# ------------------------------------------------------------------------------------ the cache
+
+
+def test_cached_pairs_train_as_others_do(flags, tmp_path):
+    flags += ["--steps", "6", "--batch-size", "3"]
+    train.main([*flags, "--no-cache", "--out", "without"])
+    assert not (tmp_path / "cache").exists()
+    train.main([*flags, "--out", "with"])
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert losses("with") == pytest.approx(losses("without"), rel=1e-5)
+    times = [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
+    train.main([*flags, "--out", "again"])  # nothing is written anew
+    assert times == [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
+    assert losses("again") == losses("with")
+
+
+def test_pairs_that_are_seen_once_need_no_cache(flags, tmp_path):
+    train.main([*flags, "--steps", "3", "--batch-size", "3", "--out", "run"])
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.fixture
+def sd():
+    return load_sd(NANO)
+
+
+def fill(sd, dataset, folder: Path) -> list[Path]:
+    with torch.no_grad():
+        return cache.fill(sd, dataset, folder, batch_size=4, workers=0)
+
+
+def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "IN_FILE", 4)
+    scenes = Scenes("depth", n=10)
+    files = fill(sd, scenes, tmp_path)
+    assert len(files) == 3
+    cached = cache.Cached(scenes, files)
+    assert len(cached) == 10
+    for i in (0, 5, 9):
+        mean, deviation, context, hint = cached[i]
+        image, true_hint, prompt = scenes[i]
+        with torch.no_grad():
+            true_mean, logvar = sd.vae.encode(image[None])
+            assert torch.allclose(mean, true_mean[0], atol=1e-5)
+            assert torch.allclose(deviation, (0.5 * logvar[0]).exp(), rtol=1e-4)
+            assert torch.allclose(context, sd.encode_prompts(prompt)[0], atol=1e-5)
+        assert torch.equal(hint, true_hint)
+
+
+def test_whatever_changes_makes_another_file(sd, pairs, tmp_path, monkeypatch):
+    """A cache of other pictures, prompts, weights, precision or version is never read."""
+    (file,) = fill(sd, Folder(pairs), tmp_path / "cache")
+    changed = tmp_path / "pairs"
+    write_pairs(changed, n=10)
+    assert fill(sd, Folder(changed), tmp_path / "cache") == [file]  # equal pairs elsewhere
+    names = {file}
+
+    def another() -> bool:
+        names.update(fill(sd, Folder(changed), tmp_path / "cache"))
+        made = len(names)
+        return made == len(list((tmp_path / "cache").iterdir())) and made > another.made
+
+    another.made = 1
+    list_of_pairs = (changed / "prompt.json").read_text()
+    for change in ("prompt", "picture", "vae", "text", "size", "precision", "version"):
+        if change == "prompt":
+            (changed / "prompt.json").write_text(list_of_pairs.replace("ball", "cube"))
+        if change == "picture":
+            entry = json.loads(list_of_pairs.splitlines()[3])
+            (changed / entry["target"]).write_bytes((changed / entry["source"]).read_bytes())
+        if change == "vae":
+            sd.vae.quant_conv.bias.data[0] += 1e-6
+        if change == "text":
+            sd.text_encoder.text_model.final_layer_norm.bias.data[0] += 1e-6
+        if change == "size":
+            write_pairs(changed, n=10, size=(128, 64))
+        if change == "precision":
+            sd.vae.bfloat16(), sd.text_encoder.bfloat16()
+        if change == "version":
+            monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+        assert another(), change
+        another.made = len(names)
+
+
+def test_a_hint_may_change_without_a_new_cache(sd, tmp_path):
+    a, b = (fill(sd, Scenes(condition, n=3), tmp_path) for condition in ("depth", "canny"))
+    assert a == b
+    assert fill(sd, Scenes("canny", first=1, n=3), tmp_path) != a
+
+
+def test_an_interrupted_or_damaged_cache_is_completed(sd, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "IN_FILE", 2)
+    scenes, encode, calls = Scenes("canny", n=8), cache.encode, []
+
+    def power_fails(*args):
+        calls.append(args)
+        if len(calls) == 4:  # the first call is for the size
+            raise KeyboardInterrupt
+        return encode(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "encode", power_fails)
+        with pytest.raises(KeyboardInterrupt):
+            fill(sd, scenes, tmp_path)
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(kept) == 2
+    first = next(iter(kept))
+    first.write_bytes(first.read_bytes()[:-8])
+    files = fill(sd, scenes, tmp_path)
+    assert len(files) == 4 == len(list(tmp_path.iterdir()))
+    rewritten = [file for file in kept if file.stat().st_mtime_ns != kept[file]]
+    assert rewritten == [first]
+    assert len(cache.Cached(scenes, files)) == 8
+
+
+def test_a_full_disk_is_said_before_anything_is_written(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(SystemExit, match="--cache .*0.0 GB are wanted.*--no-cache"):
+        train.main([*flags, "--steps", "6", "--batch-size", "4", "--out", "run"])
+    assert not list((tmp_path / "cache").iterdir())
+
+
+# ------------------------------------------------------- a step, however it is divided or computed
+
+
+def test_four_passes_are_a_batch_of_four(flags):
+    train.main([*flags, "--batch-size", "4", "--out", "batch"])
+    train.main([*flags, "--batch-size", "1", "--accumulate", "4", "--out", "passes"])
+    assert losses("passes") == pytest.approx(losses("batch"), rel=1e-5)
+    assert distance(gradients("batch"), gradients("passes")) < 1e-5
+
+
+@pytest.mark.parametrize("only_mid", [False, True])
+def test_two_processes_are_one_with_twice_the_batch(flags, only_mid):
+    flags += ["--batch-size", "1"] + ["--only-mid-control"] * only_mid
+    train.main([*flags, "--accumulate", "4", "--out", "one"])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--standalone", str(ROOT / "train.py")]
+    command = [*torchrun, *flags, "--accumulate", "2", "--out", "two"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
+    assert done.returncode == 0, done.stderr
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
+    assert distance(gradients("one"), gradients("two")) < 1e-5
+
+
+def test_low_memory_computes_the_same(flags):
+    """Checkpointed blocks are computed anew: the gradients are the same ones."""
+    flags += ["--batch-size", "2", "--accumulate", "2"]
+    train.main([*flags, "--out", "plain"])
+    train.main([*flags, "--low-memory", "--out", "small"])
+    assert losses("small") == losses("plain")
+    assert distance(gradients("plain"), gradients("small")) < 1e-6
+
+
+def test_checkpointed_blocks_keep_less(flags):
+    def kept(*more: str) -> int:
+        """Bytes that autograd keeps for the backward pass, weights apart."""
+        args = train.parse([*flags, *more, "--batch-size", "2", "--accumulate", "1"])
+        sd, control, _ = train.models(args)
+        weights = {p.data_ptr() for m in (sd.unet, control) for p in m.parameters()}
+        saved: dict[int, int] = {}
+
+        def pack(x: torch.Tensor) -> torch.Tensor:
+            if x.data_ptr() not in weights:
+                saved[x.data_ptr()] = x.numel() * x.element_size()
+            return x
+
+        x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 77, 64)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            train.diffusion_loss(sd, control, x, torch.rand(2, 3, 64, 64), context, x, t)
+        return sum(saved.values())
+
+    assert kept("--low-memory") < 0.6 * kept()
+
+
+def test_low_memory_in_half_precision_learns_from_exact_weights(flags):
+    """float32 weights and the optimizer are in the CPU's memory, the device has a copy."""
+    flags += ["--dtype", "bf16", "--low-memory", "--lr", "1e-6", "--steps", "3"]
+    train.main([*flags, "--out", "a"])
+    unet = load_sd(NANO).unet
+    before, after = (load_control(file, unet) for file in (CONTROL, "a/control.safetensors"))
+    moved = [(a - b).abs().max().item() for a, b in zip(after.parameters(), before.parameters())]
+    # AdamW's first steps are about the learning rate, far below what bf16 could tell apart
+    assert 1e-6 < max(moved) < 4e-6
+    args = train.parse([*flags, "--out", "b"])
+    training = train.Training(args, train.Team())
+    assert {p.dtype for p in training.control.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in training.parameters} == {torch.float32}
+    train.main([*flags, "--out", "c", "--save-every", "2", "--steps", "2"])
+    with pytest.raises(SystemExit, match="contradicts"):
+        train.main(["--resume", "c", "--lr", "1"])
+    train.main(["--resume", "c", "--steps", "3"])
+    assert losses("c") == losses("a")
+
+
+def test_both_copies_step_together():
+    worker, master = nn.Linear(3, 2).bfloat16(), nn.Linear(3, 2)
+    train.copy_weights(master, worker)
+    assert torch.equal(worker.weight, master.weight.bfloat16())
+    for _ in range(2):
+        worker(torch.ones(1, 3).bfloat16()).sum().backward()
+        train.move_gradients(worker, master)
+    assert torch.equal(master.weight.grad, torch.full((2, 3), 2.0)) and worker.weight.grad is None
+
+
+def test_small_maps_as_matrix_products():
+    torch.manual_seed(0)
+    for stride, (n, h, w) in [(1, (2, 4, 6)), (2, (1, 8, 6)), (2, (1, 5, 7))]:
+        conv, x = Conv3x3(640, 24, stride), torch.randn(n, 640, h, w)
+        results = []
+        for compute in (conv, conv._conv_forward, conv.as_matrix_product):
+            own = x.clone().requires_grad_()
+            out = compute(own, conv.weight, conv.bias) if compute == conv._conv_forward else (
+                compute(own)
+            )  # fmt: skip
+            conv.zero_grad()
+            out.square().sum().backward()
+            results.append([out, own.grad, conv.weight.grad, conv.bias.grad])
+        for a, b, c in zip(*results):
+            assert torch.allclose(b, c, rtol=1e-4, atol=1e-4) and torch.equal(a, c)
+    wide = Conv3x3(8, 24)
+    assert torch.equal(wide(x[:, :8]), wide._conv_forward(x[:, :8], wide.weight, wide.bias))
+
+
+def test_a_compiled_block_is_as_exact():
+    """Compiled bf16 is no farther from float32 than eager bf16, within a tenth."""
+    config = UNetConfig(model_channels=32, context_dim=64)
+    block = randomise(res_block(32, 64, level=0, config=config))
+    inputs = torch.randn(2, 32, 8, 8), torch.randn(2, 128), torch.randn(2, 77, 64)
+
+    def gradient(network: nn.Module, half: bool) -> dict[str, torch.Tensor]:
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, half):
+            network(*inputs).square().mean().backward()
+        return {name: p.grad.clone() for name, p in block.named_parameters()}
+
+    exact, eager = gradient(block, False), distance(gradient(block, False), gradient(block, True))
+    assert 1e-3 < eager < 0.1
+    assert 1e-3 < distance(exact, gradient(torch.compile(block), True)) < 1.1 * eager
+
+
+@pytest.mark.slow
+def test_compiled_training_is_as_exact(flags):
+    """The same of all networks, by the command line."""
+    found = {}
+    for name, more in {
+        "fp32": ["--no-compile"], "bf16": ["--no-compile", "--dtype", "bf16"],
+        "compiled": ["--compile", "--dtype", "bf16"],
+    }.items():  # fmt: skip
+        train.main([*flags, "--batch-size", "2", "--out", name, *more])
+        found[name] = gradients(name)
+    eager = distance(found["fp32"], found["bf16"])
+    assert 1e-4 < eager < 0.1
+    assert 1e-4 < distance(found["fp32"], found["compiled"]) < 1.1 * eager
