@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CONFIGS
 from nanocontrol import ControlBlock, ControlNet, UNet
 from nanocontrol.controlnet import condition_encoder
-from nanocontrol.unet import UNetEncoder
+from nanocontrol.unet import CrossAttention, UNetEncoder
 
 
 def test_residuals_are_zero_at_initialisation(unet, inputs):
@@ -151,3 +152,18 @@ def test_docstring_tables_match_the_modules():
                 name, stride, channels, size = rows[i // 2]
                 assert name == f"input_hint_block.{i}" and stride == str(module.stride[0])
                 assert [channels, size] == [str(h.shape[1]), str(h.shape[2])]
+
+
+def test_attention_in_fp16_does_not_overflow():
+    """Products of Stable Diffusion 2's queries and keys leave fp16's range of 65504; what PyTorch's
+    attention keeps them in is wider."""
+    torch.manual_seed(0)
+    attention = CrossAttention(64, 64, CONFIGS["sd2"])
+    for projection in (attention.to_q, attention.to_k):
+        torch.nn.init.normal_(projection.weight, std=12.0)
+    x = torch.randn(1, 16, 64)
+    products = attention.to_q(x) @ attention.to_k(x).transpose(1, 2)
+    assert products.abs().max() > 2 * 65504
+    exact, half = attention(x, x), attention.half()(x.half(), x.half())
+    assert half.isfinite().all()
+    assert (half - exact).abs().mean() < 0.05 * exact.abs().mean()

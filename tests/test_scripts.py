@@ -290,6 +290,16 @@ def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs):
     assert made(*hint) != made(*hint, "--eta", "1")
 
 
+def test_in_half_precision_the_vae_keeps_its_range(tmp_path, monkeypatch):
+    """fp16 ends at 65504, which some of the VAE's values exceed."""
+    seen, load = [], sample.load_sd
+    monkeypatch.setattr(sample, "load_sd", lambda *args: seen.append(load(*args)) or seen[-1])
+    for dtype, of_vae in [("fp16", torch.float32), ("bf16", torch.bfloat16)]:
+        sample.main(["--dtype", dtype, "--n", "1", "--steps", "1", "--device", "cpu"])
+        assert next(seen[-1].vae.parameters()).dtype == of_vae
+        assert next(seen[-1].unet.parameters()).dtype == sample.DTYPES[dtype]
+
+
 def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
     """As the files of ControlNet 1.0."""
     with safe_open(NANO, "pt") as file:
