@@ -23,8 +23,8 @@ from nanocontrol import load_control, load_sd, sample
 from nanocontrol.explain import explain
 from nanocontrol.files import make_folder
 from nanocontrol.flags import (
-    at_least, blame, default_device, device, finite, fraction, multiple_of_64, numbers,
-    one_sentence, seed,
+    at_least, blame, default_device, device, finite, fraction, keep_freed_memory, multiple_of_64,
+    numbers, one_sentence, seed,
 )  # fmt: skip
 from nanocontrol.inputs import check_files, choose_files, read_inputs
 from nanocontrol.pictures import save_picture, to_bytes, to_pixels
@@ -173,6 +173,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    keep_freed_memory()
     with one_sentence("sample.py", when_memory_is_full="a lower --n or --width is wanted"):
         if args.explain:
             with blame("--explain"):

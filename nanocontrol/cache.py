@@ -19,7 +19,7 @@ from .checkpoint import StableDiffusion, read_tensors, write_tensors
 from .data import Pairs
 from .files import InputError, make_folder
 
-VERSION = 1  # to be raised when the code below, vae.py or clip.py come to give other numbers
+VERSION = 1  # to be raised when the same pairs and weights come to give other numbers
 IN_FILE = 256  # pairs
 
 
@@ -30,7 +30,9 @@ def encode(
     """images [n, 3, H, W] in [-1, 1] and n prompts -> mean and standard deviation of the VAE's
     posterior [n, 4, H/8, W/8], unscaled, and context [n, 77, D]. (No latent is drawn yet: of the
     same picture every training step draws another one.)"""
-    mean, logvar = sd.vae.encode(images.to(next(sd.vae.parameters()), non_blocking=True))
+    weight = next(sd.vae.parameters())
+    images = images.to(weight.device, non_blocking=True).to(weight.dtype)
+    mean, logvar = sd.vae.encode(images)
     context = sd.encode_prompts(list(prompts))
     return mean, torch.exp(0.5 * logvar).to(mean.dtype), context.to(mean.dtype)
 
@@ -64,35 +66,37 @@ class Pictures:
 
 
 def fill(
-    sd: StableDiffusion, pairs: Pairs, folder: Path, batch_size: int, workers: int,
-    rank: int = 0, processes: int = 1,
+    sd: StableDiffusion, pairs: Pairs, folder: Path, precision: str, batch_size: int,
+    workers: int, rank: int = 0, processes: int = 1,
 ) -> list[Path]:  # fmt: skip
     """The files of a data set, in order. Those that are not there are written first; of several
     processes each writes its share, and others' may not be there yet at the end.
+    precision: a name for that of the computation, which need not be the weights'.
 
     Whoever stops it loses one file at most. Raises InputError if there is no space for it.
     """
     make_folder("--cache", folder)
-    files = [folder / f"{name}.safetensors" for name in names(sd, pairs, show=rank == 0)]
-    missing = [i for i, file in enumerate(files) if not is_whole(file)]
+    files = [folder / f"{name}.safetensors" for name in names(sd, pairs, precision, rank == 0)]
+    # (Each asks only for its own: while it asks, the others may be writing theirs.)
+    missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
     check_space(folder, sd, pairs, IN_FILE * len(missing))
-    done = IN_FILE * (len(files) - len(missing))
-    bar = tqdm(total=len(pairs), initial=done, desc="encoding pairs", disable=rank > 0)
+    bar = tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0)
+    bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
     own = torch.Generator()  # leaves alone the one that training draws from
-    for i in missing[rank::processes]:
+    for i in missing:
         some = Pictures(pairs, range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)])
         batches = DataLoader(some, batch_size, num_workers=workers, generator=own)
         mean, deviation, context = zip(*(encode(sd, *batch) for batch in batches))
         columns = {"mean": mean, "deviation": deviation, "context": context}
         write_tensors(files[i], {name: torch.cat(parts) for name, parts in columns.items()}, {})
-        bar.update(len(some) * processes)
+        bar.update(min(len(some) * processes, len(pairs) - bar.n))
     bar.close()
     return files
 
 
-def names(sd: StableDiffusion, pairs: Pairs, show: bool) -> Iterator[str]:
+def names(sd: StableDiffusion, pairs: Pairs, precision: str, show: bool) -> Iterator[str]:
     """For each file a hash of all that its content follows from."""
-    common = f"{VERSION} {encoders_hash(sd)}".encode()
+    common = f"{VERSION} {precision} {encoders_hash(sd)}".encode()
     digest = hashlib.sha256(common)
     bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
     for i in bar:
@@ -103,7 +107,7 @@ def names(sd: StableDiffusion, pairs: Pairs, show: bool) -> Iterator[str]:
 
 
 def encoders_hash(sd: StableDiffusion) -> str:
-    """Of the weights, in the precision that they are computed with."""
+    """Of the weights."""
     digest = hashlib.sha256()
     for network in (sd.vae.encoder, sd.vae.quant_conv, sd.text_encoder):
         for name, tensor in network.state_dict().items():

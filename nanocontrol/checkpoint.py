@@ -64,7 +64,7 @@ class StableDiffusion:
     def encode_prompts(self, prompts: list[str] | str) -> Tensor:
         """Prompts -> context [B, 77, D] for the U-Net."""
         device = next(self.text_encoder.parameters()).device
-        return self.text_encoder(self.tokenize(prompts).to(device))
+        return self.text_encoder(self.tokenize(prompts).to(device, non_blocking=True))
 
 
 # What a StableDiffusion knows beside its networks, as our files' metadata has it.

@@ -200,7 +200,10 @@ class Folder:
 
     def fingerprint(self, i: int) -> bytes:
         picture, _, prompt = self.pairs[i]
-        return hashlib.sha256(picture.read_bytes()).digest() + prompt.encode()
+        try:
+            return hashlib.sha256(picture.read_bytes()).digest() + prompt.encode()
+        except OSError as error:
+            raise InputError(f"{picture} cannot be read: {error.strerror}") from None
 
 
 def sheet(first: int, n: int) -> Image.Image:

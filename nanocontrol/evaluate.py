@@ -116,18 +116,21 @@ def rebuild(sd: StableDiffusion, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def make_pictures(
-    sd: StableDiffusion, prompts: list[str], control: ControlNet | None, hints: Tensor
-) -> Tensor:
+    sd: StableDiffusion, prompts: list[str], control: ControlNet | None, hints: Tensor,
+    at_once: int = 64,
+) -> Tensor:  # fmt: skip
     """A picture for each prompt, from fixed noise, controlled if there is a ControlNet:
-    [B, 3, H, W] in [-1, 1], on the CPU."""
+    [B, 3, H, W] in [-1, 1], on the CPU. at_once: how many there is memory for."""
     n, _, height, width = hints.shape
     noise = initial_noise(n, height, width, torch.Generator().manual_seed(SEED))
-    context, uncond = sd.encode_prompts(prompts), sd.encode_prompts("")
-    controls = [(control, hints, 1.0)] if control else []
-    latents = sample(sd, noise, context, uncond, controls, scale=sd.guidance) / sd.scale_factor
-    latents = latents.to(next(sd.vae.parameters()))
-    images = [sd.vae.decode(latent[None]) for latent in latents]  # one by one, to save memory
-    return torch.cat(images).float().clamp(-1, 1).cpu()
+    uncond, weight, images = sd.encode_prompts(""), next(sd.vae.parameters()), []
+    for part in torch.arange(n).split(at_once):
+        context = sd.encode_prompts([prompts[i] for i in part])
+        controls = [(control, hints[part], 1.0)] if control else []
+        latents = sample(sd, noise[part], context, uncond, controls, scale=sd.guidance)
+        latents = (latents / sd.scale_factor).to(weight)
+        images += [sd.vae.decode(latent[None]).cpu() for latent in latents]  # one by one
+    return torch.cat(images).float().clamp(-1, 1)
 
 
 def evaluate(

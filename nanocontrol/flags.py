@@ -1,6 +1,7 @@
 """What the command lines share: checks of flags, each refusing with one sentence."""
 
 import argparse
+import ctypes
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -78,6 +79,15 @@ def multiple_of_64(text: str) -> int:
     if int(text) <= 0 or int(text) % 64:
         raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
     return int(text)
+
+
+def keep_freed_memory() -> None:
+    """On a CPU: have the C library (glibc) keep what is freed, for the next tensors. It would give
+    large pieces back to the system and ask for them anew at every step, which for Stable Diffusion
+    takes a fifth of a training step's time."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no piece is mapped on its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: none is given back
 
 
 def available(name: str) -> bool:

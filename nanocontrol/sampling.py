@@ -104,8 +104,13 @@ class Replayed:
         if self.calls == 2:
             self.inputs = [x.clone() for x in inputs]
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.output = self.function(*self.inputs)
+            # (Only what this thread does is recorded; in training another one pins memory.)
+            with torch.cuda.device(inputs[0].device):
+                stream = torch.cuda.Stream()
+                with torch.cuda.graph(
+                    self.graph, stream=stream, capture_error_mode="thread_local"
+                ):
+                    self.output = self.function(*self.inputs)
         for own, new in zip(self.inputs, inputs):
             own.copy_(new)
         self.graph.replay()

@@ -42,7 +42,8 @@ class DDPM:
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t) for t [B], shaped to multiply like [B, 4, h, w]."""
         abar = self.alphas_cumprod[t.cpu()].view(-1, 1, 1, 1)
-        return abar.sqrt().to(like), (1 - abar).sqrt().to(like)
+        signal, sigma = abar.sqrt(), (1 - abar).sqrt()
+        return signal.to(like, non_blocking=True), sigma.to(like, non_blocking=True)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t; x0 and noise [B, 4, h, w], t [B]."""

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -47,7 +47,9 @@ import train  # noqa: E402
 from nanocontrol import DDIM, ControlNet, StableDiffusion, UNet, VAE  # noqa: E402
 from nanocontrol import load_control, load_sd, sample, save_control, save_sd  # noqa: E402
 from nanocontrol.clip import CLIPTextEncoder  # noqa: E402
-from nanocontrol.flags import at_least, default_device, device, multiple_of_64  # noqa: E402
+from nanocontrol.flags import (  # noqa: E402
+    at_least, default_device, device, keep_freed_memory, multiple_of_64
+)  # fmt: skip
 
 TIMED = 3  # training steps in a process, after two that are not timed
 
@@ -82,6 +84,8 @@ def ours(args: argparse.Namespace, *more: str, cached: bool = True) -> Callable[
         batch = x, torch.full_like(x, 0.1), given["context"], given["hint"]
     else:
         batch = given["image"], given["hint"], ["a pale golden circle"] * args.batch
+    if args.device.startswith("cuda"):  # as the loader of train.py does
+        batch = [x.pin_memory() if isinstance(x, Tensor) else x for x in batch]
     batches = itertools.repeat(batch)
     return lambda: training.step(0, batches, args.size, args.size)
 
@@ -191,13 +195,19 @@ def diffusers_encoders(args: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
         hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12,
     ))  # fmt: skip
     half = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
-    return random_weights(vae).to(args.device, half), text.to(args.device, half)
+    vae = random_weights(vae).to(args.device, half)
+    if args.device.startswith("cuda"):
+        vae.to(memory_format=torch.channels_last)
+    return vae, text.to(args.device, half)
 
 
 def our_picture(args: argparse.Namespace) -> Callable[[], object]:
     half = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     sd = load_sd(args.base, args.device, half)
     control = load_control(args.control, sd.unet)
+    if args.device.startswith("cuda"):  # as sample.py does
+        for network in (sd.unet, sd.vae, control):
+            network.to(memory_format=torch.channels_last)
     given = inputs(args)
     with torch.no_grad():
         context, uncond = sd.encode_prompts("a pale golden circle"), sd.encode_prompts("")
@@ -227,8 +237,10 @@ def diffusers_picture(args: argparse.Namespace) -> Callable[[], object]:
     @torch.no_grad()
     def picture(steps: int = 1) -> None:
         x, timesteps = given["noise"], scheduler.timesteps(steps)
-        for t, previous in zip(timesteps, [*timesteps[1:], None]):
-            x_in, t_in = torch.cat([x] * 2).to(half), torch.tensor([t] * 2, device=x.device)
+        pairs_of_t = torch.tensor(timesteps, device=x.device)[:, None].expand(-1, 2)
+        for i, (t, previous) in enumerate(zip(timesteps, [*timesteps[1:], None])):
+            x_in, t_in = torch.cat([x] * 2).to(half), pairs_of_t[i]
+            torch.compiler.cudagraph_mark_step_begin()
             down, middle = control(
                 x_in, t_in, encoder_hidden_states=twice["context"],
                 controlnet_cond=twice["hint"], return_dict=False,
@@ -283,6 +295,8 @@ def measure(args: argparse.Namespace, section: str, name: str) -> dict:
     """What a process of its own says of one contender."""
     if section == "load":
         return loading(args)
+    if name.startswith("ours"):
+        keep_freed_memory()  # as train.py and sample.py do
     if section == "memory":
         return counted_memory(args, name.split())
     call = CONTENDERS[section][name](args)
@@ -367,7 +381,7 @@ def in_a_process(args: argparse.Namespace, section: str, name: str) -> dict | No
     command = [sys.executable, __file__, "--worker", json.dumps(given, default=str)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        if "OutOfMemory" in done.stderr or done.returncode < 0:
+        if "OutOfMemory" in done.stderr or done.returncode == -9:  # killed for memory
             return None
         sys.exit(f"bench: {section}, {name}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -389,8 +403,7 @@ def medians(rounds: list[dict]) -> dict:
     return {key: median(values) for key, values in lists.items() if values}
 
 
-def sections(args: argparse.Namespace) -> dict:
-    found = {}
+def sections(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     beside = find_spec("diffusers") and find_spec("transformers")
     if not beside:
         print('diffusers is not here: pip install -e ".[bench]" brings it', file=sys.stderr)
@@ -399,29 +412,29 @@ def sections(args: argparse.Namespace) -> dict:
         for section, contenders in CONTENDERS.items()
     }
     if "load" in args.only:
-        found["load"] = in_turns(args, "load", ["ours"])
+        yield "load", in_turns(args, "load", ["ours"])
     if "sampling" in args.only:
-        found["sampling"] = in_turns(args, "sampling", names["sampling"])
+        yield "sampling", in_turns(args, "sampling", names["sampling"])
     if "training" in args.only:
         gpu = args.device.startswith("cuda")
-        found["training"] = {}
+        batches = {}
         for args.batch in (1, 2, 4, 8, 16, 32, 64, 128) if gpu else (1,):
             if not (batch := in_turns(args, "training", names["training"])):
                 break
-            found["training"][args.batch] = batch
+            batches[args.batch] = batch
         args.batch = 1
+        yield "training", batches
     if "memory" in args.only:
-        found["memory"] = {
+        yield "memory", {
             flags: in_a_process(args, "memory", flags) for flags in tqdm(MEMORY, "memory")
         }
     if "nano" in args.only:
-        found["nano"] = {
+        yield "nano", {
             script: seconds(args, lambda: subprocess.run(
                 [sys.executable, ROOT / f"{script}.py", "--device", args.device],
                 cwd=args.folder, check=True, capture_output=True,
             )) for script in ("sample", "train")
         }  # fmt: skip
-    return found
 
 
 MEMORY = [
@@ -501,13 +514,18 @@ def main() -> None:
         args.folder = Path(folder)
         random_files(args)
         gc.collect()
-        found = sections(args)
-    gpu = args.device.startswith("cuda")
-    name = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPUs, {platform.machine()}"
-    found["machine"] = f"{name}; {platform.system()}; PyTorch {torch.__version__}"
+        gpu = args.device.startswith("cuda")
+        found = {"machine": machine(gpu)}
+        for section, numbers in sections(args):
+            found[section] = numbers
+            Path(args.out).write_text(json.dumps(found, indent=2) + "\n")
     report(args, found)
     print(f"\n{found['machine']}")
-    Path(args.out).write_text(json.dumps(found, indent=2) + "\n")
+
+
+def machine(gpu: bool) -> str:
+    name = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPUs, {platform.machine()}"
+    return f"{name}; {platform.system()}; PyTorch {torch.__version__}"
 
 
 if __name__ == "__main__":
