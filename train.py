@@ -78,7 +78,7 @@ DEFAULTS = {
     },
 }  # fmt: skip
 
-SCENES = 2000  # drawn ones that a ControlNet is trained on
+SCENES = 2000  # drawn ones that a ControlNet is trained on; in long runs more, each four times
 EARLY = 2**26  # weights: when that many have their gradients, AdamW takes its step for them
 LOG_EVERY = 10  # steps: to read a loss is to wait for the GPU, so the loop does it seldom
 COMPILE_FROM = 2000  # steps: with as many, and a GPU, --compile is the default
@@ -475,7 +475,8 @@ def datasets(args: Settings) -> tuple[Pairs, HeldOut]:
             held_out = [pairs[i] for i in range(first_held_out, len(pairs))]
         pairs = pairs.first(max(1, first_held_out))  # of one pair, that one
     elif args.stage == "control":
-        return Scenes(args.condition, n=SCENES), HeldOut(*held_out_scenes(args.condition, 32)[:3])
+        n = max(SCENES, args.steps * args.accumulate * args.batch_size // 4)
+        return Scenes(args.condition, n=n), HeldOut(*held_out_scenes(args.condition, 32)[:3])
     else:
         return Scenes(None), HeldOut(*held_out_scenes(None, 32)[:3])
     images, hints, prompts = zip(*held_out)

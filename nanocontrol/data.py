@@ -77,10 +77,13 @@ class Scenes:
         return self.image_of(drawing), drawing.scene.prompt
 
     def hint(self, i: int) -> Tensor:
-        """Drawn once in each process."""
-        if i not in self.hints:
-            self.hints[i] = self.hint_of(draw(self.scene(i)))
-        return self.hints[i]
+        """Drawn once in each process, as long as they are few enough to be kept (50 KB each)."""
+        if i in self.hints:
+            return self.hints[i]
+        hint = self.hint_of(draw(self.scene(i)))
+        if len(self.hints) < 5000:
+            self.hints[i] = hint
+        return hint
 
     def fingerprint(self, i: int) -> bytes:
         return f"{code_of_the_world()} {self.scene(i)}".encode()
