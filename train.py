@@ -125,7 +125,7 @@ def diffusion_loss(
     it is the base model's own loss: Rombach et al. 2022, equation 3.)
 
     x0 and noise [B, 4, h, w], hint [B, 3, 8h, 8w] in [0, 1], context [B, 77, D]; t [B] in 0..999,
-    on the CPU.
+    on the CPU, as the schedule is: to ask a GPU for it would be to wait for it.
     """
     diffusion = DDPM(sd.prediction)
     x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
@@ -375,16 +375,18 @@ def train(args: Settings) -> None:
 
     began = time.monotonic()
     sd, first = training.sd, team.rank == 0  # the first process looks, measures and writes
+    run, start = RunFolder(Path(args.out)), 0
+    if first and not args.resume:
+        run.create(vars(args), start)
     detector = load_detector(DETECTOR) if args.condition else None
     with torch.no_grad(), precision(args):
         held_out = held_out._replace(x0=mean_latents(sd, held_out.images))
         pairs, home = prepared(args, sd, pairs, team)
-    run, start = RunFolder(Path(args.out)), 0
     if args.resume:
         start, seconds = training.restore(run)
         began -= seconds
-    if first:
-        run.create(vars(args), start)
+        if first:
+            run.create(vars(args), start)
     batches = load_batches(args, pairs, start, team)
 
     def look(some: HeldOut) -> tuple[list[Tensor], dict]:

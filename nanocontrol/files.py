@@ -19,10 +19,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
-        with suppress(OSError):
-            temporary.unlink()
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} could not be written: {why}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def make_folder(flag: str, path: Path) -> Path:
