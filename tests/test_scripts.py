@@ -215,7 +215,7 @@ def test_a_control_knows_its_condition(tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
     with monkeypatch.context() as patch:  # if the pictures were the true ones
-        patch.setattr(train, "make_pictures", lambda *_: held_out_scenes("pose", 32)[0])
+        patch.setattr(train, "make_pictures", lambda *_, **__: held_out_scenes("pose", 32)[0])
         args = train.parse([*flags, "--out", str(tmp_path / "none")])
         sd, control, _ = train.models(args)
         detector = train.load_detector(train.DETECTOR)
