@@ -14,6 +14,7 @@ picture. It takes 20 GB of free disk and, on a CPU, 16 GB of memory (fine-tuning
 | load     | base and ControlNet from files in the page cache, and a sampling step at 64 pixels   |
 | sampling | a guided pair with control, and the whole picture: 20 steps and the decoder          |
 | training | a ControlNet step; the same that encodes pictures and prompts; fine-tuning the base  |
+| settings | a training step by setting                                                           |
 | memory   | what a step of 512 pixels keeps on the device, by setting: tensors are counted       |
 | nano     | the two commands of the README                                                       |
 """
@@ -295,10 +296,14 @@ def measure(args: argparse.Namespace, section: str, name: str) -> dict:
     """What a process of its own says of one contender."""
     if section == "load":
         return loading(args)
-    if name.startswith("ours"):
+    if "diffusers" not in name:
         keep_freed_memory()  # as train.py and sample.py do
     if section == "memory":
         return counted_memory(args, name.split())
+    if section == "settings":
+        call = ours(args, "--accumulate", "1", *name.split(), cached="--no-cache" not in name)
+        call()
+        return {"step": [seconds(args, call), seconds(args, call)], "peak": peak_memory(args)}
     call = CONTENDERS[section][name](args)
     numbers = {"rate": matrix_rate(args)}
     if section == "training":
@@ -424,9 +429,11 @@ def sections(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
             batches[args.batch] = batch
         args.batch = 1
         yield "training", batches
+    if "settings" in args.only:
+        yield "settings", in_turns(args, "settings", SETTINGS)
     if "memory" in args.only:
         yield "memory", {
-            flags: in_a_process(args, "memory", flags) for flags in tqdm(MEMORY, "memory")
+            flags: in_a_process(args, "memory", flags) for flags in tqdm(SETTINGS, "memory")
         }
     if "nano" in args.only:
         yield "nano", {
@@ -437,7 +444,7 @@ def sections(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
         }  # fmt: skip
 
 
-MEMORY = [
+SETTINGS = [
     "--dtype fp32", "--dtype fp32 --low-memory", "--dtype bf16 --no-cache", "--dtype bf16",
     "--dtype bf16 --low-memory",
 ]  # fmt: skip
@@ -452,6 +459,11 @@ def report(args: argparse.Namespace, found: dict) -> None:
         table(f"training at {args.size} pixels, batch {batch}, seconds", contenders, "ours")
         if "ours" in contenders:
             print(f"{int(batch) / contenders['ours']['step']:.3g} pictures a second")
+    if "settings" in found:
+        print(f"\n| {args.size} pixels, passes of one pair | seconds | GB at the peak |")
+        print("|---|---|---|")
+        for flags, numbers in found["settings"].items():
+            print(f"| `{flags}` | {numbers['step']:.2f} | {numbers['peak'] / 1e9:.1f} |")
     if "memory" in found:
         print("\n| 512 pixels, one pair | GB of tensors at the peak | of these always there |")
         print("|---|---|---|")
@@ -493,7 +505,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = ["load", "sampling", "training", "memory", "nano"]
+    every = ["load", "sampling", "training", "settings", "memory", "nano"]
     parser.add_argument("--only", nargs="+", choices=every, default=every)
     parser.add_argument("--base", help="a Stable Diffusion 1 file (default: random weights)")
     parser.add_argument("--control", help="a ControlNet for it (default: random weights)")
