@@ -287,9 +287,6 @@ class Training:
             network = DistributedDataParallel(network)
         return network
 
-    def save(self, run: RunFolder, step: int, seconds: float) -> None:
-        run.save(step, seconds, self.trained, self.optimizer)
-
     def restore(self, run: RunFolder) -> tuple[int, float]:
         step, seconds = run.restore(self.trained, self.optimizer)
         if self.master is not None:
@@ -417,7 +414,8 @@ def train(args: Settings) -> None:
             if not all(parameter.isfinite().all() for parameter in training.parameters):
                 raise diverged(args, done)
             save_weights(sd, training.trained, run.path, args.condition)
-            training.save(run, done, time.monotonic() - began)
+            took = time.monotonic() - began
+            run.save(done, took, training.trained, training.optimizer)
     if first:
         _, metrics = look(held_out)
         if args.stage == "control":
@@ -530,8 +528,8 @@ def encoded(sd: StableDiffusion, dataset: Dataset, n: int) -> Dataset:
     prompts: list[str] = []
     loader = DataLoader(Subset(dataset, range(n)), batch_size=64, num_workers=1)
     for images, _, texts in tqdm(loader, "encoding"):
-        mean, deviation, _ = encode(sd, images, texts)
-        taken.append(latents(sd, mean, deviation, torch.randn(mean.shape).to(mean)).cpu())
+        drawn = sample_posterior(*sd.vae.encode(images.to(next(sd.vae.parameters()))))
+        taken.append(sd.scale_factor * drawn.float().cpu())
         prompts.extend(texts)
     return StackDataset(torch.cat(taken), torch.zeros(n, 1), prompts)
 

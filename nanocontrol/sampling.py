@@ -89,7 +89,7 @@ def predict(
 class Replayed:
     """On a GPU: a function whose second call is recorded as a CUDA graph, which is then replayed.
 
-    Launching a step's two thousand kernels one by one can take longer than computing them. (At the
+    Launching a step's many small kernels one by one can take longer than computing them. (At the
     first call libraries choose their kernels, which cannot be recorded.) Inputs keep their shapes;
     the output is overwritten by the next call.
     """

@@ -205,7 +205,7 @@ class Block(nn.Sequential):
     """Modules in a row; each is given what it takes beside the map: time, prompt or nothing."""
 
     # Gradient checkpointing: of all that happens within, the backward pass finds only the inputs
-    # kept, and computes the rest anew. A quarter more arithmetic, for much less memory.
+    # kept, and computes the rest anew: more arithmetic, for much less memory.
     checkpointed = False
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
