@@ -25,6 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -80,6 +81,7 @@ DEFAULTS = {
 
 SCENES = 2000  # drawn ones that a ControlNet is trained on; in long runs more, each four times
 EARLY = 2**26  # weights: when that many have their gradients, AdamW takes its step for them
+ORDER = 1  # beside (seed, epoch): the order of the pairs is no step's draw
 LOG_EVERY = 10  # steps: to read a loss is to wait for the GPU, so the loop does it seldom
 COMPILE_FROM = 2000  # steps: with as many, and a GPU, --compile is the default
 
@@ -138,22 +140,32 @@ def diffusion_loss(
     return F.mse_loss(output.float(), target.float())
 
 
-def draw(n: int, height: int, width: int, drop_prompt: float) -> Chance:
-    """For all n pairs of a step at once, and on the CPU: a step is the same on every device, and
-    into however many passes and processes it is divided."""
+def generator_of(*numbers: int) -> torch.Generator:
+    """A generator of its own for (seed, step), on the CPU. So a step's draws are the same on every
+    device and in a resumed run, and no random state has to be saved."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def draw(
+    generator: torch.Generator, n: int, height: int, width: int, drop_prompt: float
+) -> Chance:
+    """For all n pairs of a step at once: it is the same step into however many passes and processes
+    it is divided."""
     shape = (n, 4, height // 8, width // 8)
-    emptied = torch.rand(n) < drop_prompt
-    return Chance(torch.randn(shape), torch.randn(shape), torch.randint(STEPS, (n,)), emptied)
+    posterior, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+    t = torch.randint(STEPS, (n,), generator=generator)
+    return Chance(posterior, noise, t, torch.rand(n, generator=generator) < drop_prompt)
 
 
 def training_loss(
     args: Settings, sd: StableDiffusion, control: ControlNet | None, batch: Batch, chance: Chance,
-    empty: Tensor, step: int,
+    empty: Tensor, step: int, generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
     """The loss of one batch: take latents, empty some prompts, add noise, predict it.
     empty [1, 77, D] is the context of the empty prompt."""
     if args.stage in ("vae", "decoder"):
-        return rebuilding_loss(args, sd, batch[0].to(args.device), step)
+        return rebuilding_loss(args, sd, batch[0].to(args.device), step, generator)
     if args.stage == "base":  # its latents are taken already, and its text encoder learns
         x0, hint, prompts = batch
         words = ["" if e else prompt for e, prompt in zip(chance.emptied, prompts)]
@@ -176,28 +188,30 @@ def latents(sd: StableDiffusion, mean: Tensor, deviation: Tensor, noise: Tensor)
     return sd.scale_factor * (mean.float() + deviation.float() * noise)
 
 
-def random_quarter(image: Tensor) -> Tensor:
+def random_quarter(image: Tensor, generator: torch.Generator) -> Tensor:
     """[B, 3, H, W] -> [B, 3, H/2, W/2], from the same place of each."""
     half = image.shape[-1] // 2
-    top, left = torch.randint(half + 1, (2,)).tolist()
+    top, left = torch.randint(half + 1, (2,), generator=generator).tolist()
     return image[:, :, top : top + half, left : left + half]
 
 
-def vae_loss(sd: StableDiffusion, image: Tensor) -> Tensor:
+def vae_loss(sd: StableDiffusion, image: Tensor, generator: torch.Generator) -> Tensor:
     """How far rebuilt pictures are from the true ones."""
     mean, logvar = sd.vae.encode(image)
-    rebuilt = sd.vae.decode(sample_posterior(mean, logvar))
+    rebuilt = sd.vae.decode(sample_posterior(mean, logvar, generator))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     # Absolute errors keep edges crisp; square ones alone would blur them, and alone would be best
     # for the signal-to-noise ratio.
     return F.l1_loss(rebuilt, image) + 6 * F.mse_loss(rebuilt, image) + 1e-5 * kl
 
 
-def rebuilding_loss(args: Settings, sd: StableDiffusion, image: Tensor, step: int) -> Tensor:
+def rebuilding_loss(
+    args: Settings, sd: StableDiffusion, image: Tensor, step: int, generator: torch.Generator
+) -> Tensor:
     if args.stage == "vae":  # most steps see parts of pictures, which is faster
         early = step < 0.85 * args.steps
-        image = random_quarter(image) if early else image[: (len(image) + 1) // 2]
-    return vae_loss(sd, image)
+        image = random_quarter(image, generator) if early else image[: (len(image) + 1) // 2]
+    return vae_loss(sd, image, generator)
 
 
 def models(args: Settings) -> tuple[StableDiffusion, ControlNet | None, dict[str, nn.Module]]:
@@ -299,7 +313,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(args, step)
         n = args.batch_size * self.team.size  # pairs in a pass
-        chance = draw(n * args.accumulate, height, width, args.drop_prompt)
+        generator = generator_of(args.seed, step)
+        chance = draw(generator, n * args.accumulate, height, width, args.drop_prompt)
         for i in range(args.accumulate):
             for network in (self.wrapped_sd.unet, self.wrapped_control):
                 if isinstance(network, DistributedDataParallel):  # add up the passes, then average
@@ -309,7 +324,8 @@ class Training:
             mine = Chance(*(drawn[first : first + args.batch_size] for drawn in chance))
             batch, nets = next(batches), (self.wrapped_sd, self.wrapped_control)
             with precision(args):
-                loss = training_loss(args, *nets, batch, mine, self.empty, step) / args.accumulate
+                loss = training_loss(args, *nets, batch, mine, self.empty, step, generator)
+            loss = loss / args.accumulate
             loss.backward()
             if self.master is not None:
                 move_gradients(self.control, self.master)
@@ -527,8 +543,10 @@ def encoded(sd: StableDiffusion, dataset: Dataset, n: int) -> Dataset:
     taken: list[Tensor] = []
     prompts: list[str] = []
     loader = DataLoader(Subset(dataset, range(n)), batch_size=64, num_workers=1)
+    generator = torch.Generator().manual_seed(0)
     for images, _, texts in tqdm(loader, "encoding"):
-        drawn = sample_posterior(*sd.vae.encode(images.to(next(sd.vae.parameters()))))
+        posterior = sd.vae.encode(images.to(next(sd.vae.parameters())))
+        drawn = sample_posterior(*posterior, generator)
         taken.append(sd.scale_factor * drawn.float().cpu())
         prompts.extend(texts)
     return StackDataset(torch.cat(taken), torch.zeros(n, 1), prompts)
@@ -538,7 +556,7 @@ def shuffled(n: int, seed: int, start: int) -> Iterator[int]:
     """0..n-1 in an order that the seed decides, another one every epoch, without end, beginning
     with the start-th."""
     for epoch in itertools.count(start // n):
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        order = torch.randperm(n, generator=generator_of(seed, epoch, ORDER)).tolist()
         yield from order[start % n :]
         start = 0
 
@@ -560,11 +578,8 @@ def load_batches(
         while True:
             yield list(itertools.islice(order, n))[first : first + args.batch_size]
 
-    # With a generator of its own it leaves alone the one that the noise comes from.
-    own = torch.Generator()
     return iter(DataLoader(
-        dataset, batch_sampler=groups(), num_workers=loaders(args), generator=own,
-        pin_memory=on_gpu(args),
+        dataset, batch_sampler=groups(), num_workers=loaders(args), pin_memory=on_gpu(args)
     ))  # fmt: skip
 
 

@@ -82,10 +82,9 @@ def fill(
     check_space(folder, sd, pairs, IN_FILE * len(missing))
     bar = tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0)
     bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
-    own = torch.Generator()  # leaves alone the one that training draws from
     for i in missing:
         some = Pictures(pairs, range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)])
-        batches = DataLoader(some, batch_size, num_workers=workers, generator=own)
+        batches = DataLoader(some, batch_size, num_workers=workers)
         mean, deviation, context = zip(*(encode(sd, *batch) for batch in batches))
         columns = {"mean": mean, "deviation": deviation, "context": context}
         write_tensors(files[i], {name: torch.cat(parts) for name, parts in columns.items()}, {})

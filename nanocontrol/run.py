@@ -5,7 +5,7 @@
 | settings.json       | every flag, resolved                                                       |
 | log.jsonl           | a JSON object a line: a step and its loss, or what was measured after it   |
 | samples/000050.png  | after 50 steps: hints, targets, and pictures from the same noise each time |
-| state.pt            | what it takes to continue: weights, optimizer, step, random state          |
+| state.pt            | what it takes to continue: weights, optimizer, step                        |
 | control.safetensors | the ControlNet; base.safetensors the base model, if that was trained       |
 | film.png            | those pictures over the steps: the sudden convergence is seen in it        |
 | metrics.json        | the final numbers                                                          |
@@ -56,7 +56,6 @@ class RunFolder:
             "seconds": seconds,
             "weights": {name: module.state_dict() for name, module in trained.items()},
             "optimizer": optimizer.state_dict(),
-            "random": torch.get_rng_state(),
         }
         write_atomically(self.path / "state.pt", lambda temporary: torch.save(state, temporary))
 
@@ -72,7 +71,6 @@ class RunFolder:
             for name, module in trained.items():
                 module.load_state_dict(state["weights"][name])
             optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["random"])
             step, seconds = state["step"], state["seconds"]
         return step, seconds
 

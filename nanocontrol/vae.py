@@ -172,7 +172,8 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(latent))
 
 
-def sample_posterior(mean: Tensor, logvar: Tensor) -> Tensor:
-    """A latent drawn from N(mean, exp(logvar)), as in training. The noise comes from the CPU's
-    generator: a seed gives the same on every device."""
-    return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape).to(mean)
+def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
+    """A latent drawn from N(mean, exp(logvar)), as in training. The generator is the CPU's: a seed
+    gives the same on every device."""
+    noise = torch.randn(mean.shape, generator=generator)
+    return mean + torch.exp(0.5 * logvar) * noise.to(mean)

@@ -354,7 +354,8 @@ def counted_memory(args: argparse.Namespace, flags: list[str]) -> dict:
     training, given = train.Training(own, train.Team()), inputs(args)
     x = given["x"]
     batch = x, torch.full_like(x, 0.1), given["context"], given["hint"]
-    chance = train.draw(1, 512, 512, 0.5)
+    generator = train.generator_of(0, 0)
+    chance = train.draw(generator, 1, 512, 512, 0.5)
     networks = [training.sd.unet, training.control]
     if "--no-cache" in flags:
         networks += [training.sd.vae, training.sd.text_encoder]
@@ -366,7 +367,7 @@ def counted_memory(args: argparse.Namespace, flags: list[str]) -> dict:
     def both_passes() -> None:
         with train.precision(own):
             nets = training.sd, training.control
-            loss = train.training_loss(own, *nets, batch, chance, training.empty, 0)
+            loss = train.training_loss(own, *nets, batch, chance, training.empty, 0, generator)
         loss.backward()
 
     gc.collect()

@@ -193,7 +193,9 @@ def test_a_full_disk_is_said_before_anything_is_written(flags, tmp_path, monkeyp
 def test_every_step_draws_its_own_latent(sd):
     """The cache keeps the posterior, not a draw from it."""
     mean, deviation = torch.randn(2, 4, 8, 8), torch.rand(2, 4, 8, 8)
-    noise, more = (train.draw(2, 64, 64, 0.5).posterior for _ in range(2))
+    noise, more = (
+        train.draw(train.generator_of(0, step), 2, 64, 64, 0.5).posterior for step in range(2)
+    )
     drawn = train.latents(sd, mean, deviation, noise) / sd.scale_factor
     assert torch.allclose((drawn - mean) / deviation, noise, atol=1e-3)
     assert not torch.allclose(noise, more)
