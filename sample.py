@@ -23,9 +23,18 @@ from nanocontrol import load_control, load_sd, sample
 from nanocontrol.explain import explain
 from nanocontrol.files import make_folder
 from nanocontrol.flags import (
-    at_least, blame, default_device, device, finite, fraction, keep_freed_memory, multiple_of_64,
-    numbers, one_sentence, seed,
-)  # fmt: skip
+    at_least,
+    blame,
+    default_device,
+    device,
+    finite,
+    fraction,
+    keep_freed_memory,
+    multiple_of_64,
+    numbers,
+    one_sentence,
+    seed,
+)
 from nanocontrol.inputs import check_files, choose_files, read_inputs
 from nanocontrol.pictures import save_picture, to_bytes, to_pixels
 from nanocontrol.sampling import initial_noise
@@ -71,11 +80,25 @@ def generate(args: argparse.Namespace) -> None:
     context, uncond = sd.encode_prompts(prompt), sd.encode_prompts(args.negative)
     args.scale = sd.guidance if args.scale is None else args.scale
     latents = sample(
-        sd, noise, context, uncond, controls, args.steps, args.scale, args.eta, args.sampler,
-        generator, progress=True, guess=args.guess, resolution_weighting=args.resolution_weighting,
-        control_from=args.control_from, control_to=args.control_to,
-        image=latent_image, mask=latent_mask, noised=args.noise,
-    )  # fmt: skip
+        sd,
+        noise,
+        context,
+        uncond,
+        controls,
+        args.steps,
+        args.scale,
+        args.eta,
+        args.sampler,
+        generator,
+        progress=True,
+        guess=args.guess,
+        resolution_weighting=args.resolution_weighting,
+        control_from=args.control_from,
+        control_to=args.control_to,
+        image=latent_image,
+        mask=latent_mask,
+        noised=args.noise,
+    )
     latents = (latents / sd.scale_factor).to(next(sd.vae.parameters()))
     pictures = [to_pixels(sd.vae.decode(z[None])[0]) for z in tqdm(latents, "decoding")]
     given = [to_bytes(picture) for picture in (*hints, image) if picture is not None]
@@ -120,8 +143,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--hint", type=Path, **several, help="the picture that it follows; one for each")
     strength = "of a control, 1 as trained: a number, or one for each residual, like 1,1,0.5"
     add("--strength", type=numbers, **several, help=strength)
-    add("--canny", nargs=2, type=at_least(0), metavar=("LOW", "HIGH"), action=CannyOfHint,
-        default={}, help="the --hint before this is a photo: follow its edges")  # fmt: skip
+    add(
+        "--canny",
+        nargs=2,
+        type=at_least(0),
+        metavar=("LOW", "HIGH"),
+        action=CannyOfHint,
+        default={},
+        help="the --hint before this is a photo: follow its edges",
+    )
     words = parser.add_mutually_exclusive_group()
     prompt = "what the picture shows; 'default' is the paper's default prompt (not given: none)"
     words.add_argument("--prompt", help=prompt)

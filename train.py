@@ -34,8 +34,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, StackDataset, Subset
 from tqdm import tqdm
 
-from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion
-from nanocontrol import load_control, load_sd, save_control, save_sd
+from nanocontrol import (
+    DDPM,
+    ControlNet,
+    InputError,
+    StableDiffusion,
+    load_control,
+    load_sd,
+    save_control,
+    save_sd,
+)
 from nanocontrol.cache import Cached, encode, fill
 from nanocontrol.conditions import CONDITIONS
 from nanocontrol.controlnet import zero_module
@@ -44,8 +52,16 @@ from nanocontrol.detector import FILE as DETECTOR
 from nanocontrol.detector import Detector, load_detector
 from nanocontrol.evaluate import make_pictures, mean_iou, psnr, rebuild
 from nanocontrol.flags import (
-    at_least, available, blame, default_device, device, fraction, keep_freed_memory, positive, seed
-)  # fmt: skip
+    at_least,
+    available,
+    blame,
+    default_device,
+    device,
+    fraction,
+    keep_freed_memory,
+    positive,
+    seed,
+)
 from nanocontrol.inputs import NANO
 from nanocontrol.nano import UNET, initialise_condition_encoder, new_nano
 from nanocontrol.run import RunFolder
@@ -58,26 +74,51 @@ from nanocontrol.vae import sample_posterior
 # paper and its released code; and the stages of the small model.
 DEFAULTS = {
     "sd": {
-        "steps": 20_000, "batch_size": 4, "lr": 1e-5, "drop_prompt": 0.5,
-        "save_every": 1000, "sample_every": 500, "schedule": "constant",
+        "steps": 20_000,
+        "batch_size": 4,
+        "lr": 1e-5,
+        "drop_prompt": 0.5,
+        "save_every": 1000,
+        "sample_every": 500,
+        "schedule": "constant",
     },
     "control": {
-        "steps": 400, "batch_size": 16, "lr": 1e-3, "drop_prompt": 0.5,
-        "save_every": 200, "sample_every": 25, "schedule": "cooldown",
+        "steps": 400,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "drop_prompt": 0.5,
+        "save_every": 200,
+        "sample_every": 25,
+        "schedule": "cooldown",
     },
     "base": {
-        "steps": 6000, "batch_size": 32, "lr": 1e-3, "drop_prompt": 0.1,
-        "save_every": 500, "sample_every": 500, "schedule": "cosine",
+        "steps": 6000,
+        "batch_size": 32,
+        "lr": 1e-3,
+        "drop_prompt": 0.1,
+        "save_every": 500,
+        "sample_every": 500,
+        "schedule": "cosine",
     },
     "vae": {
-        "steps": 14_000, "batch_size": 8, "lr": 1.2e-3, "drop_prompt": 0.0,
-        "save_every": 500, "sample_every": 500, "schedule": "cosine",
+        "steps": 14_000,
+        "batch_size": 8,
+        "lr": 1.2e-3,
+        "drop_prompt": 0.0,
+        "save_every": 500,
+        "sample_every": 500,
+        "schedule": "cosine",
     },
     "decoder": {
-        "steps": 6000, "batch_size": 4, "lr": 6e-4, "drop_prompt": 0.0,
-        "save_every": 500, "sample_every": 500, "schedule": "cosine",
+        "steps": 6000,
+        "batch_size": 4,
+        "lr": 6e-4,
+        "drop_prompt": 0.0,
+        "save_every": 500,
+        "sample_every": 500,
+        "schedule": "cosine",
     },
-}  # fmt: skip
+}
 
 SCENES = 2000  # drawn ones that a ControlNet is trained on; in long runs more, each four times
 EARLY = 2**26  # weights: when that many have their gradients, AdamW takes its step for them
@@ -120,9 +161,14 @@ class Team(NamedTuple):
 
 
 def diffusion_loss(
-    sd: StableDiffusion, control: ControlNet | None, x0: Tensor, hint: Tensor, context: Tensor,
-    noise: Tensor, t: Tensor,
-) -> Tensor:  # fmt: skip
+    sd: StableDiffusion,
+    control: ControlNet | None,
+    x0: Tensor,
+    hint: Tensor,
+    context: Tensor,
+    noise: Tensor,
+    t: Tensor,
+) -> Tensor:
     """Equation 5 of the paper: the mean square error of the predicted noise. (Without a ControlNet
     it is the base model's own loss: Rombach et al. 2022, equation 3.)
 
@@ -147,9 +193,7 @@ def generator_of(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def draw(
-    generator: torch.Generator, n: int, height: int, width: int, drop_prompt: float
-) -> Chance:
+def draw(generator: torch.Generator, n: int, height: int, width: int, drop_prompt: float) -> Chance:
     """For all n pairs of a step at once: it is the same step into however many passes and processes
     it is divided."""
     shape = (n, 4, height // 8, width // 8)
@@ -159,9 +203,15 @@ def draw(
 
 
 def training_loss(
-    args: Settings, sd: StableDiffusion, control: ControlNet | None, batch: Batch, chance: Chance,
-    empty: Tensor, step: int, generator: torch.Generator,
-) -> Tensor:  # fmt: skip
+    args: Settings,
+    sd: StableDiffusion,
+    control: ControlNet | None,
+    batch: Batch,
+    chance: Chance,
+    empty: Tensor,
+    step: int,
+    generator: torch.Generator,
+) -> Tensor:
     """The loss of one batch: take latents, empty some prompts, add noise, predict it.
     empty [1, 77, D] is the context of the empty prompt."""
     if args.stage in ("vae", "decoder"):
@@ -415,9 +465,7 @@ def train(args: Settings) -> None:
         observe(0)
     losses: list[Tensor] = []  # those not logged yet
     steps = range(start, args.steps)
-    bar = tqdm(
-        steps, "training", args.steps, initial=start, smoothing=0.05, disable=not first
-    )  # fmt: skip
+    bar = tqdm(steps, "training", args.steps, initial=start, smoothing=0.05, disable=not first)
     for step in bar:
         losses.append(training.step(step, batches, *held_out.images.shape[-2:]))
         done, last = step + 1, step + 1 == args.steps
@@ -499,9 +547,7 @@ def datasets(args: Settings) -> tuple[Pairs, HeldOut]:
     return pairs, HeldOut(torch.stack(images), torch.stack(hints), prompts)
 
 
-def prepared(
-    args: Settings, sd: StableDiffusion, pairs: Pairs, team: Team
-) -> tuple[Dataset, str]:
+def prepared(args: Settings, sd: StableDiffusion, pairs: Pairs, team: Team) -> tuple[Dataset, str]:
     """The pairs as training takes them, and the device where VAE and text encoder stay meanwhile.
 
     What would be encoded more than once is taken from the cache, and then neither of the two is
@@ -578,9 +624,11 @@ def load_batches(
         while True:
             yield list(itertools.islice(order, n))[first : first + args.batch_size]
 
-    return iter(DataLoader(
-        dataset, batch_sampler=groups(), num_workers=loaders(args), pin_memory=on_gpu(args)
-    ))  # fmt: skip
+    return iter(
+        DataLoader(
+            dataset, batch_sampler=groups(), num_workers=loaders(args), pin_memory=on_gpu(args)
+        )
+    )
 
 
 # ---------------------------------------------------------------------------- several processes
@@ -623,9 +671,12 @@ def to_device(x: Tensor, device: str | torch.device) -> Tensor:
 
 
 def measure(
-    args: Settings, sd: StableDiffusion, control: ControlNet | None, held_out: HeldOut,
+    args: Settings,
+    sd: StableDiffusion,
+    control: ControlNet | None,
+    held_out: HeldOut,
     detector: Detector | None,
-) -> tuple[list[Tensor], dict]:  # fmt: skip
+) -> tuple[list[Tensor], dict]:
     """Rows of pictures, what the model makes last, and numbers that tell how good that is. With a
     detector the pairs are the first of the held-out scenes."""
     images, hints, prompts, _ = held_out
@@ -690,23 +741,39 @@ def parse(argv: list[str] | None) -> Settings:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add("--base", metavar="FILE", help="a Stable Diffusion 1 or 2 (default: the bundled nano); "
-        "with one of your own, the defaults below are the second ones")  # fmt: skip
+    add(
+        "--base",
+        metavar="FILE",
+        help="a Stable Diffusion 1 or 2 (default: the bundled nano); "
+        "with one of your own, the defaults below are the second ones",
+    )
     add("--init-control", metavar="FILE", help="begin with this ControlNet, not with a copy")
     add("--condition", choices=CONDITIONS, help="what drawn scenes are hinted by (default: canny)")
     add("--data", metavar="DIR", help="pairs, with prompt.json or metadata.jsonl (default: scenes)")
-    add("--stage", choices=["control", "base", "vae", "decoder"],
-        help="what to train (default: control)")  # fmt: skip
+    add(
+        "--stage",
+        choices=["control", "base", "vae", "decoder"],
+        help="what to train (default: control)",
+    )
     add("--out", metavar="RUN", help="the folder to write (default: runs/canny-1, -2, ...)")
     add("--resume", metavar="RUN", help="continue this one; of the flags, only --steps may grow")
     add("--steps", type=at_least(1), help="of the optimizer (default: 400; 20000)")
     add("--batch-size", type=at_least(1), help="pairs in one pass (default: 16; 4)")
     add("--accumulate", type=at_least(1), help="passes in one step (default: 1)")
-    add("--low-memory", action="store_true", default=None, help="for small GPUs, slower: gradient "
+    add(
+        "--low-memory",
+        action="store_true",
+        default=None,
+        help="for small GPUs, slower: gradient "
         "checkpointing, --batch-size 1 and --accumulate 4, and with bf16 the optimizer in the "
-        "CPU's memory")  # fmt: skip
-    add("--compile", action=argparse.BooleanOptionalAction, default=None,
-        help=f"torch.compile (default: on a GPU with {COMPILE_FROM} steps or more)")  # fmt: skip
+        "CPU's memory",
+    )
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help=f"torch.compile (default: on a GPU with {COMPILE_FROM} steps or more)",
+    )
     add("--cache", metavar="DIR", help="where encoded pairs are kept (default: cache)")
     add("--no-cache", dest="cache", action="store_const", const="", help="encode at every step")
     add("--lr", type=positive, help="learning rate (default: 1e-3; 1e-5)")
@@ -739,10 +806,16 @@ def resolve(flags: Settings) -> Settings:
     unwanted = {
         "control": [],
         "base": [
-            "condition", "data", "init_control", "prediction", "unlock", "only_mid_control",
-            "low_memory", "cache",
+            "condition",
+            "data",
+            "init_control",
+            "prediction",
+            "unlock",
+            "only_mid_control",
+            "low_memory",
+            "cache",
         ],
-    }  # fmt: skip
+    }
     unwanted["decoder"] = [*unwanted["base"], "drop_prompt", "compile"]
     unwanted["vae"] = [*unwanted["decoder"], "base"]
     for name in unwanted[stage]:

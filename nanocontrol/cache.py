@@ -66,9 +66,15 @@ class Pictures:
 
 
 def fill(
-    sd: StableDiffusion, pairs: Pairs, folder: Path, precision: str, batch_size: int,
-    workers: int, rank: int = 0, processes: int = 1,
-) -> list[Path]:  # fmt: skip
+    sd: StableDiffusion,
+    pairs: Pairs,
+    folder: Path,
+    precision: str,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    processes: int = 1,
+) -> list[Path]:
     """The files of a data set, in order. Those that are not there are written first; of several
     processes each writes its share, and others' may not be there yet at the end.
     precision: a name for that of the computation, which need not be the weights'.

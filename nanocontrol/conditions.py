@@ -10,9 +10,7 @@ import numpy as np
 import torch
 
 from .canny import canny
-from .world import (
-    LIMBS, POLYHEDRA, Drawing, edges_of, from_segment, halved, joints_of, points
-)  # fmt: skip
+from .world import LIMBS, POLYHEDRA, Drawing, edges_of, from_segment, halved, joints_of, points
 
 
 def canny_edges(drawing: Drawing) -> np.ndarray:
@@ -100,28 +98,55 @@ def cartoon(drawing: Drawing) -> np.ndarray:
 
 
 CONDITIONS: dict[str, Callable[[Drawing], np.ndarray]] = {
-    "canny": canny_edges, "hough": hough_lines, "soft": soft_edges, "scribble": scribble,
-    "pose": pose, "segmentation": segmentation, "depth": depth, "normals": normals,
+    "canny": canny_edges,
+    "hough": hough_lines,
+    "soft": soft_edges,
+    "scribble": scribble,
+    "pose": pose,
+    "segmentation": segmentation,
+    "depth": depth,
+    "normals": normals,
     "cartoon": cartoon,
-}  # fmt: skip
+}
 
 # The kinds of things without which a condition shows nothing: every scene for it has one.
 NEEDED = {"hough": tuple(POLYHEDRA), "pose": ("figure",)}
 
 # OpenPose's colours: of the first 14 joints, and (dimmed) of the limbs in its order.
-OPENPOSE = np.array([
-    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0),
-    (0, 255, 0), (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255),
-    (0, 0, 255), (85, 0, 255),
-], np.float32) / 255  # fmt: skip
+OPENPOSE = (
+    np.array(
+        [
+            (255, 0, 0),
+            (255, 85, 0),
+            (255, 170, 0),
+            (255, 255, 0),
+            (170, 255, 0),
+            (85, 255, 0),
+            (0, 255, 0),
+            (0, 255, 85),
+            (0, 255, 170),
+            (0, 255, 255),
+            (0, 170, 255),
+            (0, 85, 255),
+            (0, 0, 255),
+            (85, 0, 255),
+        ],
+        np.float32,
+    )
+    / 255
+)
 
 SEGMENT = {
     kind: np.array(colour, np.float32) / 255
     for kind, colour in {
-        "wall": (120, 120, 120), "ball": (224, 5, 255), "cube": (180, 120, 120),
-        "pyramid": (4, 250, 7), "ring": (255, 224, 0), "figure": (150, 5, 61),
+        "wall": (120, 120, 120),
+        "ball": (224, 5, 255),
+        "cube": (180, 120, 120),
+        "pyramid": (4, 250, 7),
+        "ring": (255, 224, 0),
+        "figure": (150, 5, 61),
     }.items()
-}  # fmt: skip
+}
 
 # --------------------------------------------------------------------------- lines of points
 

@@ -116,9 +116,12 @@ def rebuild(sd: StableDiffusion, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def make_pictures(
-    sd: StableDiffusion, prompts: list[str], control: ControlNet | None, hints: Tensor,
+    sd: StableDiffusion,
+    prompts: list[str],
+    control: ControlNet | None,
+    hints: Tensor,
     at_once: int = 64,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """A picture for each prompt, from fixed noise, controlled if there is a ControlNet:
     [B, 3, H, W] in [-1, 1], on the CPU. at_once: how many there is memory for."""
     n, _, height, width = hints.shape

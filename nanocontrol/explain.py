@@ -7,9 +7,20 @@ from pathlib import Path
 from safetensors import safe_open
 
 from .checkpoint import (
-    CLIP_KEYS, CONTROL_KEYS, OPEN_CLIP_KEYS, UNET_KEYS, VAE_KEYS, Tensors,
-    described, first_three, holds_base, holds_control, load_sd, read_control, read_tensors,
-)  # fmt: skip
+    CLIP_KEYS,
+    CONTROL_KEYS,
+    OPEN_CLIP_KEYS,
+    UNET_KEYS,
+    VAE_KEYS,
+    Tensors,
+    described,
+    first_three,
+    holds_base,
+    holds_control,
+    load_sd,
+    read_control,
+    read_tensors,
+)
 from .diffusers_layout import is_diffusers
 from .files import InputError
 from .nano import UNET

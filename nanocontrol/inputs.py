@@ -8,8 +8,13 @@ from torch import Tensor
 
 from .canny import canny
 from .checkpoint import (
-    StableDiffusion, holds_base, load_control, read_base, read_control, read_tensors
-)  # fmt: skip
+    StableDiffusion,
+    holds_base,
+    load_control,
+    read_base,
+    read_control,
+    read_tensors,
+)
 from .conditions import CONDITIONS
 from .controlnet import ControlNet
 from .data import HELD_OUT, Scenes

@@ -23,7 +23,6 @@ from torch.optim import Optimizer
 from .files import InputError, make_folder, write_atomically
 from .pictures import columns_with_titles, grid, save_picture
 
-
 Modules = dict[str, nn.Module]
 
 

@@ -23,9 +23,14 @@ def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -
 
 
 def check(
-    controls: Sequence[Control], sampler: str, control_from: float, control_to: float,
-    image: Tensor | None, mask: Tensor | None, noised: float | None,
-) -> None:  # fmt: skip
+    controls: Sequence[Control],
+    sampler: str,
+    control_from: float,
+    control_to: float,
+    image: Tensor | None,
+    mask: Tensor | None,
+    noised: float | None,
+) -> None:
     """Raise ValueError for what `sample` could not mean."""
     if sampler not in ("ddim", "ddpm"):
         raise ValueError(f"sampler is 'ddim' or 'ddpm', not {sampler!r}")
@@ -42,9 +47,13 @@ def check(
 
 
 def weighted_sum(
-    controls: Sequence[Control], x: Tensor, t: Tensor, context: Tensor,
-    guess: bool, resolution_weighting: bool,
-) -> list[Tensor]:  # fmt: skip
+    controls: Sequence[Control],
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
+    guess: bool,
+    resolution_weighting: bool,
+) -> list[Tensor]:
     """All ControlNets' residuals, weighted and added up (section 3.4). Hints are encoded ones; the
     other arguments are as in `sample`."""
     total = None
@@ -62,9 +71,15 @@ def weighted_sum(
 
 
 def predict(
-    sd: StableDiffusion, controls: Sequence[Control], context: Tensor, scale: float,
-    guess: bool, resolution_weighting: bool, x: Tensor, t: Tensor,
-) -> Tensor:  # fmt: skip
+    sd: StableDiffusion,
+    controls: Sequence[Control],
+    context: Tensor,
+    scale: float,
+    guess: bool,
+    resolution_weighting: bool,
+    x: Tensor,
+    t: Tensor,
+) -> Tensor:
     """What the base model makes of x [B, 4, h, w] at step t [1], under control and with guidance.
 
     context [B or 2B, 77, D]: of the prompts; before them, unless scale is 1, of the negative ones.
@@ -107,9 +122,7 @@ class Replayed:
             # (Only what this thread does is recorded; in training another one pins memory.)
             with torch.cuda.device(inputs[0].device):
                 stream = torch.cuda.Stream()
-                with torch.cuda.graph(
-                    self.graph, stream=stream, capture_error_mode="thread_local"
-                ):
+                with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
                     self.output = self.function(*self.inputs)
         for own, new in zip(self.inputs, inputs):
             own.copy_(new)
@@ -119,13 +132,26 @@ class Replayed:
 
 @torch.no_grad()
 def sample(
-    sd: StableDiffusion, noise: Tensor, context: Tensor, uncond: Tensor,
-    controls: Sequence[Control] = (), steps: int = 20, scale: float = 9.0, eta: float = 0.0,
-    sampler: str = "ddim", generator: torch.Generator | None = None, progress: bool = False, *,
-    guess: bool = False, resolution_weighting: bool = False,
-    control_from: float = 0.0, control_to: float = 1.0,
-    image: Tensor | None = None, mask: Tensor | None = None, noised: float | None = None,
-) -> Tensor:  # fmt: skip
+    sd: StableDiffusion,
+    noise: Tensor,
+    context: Tensor,
+    uncond: Tensor,
+    controls: Sequence[Control] = (),
+    steps: int = 20,
+    scale: float = 9.0,
+    eta: float = 0.0,
+    sampler: str = "ddim",
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    *,
+    guess: bool = False,
+    resolution_weighting: bool = False,
+    control_from: float = 0.0,
+    control_to: float = 1.0,
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
+    noised: float | None = None,
+) -> Tensor:
     """Latents [B, 4, h, w] in float32, scaled: decode them divided by `sd.scale_factor`.
 
     noise [B, 4, h, w]; context and uncond [1 or B, 77, D], encoded prompts and negative prompts;

@@ -22,9 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .conditions import CONDITIONS, canny_edges, outlines_of
-from .detector import (
-    CARTOON, DEPTH, HOUGH, JOINTS, KIND, NORMALS, SOFT, Detector, kinds_of
-)  # fmt: skip
+from .detector import CARTOON, DEPTH, HOUGH, JOINTS, KIND, NORMALS, SOFT, Detector, kinds_of
 from .world import Drawing, Scene, draw, joints_of
 
 
@@ -92,10 +90,16 @@ def cartoon_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> flo
 
 
 SCORES = {
-    "canny": canny_score, "hough": hough_score, "soft": soft_score, "scribble": scribble_score,
-    "pose": pose_score, "segmentation": segmentation_score, "depth": depth_score,
-    "normals": normals_score, "cartoon": cartoon_score,
-}  # fmt: skip
+    "canny": canny_score,
+    "hough": hough_score,
+    "soft": soft_score,
+    "scribble": scribble_score,
+    "pose": pose_score,
+    "segmentation": segmentation_score,
+    "depth": depth_score,
+    "normals": normals_score,
+    "cartoon": cartoon_score,
+}
 
 
 def wanted(condition: str, drawing: Drawing) -> np.ndarray:

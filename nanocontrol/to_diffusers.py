@@ -22,8 +22,9 @@ def config_of(config: UNetConfig) -> dict:
     levels = range(len(config.channel_mult))
     channels = [config.model_channels * mult for mult in config.channel_mult]
     heads = [c // config.head_dim if config.head_dim else config.num_heads for c in channels]
-    kinds = ["CrossAttnDownBlock2D" if i in config.attention_levels else "DownBlock2D"
-             for i in levels]  # fmt: skip
+    kinds = [
+        "CrossAttnDownBlock2D" if i in config.attention_levels else "DownBlock2D" for i in levels
+    ]
     return {
         "_class_name": "ControlNetModel",
         "block_out_channels": channels,

@@ -16,9 +16,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import (
-    CONTROL_KEYS, UNET_KEYS, Tensors, below, fill, holds_base, load_sd, metadata_of, read_base,
-    read_control, read_tensors, write_tensors,
-)  # fmt: skip
+    CONTROL_KEYS,
+    UNET_KEYS,
+    Tensors,
+    below,
+    fill,
+    holds_base,
+    load_sd,
+    metadata_of,
+    read_base,
+    read_control,
+    read_tensors,
+    write_tensors,
+)
 from .explain import name_of
 from .files import InputError
 from .flags import blame, one_sentence

@@ -69,9 +69,7 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, config: UNetConfig):
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(config.norm_groups, channels),
-            nn.SiLU(),
-            Conv3x3(channels, out_channels),
+            nn.GroupNorm(config.norm_groups, channels), nn.SiLU(), Conv3x3(channels, out_channels)
         )
         time_channels = 4 * config.model_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, out_channels))

@@ -19,20 +19,28 @@ from numpy.random import Generator, default_rng
 COLOURS = {
     name: np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
     for name, code in {
-        "red": "cd3c37", "orange": "eb8c32", "yellow": "f0cd50", "green": "50a050",
-        "teal": "288c8c", "blue": "4169c8", "purple": "8250aa", "pink": "eb96af",
+        "red": "cd3c37",
+        "orange": "eb8c32",
+        "yellow": "f0cd50",
+        "green": "50a050",
+        "teal": "288c8c",
+        "blue": "4169c8",
+        "purple": "8250aa",
+        "pink": "eb96af",
         "white": "f0eee6",
     }.items()
-}  # fmt: skip
+}
 
 # Corners in a solid's own frame, and its faces as lists of corners.
 CUBE = np.array(list(product((-0.62, 0.62), repeat=3)))
 PYRAMID = np.array([[0, -0.95, 0], *([x, 0.6, z] for x, z in product((-0.75, 0.75), repeat=2))])
 POLYHEDRA = {
-    "cube": (CUBE, [(0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (2, 3, 7, 6), (0, 2, 6, 4),
-                    (1, 3, 7, 5)]),
+    "cube": (
+        CUBE,
+        [(0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (2, 3, 7, 6), (0, 2, 6, 4), (1, 3, 7, 5)],
+    ),
     "pyramid": (PYRAMID, [(1, 2, 4, 3), (0, 1, 2), (0, 2, 4), (0, 4, 3), (0, 3, 1)]),
-}  # fmt: skip
+}
 KINDS = ("ball", "cube", "pyramid", "ring", "figure")
 SHADES = 0.5, 1.05  # of a surface that looks away from the light, and of one that faces it
 TUBE = 0.32  # a ring's thickness: the radius of its tube where the whole ring's is 1
@@ -40,8 +48,21 @@ TUBE = 0.32  # a ring's thickness: the radius of its tube where the whole ring's
 # OpenPose's joints, without eyes and ears, which would be less than a pixel apart:
 # 0 nose, 1 neck; shoulder, elbow, wrist: 2 to 4 right, 5 to 7 left; hip, knee, ankle: 8 to 10, 11
 # to 13. Limbs join two of them, in OpenPose's order. (The figure faces us: its right is our left.)
-LIMBS = [(1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11),
-         (11, 12), (12, 13), (1, 0)]  # fmt: skip
+LIMBS = [
+    (1, 2),
+    (1, 5),
+    (2, 3),
+    (3, 4),
+    (5, 6),
+    (6, 7),
+    (1, 8),
+    (8, 9),
+    (9, 10),
+    (1, 11),
+    (11, 12),
+    (12, 13),
+    (1, 0),
+]
 
 
 @dataclass(frozen=True)
@@ -219,9 +240,19 @@ def figure_surface(thing: Thing, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
     """Capsules along arms, legs and shoulders, a trunk, and a ball for the head."""
     j, unit = joints_of(thing), thing.size * 2 / 7
     chest, hips = (j[2] + j[5]) / 2 + (0, 0.45 * unit), (j[8] + j[11]) / 2
-    parts = [(j[2], j[3], 0.45), (j[3], j[4], 0.4), (j[5], j[6], 0.45), (j[6], j[7], 0.4),
-             (j[8], j[9], 0.55), (j[9], j[10], 0.48), (j[11], j[12], 0.55), (j[12], j[13], 0.48),
-             (chest, hips, 0.95), (j[2], j[5], 0.5), (j[0], j[0], 0.78)]  # fmt: skip
+    parts = [
+        (j[2], j[3], 0.45),
+        (j[3], j[4], 0.4),
+        (j[5], j[6], 0.45),
+        (j[6], j[7], 0.4),
+        (j[8], j[9], 0.55),
+        (j[9], j[10], 0.48),
+        (j[11], j[12], 0.55),
+        (j[12], j[13], 0.48),
+        (chest, hips, 0.95),
+        (j[2], j[5], 0.5),
+        (j[0], j[0], 0.78),
+    ]
     best, normal = np.full_like(x, -np.inf), np.zeros((3, *x.shape), np.float32)
     for a, b, radius in parts:
         offset, _ = from_segment(a, b, x, y)

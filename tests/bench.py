@@ -45,12 +45,20 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
-from nanocontrol import DDIM, ControlNet, StableDiffusion, UNet, VAE  # noqa: E402
-from nanocontrol import load_control, load_sd, sample, save_control, save_sd  # noqa: E402
+from nanocontrol import (  # noqa: E402  # noqa: E402
+    DDIM,
+    VAE,
+    ControlNet,
+    StableDiffusion,
+    UNet,
+    load_control,
+    load_sd,
+    sample,
+    save_control,
+    save_sd,
+)
 from nanocontrol.clip import CLIPTextEncoder  # noqa: E402
-from nanocontrol.flags import (  # noqa: E402
-    at_least, default_device, device, keep_freed_memory, multiple_of_64
-)  # fmt: skip
+from nanocontrol.flags import at_least, default_device, device, keep_freed_memory, multiple_of_64  # noqa: E402
 
 TIMED = 3  # training steps in a process, after two that are not timed
 
@@ -68,10 +76,13 @@ def inputs(args: argparse.Namespace) -> dict[str, Tensor]:
     n, size = args.batch, args.size
     latent = (n, 4, size // 8, size // 8)
     return {
-        "x": torch.randn(latent), "noise": torch.randn(latent), "t": torch.randint(1000, (n,)),
-        "context": torch.randn(n, 77, 768), "hint": torch.rand(n, 3, size, size),
+        "x": torch.randn(latent),
+        "noise": torch.randn(latent),
+        "t": torch.randint(1000, (n,)),
+        "context": torch.randn(n, 77, 768),
+        "hint": torch.rand(n, 3, size, size),
         "image": torch.rand(n, 3, size, size) * 2 - 1,
-    }  # fmt: skip
+    }
 
 
 def ours(args: argparse.Namespace, *more: str, cached: bool = True) -> Callable[[], object]:
@@ -163,14 +174,20 @@ def diffusers_step(args: argparse.Namespace, encoding: bool = False) -> Callable
                     context = text(tokens)[0]
             x = 0.7 * x + 0.7 * given["noise"]
             down, middle = control(
-                x, given["t"], encoder_hidden_states=context, controlnet_cond=given["hint"],
+                x,
+                given["t"],
+                encoder_hidden_states=context,
+                controlnet_cond=given["hint"],
                 return_dict=False,
-            )  # fmt: skip
+            )
             output = unet(
-                x, given["t"], encoder_hidden_states=context,
-                down_block_additional_residuals=down, mid_block_additional_residual=middle,
+                x,
+                given["t"],
+                encoder_hidden_states=context,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
                 return_dict=False,
-            )[0]  # fmt: skip
+            )[0]
             loss = F.mse_loss(output.float(), given["noise"])
         loss.backward()
         optimizer.step()
@@ -189,12 +206,16 @@ def diffusers_encoders(args: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
 
     with torch.device("meta"):
         vae = AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-            block_out_channels=[128, 256, 512, 512], layers_per_block=2,
-        )  # fmt: skip
-    text = CLIPTextModel(CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12,
-    ))  # fmt: skip
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=[128, 256, 512, 512],
+            layers_per_block=2,
+        )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12
+        )
+    )
     half = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     vae = random_weights(vae).to(args.device, half)
     if args.device.startswith("cuda"):
@@ -243,14 +264,20 @@ def diffusers_picture(args: argparse.Namespace) -> Callable[[], object]:
             x_in, t_in = torch.cat([x] * 2).to(half), pairs_of_t[i]
             torch.compiler.cudagraph_mark_step_begin()
             down, middle = control(
-                x_in, t_in, encoder_hidden_states=twice["context"],
-                controlnet_cond=twice["hint"], return_dict=False,
-            )  # fmt: skip
-            output = unet(
-                x_in, t_in, encoder_hidden_states=twice["context"],
-                down_block_additional_residuals=down, mid_block_additional_residual=middle,
+                x_in,
+                t_in,
+                encoder_hidden_states=twice["context"],
+                controlnet_cond=twice["hint"],
                 return_dict=False,
-            )[0].float()  # fmt: skip
+            )
+            output = unet(
+                x_in,
+                t_in,
+                encoder_hidden_states=twice["context"],
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+                return_dict=False,
+            )[0].float()
             without, with_prompt = output.chunk(2)
             x = scheduler.step(x, without + 9 * (with_prompt - without), t, previous, 0.0)
         vae.decode((x / 0.18215).to(half))
@@ -260,11 +287,14 @@ def diffusers_picture(args: argparse.Namespace) -> Callable[[], object]:
 
 CONTENDERS = {
     "training": {
-        "ours": ours, "diffusers' networks": diffusers_step, "ours, encoding": ours_encoding,
-        "diffusers, encoding": diffusers_encoding, "fine-tuning": fine_tuning,
+        "ours": ours,
+        "diffusers' networks": diffusers_step,
+        "ours, encoding": ours_encoding,
+        "diffusers, encoding": diffusers_encoding,
+        "fine-tuning": fine_tuning,
     },
     "sampling": {"ours": our_picture, "diffusers": diffusers_picture},
-}  # fmt: skip
+}
 
 
 # --------------------------------------------------------------------------- in one process
@@ -433,22 +463,35 @@ def sections(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
     if "settings" in args.only:
         yield "settings", in_turns(args, "settings", SETTINGS)
     if "memory" in args.only:
-        yield "memory", {
-            flags: in_a_process(args, "memory", flags) for flags in tqdm(SETTINGS, "memory")
-        }
+        yield (
+            "memory",
+            {flags: in_a_process(args, "memory", flags) for flags in tqdm(SETTINGS, "memory")},
+        )
     if "nano" in args.only:
-        yield "nano", {
-            script: seconds(args, lambda: subprocess.run(
-                [sys.executable, ROOT / f"{script}.py", "--device", args.device],
-                cwd=args.folder, check=True, capture_output=True,
-            )) for script in ("sample", "train")
-        }  # fmt: skip
+        yield (
+            "nano",
+            {
+                script: seconds(
+                    args,
+                    lambda: subprocess.run(
+                        [sys.executable, ROOT / f"{script}.py", "--device", args.device],
+                        cwd=args.folder,
+                        check=True,
+                        capture_output=True,
+                    ),
+                )
+                for script in ("sample", "train")
+            },
+        )
 
 
 SETTINGS = [
-    "--dtype fp32", "--dtype fp32 --low-memory", "--dtype bf16 --no-cache", "--dtype bf16",
+    "--dtype fp32",
+    "--dtype fp32 --low-memory",
+    "--dtype bf16 --no-cache",
+    "--dtype bf16",
     "--dtype bf16 --low-memory",
-]  # fmt: skip
+]
 
 
 def report(args: argparse.Namespace, found: dict) -> None:

@@ -1,9 +1,21 @@
-"""Small models with random weights, in the style of Stable Diffusion 1 and 2."""
+"""What tests share: small models with random weights, in the style of Stable Diffusion 1 and 2,
+pairs to train on, and how a command refuses."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
 from nanocontrol import VAE, ControlNet, StableDiffusion, UNet, UNetConfig, VAEConfig
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
+from nanocontrol.data import Scenes
+from nanocontrol.pictures import to_pixels
+
+ROOT = Path(__file__).parents[1]
+NANO = str(ROOT / "weights" / "nano.safetensors")
+CONTROL = str(ROOT / "weights" / "nano-control-canny.safetensors")
 
 SMALL = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_levels": (0,)}
 CONFIGS = {
@@ -54,3 +66,41 @@ def sd(style, unet) -> StableDiffusion:
     text = TextConfig(width=unet.config.context_dim, layers=2, vocabulary=64)
     text_encoder = randomise(CLIPTextEncoder(text) if style == "sd1" else OpenCLIPTextEncoder(text))
     return StableDiffusion(unet, vae, text_encoder, prediction="eps")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Whatever goes to its default folder goes to a temporary one."""
+    monkeypatch.chdir(tmp_path)
+
+
+def write_pairs(
+    folder: Path, form: str = "prompt.json", n: int = 12, size: tuple[int, int] = (64, 64)
+) -> Path:
+    """Drawn scenes as files, listed in one of the two forms."""
+    folder.mkdir(exist_ok=True)
+    names = {
+        "prompt.json": ("target", "source", "prompt"),
+        "metadata.jsonl": ("file_name", "conditioning_image", "text"),
+    }[form]
+    lines = []
+    for i in range(n):
+        image, hint, prompt = Scenes("canny")[i]
+        for name, picture in (("image", image), ("hint", hint * 2 - 1)):
+            pixels = Image.fromarray(to_pixels(picture)).resize(size)
+            pixels.save(folder / f"{name}{i}.png")
+        lines.append(json.dumps(dict(zip(names, (f"image{i}.png", f"hint{i}.png", prompt)))))
+    (folder / form).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def refusal(main, capsys, *flags: str) -> str:
+    """The one sentence that a script ends with, and with status 1 (train.py) or 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([*flags])
+    if isinstance(end.value.code, str):  # printed by Python, with status 1
+        assert "\n" not in end.value.code
+        return end.value.code
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]

@@ -3,6 +3,7 @@ fixtures/reference.safetensors (lllyasviel/ControlNet: cldm.ControlNet, ldm's UN
 AutoencoderKL, strictly loaded with these weights, float32 on a CPU)."""
 
 import torch
+
 from conftest import CONFIGS, randomise
 from nanocontrol import VAE, ControlNet, UNet, VAEConfig
 from nanocontrol.unet import ResBlock

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from nanocontrol.canny import canny
 from nanocontrol.pictures import read_picture
 

@@ -12,14 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from conftest import CONFIGS, randomise
-from nanocontrol import VAE, ControlNet, InputError, UNet, VAEConfig
-from nanocontrol import load_control, load_sd, save_control, save_sd
+from nanocontrol import (
+    VAE,
+    ControlNet,
+    InputError,
+    UNet,
+    VAEConfig,
+    load_control,
+    load_sd,
+    save_control,
+    save_sd,
+)
 from nanocontrol.checkpoint import IGNORED, guess_prediction
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.unet import SD1, SD2
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BYTES = {"F32": 4, "F16": 2, "I64": 8, "I32": 4}

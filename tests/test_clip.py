@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from conftest import randomise
 from nanocontrol.clip import END_OF_TEXT, CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig, tokenize
 
@@ -16,9 +17,15 @@ def transformer():
 def tower(transformer, layers: int, **options) -> torch.nn.Module:
     """open_clip's text tower with random weights; gives the normalised tokens."""
     tower = transformer.TextTransformer(
-        context_length=77, vocab_size=CONFIG.vocabulary, width=CONFIG.width, heads=2, layers=layers,
-        output_dim=CONFIG.width, output_tokens=True, **options,
-    )  # fmt: skip
+        context_length=77,
+        vocab_size=CONFIG.vocabulary,
+        width=CONFIG.width,
+        heads=2,
+        layers=layers,
+        output_dim=CONFIG.width,
+        output_tokens=True,
+        **options,
+    )
     return randomise(tower).eval()
 
 
@@ -61,9 +68,12 @@ def in_clips_names(theirs: dict) -> dict:
         top + "final_layer_norm.bias": theirs["ln_final.bias"],
     }
     pairs = {
-        "ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
-        "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
-    }  # fmt: skip
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
     for i in range(CONFIG.layers):
         old, new = f"transformer.resblocks.{i}.", f"{top}encoder.layers.{i}."
         for kind in ("weight", "bias"):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+
 from conftest import CONFIGS
 from nanocontrol import ControlBlock, ControlNet, UNet
 from nanocontrol.controlnet import condition_encoder

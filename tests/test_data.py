@@ -7,19 +7,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from conftest import write_pairs
 from nanocontrol import InputError
 from nanocontrol.conditions import CONDITIONS, SEGMENT
 from nanocontrol.data import HELD_OUT, Folder, Scenes
-from nanocontrol.detector import CARTOON, DEPTH, HOUGH, JOINTS, KIND, NORMALS, SOFT
+from nanocontrol.detector import (
+    CARTOON,
+    DEPTH,
+    HOUGH,
+    JOINTS,
+    KIND,
+    NORMALS,
+    SOFT,
+    load_detector,
+    truth,
+)
 from nanocontrol.detector import FILE as DETECTOR
-from nanocontrol.detector import load_detector, truth
 from nanocontrol.evaluate import (
-    background_is, find_objects, iou, mean_iou, shows_colour, shows_kinds
-)  # fmt: skip
+    background_is,
+    find_objects,
+    iou,
+    mean_iou,
+    shows_colour,
+    shows_kinds,
+)
 from nanocontrol.pictures import read_picture, to_pixels
 from nanocontrol.scores import SCORES, f1, score
 from nanocontrol.world import KINDS, draw, joints_of, random_scene
-from PIL import Image
 
 
 def test_measures_know_true_pictures_from_wrong_ones():
@@ -94,9 +110,18 @@ def perfect(condition: str, shift: int) -> float:
 
 @pytest.mark.parametrize(
     "condition, near, far",  # shifts at which little, and nearly all, is lost
-    [("canny", 1, 4), ("hough", 1, 4), ("cartoon", 1, 6), ("scribble", 1, 12), ("soft", 0, 12),
-     ("depth", 1, 40), ("pose", 2, 4), ("segmentation", 0, 24), ("normals", 0, 20)],
-)  # fmt: skip
+    [
+        ("canny", 1, 4),
+        ("hough", 1, 4),
+        ("cartoon", 1, 6),
+        ("scribble", 1, 12),
+        ("soft", 0, 12),
+        ("depth", 1, 40),
+        ("pose", 2, 4),
+        ("segmentation", 0, 24),
+        ("normals", 0, 20),
+    ],
+)
 def test_scores_of_shifted_truth(condition, near, far):
     assert perfect(condition, 0) > (0.75 if condition == "scribble" else 0.999)
     assert perfect(condition, near) > 0.75
@@ -131,26 +156,6 @@ def test_a_file_that_is_no_detector(tmp_path):
 # ------------------------------------------------------------------------------------ folders
 
 
-def write_pairs(
-    folder: Path, form: str = "prompt.json", n: int = 12, size: tuple[int, int] = (64, 64)
-) -> Path:
-    """Drawn scenes as files, listed in one of the two forms."""
-    folder.mkdir(exist_ok=True)
-    names = {
-        "prompt.json": ("target", "source", "prompt"),
-        "metadata.jsonl": ("file_name", "conditioning_image", "text"),
-    }[form]
-    lines = []
-    for i in range(n):
-        image, hint, prompt = Scenes("canny")[i]
-        for name, picture in (("image", image), ("hint", hint * 2 - 1)):
-            pixels = Image.fromarray(to_pixels(picture)).resize(size)
-            pixels.save(folder / f"{name}{i}.png")
-        lines.append(json.dumps(dict(zip(names, (f"image{i}.png", f"hint{i}.png", prompt)))))
-    (folder / form).write_text("\n".join(lines) + "\n")
-    return folder
-
-
 @pytest.mark.parametrize("form", ["prompt.json", "metadata.jsonl"])
 def test_folders_of_both_forms(tmp_path, form):
     pairs = Folder(write_pairs(tmp_path, form, n=3))
@@ -175,9 +180,15 @@ def test_bad_folders_are_refused_with_file_and_line(tmp_path):
     assert "no pairs" in refused(tmp_path)
     write_pairs(tmp_path, n=3)
     good = list_file.read_text().splitlines()
-    for bad in ("{not json", "[1, 2]", '"text"', '{"source": "hint0.png"}', '{"target": 3}',
-                '{"source": 1, "target": 2, "prompt": ""}',
-                '{"source": "hint0.png", "target": "image0.png", "prompt": null}'):
+    for bad in (
+        "{not json",
+        "[1, 2]",
+        '"text"',
+        '{"source": "hint0.png"}',
+        '{"target": 3}',
+        '{"source": 1, "target": 2, "prompt": ""}',
+        '{"source": "hint0.png", "target": "image0.png", "prompt": null}',
+    ):
         list_file.write_text("\n".join([good[0], bad, good[2]]))
         assert "line 2" in refused(tmp_path) and "target" in refused(tmp_path)
     list_file.write_bytes(b"\xff\xfe\x00")

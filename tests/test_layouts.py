@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from conftest import CONFIGS, randomise
 from nanocontrol import ControlNet, InputError, UNet, load_control, load_sd, save_control, save_sd
 from nanocontrol.diffusers_layout import from_diffusers, to_diffusers
@@ -14,8 +17,6 @@ from nanocontrol.to_diffusers import config_of
 from nanocontrol.to_diffusers import main as export
 from nanocontrol.transfer import main as transfer
 from nanocontrol.unet import SD1, SD2
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 # The names that diffusers 0.42.1's own `convert_controlnet_checkpoint` gives to the original's, the
 # same for Stable Diffusion 1 and 2.

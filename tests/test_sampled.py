@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from conftest import CONFIGS, randomise
 from nanocontrol import ControlNet, StableDiffusion, UNet, sample
-from safetensors.torch import load_file
 
 REFERENCE = Path(__file__).parent / "fixtures" / "sampled.safetensors"
 STRENGTHS = [0.4, 1.3, 0.0, 0.7, 1.1]  # the small models have 5 residuals

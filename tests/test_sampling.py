@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+
 from nanocontrol import DDIM, sample
 from nanocontrol.sampling import initial_noise
 
@@ -153,8 +154,10 @@ def test_control_in_part_of_the_steps(guided, trained_control):
     calls, embed = [], trained_control.embed_time
     trained_control.embed_time = lambda t: calls.append(t[0].item()) or embed(t)
     for begin, end, steps in [
-        (0, 1, [801, 601, 401, 201, 1]), (0.2, 0.6, [601, 401]), (0.3, 0.7, [401, 201])
-    ]:  # fmt: skip
+        (0, 1, [801, 601, 401, 201, 1]),
+        (0.2, 0.6, [601, 401]),
+        (0.3, 0.7, [401, 201]),
+    ]:
         calls.clear()
         sample(**arguments, controls=controls, control_from=begin, control_to=end)
         assert calls == steps, (begin, end)
@@ -194,8 +197,13 @@ def test_what_does_not_go_together(guided):
     arguments, _ = guided
     image, mask = torch.zeros(1, 4, 8, 16), torch.ones(1, 1, 8, 16, dtype=torch.bool)
     for options in [
-        {"mask": mask}, {"noised": 0.5}, {"image": image}, {"image": image, "noised": 1.5},
-        {"control_from": 0.6, "control_to": 0.5}, {"control_to": 1.1}, {"control_from": -0.1},
-    ]:  # fmt: skip
+        {"mask": mask},
+        {"noised": 0.5},
+        {"image": image},
+        {"image": image, "noised": 1.5},
+        {"control_from": 0.6, "control_to": 0.5},
+        {"control_to": 1.1},
+        {"control_from": -0.1},
+    ]:
         with pytest.raises(ValueError):
             sample(**arguments, **options)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from nanocontrol import DDIM, DDPM
 
 
@@ -92,10 +93,15 @@ def test_ddim_step_is_equation_12():
     expected += math.sqrt(1 - b - sigma**2) * eps + sigma * noise
     torch.testing.assert_close(scheduler.step(x, eps, 601, 551, noise), expected)
     last = scheduler.alphas_cumprod[0].item()
-    assert DDIM().step(x, eps, 1, None, 0.0).allclose(
-        math.sqrt(last) * (x - math.sqrt(1 - scheduler.alphas_cumprod[1].item()) * eps)
-        / math.sqrt(scheduler.alphas_cumprod[1].item())
-        + math.sqrt(1 - last) * eps
+    assert (
+        DDIM()
+        .step(x, eps, 1, None, 0.0)
+        .allclose(
+            math.sqrt(last)
+            * (x - math.sqrt(1 - scheduler.alphas_cumprod[1].item()) * eps)
+            / math.sqrt(scheduler.alphas_cumprod[1].item())
+            + math.sqrt(1 - last) * eps
+        )
     )
 
 

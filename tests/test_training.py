@@ -8,24 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomise
-from test_data import write_pairs
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-import train  # noqa: E402
-from nanocontrol import cache, load_control, load_sd  # noqa: E402
-from nanocontrol.data import Folder, Scenes  # noqa: E402
-from nanocontrol.unet import Conv3x3, UNetConfig, res_block  # noqa: E402
-
-NANO = str(ROOT / "weights" / "nano.safetensors")
-CONTROL = str(ROOT / "weights" / "nano-control-canny.safetensors")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+import train
+from conftest import CONTROL, NANO, ROOT, randomise, write_pairs
+from nanocontrol import cache, load_control, load_sd
+from nanocontrol.data import Folder, Scenes
+from nanocontrol.unet import Conv3x3, UNetConfig, res_block
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +26,15 @@ def pairs(tmp_path_factory) -> Path:
 def flags(pairs) -> list[str]:
     """A trained ControlNet is trained on for a while, so that all gradients are there."""
     return ["--base", NANO, "--data", str(pairs), "--init-control", CONTROL, "--lr", "1e-4"] + [
-        "--steps", "1", "--sample-every", "9", "--device", "cpu", "--dtype", "fp32"
-    ]  # fmt: skip
+        "--steps",
+        "1",
+        "--sample-every",
+        "9",
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+    ]
 
 
 def losses(run: str) -> list[float]:
@@ -233,9 +229,10 @@ def test_updating_early_changes_nothing(flags, monkeypatch):
         calls, step = [0], torch.optim.AdamW.step
         with monkeypatch.context() as patch:
             patch.setattr(
-                torch.optim.AdamW, "step",
+                torch.optim.AdamW,
+                "step",
                 lambda *args: calls.__setitem__(0, calls[0] + 1) or step(*args),
-            )  # fmt: skip
+            )
             train.main([*flags, "--out", str(early)])
         counts.append(calls[0])
     assert counts[0] == 3 and counts[1] > 12
@@ -313,9 +310,11 @@ def test_small_maps_as_matrix_products():
         results = []
         for compute in (conv, conv._conv_forward, conv.as_matrix_product):
             own = x.clone().requires_grad_()
-            out = compute(own, conv.weight, conv.bias) if compute == conv._conv_forward else (
-                compute(own)
-            )  # fmt: skip
+            out = (
+                compute(own, conv.weight, conv.bias)
+                if compute == conv._conv_forward
+                else (compute(own))
+            )
             conv.zero_grad()
             out.square().sum().backward()
             results.append([out, own.grad, conv.weight.grad, conv.bias.grad])
@@ -347,9 +346,10 @@ def test_compiled_training_is_as_exact(flags):
     """The same of all networks, by the command line."""
     found = {}
     for name, more in {
-        "fp32": ["--no-compile"], "bf16": ["--no-compile", "--dtype", "bf16"],
+        "fp32": ["--no-compile"],
+        "bf16": ["--no-compile", "--dtype", "bf16"],
         "compiled": ["--compile", "--dtype", "bf16"],
-    }.items():  # fmt: skip
+    }.items():
         train.main([*flags, "--batch-size", "2", "--out", name, *more])
         found[name] = gradients(name)
     eager = distance(found["fp32"], found["bf16"])

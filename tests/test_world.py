@@ -7,12 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from nanocontrol.canny import canny
 from nanocontrol.conditions import CONDITIONS, NEEDED, OPENPOSE, SEGMENT, outlines_of
 from nanocontrol.data import HELD_OUT, Scenes, sheet
-from nanocontrol.world import COLOURS, KINDS, LIMBS, Thing, apart, draw, edges_of, joints_of
-from nanocontrol.world import random_scene
-from PIL import Image
+from nanocontrol.world import (
+    COLOURS,
+    KINDS,
+    LIMBS,
+    Thing,
+    apart,
+    draw,
+    edges_of,
+    joints_of,
+    random_scene,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -117,9 +127,10 @@ def test_canny_edges_are_of_the_picture_alone_with_random_thresholds():
         assert np.array_equal(CONDITIONS["canny"](bare), edges)
         picture = torch.from_numpy(drawing.image).permute(2, 0, 1)
         matching = [
-            high for high in range(100, 300)
+            high
+            for high in range(100, 300)
             if np.array_equal(canny(picture, high // 2, high).permute(1, 2, 0).numpy(), edges)
-        ]  # fmt: skip
+        ]
         assert matching
         found.add(matching[0])
     assert len(found) > 5
@@ -233,7 +244,7 @@ def test_normals_look_out_of_the_surface():
 
 
 def test_cartoons_are_ink_on_paper_with_varying_strokes_and_inner_lines():
-    for drawing, cartoon in maps("cartoon"):
+    for _, cartoon in maps("cartoon"):
         assert cartoon[0, 0].min() == 1 and cartoon.min() == 0
         assert 0.02 < (cartoon < 0.5).mean() < 0.3
     ball = CONDITIONS["cartoon"](alone("ball", size=0.3))[..., 0] < 0.5  # lit from the upper left

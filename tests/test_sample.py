@@ -1,0 +1,305 @@
+"""sample.py from end to end, and what it says to bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import sample
+from conftest import CONFIGS, CONTROL, NANO, ROOT, refusal, write_pairs
+from nanocontrol import ControlNet, load_sd, save_control
+from nanocontrol.canny import canny
+from nanocontrol.data import HELD_OUT, Scenes
+from nanocontrol.pictures import picture_size, read_picture, to_bytes
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two of them held out
+
+
+def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
+    command = [sys.executable, str(ROOT / "sample.py"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sheet.png" in done.stdout and "20/20" in done.stderr
+    assert Image.open(tmp_path / "out" / "sheet.png").size == (5 * 64, 64)
+    picture = Image.open(tmp_path / "out" / "003.png")
+    settings = json.loads(picture.text["settings"])
+    assert settings["scale"] == load_sd(NANO).guidance and settings["steps"] == 20
+    assert picture.text["seed"] == "0" and picture.text["prompt"] == settings["prompt"]
+
+
+def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs):
+    def made(*flags: str) -> bytes:
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        sample.main([*flags, "--steps", "2", "--n", "1", "--out", str(out)])
+        return Image.open(out / "000.png").tobytes()
+
+    assert made("--seed", "1") == made("--seed", "1") != made("--seed", "2")
+    Image.new("L", (140, 70)).save(tmp_path / "wide.png")
+    size = len(made("--hint", str(tmp_path / "wide.png")))
+    assert size == 3 * 128 * 64
+    plain = ["--base", NANO, "--prompt", "a yellow ball", "--height", "64", "--width", "128"]
+    assert len(made(*plain)) == 3 * 128 * 64
+    assert made(*plain) != made(*plain, "--negative", "a blue ring")
+    hint = ["--hint", str(pairs / "hint0.png"), "--prompt", "a yellow ball"]
+    assert made(*hint) != made(*hint, "--strength", "0")
+    assert made(*hint) != made(*hint, "--sampler", "ddpm")
+    assert made(*hint) != made(*hint, "--eta", "1")
+
+
+def test_in_half_precision_the_vae_keeps_its_range(tmp_path, monkeypatch):
+    """fp16 ends at 65504, which some of the VAE's values exceed."""
+    seen, load = [], sample.load_sd
+    monkeypatch.setattr(sample, "load_sd", lambda *args: seen.append(load(*args)) or seen[-1])
+    for dtype, of_vae in [("fp16", torch.float32), ("bf16", torch.bfloat16)]:
+        sample.main(["--dtype", dtype, "--n", "1", "--steps", "1", "--device", "cpu"])
+        assert next(seen[-1].vae.parameters()).dtype == of_vae
+        assert next(seen[-1].unet.parameters()).dtype == sample.DTYPES[dtype]
+
+
+def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
+    """As the files of ControlNet 1.0."""
+    with safe_open(NANO, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(NANO) | load_file(CONTROL), tmp_path / "v1.0.safetensors", metadata)
+    flags = ["--hint", str(pairs / "hint0.png"), "--n", "1", "--steps", "2", "--out", str(tmp_path)]
+    sample.main(["--control", str(tmp_path / "v1.0.safetensors"), *flags])
+    inside = Image.open(tmp_path / "000.png").tobytes()
+    sample.main(["--base", NANO, "--control", CONTROL, *flags])
+    assert Image.open(tmp_path / "000.png").tobytes() == inside
+
+
+def made(out: Path, *flags: str) -> np.ndarray:
+    """The picture that sample.py makes, in two steps if nothing else is said, [H, W, 3]."""
+    sample.main(["--steps", "2", "--n", "1", "--out", str(out), *flags])
+    return np.asarray(Image.open(out / "000.png"))
+
+
+def test_four_kinds_of_prompts(tmp_path):
+    caption = tmp_path / "photo.txt"
+    caption.write_bytes("\ufeffa yellow ball\n on a blue background\n".encode())
+    for flags, prompt in [
+        ([], Scenes("canny", HELD_OUT).scene(0).prompt),  # what the hint shows
+        (["--prompt", ""], ""),
+        (["--prompt", "a yellow ball"], "a yellow ball"),
+        (["--prompt", "default"], "a high-quality, detailed, and professional image"),
+        (["--prompt-from", str(caption)], "a yellow ball on a blue background"),
+    ]:
+        made(tmp_path / "out", *flags)
+        assert Image.open(tmp_path / "out" / "000.png").text["prompt"] == prompt
+
+
+def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs):
+    hint = str(pairs / "hint0.png")
+    flags = ["--hint", hint, "--prompt", "a yellow ball"]
+    pictures = [
+        made(tmp_path, *flags, *more)
+        for more in (
+            [],
+            ["--guess"],
+            ["--resolution-weighting"],
+            ["--control-to", "0.5"],
+            ["--control-from", "0.5"],
+            ["--strength", "0"],
+            ["--strength", "0.5"],
+            ["--strength", "0,0,0,0,0,0,1"],
+            ["--canny", "100", "200"],
+        )
+    ]
+    for i, picture in enumerate(pictures):
+        assert not any(np.array_equal(picture, other) for other in pictures[:i]), i
+
+
+def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
+    a, b = str(pairs / "hint0.png"), str(pairs / "hint1.png")
+    both = ["--control", CONTROL, "--control", CONTROL, "--hint", a, "--hint", b]
+    alone = made(tmp_path, "--hint", a)
+    assert np.array_equal(made(tmp_path, *both, "--strength", "1", "--strength", "0"), alone)
+    assert not np.array_equal(made(tmp_path, *both), alone)
+    assert Image.open(tmp_path / "sheet.png").size == (3 * 64, 64)
+    none = made(tmp_path, *both, "--control-from", "0.5", "--control-to", "0.5")
+    plain = made(tmp_path, "--hint", a, "--strength", "0")
+    assert np.array_equal(none, plain) and not np.array_equal(alone, plain)
+
+
+def test_canny_is_of_the_hint_before_it(tmp_path, pairs):
+    picture, edges = str(pairs / "image0.png"), canny(read_picture(pairs / "image0.png"), 20, 50)
+    edges = to_bytes(edges)
+    made(tmp_path, "--hint", picture, "--canny", "20", "50")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "sheet.png"))[:, :64], edges)
+    two = ["--control", CONTROL, "--control", CONTROL, "--hint", picture]
+    made(tmp_path, *two, "--hint", picture, "--canny", "20", "50")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert np.array_equal(sheet[:, 64:128], edges) and not np.array_equal(sheet[:, :64], edges)
+
+
+def test_what_the_flags_become(tmp_path, pairs, monkeypatch):
+    """What `sample` of the package is called with."""
+    mask, seen, original = np.zeros((64, 64), np.uint8), [], sample.sample
+    mask[7:9, 20], mask[40:, 40:] = 255, 100  # grey is not white
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+
+    def spy(sd, *args, **options):
+        seen.append({"sd": sd, "controls": args[3]} | options)
+        return original(sd, *args, **options)
+
+    monkeypatch.setattr(sample, "sample", spy)
+    image = ["--image", str(pairs / "image0.png"), "--hint", str(pairs / "hint0.png")]
+    strengths = ["--strength", "1,0,1,0,1,0,0.5"]
+    window = ["--control-from", "0.25", "--control-to", "0.5"]
+    made(tmp_path, *image, "--mask", str(tmp_path / "mask.png"), "--guess", "--prediction", "v")
+    made(tmp_path, *image, "--resolution-weighting", "--noise", "0.5", *strengths, *window)
+    (first, second), latents = seen, [[0, 0, 0, 2], [0, 0, 1, 2]]
+    assert first["guess"] and not first["resolution_weighting"] and first["sd"].prediction == "v"
+    assert first["noised"] is None and first["mask"].nonzero().tolist() == latents
+    assert second["resolution_weighting"] and not second["guess"]
+    assert second["sd"].prediction == "eps" and second["mask"] is None
+    assert (second["noised"], second["control_from"], second["control_to"]) == (0.5, 0.25, 0.5)
+    assert [c[2] for c in first["controls"]] == [1.0]
+    assert [c[2] for c in second["controls"]] == [[1, 0, 1, 0, 1, 0, 0.5]]
+    vae, picture = load_sd(NANO).vae, read_picture(pairs / "image0.png")[None] * 2 - 1
+    with torch.no_grad():
+        expected = first["sd"].scale_factor * vae.encode(picture)[0]
+    torch.testing.assert_close(first["image"], expected)
+
+
+def test_photographs_of_all_kinds(tmp_path):
+    """A phone's orientation is followed, transparency is black, grey and 16 bits are read."""
+    scene = np.zeros((64, 128, 3), np.uint8)
+    scene[:32] = 200
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(scene).save(file := tmp_path / "phone.png", exif=turned)
+    assert picture_size(file) == (64, 128) and read_picture(file).shape == (3, 128, 64)
+    assert read_picture(file)[0, 0, -1] > 0.7 and read_picture(file)[0, 0, 0] == 0
+    pen = np.full((64, 64, 4), 255, np.uint8)
+    pen[8:, :, 3] = 0
+    Image.fromarray(pen).save(file := tmp_path / "pen.png")
+    assert read_picture(file)[:, :8].min() == 1 and read_picture(file)[:, 8:].max() == 0
+    Image.fromarray(np.full((64, 64), 2**15, np.uint16)).save(file := tmp_path / "depth.png")
+    assert 0.49 < read_picture(file).mean() < 0.51
+    assert made(tmp_path / "out", "--hint", str(tmp_path / "phone.png")).shape == (128, 64, 3)
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control):
+    image, mask = np.asarray(Image.open(pairs / "image0.png")), np.zeros((64, 64), np.uint8)
+    mask[5:30, 20:51] = 255  # its borders are no multiples of 8
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    flags = ["--image", str(pairs / "image0.png"), "--mask", str(tmp_path / "mask.png")]
+    flags += ["--hint", str(pairs / "hint1.png")] if control else []
+    picture = made(tmp_path / "out", *flags, "--prompt", "a yellow ball on a blue background")
+    assert np.array_equal(picture[mask == 0], image[mask == 0])
+    assert (picture[mask == 255] == image[mask == 255]).mean() < 0.5
+    from_it = made(tmp_path / "out", *flags, "--noise", "0.5")
+    assert np.array_equal(from_it[mask == 0], image[mask == 0])
+    assert not np.array_equal(from_it, picture)
+
+
+def test_from_a_picture(tmp_path, pairs):
+    flags = ["--image", str(pairs / "image0.png"), "--steps", "8"]
+    image = np.asarray(Image.open(pairs / "image0.png")).astype(float)
+    pictures = [made(tmp_path, *flags)]
+    pictures += [made(tmp_path, *flags, "--noise", noise) for noise in ("0.75", "0", "1")]
+    assert np.array_equal(pictures[0], pictures[1])  # the default
+    distances = [np.abs(picture - image).mean() for picture in pictures[1:]]
+    assert distances[1] < distances[0] < distances[2]
+
+
+def test_sizes_of_pictures(tmp_path):
+    """As the original: the short side as the base likes it, both multiples of 64."""
+    Image.new("RGB", (300, 150)).save(tmp_path / "wide.png")
+    wide = ["--hint", str(tmp_path / "wide.png")]
+    for flags, size in [
+        ([], (64, 128)),
+        (["--width", "64"], (64, 64)),
+        (["--height", "128"], (128, 256)),
+        (["--height", "64", "--width", "64"], (64, 64)),
+    ]:
+        assert made(tmp_path / "out", *wide, *flags).shape[:2] == size
+
+
+def test_explain_prints_and_makes_nothing(tmp_path, capsys):
+    sample.main(["--explain", NANO, "--out", str(tmp_path / "out")])
+    assert "a base model" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(Path(NANO).read_bytes()[:100_000])
+    (empty := tmp_path / "empty.txt").write_text("\n")
+    Image.new("L", (128, 64)).save(wide := str(tmp_path / "wide.png"))
+    Image.new("L", (64, 64)).save(black := str(tmp_path / "black.png"))
+    save_control(ControlNet(CONFIGS["sd1"]), other := str(tmp_path / "other.safetensors"))
+    hint = str(pairs / "hint0.png")
+    for flags, words in [
+        (["--base", "missing.safetensors"], "--base: missing.safetensors"),
+        (["--base", str(cut)], "cut off"),
+        (["--base", CONTROL], "--base"),
+        (["--control", NANO, "--hint", hint], "ControlNet is wanted"),
+        (["--control", str(cut)], "--control"),
+        (["--hint", str(text)], "--hint"),
+        (["--hint", "missing.png"], "missing.png does not exist"),
+        (["--width", "128"], "--width"),
+        (["--base", NANO, "--hint", hint], f"--hint {hint}: one --hint for each --control"),
+        (["--base", NANO, "--control", CONTROL], f"--control {CONTROL}: one"),
+        (["--control", CONTROL, "--control", CONTROL, "--hint", hint], f"--control {CONTROL}"),
+        (["--hint", hint, "--strength", "1", "--strength", "2"], "--strength 1.0 --strength 2.0"),
+        (["--base", NANO, "--strength", "0.5"], "--strength 0.5: one --hint"),
+        (["--base", NANO, "--guess"], "--control is wanted"),
+        (["--image", hint, "--control-to", "0.5"], "--control is wanted"),
+        (["--image", hint, "--mask", black], "nothing in"),
+        (["--scale", "nan"], "--scale"),
+        (["--base", "a" * 300 + ".ckpt"], "--base"),
+        (["--hint", hint, "--strength", "1,1"], "7 residuals"),
+        (["--hint", hint, "--strength", "1,x"], "--strength"),
+        (["--hint", hint, "--strength", "nan"], "--strength"),
+        (["--control", other, "--hint", hint], f"{NANO} is nano"),
+        (["--hint", hint, "--image", wide], "one shape"),
+        (["--image", hint, "--mask", wide], "a mask of that size"),
+        (["--image", hint, "--mask", str(text)], "--mask"),
+        (["--image", "missing.png"], "--image"),
+        (["--mask", hint], "--image is wanted"),
+        (["--noise", "0.5"], "--image is wanted"),
+        (["--image", hint, "--noise", "1.5"], "--noise"),
+        (["--control-from", "0.6", "--control-to", "0.5"], "--control-from 0.6"),
+        (["--control-to", "1.5"], "--control-to"),
+        (["--guess", "--resolution-weighting"], "--guess"),
+        (["--prompt", "x", "--prompt-from", "y"], "--prompt"),
+        (["--prompt-from", "missing.txt"], "--prompt-from"),
+        (["--prompt-from", hint], "no text"),
+        (["--prompt-from", str(empty)], "is empty"),
+        (["--canny", "100", "200"], "--hint is wanted"),
+        (["--hint", hint, "--canny", "200", "100"], "--canny 200 100"),
+        (["--hint", hint, "--canny", "-1", "100"], "--canny"),
+        (["--explain", str(text)], "--explain"),
+        (["--width", "100"], "multiple of 64"),
+        (["--steps", "0"], "--steps"),
+        (["--steps", "1001"], "--steps"),
+        (["--eta", "2"], "--eta"),
+        (["--sampler", "ddpm", "--eta", "1"], "--eta"),
+        (["--device", "abacus"], "abacus"),
+        (["--device", "meta"], "meta"),
+        (["--seed", "18446744073709551616"], "--seed"),
+        (["--n", "many"], "--n"),
+        (["--out", str(text)], "--out"),
+    ]:
+        with monkeypatch.context() as patch:  # before anything slow starts
+            patch.setattr(sample, "load_sd", lambda *args: pytest.fail("it was too late"))
+            assert words in refusal(sample.main, capsys, *flags), flags

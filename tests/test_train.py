@@ -1,0 +1,312 @@
+"""train.py from end to end, and what it says to bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import sample
+import train
+from conftest import CONTROL, NANO, refusal, write_pairs
+from nanocontrol import load_control, load_sd
+from nanocontrol.data import HELD_OUT, Scenes, held_out_scenes
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two of them held out
+
+
+@pytest.fixture
+def flags(pairs) -> list[str]:
+    """A run of six steps that saves after three."""
+    return ["--base", NANO, "--data", str(pairs), "--lr", "1e-3", "--batch-size", "2"] + [
+        "--steps",
+        "6",
+        "--save-every",
+        "3",
+        "--sample-every",
+        "9",
+        "--device",
+        "cpu",
+    ]
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def stop_after(monkeypatch, steps: int) -> None:
+    """Let the power fail in the step after these."""
+    original, done = train.training_loss, [0]
+
+    def training_loss(*args):
+        done[0] += 1
+        if done[0] > steps:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(train, "training_loss", training_loss)
+
+
+def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monkeypatch):
+    flags += ["--sample-every", "3"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train.main([*flags, "--out", str(whole)])
+    for name in ("settings.json", "control.safetensors", "film.png", "state.pt"):
+        assert (whole / name).stat().st_size > 0
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert {"iou", "control_gain", "step_of_jump", "seconds"} <= metrics.keys()
+    sheets = sorted(file.name for file in (whole / "samples").iterdir())
+    assert sheets == ["000000.png", "000003.png", "000006.png"]
+    losses = [entry["loss"] for entry in log(whole) if "loss" in entry]
+    assert len(losses) == 6
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(SystemExit, match="stopped"):
+            train.main([*flags, "--out", str(cut)])
+    assert len(log(cut)) < len(log(whole)) and not (cut / "metrics.json").exists()
+    train.main(["--resume", str(cut), *flags])
+    assert log(cut) == log(whole)
+    ours, theirs = (load_file(run / "control.safetensors") for run in (whole, cut))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    control = str(whole / "control.safetensors")
+    trained = load_control(control, load_sd(NANO).unet)
+    assert any(conv[0].weight.abs().max() > 0 for conv in trained.zero_convs)
+    hint = ["--hint", str(Path(flags[3]) / "hint0.png"), "--steps", "1"]
+    sample.main(["--control", control, *hint, "--out", str(tmp_path / "out")])
+
+
+def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(SystemExit):
+            train.main([*flags, "--out", str(run)])
+    assert not (run / "state.pt").exists()
+    train.main(["--resume", str(run)])
+    assert [entry["step"] for entry in log(run) if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_controlnet_can_be_trained_on(flags, tmp_path):
+    one = [*flags, "--steps", "1", "--init-control", CONTROL, "--drop-prompt", "1"]
+    train.main([*one, "--out", str(tmp_path / "a"), "--accumulate", "2"])
+    base = load_sd(NANO)
+    before = load_control(CONTROL, base.unet)
+    after = load_control(tmp_path / "a" / "control.safetensors", base.unet)
+    moved = (after.middle_block_out[0].weight - before.middle_block_out[0].weight).abs().max()
+    assert 0 < moved < 0.01
+    train.main([*one, "--out", str(tmp_path / "b"), "--only-mid-control"])
+    middle_only = load_control(tmp_path / "b" / "control.safetensors", base.unet)
+    assert all(conv[0].weight.abs().max() == 0 for conv in middle_only.zero_convs)
+    assert middle_only.middle_block_out[0].weight.abs().max() > 0
+
+
+def test_half_precision_learns_from_exact_weights(flags, tmp_path):
+    """bf16 is the default on a GPU; a CPU can do it too."""
+    half = [*flags, "--steps", "1", "--dtype", "bf16", "--out", str(tmp_path / "a")]
+    train.main([*half, "--init-control", CONTROL, "--lr", "1e-9"])
+    before, after = load_file(CONTROL), load_file(tmp_path / "a" / "control.safetensors")
+    assert all(torch.allclose(after[k], before[k].float(), atol=1e-7) for k in before)
+    train.main([*flags, "--dtype", "bf16", "--sample-every", "3", "--out", str(tmp_path / "b")])
+    gains = [entry["control_gain"] for entry in log(tmp_path / "b") if "control_gain" in entry]
+    assert gains[0] == 0 and gains[1] != 0  # three steps on, residuals are zero no more
+    train.main([*flags, "--out", str(tmp_path / "c")])
+    losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "bc"]
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+@pytest.mark.parametrize("unlock", ["decoder", "all"])
+def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock):
+    train.main([*flags, "--steps", "1", "--unlock", unlock, "--out", str(tmp_path / "run")])
+    before = load_sd(NANO).unet.state_dict()
+    after = load_sd(tmp_path / "run" / "base.safetensors").unet.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    decoder = {name for name in before if name.startswith(("output_blocks", "out."))}
+    assert decoder <= moved
+    assert bool(moved - decoder) == (unlock == "all")
+
+
+def test_the_locked_base_keeps_its_bits(flags, tmp_path, monkeypatch):
+    seen = []
+    original = train.models
+    monkeypatch.setattr(train, "models", lambda args: seen.append(original(args)) or seen[-1])
+    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])
+    (sd, _, _), base = seen[0], load_sd(NANO)
+    for part in ("unet", "vae", "text_encoder"):
+        own, theirs = getattr(sd, part).state_dict(), getattr(base, part).state_dict()
+        assert all(torch.equal(own[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_can_be_made_longer(flags, tmp_path):
+    flags += ["--accumulate", "2"]
+    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "a")])
+    train.main(["--resume", str(tmp_path / "a"), "--steps", "4"])
+    train.main([*flags, "--steps", "4", "--out", str(tmp_path / "b")])
+    losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "ab"]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+@pytest.mark.parametrize("stage", ["vae", "decoder", "base"])
+def test_the_small_base_can_be_trained(stage, tmp_path):
+    flags = [] if stage == "vae" else ["--base", NANO]
+    flags += ["--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
+    train.main(["--stage", stage, *flags])
+    made, nano = load_sd(tmp_path / "run" / "base.safetensors"), load_sd(NANO)
+    assert made.unet.config == nano.unet.config
+
+    parts = {
+        "encoder": lambda sd: sd.vae.encoder,
+        "decoder": lambda sd: sd.vae.decoder,
+        "unet": lambda sd: sd.unet,
+        "text": lambda sd: sd.text_encoder,
+    }
+    kept = {"vae": [], "decoder": ["encoder", "unet", "text"], "base": ["encoder", "decoder"]}
+    for name, part in parts.items():
+        a, b = part(made).state_dict(), part(nano).state_dict()
+        same = all(torch.equal(a[key], b[key].float()) for key in a)
+        assert same == (name in kept[stage]), name
+    images = held_out_scenes(None, 64)[0]
+    assert train.mean_latents(made, images).std() == pytest.approx(1, abs=0.1)
+
+
+def test_the_base_learns_latents_that_are_encoded_once():
+    sd, scenes = load_sd(NANO), Scenes(None)
+    pairs = train.encoded(sd, scenes, n=70)
+    assert len(pairs) == 70
+    latent, _, prompt = pairs[69]
+    again = train.mean_latents(sd, scenes[69][0][None])[0]  # but for the posterior's noise
+    alike = torch.corrcoef(torch.stack([latent, again]).flatten(1))[0, 1]
+    assert prompt == scenes[69][2] and alike > 0.98
+
+
+def test_the_step_of_the_jump(tmp_path):
+    def jump(name: str, values: list[float]) -> int | None:
+        run = train.RunFolder(tmp_path)
+        run.history = [{"step": 10 * i, name: value} for i, value in enumerate(values)]
+        return train.step_of_jump(run)
+
+    assert jump("score", [0.3, 0.3, 0.32, 0.5, 0.7]) == 30
+    assert jump("iou", [0.3, 0.3, 0.6, 0.6]) == 20
+    assert jump("control_gain", [0.0, 0.0, 0.01]) == 20
+    assert jump("score", [0.3, 0.9, 0.35]) is None and jump("control_gain", [0, 0.001]) is None
+    assert jump("loss", [1.0, 0.5]) is None
+
+
+def test_a_control_knows_its_condition(tmp_path, monkeypatch):
+    flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
+    train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "run")])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
+    with monkeypatch.context() as patch:  # if the pictures were the true ones
+        patch.setattr(train, "make_pictures", lambda *_, **__: held_out_scenes("pose", 32)[0])
+        args = train.parse([*flags, "--out", str(tmp_path / "none")])
+        sd, control, _ = train.models(args)
+        detector = train.load_detector(train.DETECTOR)
+        held_out = train.HeldOut(*held_out_scenes("pose", 32)[:3])
+        held_out = held_out._replace(x0=train.mean_latents(sd, held_out.images))
+        assert train.measure(args, sd, control, held_out, detector)[1]["score"] > 0.8
+    control = ["--control", str(tmp_path / "run" / "control.safetensors")]
+    sample.main([*control, "--n", "1", "--steps", "2", "--seed", "5"])
+    hint = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))[:, :64]
+    drawn = Scenes("pose", HELD_OUT)[5][1].permute(1, 2, 0).numpy()
+    assert np.abs(hint / 255 - drawn).max() < 0.005
+
+
+def test_learning_rates(tmp_path):
+    own, nano = train.parse(["--base", NANO]), train.parse([])
+    base = train.parse(["--stage", "base", "--base", NANO])
+    assert {train.learning_rate(own, step) for step in range(own.steps)} == {1e-5}
+    rates = [train.learning_rate(nano, step) for step in range(nano.steps)]
+    falling = nano.steps // 4
+    assert set(rates[:-falling]) == {1e-3} and rates[-falling:] == sorted(rates[-falling:])[::-1]
+    assert rates[-1] == pytest.approx(1e-3 / falling)
+    rates = [train.learning_rate(base, step) for step in range(base.steps)]
+    assert max(rates) == pytest.approx(1e-3, rel=1e-3) and rates[0] < 3e-5 > rates[-1]
+
+
+def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys):
+    train.main([*flags, "--out", str(tmp_path / "run"), "--dry-run"])
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["lr"] == 1e-3 and settings["pairs"] == 18 and settings["held_out"] == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_defaults_are_the_papers_with_a_base_of_ones_own(flags):
+    own = train.parse(["--base", NANO])
+    assert (own.lr, own.batch_size, own.drop_prompt, own.accumulate) == (1e-5, 4, 0.5, 1)
+    assert train.parse([]).lr == 1e-3 and train.parse([]).condition == "canny"
+    assert own.condition == "canny" and train.parse(flags).condition is None
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
+    run = str(tmp_path / "run")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    short = [*flags, "--steps", "1"]
+    train.main([*short, "--out", run])
+    before = {file: file.read_bytes() for file in Path(run).rglob("*") if file.is_file()}
+    for more, words in [
+        (["--base", "missing.ckpt"], "--base"),
+        (["--init-control", NANO], "--init-control"),
+        (["--data", str(empty)], "--data"),
+        (["--data", "nowhere"], "--data"),
+        (["--condition", "depth"], "--condition"),
+        (["--condition", "shuffle"], "--condition"),
+        (["--out", run], "--resume"),
+        (["--out", str(pairs / "hint0.png")], "--out"),
+        (["--lr", "-1"], "--lr"),
+        (["--drop-prompt", "1.5"], "--drop-prompt"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--resume", str(empty)], "--resume"),
+        (["--resume", run, "--lr", "1e-2"], "--lr"),
+        (["--resume", run, "--seed", "5"], "--seed"),
+        (["--lr", "1e39", "--save-every", "1", "--out", str(tmp_path / "hotter")], "not finite"),
+    ]:
+        assert words in refusal(train.main, capsys, *short, *more), more
+    assert "--base" in refusal(train.main, capsys, "--stage", "base")
+    assert "--base" in refusal(train.main, capsys, "--stage", "decoder")
+    for stage, flag, value in [
+        ("vae", "--unlock", "all"),
+        ("base", "--condition", "pose"),
+        ("decoder", "--data", "x"),
+        ("vae", "--base", NANO),
+        ("vae", "--drop-prompt", "0.5"),
+        ("base", "--prediction", "v"),
+    ]:
+        more = ["--base", NANO] if stage != "vae" else []
+        assert flag in refusal(train.main, capsys, "--stage", stage, flag, value, *more)
+    for text in ("[]", '{"stage": "control", "device": "cpu"}'):
+        (empty / "settings.json").write_text(text)
+        assert "--resume" in refusal(train.main, capsys, "--resume", str(empty))
+    bad = write_pairs(tmp_path / "bad")
+    (bad / "image3.png").write_bytes((bad / "image3.png").read_bytes()[:400])
+    message = refusal(train.main, capsys, *short, "--data", str(bad), "--steps", "9")
+    assert "image3.png" in message and message.startswith("train.py: /")
+    assert before == {file: file.read_bytes() for file in before}
+    assert not (tmp_path / "hotter" / "state.pt").exists()
+
+
+def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+
+    def full(state, file):
+        if state["step"] > 3:
+            Path(file).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return original(state, file)
+
+    original = torch.save
+    monkeypatch.setattr(torch, "save", full)
+    assert "No space left" in refusal(train.main, capsys, *flags, "--out", str(run))
+    assert torch.load(run / "state.pt")["step"] == 3
+    assert not list(run.glob("*.tmp"))
