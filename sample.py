@@ -20,24 +20,22 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from nanocontrol import load_control, load_sd, sample
-from nanocontrol.explain import explain
-from nanocontrol.files import make_folder
-from nanocontrol.flags import (
+from nanocontrol.plumbing.errors import blame, one_sentence
+from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.flags import (
     at_least,
-    blame,
-    default_device,
     device,
     finite,
     fraction,
-    keep_freed_memory,
     multiple_of_64,
     numbers,
-    one_sentence,
     seed,
 )
-from nanocontrol.inputs import check_files, choose_files, read_inputs
-from nanocontrol.pictures import save_picture, to_bytes, to_pixels
+from nanocontrol.plumbing.machine import default_device, keep_freed_memory
+from nanocontrol.plumbing.pictures import save_picture, to_bytes, to_pixels
 from nanocontrol.sampling import initial_noise
+from nanocontrol.tools.explain import explain
+from nanocontrol.tools.inputs import check_files, choose_files, read_inputs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -44,29 +44,22 @@ from nanocontrol import (
     save_control,
     save_sd,
 )
-from nanocontrol.cache import Cached, encode, fill
-from nanocontrol.conditions import CONDITIONS
 from nanocontrol.controlnet import zero_module
-from nanocontrol.data import HELD_OUT, Folder, Pairs, Scenes, held_out_scenes
-from nanocontrol.detector import FILE as DETECTOR
-from nanocontrol.detector import Detector, load_detector
-from nanocontrol.evaluate import make_pictures, mean_iou, psnr, rebuild
-from nanocontrol.flags import (
-    at_least,
-    available,
-    blame,
-    default_device,
-    device,
-    fraction,
-    keep_freed_memory,
-    positive,
-    seed,
-)
-from nanocontrol.inputs import NANO
-from nanocontrol.nano import UNET, initialise_condition_encoder, new_nano
-from nanocontrol.run import RunFolder
+from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.detector import FILE as DETECTOR
+from nanocontrol.nano.detector import Detector, load_detector
+from nanocontrol.nano.evaluate import psnr, rebuild
+from nanocontrol.nano.model import NANO, UNET, initialise_condition_encoder, new_nano
+from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
+from nanocontrol.nano.scores import score
+from nanocontrol.plumbing.errors import blame
+from nanocontrol.plumbing.flags import at_least, device, fraction, positive, seed
+from nanocontrol.plumbing.machine import available, default_device, keep_freed_memory
 from nanocontrol.schedulers import STEPS
-from nanocontrol.scores import score
+from nanocontrol.training.cache import Cached, encode, fill
+from nanocontrol.training.measure import make_pictures, mean_iou
+from nanocontrol.training.pairs import Folder, Pairs
+from nanocontrol.training.run import RunFolder
 from nanocontrol.unet import Block
 from nanocontrol.vae import sample_posterior
 
@@ -874,7 +867,7 @@ def main(argv: list[str] | None = None) -> None:
         train(parse(argv))
     except InputError as error:  # one from a loader's process comes at the end of its traceback
         message = str(error).strip().splitlines()[-1]
-        sys.exit("train.py: " + message.removeprefix("nanocontrol.files.InputError: "))
+        sys.exit("train.py: " + message.removeprefix("nanocontrol.plumbing.errors.InputError: "))
     except torch.OutOfMemoryError:
         full = "the GPU's memory is full"
         sys.exit(f"train.py: --batch-size: {full}; a smaller one, or --low-memory, is wanted")

@@ -5,29 +5,29 @@ of names. Networks are built without memory (on the "meta" device), then the fil
 in their places. They are mapped from disk: only what changes device or precision is copied.
 """
 
-import json
-import os
-import pickle
 import re
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from .clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig, tokenize
-from .controlnet import ControlNet
-from .diffusers_layout import from_diffusers, is_diffusers
-from .files import InputError, write_atomically
-from .unet import SD1, SD2, UNet, UNetConfig
-from .vae import VAE, VAEConfig
-
-Tensors = dict[str, Tensor]
+from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
+from nanocontrol.controlnet import ControlNet
+from nanocontrol.plumbing.diffusers_names import from_diffusers, is_diffusers
+from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.tensors import (
+    Tensors,
+    below,
+    count,
+    first_three,
+    read_tensors,
+    write_tensors,
+)
+from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.unet import SD1, SD2, UNet, UNetConfig
+from nanocontrol.vae import VAE, VAEConfig
 
 # Which network a tensor belongs to, by the beginning of its name.
 UNET_KEYS, VAE_KEYS, CONTROL_KEYS = "model.diffusion_model.", "first_stage_model.", "control_model."
@@ -45,88 +45,11 @@ IGNORED = re.compile(
 )
 
 
-@dataclass
-class StableDiffusion:
-    """A base model: three networks, and what else one must know to use them."""
-
-    unet: UNet
-    vae: VAE
-    text_encoder: CLIPTextEncoder | OpenCLIPTextEncoder
-    prediction: str  # what the U-Net predicts: "eps" or "v"
-    scale_factor: float = 0.18215  # the U-Net sees latents times this, of about unit variance
-    guidance: float = 9.0  # scale of classifier-free guidance to sample with, unless told otherwise
-    size: int = 512  # of the pictures that it was trained on, in pixels
-
-    def tokenize(self, prompts: list[str] | str) -> Tensor:
-        """Prompts -> tokens [B, 77], int64; longer ones are cut."""
-        return tokenize(prompts, pad_with_end=isinstance(self.text_encoder, CLIPTextEncoder))
-
-    def encode_prompts(self, prompts: list[str] | str) -> Tensor:
-        """Prompts -> context [B, 77, D] for the U-Net."""
-        device = next(self.text_encoder.parameters()).device
-        return self.text_encoder(self.tokenize(prompts).to(device, non_blocking=True))
-
-
 # What a StableDiffusion knows beside its networks, as our files' metadata has it.
 OWN_METADATA = ("scale_factor", "guidance", "size")
 
 
 # ------------------------------------------------------------------------------- reading files
-
-
-class Inert:
-    """Stands in for the objects that original .ckpt files carry beside their tensors. It keeps and
-    does nothing, so reading them takes neither pytorch_lightning nor any of numpy's own code."""
-
-    def __init__(self, *args):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-STAND_INS = [
-    (Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-    (Inert, "numpy.core.multiarray.scalar"),  # numpy 1, in the published files
-    (Inert, "numpy._core.multiarray.scalar"),  # numpy 2
-    (Inert, "numpy.dtype"),
-    (Inert, "_codecs.encode"),
-]
-
-
-def read_tensors(path: Path) -> tuple[Tensors, dict]:
-    """A checkpoint's tensors by name, mapped from disk, and our metadata ({} if it has none)."""
-    if not os.path.isfile(path):  # (Path's own method raises where a name is too long)
-        raise InputError(f"{path} does not exist or is no file; a checkpoint is wanted")
-    if path.suffix in (".ckpt", ".pth", ".pt", ".bin"):
-        return read_pickle(path), {}
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} is no checkpoint; a .safetensors, .ckpt or .pth file is wanted")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(json.loads((file.metadata() or {}).get("nanocontrol", "{}")))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is cut off or no safetensors file ({error})") from None
-
-
-def read_pickle(path: Path) -> Tensors:
-    """The tensors of a torch.save file. Nothing in it is executed."""
-    try:
-        with torch.serialization.safe_globals(STAND_INS):
-            # Files from before torch 1.6 are no zip archives and cannot be mapped.
-            mapped = zipfile.is_zipfile(path)
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged file can raise nearly anything
-        asked = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL (\S+)", str(error))
-        why = f"asks for {asked[1]} and is refused" if asked else "is cut off or no checkpoint"
-        raise InputError(f"{path} {why}; a file of tensors is wanted") from None
-    while isinstance(tensors, dict) and "state_dict" in tensors:
-        tensors = tensors["state_dict"]
-    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
-    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise InputError(f"{path} holds other things than tensors by name; a checkpoint is wanted")
-    return tensors
 
 
 # ------------------------------------------------------------ architectures, read off the shapes
@@ -195,23 +118,6 @@ def reading_shapes_of(path: Path) -> Iterator[None]:
         raise InputError(f"{path} lacks {key}, without which it is no whole checkpoint") from None
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise InputError(f"{path} is of an unknown architecture ({error})") from None
-
-
-def count(tensors: Tensors, prefix: str) -> int:
-    """How many of prefix.format(0), prefix.format(1), ... some name begins with."""
-    i = 0
-    while any(name.startswith(prefix.format(i)) for name in tensors):
-        i += 1
-    return i
-
-
-def below(prefix: str, tensors: Tensors) -> Tensors:
-    """The tensors whose names begin with the prefix, without it."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def first_three(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)[:3])
 
 
 # ---------------------------------------------------------------------------------- loading
@@ -377,9 +283,3 @@ def save_sd(sd: StableDiffusion, path: str | Path) -> None:
 def metadata_of(config: UNetConfig, condition: str | None = None) -> dict:
     note = {"condition": condition} if condition else {}
     return {"num_heads": config.num_heads, "norm_groups": config.norm_groups} | note
-
-
-def write_tensors(path: Path, tensors: Tensors, metadata: dict) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": "pt", "nanocontrol": json.dumps(metadata)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, header))

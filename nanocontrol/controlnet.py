@@ -11,7 +11,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from .unet import SD1, UNet, UNetConfig, UNetEncoder
+from nanocontrol.unet import SD1, UNet, UNetConfig, UNetEncoder
 
 
 def zero_module(module: nn.Module) -> nn.Module:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import StableDiffusion
-from .controlnet import ControlNet
-from .schedulers import DDIM, DDPM
+from nanocontrol.controlnet import ControlNet
+from nanocontrol.plumbing.machine import Replayed
+from nanocontrol.schedulers import DDIM, DDPM
+from nanocontrol.stable_diffusion import StableDiffusion
 
 # A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength, 1 being as trained: a
 # number, or one for each residual (13 in Stable Diffusion), the shallowest first, the middle last.
@@ -99,35 +100,6 @@ def predict(
         return output
     without, with_prompt = output.chunk(2)
     return without + scale * (with_prompt - without)
-
-
-class Replayed:
-    """On a GPU: a function whose second call is recorded as a CUDA graph, which is then replayed.
-
-    Launching a step's many small kernels one by one can take longer than computing them. (At the
-    first call libraries choose their kernels, which cannot be recorded.) Inputs keep their shapes;
-    the output is overwritten by the next call.
-    """
-
-    def __init__(self, function: Callable[..., Tensor]):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == 1:
-            return self.function(*inputs)
-        if self.calls == 2:
-            self.inputs = [x.clone() for x in inputs]
-            self.graph = torch.cuda.CUDAGraph()
-            # (Only what this thread does is recorded; in training another one pins memory.)
-            with torch.cuda.device(inputs[0].device):
-                stream = torch.cuda.Stream()
-                with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-                    self.output = self.function(*self.inputs)
-        for own, new in zip(self.inputs, inputs):
-            own.copy_(new)
-        self.graph.replay()
-        return self.output
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanocontrol.plumbing.machine import Conv3x3
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -40,27 +42,6 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
     angles = t.float()[:, None] * torch.exp(-math.log(10000) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution with a border of one zero."""
-
-    def __init__(self, channels: int, out_channels: int, stride: int = 1):
-        super().__init__(channels, out_channels, 3, stride, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and 10 * x[:, 0].numel() <= self.in_channels:
-            return self.as_matrix_product(x)
-        return super().forward(x)
-
-    def as_matrix_product(self, x: Tensor) -> Tensor:
-        """The same for few positions and many channels, where a CPU's convolution takes two to
-        four times as long: it rearranges its weights every time, and they are more than the map."""
-        (n, _, h, _), stride = x.shape, self.stride[0]
-        neighbours = F.unfold(x, 3, padding=1, stride=stride)  # [n, 9 channels, positions]
-        neighbours = rearrange(neighbours, "n c p -> c (n p)")
-        out = torch.addmm(self.bias[:, None], self.weight.flatten(1), neighbours)
-        return rearrange(out, "c (n h w) -> n c h w", n=n, h=-(-h // stride))
 
 
 class ResBlock(nn.Module):

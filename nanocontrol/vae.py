@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .unet import Upsample
+from nanocontrol.unet import Upsample
 
 
 @dataclass(frozen=True)

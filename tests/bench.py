@@ -45,7 +45,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
-from nanocontrol import (  # noqa: E402  # noqa: E402
+from nanocontrol import (
     DDIM,
     VAE,
     ControlNet,
@@ -57,8 +57,9 @@ from nanocontrol import (  # noqa: E402  # noqa: E402
     save_control,
     save_sd,
 )
-from nanocontrol.clip import CLIPTextEncoder  # noqa: E402
-from nanocontrol.flags import at_least, default_device, device, keep_freed_memory, multiple_of_64  # noqa: E402
+from nanocontrol.clip import CLIPTextEncoder
+from nanocontrol.plumbing.flags import at_least, device, multiple_of_64
+from nanocontrol.plumbing.machine import default_device, keep_freed_memory
 
 TIMED = 3  # training steps in a process, after two that are not timed
 

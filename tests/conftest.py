@@ -10,8 +10,8 @@ from PIL import Image
 
 from nanocontrol import VAE, ControlNet, StableDiffusion, UNet, UNetConfig, VAEConfig
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
-from nanocontrol.data import Scenes
-from nanocontrol.pictures import to_pixels
+from nanocontrol.nano.scenes import Scenes
+from nanocontrol.plumbing.pictures import to_pixels
 
 ROOT = Path(__file__).parents[1]
 NANO = str(ROOT / "weights" / "nano.safetensors")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanocontrol.canny import canny
-from nanocontrol.pictures import read_picture
+from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.pictures import read_picture
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

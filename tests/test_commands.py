@@ -7,17 +7,9 @@ import pytest
 from PIL import Image
 
 from conftest import CONTROL, NANO, refusal
-from nanocontrol import (
-    ControlNet,
-    InputError,
-    data,
-    detector,
-    evaluate,
-    load_sd,
-    nine,
-    save_control,
-)
-from nanocontrol.data import HELD_OUT
+from nanocontrol import ControlNet, InputError, load_sd, save_control
+from nanocontrol.nano import detector, evaluate, nine, scenes
+from nanocontrol.nano.scenes import HELD_OUT
 
 
 def test_evaluate_prints_its_numbers(capsys):
@@ -36,7 +28,7 @@ def test_evaluate_prints_its_numbers(capsys):
 
 
 def test_sheets_of_scenes_and_of_conditions(capsys):
-    data.main(["--n", "3"])
+    scenes.main(["--n", "3"])
     assert Image.open("out/world.png").size == (10 * 64, 16 + 3 * 64)
     nine.main(["--control", CONTROL])
     assert Image.open("out/nine.png").size == (2 * 64, 16 + 2 * 64)

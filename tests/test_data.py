@@ -11,9 +11,8 @@ from PIL import Image
 
 from conftest import write_pairs
 from nanocontrol import InputError
-from nanocontrol.conditions import CONDITIONS, SEGMENT
-from nanocontrol.data import HELD_OUT, Folder, Scenes
-from nanocontrol.detector import (
+from nanocontrol.nano.conditions import CONDITIONS, SEGMENT
+from nanocontrol.nano.detector import (
     CARTOON,
     DEPTH,
     HOUGH,
@@ -24,18 +23,14 @@ from nanocontrol.detector import (
     load_detector,
     truth,
 )
-from nanocontrol.detector import FILE as DETECTOR
-from nanocontrol.evaluate import (
-    background_is,
-    find_objects,
-    iou,
-    mean_iou,
-    shows_colour,
-    shows_kinds,
-)
-from nanocontrol.pictures import read_picture, to_pixels
-from nanocontrol.scores import SCORES, f1, score
-from nanocontrol.world import KINDS, draw, joints_of, random_scene
+from nanocontrol.nano.detector import FILE as DETECTOR
+from nanocontrol.nano.evaluate import background_is, shows_colour, shows_kinds
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
+from nanocontrol.nano.scores import SCORES, f1, score
+from nanocontrol.nano.world import KINDS, draw, joints_of, random_scene
+from nanocontrol.plumbing.pictures import read_picture, to_pixels
+from nanocontrol.training.measure import find_objects, iou, mean_iou
+from nanocontrol.training.pairs import Folder
 
 
 def test_measures_know_true_pictures_from_wrong_ones():

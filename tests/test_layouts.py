@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from conftest import CONFIGS, randomise
 from nanocontrol import ControlNet, InputError, UNet, load_control, load_sd, save_control, save_sd
-from nanocontrol.diffusers_layout import from_diffusers, to_diffusers
-from nanocontrol.explain import explain, name_of
-from nanocontrol.nano import UNET
-from nanocontrol.to_diffusers import config_of
-from nanocontrol.to_diffusers import main as export
-from nanocontrol.transfer import main as transfer
+from nanocontrol.nano.model import UNET
+from nanocontrol.plumbing.diffusers_names import from_diffusers, to_diffusers
+from nanocontrol.tools.explain import explain, name_of
+from nanocontrol.tools.to_diffusers import config_of
+from nanocontrol.tools.to_diffusers import main as export
+from nanocontrol.tools.transfer import main as transfer
 from nanocontrol.unet import SD1, SD2
 
 # The names that diffusers 0.42.1's own `convert_controlnet_checkpoint` gives to the original's, the

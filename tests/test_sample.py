@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 import sample
 from conftest import CONFIGS, CONTROL, NANO, ROOT, refusal, write_pairs
 from nanocontrol import ControlNet, load_sd, save_control
-from nanocontrol.canny import canny
-from nanocontrol.data import HELD_OUT, Scenes
-from nanocontrol.pictures import picture_size, read_picture, to_bytes
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
+from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.pictures import picture_size, read_picture, to_bytes
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from nanocontrol.conditions import CONDITIONS
+from nanocontrol.nano.conditions import CONDITIONS
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
 def test_bundled_weights_reach_their_floors():
-    command = [sys.executable, "-m", "nanocontrol.evaluate"]
+    command = [sys.executable, "-m", "nanocontrol.nano.evaluate"]
     numbers = json.loads(subprocess.check_output(command, cwd=ROOT))
     assert numbers["vae_db"] >= 26 and numbers["iou"] >= 0.70
     assert numbers["background"] >= 0.95 and numbers["colours"] >= 0.90

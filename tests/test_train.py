@@ -13,7 +13,7 @@ import sample
 import train
 from conftest import CONTROL, NANO, refusal, write_pairs
 from nanocontrol import load_control, load_sd
-from nanocontrol.data import HELD_OUT, Scenes, held_out_scenes
+from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
 
 
 @pytest.fixture(scope="module")

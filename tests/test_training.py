@@ -12,9 +12,12 @@ from torch import nn
 
 import train
 from conftest import CONTROL, NANO, ROOT, randomise, write_pairs
-from nanocontrol import cache, load_control, load_sd
-from nanocontrol.data import Folder, Scenes
-from nanocontrol.unet import Conv3x3, UNetConfig, res_block
+from nanocontrol import load_control, load_sd
+from nanocontrol.nano.scenes import Scenes
+from nanocontrol.plumbing.machine import Conv3x3
+from nanocontrol.training import cache
+from nanocontrol.training.pairs import Folder
+from nanocontrol.unet import UNetConfig, res_block
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nanocontrol.canny import canny
-from nanocontrol.conditions import CONDITIONS, NEEDED, OPENPOSE, SEGMENT, outlines_of
-from nanocontrol.data import HELD_OUT, Scenes, sheet
-from nanocontrol.world import (
+from nanocontrol.nano.conditions import CONDITIONS, NEEDED, OPENPOSE, SEGMENT, outlines_of
+from nanocontrol.nano.scenes import HELD_OUT, Scenes, sheet
+from nanocontrol.nano.world import (
     COLOURS,
     KINDS,
     LIMBS,
@@ -23,6 +22,7 @@ from nanocontrol.world import (
     joints_of,
     random_scene,
 )
+from nanocontrol.plumbing.canny import canny
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

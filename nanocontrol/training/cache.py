@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .checkpoint import StableDiffusion, read_tensors, write_tensors
-from .data import Pairs
-from .files import InputError, make_folder
+from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.tensors import read_tensors, write_tensors
+from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.training.pairs import Pairs
 
 VERSION = 1  # to be raised when the same pairs and weights come to give other numbers
 IN_FILE = 256  # pairs

@@ -6,25 +6,23 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from .checkpoint import (
+from nanocontrol.checkpoint import (
     CLIP_KEYS,
     CONTROL_KEYS,
     OPEN_CLIP_KEYS,
     UNET_KEYS,
     VAE_KEYS,
-    Tensors,
     described,
-    first_three,
     holds_base,
     holds_control,
     load_sd,
     read_control,
-    read_tensors,
 )
-from .diffusers_layout import is_diffusers
-from .files import InputError
-from .nano import UNET
-from .unet import UNetConfig
+from nanocontrol.nano.model import UNET
+from nanocontrol.plumbing.diffusers_names import is_diffusers
+from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.tensors import Tensors, first_three, read_tensors
+from nanocontrol.unet import UNetConfig
 
 PREFIXES = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS, CONTROL_KEYS)
 

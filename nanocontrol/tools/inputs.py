@@ -6,25 +6,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .canny import canny
-from .checkpoint import (
-    StableDiffusion,
-    holds_base,
-    load_control,
-    read_base,
-    read_control,
-    read_tensors,
-)
-from .conditions import CONDITIONS
-from .controlnet import ControlNet
-from .data import HELD_OUT, Scenes
-from .explain import name_of
-from .files import InputError
-from .flags import blame
-from .pictures import picture_size, read_caption, read_picture, size_to_sample
+from nanocontrol.checkpoint import holds_base, read_base, read_control
+from nanocontrol.nano.model import NANO, NANO_CONTROL, condition_of
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
+from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.errors import InputError, blame
+from nanocontrol.plumbing.pictures import picture_size, read_caption, read_picture, size_to_sample
+from nanocontrol.plumbing.tensors import read_tensors
+from nanocontrol.tools.explain import name_of
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
-NANO, NANO_CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-canny.safetensors"
 DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.1 of the paper
 
 
@@ -84,32 +74,6 @@ def check_files(args: argparse.Namespace) -> None:
                 f"{n} residuals of {file} is wanted"
             )
         args.strength[i] = given[0] if len(given) == 1 else given
-
-
-def condition_of(control: Path) -> str:
-    """What a ControlNet of the small model was trained to follow, as its file says."""
-    condition = read_tensors(control)[1].get("condition")
-    if condition not in CONDITIONS:
-        raise InputError(
-            f"{control} names no condition that could be drawn for it; a ControlNet that train.py "
-            "trained on drawn scenes, or a --hint for sample.py, is wanted"
-        )
-    return condition
-
-
-def controls_by_condition(files: list[Path], sd: StableDiffusion) -> dict[str, ControlNet]:
-    """The small model's ControlNets, in the order of CONDITIONS.
-
-    Raises InputError if one has no condition, or two have the same.
-    """
-    found: dict[str, Path] = {}
-    for file in files:
-        condition = condition_of(file)
-        if condition in found:
-            both = f"{found[condition]} and {file}"
-            raise InputError(f"{both} are for {condition}; one for each condition is wanted")
-        found[condition] = file
-    return {name: load_control(found[name], sd.unet) for name in CONDITIONS if name in found}
 
 
 def listed(values: list) -> str:

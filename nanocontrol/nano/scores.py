@@ -21,9 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .conditions import CONDITIONS, canny_edges, outlines_of
-from .detector import CARTOON, DEPTH, HOUGH, JOINTS, KIND, NORMALS, SOFT, Detector, kinds_of
-from .world import Drawing, Scene, draw, joints_of
+from nanocontrol.nano.conditions import CONDITIONS, canny_edges, outlines_of
+from nanocontrol.nano.detector import (
+    CARTOON,
+    DEPTH,
+    HOUGH,
+    JOINTS,
+    KIND,
+    NORMALS,
+    SOFT,
+    Detector,
+    kinds_of,
+)
+from nanocontrol.nano.world import Drawing, Scene, draw, joints_of
 
 
 def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:

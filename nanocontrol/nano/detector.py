@@ -1,6 +1,6 @@
 """A small network that reads a picture of the drawn world: which things it shows, and its maps.
 
-    python -m nanocontrol.detector [--steps 2500] [--scenes 8000] [--out FILE]
+    python -m nanocontrol.nano.detector [--steps 2500] [--scenes 8000] [--out FILE]
 
 trains it, on drawn scenes alone. It is what detectors of edges, depth or pose are for photographs:
 evaluate.py asks it what a generated picture shows. It has no part in making pictures.
@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .conditions import CONDITIONS
-from .files import InputError, make_folder, write_atomically
-from .flags import at_least, one_sentence
-from .world import KINDS, Drawing, Scene, draw, joints_of, points, random_scene
+from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.model import WEIGHTS
+from nanocontrol.nano.world import KINDS, Drawing, Scene, draw, joints_of, points, random_scene
+from nanocontrol.plumbing.errors import InputError, one_sentence
+from nanocontrol.plumbing.files import make_folder, write_atomically
+from nanocontrol.plumbing.flags import at_least
 
-FILE = Path(__file__).parents[1] / "weights" / "nano-detector.safetensors"
+FILE = WEIGHTS / "nano-detector.safetensors"
 
 # What each channel of the detector's maps says of a pixel, all in 0..1.
 KIND = slice(0, 6)  # is it the wall? a ball? ... in the order of KINDS

@@ -9,8 +9,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .canny import canny
-from .world import LIMBS, POLYHEDRA, Drawing, edges_of, from_segment, halved, joints_of, points
+from nanocontrol.nano.world import (
+    LIMBS,
+    POLYHEDRA,
+    Drawing,
+    edges_of,
+    from_segment,
+    halved,
+    joints_of,
+    points,
+)
+from nanocontrol.plumbing.canny import canny
 
 
 def canny_edges(drawing: Drawing) -> np.ndarray:

@@ -5,11 +5,7 @@ Such files are read wherever a ControlNet is wanted; to_diffusers.py writes them
 
 import re
 
-from torch import Tensor
-
-from .unet import UNetConfig
-
-Tensors = dict[str, Tensor]
+from nanocontrol.plumbing.tensors import Tensors
 
 # A ResBlock's modules: the original's name, diffusers' name.
 RES_BLOCK = {
@@ -78,6 +74,6 @@ def from_diffusers(tensors: Tensors) -> Tensors:
     return renamed(tensors, {theirs: ours for ours, theirs in names.items()})
 
 
-def to_diffusers(tensors: Tensors, config: UNetConfig) -> Tensors:
-    """The other way; the names without `control_model.`."""
-    return renamed(tensors, table(len(config.channel_mult), config.num_res_blocks))
+def to_diffusers(tensors: Tensors, levels: int, res_blocks: int) -> Tensors:
+    """The other way; the names without `control_model.`. levels, res_blocks: as in `table`."""
+    return renamed(tensors, table(levels, res_blocks))

@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .files import InputError, make_folder, write_atomically
-from .pictures import columns_with_titles, grid, save_picture
+from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.files import make_folder, write_atomically
+from nanocontrol.plumbing.pictures import columns_with_titles, grid, save_picture
 
 Modules = dict[str, nn.Module]
 

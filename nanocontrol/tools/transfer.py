@@ -1,6 +1,6 @@
 """Move a ControlNet to another base model of the same architecture, without training:
 
-    python -m nanocontrol.transfer --control C --from A --to B --out F
+    python -m nanocontrol.tools.transfer --control C --from A --to B --out F
 
 For a ControlNet C that was trained with the base A, and another base B (say, A fine-tuned to an
 artist's style), it writes C + B - A, tensor by tensor: the change that training made to the copy of
@@ -15,24 +15,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import (
+from nanocontrol.checkpoint import (
     CONTROL_KEYS,
     UNET_KEYS,
-    Tensors,
-    below,
     fill,
     holds_base,
     load_sd,
     metadata_of,
     read_base,
     read_control,
-    read_tensors,
-    write_tensors,
 )
-from .explain import name_of
-from .files import InputError
-from .flags import blame, one_sentence
-from .unet import UNet
+from nanocontrol.plumbing.errors import InputError, blame, one_sentence
+from nanocontrol.plumbing.tensors import Tensors, below, read_tensors, write_tensors
+from nanocontrol.tools.explain import name_of
+from nanocontrol.unet import UNet
 
 
 def moved(c: Tensors, a: Tensors, b: Tensors) -> Tensors:

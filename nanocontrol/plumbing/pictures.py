@@ -8,7 +8,8 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .files import InputError, write_atomically
+from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.files import write_atomically
 
 
 def open_picture(path: Path) -> Image.Image:

@@ -1,6 +1,6 @@
 """Write a ControlNet as diffusers reads it:
 
-    python -m nanocontrol.to_diffusers --control control.safetensors --out my-controlnet
+    python -m nanocontrol.tools.to_diffusers --control control.safetensors --out my-controlnet
 
 makes a folder for `ControlNetModel.from_pretrained("my-controlnet")`. (Nothing is needed the other
 way: diffusers' files are read wherever a ControlNet is wanted.)
@@ -10,11 +10,12 @@ import argparse
 import json
 from pathlib import Path
 
-from .checkpoint import metadata_of, read_control, write_tensors
-from .diffusers_layout import to_diffusers
-from .files import InputError, make_folder, write_atomically
-from .flags import blame, one_sentence
-from .unet import UNetConfig
+from nanocontrol.checkpoint import metadata_of, read_control
+from nanocontrol.plumbing.diffusers_names import to_diffusers
+from nanocontrol.plumbing.errors import InputError, blame, one_sentence
+from nanocontrol.plumbing.files import make_folder, write_atomically
+from nanocontrol.plumbing.tensors import write_tensors
+from nanocontrol.unet import UNetConfig
 
 
 def config_of(config: UNetConfig) -> dict:
@@ -44,7 +45,9 @@ def export(control: Path, out: Path) -> None:
     make_folder("--out", out)
     text = json.dumps(config_of(net.config), indent=2) + "\n"
     write_atomically(out / "config.json", lambda temporary: temporary.write_text(text))
-    tensors = to_diffusers(net.state_dict(), net.config)
+    tensors = to_diffusers(
+        net.state_dict(), len(net.config.channel_mult), net.config.num_res_blocks
+    )
     write_tensors(out / "diffusion_pytorch_model.safetensors", tensors, metadata_of(net.config))
 
 

@@ -1,6 +1,6 @@
 """One scene through every condition: the maps, and what ControlNets make of them.
 
-    python -m nanocontrol.nine --control FILE ... [--seed 1000000] [--out FILE]
+    python -m nanocontrol.nano.nine --control FILE ... [--seed 1000000] [--out FILE]
 
 The columns are conditions, as many as there are ControlNets; above is the hint, below a picture
 from the scene's prompt and, in every column, the same noise. The first column has the scene's own
@@ -16,16 +16,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .checkpoint import StableDiffusion, load_sd
-from .conditions import CONDITIONS
-from .controlnet import ControlNet
-from .data import HELD_OUT
-from .evaluate import make_pictures
-from .files import make_folder
-from .flags import blame, one_sentence, seed
-from .inputs import NANO, controls_by_condition
-from .pictures import columns_with_titles, save_picture, to_pixels
-from .world import POLYHEDRA, draw, random_scene
+from nanocontrol.checkpoint import load_sd
+from nanocontrol.controlnet import ControlNet
+from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.model import NANO, controls_by_condition
+from nanocontrol.nano.scenes import HELD_OUT
+from nanocontrol.nano.world import POLYHEDRA, draw, random_scene
+from nanocontrol.plumbing.errors import blame, one_sentence
+from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.flags import seed
+from nanocontrol.plumbing.pictures import columns_with_titles, save_picture, to_pixels
+from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.training.measure import make_pictures
 
 
 def side_by_side(sd: StableDiffusion, controls: dict[str, ControlNet], first: int) -> Image.Image:

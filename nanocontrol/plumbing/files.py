@@ -7,9 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-
-class InputError(Exception):
-    """A file, flag or folder that cannot be used; the message is one sentence that names it."""
+from nanocontrol.plumbing.errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -3,15 +3,24 @@
 `weights/README.md` tells how the bundled weights were trained.
 """
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from .checkpoint import StableDiffusion
-from .clip import CLIPTextEncoder, TextConfig
-from .controlnet import ControlNet, zero_module
-from .unet import ResBlock, SpatialTransformer, UNet, UNetConfig
-from .vae import VAE, VAEConfig
-from .world import COLOURS, KINDS
+from nanocontrol.checkpoint import load_control
+from nanocontrol.clip import CLIPTextEncoder, TextConfig
+from nanocontrol.controlnet import ControlNet, zero_module
+from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.world import COLOURS, KINDS
+from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.tensors import read_tensors
+from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.unet import ResBlock, SpatialTransformer, UNet, UNetConfig
+from nanocontrol.vae import VAE, VAEConfig
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+NANO, NANO_CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-canny.safetensors"
 
 UNET = UNetConfig(
     model_channels=32,
@@ -74,3 +83,29 @@ def initialise_vae(vae: VAE) -> None:
     with torch.no_grad():  # start with little noise in the posterior
         vae.quant_conv.weight[4:] *= 0.1
         vae.quant_conv.bias[4:] = -5.0
+
+
+def condition_of(control: Path) -> str:
+    """What a ControlNet of the small model was trained to follow, as its file says."""
+    condition = read_tensors(control)[1].get("condition")
+    if condition not in CONDITIONS:
+        raise InputError(
+            f"{control} names no condition that could be drawn for it; a ControlNet that train.py "
+            "trained on drawn scenes, or a --hint for sample.py, is wanted"
+        )
+    return condition
+
+
+def controls_by_condition(files: list[Path], sd: StableDiffusion) -> dict[str, ControlNet]:
+    """The small model's ControlNets, in the order of CONDITIONS.
+
+    Raises InputError if one has no condition, or two have the same.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        condition = condition_of(file)
+        if condition in found:
+            both = f"{found[condition]} and {file}"
+            raise InputError(f"{both} are for {condition}; one for each condition is wanted")
+        found[condition] = file
+    return {name: load_control(found[name], sd.unet) for name in CONDITIONS if name in found}

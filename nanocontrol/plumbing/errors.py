@@ -1,0 +1,34 @@
+"""What is refused ends in one sentence that names the flag or the file."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(Exception):
+    """A file, flag or folder that cannot be used; the message is one sentence that names it."""
+
+
+@contextmanager
+def blame(flag: str) -> Iterator[None]:
+    """Name the flag whose value was refused."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
+
+
+@contextmanager
+def one_sentence(program: str, when_memory_is_full: str = "more is wanted") -> Iterator[None]:
+    """End with one sentence where something is refused (status 2) or stopped."""
+    try:
+        yield
+    except InputError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:  # PyTorch's is the first, on a CPU too
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        sys.exit(f"{program}: there is not enough memory; {when_memory_is_full}")
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: stopped")

@@ -1,0 +1,57 @@
+"""What the command lines share: checks of flags, each refusing with one sentence."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+from nanocontrol.plumbing.machine import available
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    return whole_number
+
+
+def seed(text: str) -> int:
+    if not 0 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def positive(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return float(text)
+
+
+def finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not finite")
+    return float(text)
+
+
+def numbers(text: str) -> list[float]:
+    """1 or 0.5,1,1"""
+    return [finite(number) for number in text.split(",")]
+
+
+def multiple_of_64(text: str) -> int:
+    if int(text) <= 0 or int(text) % 64:
+        raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
+    return int(text)
+
+
+def device(text: str) -> str:
+    if not available(text):
+        raise argparse.ArgumentTypeError(f"PyTorch has no device {text!r} here")
+    return text

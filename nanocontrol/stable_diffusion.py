@@ -1,0 +1,45 @@
+"""A base model: the three networks of Stable Diffusion together."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, tokenize
+from nanocontrol.unet import UNet
+from nanocontrol.vae import VAE
+
+
+@dataclass
+class StableDiffusion:
+    """A base model: three networks, and what else one must know to use them."""
+
+    unet: UNet
+    vae: VAE
+    text_encoder: CLIPTextEncoder | OpenCLIPTextEncoder
+    prediction: str  # what the U-Net predicts: "eps" or "v"
+    scale_factor: float = 0.18215  # the U-Net sees latents times this, of about unit variance
+    guidance: float = 9.0  # scale of classifier-free guidance to sample with, unless told otherwise
+    size: int = 512  # of the pictures that it was trained on, in pixels
+
+    def tokenize(self, prompts: list[str] | str) -> Tensor:
+        """Prompts -> tokens [B, 77], int64; longer ones are cut."""
+        return tokenize(prompts, pad_with_end=isinstance(self.text_encoder, CLIPTextEncoder))
+
+    def encode_prompts(self, prompts: list[str] | str) -> Tensor:
+        """Prompts -> context [B, 77, D] for the U-Net."""
+        device = next(self.text_encoder.parameters()).device
+        return self.text_encoder(self.tokenize(prompts).to(device, non_blocking=True))
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """pictures [B, 3, H, W], RGB in [-1, 1] -> mean and standard deviation of the VAE's
+        posterior [B, 4, H/8, W/8], unscaled: a latent is scale_factor times a draw from it."""
+        weight = next(self.vae.parameters())
+        pictures = pictures.to(weight.device, non_blocking=True)
+        mean, logvar = self.vae.encode(pictures.to(weight.dtype))
+        return mean, torch.exp(0.5 * logvar).to(mean.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [B, 4, h, w] -> pictures [B, 3, 8h, 8w], RGB in about [-1, 1], float32."""
+        weight = next(self.vae.parameters())
+        return self.vae.decode((latents / self.scale_factor).to(weight)).float()
