@@ -23,8 +23,8 @@ from nanocontrol.nano.detector import (
     load_detector,
     truth,
 )
-from nanocontrol.nano.detector import FILE as DETECTOR
 from nanocontrol.nano.evaluate import background_is, shows_colour, shows_kinds
+from nanocontrol.nano.model import DETECTOR
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import SCORES, f1, score
 from nanocontrol.nano.world import KINDS, draw, joints_of, random_scene

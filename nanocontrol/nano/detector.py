@@ -1,29 +1,21 @@
 """A small network that reads a picture of the drawn world: which things it shows, and its maps.
 
-    python -m nanocontrol.nano.detector [--steps 2500] [--scenes 8000] [--out FILE]
-
-trains it, on drawn scenes alone. It is what detectors of edges, depth or pose are for photographs:
-evaluate.py asks it what a generated picture shows. It has no part in making pictures.
+`python -m nanocontrol.nano.train detector` trains it, on drawn scenes alone. It is what detectors
+of edges, depth or pose are for photographs: evaluate.py asks it what a generated picture shows. It
+has no part in making pictures.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.model import WEIGHTS
-from nanocontrol.nano.world import KINDS, Drawing, Scene, draw, joints_of, points, random_scene
-from nanocontrol.plumbing.errors import InputError, one_sentence
-from nanocontrol.plumbing.files import make_folder, write_atomically
-from nanocontrol.plumbing.flags import at_least
-
-FILE = WEIGHTS / "nano-detector.safetensors"
+from nanocontrol.nano.world import KINDS, Drawing, Scene, draw, joints_of, points
+from nanocontrol.plumbing.errors import InputError
 
 # What each channel of the detector's maps says of a pixel, all in 0..1.
 KIND = slice(0, 6)  # is it the wall? a ball? ... in the order of KINDS
@@ -98,49 +90,3 @@ def load_detector(path: Path) -> Detector:
     except Exception:  # a file can be wrong in many ways
         raise InputError(f"{path} is no detector of this version; one is wanted") from None
     return detector.eval().requires_grad_(False)
-
-
-def train(steps: int, scenes: int) -> Detector:
-    torch.manual_seed(0)
-    drawn = [truth(random_scene(seed)) for seed in tqdm(range(scenes), "drawing")]
-    images, maps, kinds = (torch.stack(column) for column in zip(*drawn))
-    detector = Detector()
-    optimizer = torch.optim.AdamW(detector.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    for _ in (bar := tqdm(range(steps), "training")):
-        some = torch.randint(scenes, (16,))
-        found, shown = detector(spoilt(images[some]))
-        loss = F.binary_cross_entropy_with_logits(found, maps[some])
-        loss = loss + 0.1 * F.binary_cross_entropy_with_logits(shown, kinds[some])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    return detector
-
-
-def spoilt(image: Tensor) -> Tensor:
-    """Some blur, some noise: generated pictures are not quite sharp."""
-    soft = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    share = torch.rand(len(image), 1, 1, 1)
-    return image + share * (soft - image) + 0.05 * torch.randn_like(image)
-
-
-def main(argv: list[str] | None = None) -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--steps", type=at_least(1), default=2500, help="default: 2500")
-    parser.add_argument("--scenes", type=at_least(1), default=8000, help="default: 8000")
-    out = Path("out/detector.safetensors")
-    parser.add_argument("--out", type=Path, default=out, metavar="FILE", help=f"default: {out}")
-    args = parser.parse_args(argv)
-    with one_sentence("detector"):
-        make_folder("--out", args.out.parent)
-        weights = train(args.steps, args.scenes).half().state_dict()
-        write_atomically(args.out, lambda temporary: save_file(weights, temporary))
-    print(args.out)
-
-
-if __name__ == "__main__":
-    main()

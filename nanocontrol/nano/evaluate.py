@@ -27,9 +27,8 @@ from torch import Tensor
 
 from nanocontrol.checkpoint import load_sd
 from nanocontrol.controlnet import ControlNet
-from nanocontrol.nano.detector import FILE as DETECTOR
 from nanocontrol.nano.detector import Detector, load_detector
-from nanocontrol.nano.model import NANO, WEIGHTS, controls_by_condition
+from nanocontrol.nano.model import DETECTOR, NANO, WEIGHTS, controls_by_condition
 from nanocontrol.nano.scenes import held_out_scenes
 from nanocontrol.nano.scores import score
 from nanocontrol.nano.world import COLOURS, KINDS, SHADES, Scene

@@ -21,6 +21,7 @@ from nanocontrol.vae import VAE, VAEConfig
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 NANO, NANO_CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-canny.safetensors"
+DETECTOR = WEIGHTS / "nano-detector.safetensors"
 
 UNET = UNetConfig(
     model_channels=32,
@@ -58,17 +59,6 @@ def initialise_unet(unet: UNet) -> None:
         if isinstance(module, SpatialTransformer):
             zero_module(module.proj_out)
     zero_module(unet.out[2])
-
-
-@torch.no_grad()
-def initialise_condition_encoder(control: ControlNet) -> None:
-    """Convolutions pass on the hint, a little louder each time. With PyTorch's own initialisation,
-    which is the original's, each of the seven passes on a fraction, and most of the wait for the
-    sudden convergence is for them to learn better."""
-    for module in list(control.input_hint_block)[:-1]:  # the last one has to stay zero
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight).mul_(1.4)
-            nn.init.zeros_(module.bias)
 
 
 def initialise_vae(vae: VAE) -> None:

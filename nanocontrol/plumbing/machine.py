@@ -2,7 +2,8 @@
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,40 @@ def available(name: str) -> bool:
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> str:
+    """bf16 on a GPU whose hardware has it."""
+    if is_gpu(device) and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp32"
+
+
+def autocast(device: str, dtype: str) -> torch.autocast:
+    """Float32 weights compute in bf16, if that is the dtype. To be entered anew for every pass:
+    within one autocast a weight is cast once and remembered."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, dtype == "bf16")
+
+
+def is_gpu(device: str) -> bool:
+    return device.startswith("cuda")
+
+
+def to_device(x: Tensor, device: str | torch.device) -> Tensor:
+    """A GPU copies from pinned memory without making the CPU wait."""
+    if torch.device(device).type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+@contextmanager
+def moved(networks: list[nn.Module], device: str, back_to: str) -> Iterator[None]:
+    """Have networks on the device for a while."""
+    for network in networks:
+        network.to(device)
+    yield
+    for network in networks:
+        network.to(back_to)
 
 
 class Conv3x3(nn.Conv2d):

@@ -19,24 +19,11 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.tensors import read_tensors, write_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.training.batches import encode, readers
 from nanocontrol.training.pairs import Pairs
 
 VERSION = 1  # to be raised when the same pairs and weights come to give other numbers
 IN_FILE = 256  # pairs
-
-
-@torch.no_grad()
-def encode(
-    sd: StableDiffusion, images: Tensor, prompts: list[str]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """images [n, 3, H, W] in [-1, 1] and n prompts -> mean and standard deviation of the VAE's
-    posterior [n, 4, H/8, W/8], unscaled, and context [n, 77, D]. (No latent is drawn yet: of the
-    same picture every training step draws another one.)"""
-    weight = next(sd.vae.parameters())
-    images = images.to(weight.device, non_blocking=True).to(weight.dtype)
-    mean, logvar = sd.vae.encode(images)
-    context = sd.encode_prompts(list(prompts))
-    return mean, torch.exp(0.5 * logvar).to(mean.dtype), context.to(mean.dtype)
 
 
 class Cached:
@@ -67,27 +54,27 @@ class Pictures:
         return self.pairs.picture(self.indices[i])
 
 
-def fill(
+def encode_all(
     sd: StableDiffusion,
     pairs: Pairs,
     folder: Path,
     precision: str,
     batch_size: int,
-    workers: int,
     rank: int = 0,
     processes: int = 1,
 ) -> list[Path]:
-    """The files of a data set, in order. Those that are not there are written first; of several
-    processes each writes its share, and others' may not be there yet at the end.
+    """The cache's files for a data set, in order. Those that are missing are written first; of
+    several processes each writes its share, and those of others may still be missing at the end.
     precision: a name for that of the computation, which need not be the weights'.
 
-    Whoever stops it loses one file at most. Raises InputError if there is no space for it.
+    Interrupted, it loses one file at most. Raises InputError if there is no space for it.
     """
     make_folder("--cache", folder)
     files = [folder / f"{name}.safetensors" for name in names(sd, pairs, precision, rank == 0)]
-    # (Each asks only for its own: while it asks, the others may be writing theirs.)
+    # (Each looks only for its own: meanwhile the others may be writing theirs.)
     missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
     check_space(folder, sd, pairs, IN_FILE * len(missing))
+    workers = readers(str(next(sd.vae.parameters()).device))
     bar = tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0)
     bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
     for i in missing:
@@ -133,15 +120,15 @@ def is_whole(file: Path) -> bool:
 
 
 def check_space(folder: Path, sd: StableDiffusion, pairs: Pairs, n: int) -> None:
-    """Refuse to write what n pairs take to a disk that has not as much."""
+    """Refuse to write what n pairs take to a disk that has less free."""
     if n == 0:
         return
     image, prompt = pairs.picture(0)
     encoded = encode(sd, image[None], [prompt])
-    wanted = n * sum(tensor.numel() * tensor.element_size() for tensor in encoded)
+    needed = n * sum(tensor.nbytes for tensor in encoded)
     free = shutil.disk_usage(folder).free
-    if wanted > free:
+    if needed > free:
         raise InputError(
-            f"--cache {folder}: {wanted / 1e9:.1f} GB are wanted and {free / 1e9:.1f} GB are free; "
-            "a folder with more space, or --no-cache, is wanted"
+            f"--cache {folder} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
+            "use a folder with more space, or --no-cache"
         )

@@ -1,4 +1,7 @@
-"""Looking at a ControlNet while it learns: pictures from fixed noise, and numbers."""
+"""Measuring a ControlNet while it learns: pictures from fixed noise, and numbers."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -6,7 +9,11 @@ from torch import Tensor
 
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.sampling import initial_noise, sample
+from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
+
+# Of x0, hint, context, noise and t; see diffusion_loss in train.py.
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # Of the starting noise: of ten the one whose uncontrolled pictures are least like the true ones, so
 # that a film shows what control does.
@@ -62,11 +69,91 @@ def make_pictures(
     [B, 3, H, W] in [-1, 1], on the CPU. at_once: how many there is memory for."""
     n, _, height, width = hints.shape
     noise = initial_noise(n, height, width, torch.Generator().manual_seed(SEED))
-    uncond, weight, images = sd.encode_prompts(""), next(sd.vae.parameters()), []
+    uncond, images = sd.encode_prompts(""), []
     for part in torch.arange(n).split(at_once):
         context = sd.encode_prompts([prompts[i] for i in part])
         controls = [(control, hints[part], 1.0)] if control else []
         latents = sample(sd, noise[part], context, uncond, controls, scale=sd.guidance)
-        latents = (latents / sd.scale_factor).to(weight)
-        images += [sd.vae.decode(latent[None]).cpu() for latent in latents]  # one by one
-    return torch.cat(images).float().clamp(-1, 1)
+        images += [sd.decode(latent[None]).cpu() for latent in latents]  # one by one
+    return torch.cat(images).clamp(-1, 1)
+
+
+# ------------------------------------------------------------------------- pairs to measure with
+
+
+class HeldOut(NamedTuple):
+    """Pairs that are not trained on."""
+
+    images: Tensor  # [n, 3, H, W] in [-1, 1]
+    hints: Tensor  # [n, 3, H, W] in [0, 1]
+    prompts: list[str]
+    x0: Tensor  # [n, 4, H/8, W/8], scaled latents
+
+    def first(self, n: int) -> "HeldOut":
+        return HeldOut(*(column[:n] for column in self))
+
+
+@torch.no_grad()
+def mean_latents(sd: StableDiffusion, images: Tensor) -> Tensor:
+    """Of pictures [n, 3, H, W]: x_0 [n, 4, H/8, W/8] without the posterior's noise, on the CPU."""
+    means = [sd.encode(image[None])[0] for image in images]
+    return sd.scale_factor * torch.cat(means).float().cpu()
+
+
+def measure(
+    sd: StableDiffusion,
+    control: ControlNet,
+    held_out: HeldOut,
+    loss: Loss,
+    score: Callable[[Tensor], float] | None,
+    batch_size: int,
+) -> tuple[list[Tensor], dict]:
+    """Rows of pictures (hints, targets, what the ControlNet makes of the hints), and numbers that
+    tell how good that is. `control_gain` is the loss with other pairs' hints minus the loss with
+    the right ones.
+
+    score: how well pictures follow the condition, where that can be known.
+    """
+    images, hints, prompts, _ = held_out
+    made = make_pictures(sd, prompts, control, hints, at_once=2 * batch_size)
+    own_hints = held_out_loss(sd, held_out, loss, batch_size)
+    gain = None  # of one pair alone there are no wrong hints
+    if len(hints) > 1:
+        swapped = held_out._replace(hints=hints.roll(1, dims=0))
+        gain = held_out_loss(sd, swapped, loss, batch_size) - own_hints
+    numbers = {"held_out_loss": own_hints, "control_gain": gain, "iou": mean_iou(made, images)}
+    if score:
+        numbers["score"] = score(made)
+    return [hints * 2 - 1, images, made], numbers
+
+
+@torch.no_grad()
+def held_out_loss(sd: StableDiffusion, held_out: HeldOut, loss: Loss, batch_size: int) -> float:
+    """On these pairs, with the same noise each time and t spread evenly over 0..999."""
+    device, n = next(sd.unet.parameters()).device, len(held_out.images)
+    noise = torch.randn(held_out.x0.shape, generator=torch.Generator().manual_seed(0))
+    t = ((torch.arange(n) + 0.5) / n * STEPS).long()
+    total = 0.0
+    for part in torch.arange(n).split(batch_size):  # to need no more memory than training does
+        x0, hints, eps = (x[part].to(device) for x in (held_out.x0, held_out.hints, noise))
+        context = sd.encode_prompts([held_out.prompts[i] for i in part])
+        total += len(part) / n * loss(x0, hints, context, eps, t[part]).item()
+    return total
+
+
+def step_of_jump(measured: Callable[[str], list[tuple[int, float]]]) -> int | None:
+    """The first step measured at which the score of the condition had come half of the way from its
+    first to its last value; for a user's pairs the IoU, and where their pictures show no objects,
+    the control gain. None if the whole way is too short to be a jump.
+
+    measured: (step, value) of a number over the run.
+    """
+    shortest = {"score": 0.1, "iou": 0.1, "control_gain": 0.002}
+    name = next((name for name in shortest if measured(name)), None)
+    if name is None:
+        return None
+    values = measured(name)
+    begin, end = values[0][1], values[-1][1]
+    if end - begin < shortest[name]:
+        return None
+    return next(step for step, value in values if value >= (begin + end) / 2)

@@ -103,11 +103,11 @@ class Folder:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def first(self, n: int) -> Self:
-        """The same with its first n pairs only."""
-        some = copy(self)
-        some.pairs = self.pairs[:n]
-        return some
+    def some(self, indices: slice) -> Self:
+        """The same with these pairs only."""
+        part = copy(self)
+        part.pairs = self.pairs[indices]
+        return part
 
     def __getitem__(self, i: int) -> Pair:
         image, prompt = self.picture(i)
@@ -126,3 +126,10 @@ class Folder:
             return hashlib.sha256(picture.read_bytes()).digest() + prompt.encode()
         except OSError as error:
             raise InputError(f"{picture} cannot be read: {error.strerror}") from None
+
+
+def split(folder: Folder) -> tuple[Folder, Folder]:
+    """Pairs to train on, and the last tenth (at least one, at most eight) to measure with. A single
+    pair is both."""
+    first_held_out = len(folder) - min(8, max(1, len(folder) // 10))
+    return folder.some(slice(max(1, first_held_out))), folder.some(slice(first_held_out, None))

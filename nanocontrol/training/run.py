@@ -17,14 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, write_atomically
 from nanocontrol.plumbing.pictures import columns_with_titles, grid, save_picture
-
-Modules = dict[str, nn.Module]
+from nanocontrol.training.optimizer import Optimizer
 
 
 class RunFolder:
@@ -50,29 +48,21 @@ class RunFolder:
         """(step, value) of a number, where the log has it."""
         return [(e["step"], e[name]) for e in self.history if e.get(name) is not None]
 
-    def save(self, step: int, seconds: float, trained: Modules, optimizer: Optimizer) -> None:
-        state = {
-            "step": step,
-            "seconds": seconds,
-            "weights": {name: module.state_dict() for name, module in trained.items()},
-            "optimizer": optimizer.state_dict(),
-        }
+    def save(self, step: int, seconds: float, optimizer: Optimizer) -> None:
+        state = {"step": step, "seconds": seconds} | optimizer.state()
         write_atomically(self.path / "state.pt", lambda temporary: torch.save(state, temporary))
 
-    def restore(self, trained: Modules, optimizer: Optimizer) -> tuple[int, float]:
+    def restore(self, optimizer: Optimizer) -> tuple[int, float]:
         """Go back to the last save -> its step and the seconds till then; (0, 0) without one."""
         file = self.path / "state.pt"
-        step, seconds = 0, 0.0
-        if file.exists():
-            try:
-                state = torch.load(file, map_location="cpu", weights_only=True)
-            except Exception:  # a damaged file can raise nearly anything
-                raise InputError(f"--resume: {file} is damaged; a whole save is wanted") from None
-            for name, module in trained.items():
-                module.load_state_dict(state["weights"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            step, seconds = state["step"], state["seconds"]
-        return step, seconds
+        if not file.exists():
+            return 0, 0.0
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # a damaged file can raise nearly anything
+            raise InputError(f"--resume: {file} is damaged") from None
+        optimizer.restore(state)
+        return state["step"], state["seconds"]
 
     def forget_after(self, step: int) -> None:
         """Drop from the log what came after the last save: it will be done again."""

@@ -1,0 +1,341 @@
+"""Train nano itself, part by part. (Its ControlNets are trained by train.py.)
+
+    python -m nanocontrol.nano.train vae
+    python -m nanocontrol.nano.train base --base runs/vae-1/base.safetensors
+    python -m nanocontrol.nano.train decoder --base runs/base-1/base.safetensors
+    python -m nanocontrol.nano.train detector
+
+vae: the autoencoder. base: text encoder and U-Net, for the latents of --base's VAE. decoder: the
+VAE's decoder alone, on and on; its latents stay as they are, so the base may be trained meanwhile.
+detector: the network that scores pictures. `weights/README.md` tells how the bundled weights came
+about.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, Dataset, StackDataset, TensorDataset
+from tqdm import tqdm
+
+from nanocontrol.checkpoint import load_sd, save_sd
+from nanocontrol.nano.detector import DEPTH, Detector, truth
+from nanocontrol.nano.evaluate import psnr, rebuild, shows_kinds
+from nanocontrol.nano.model import new_nano
+from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
+from nanocontrol.nano.world import random_scene
+from nanocontrol.plumbing.errors import InputError, blame, one_sentence
+from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.machine import autocast, default_device, default_dtype, keep_freed_memory
+from nanocontrol.plumbing.tensors import read_tensors, write_tensors
+from nanocontrol.schedulers import DDPM, STEPS
+from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.training.batches import generator_of, groups, loader, shuffled
+from nanocontrol.training.measure import HeldOut, held_out_loss, make_pictures, mean_latents
+from nanocontrol.training.optimizer import Optimizer
+from nanocontrol.training.processes import Processes
+from nanocontrol.training.settings import (
+    Count,
+    Device,
+    Dir,
+    File,
+    Fraction,
+    Positive,
+    Seed,
+    absolute,
+    add_flags,
+    knob,
+    new_folder,
+    settings_of_run,
+)
+from nanocontrol.training.watch import Watch
+from nanocontrol.vae import sample_posterior
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A flag each."""
+
+    part: str
+    base: File | None = knob(None, "a Stable Diffusion whose VAE is trained (base, decoder)")
+    out: Dir | None = knob(None, "the run's folder (default: runs/PART-1, -2, ...)")
+    steps: Count = knob(6000, "of the optimizer; the learning rate falls over them")
+    batch_size: Count = knob(32, "pictures in a step")
+    lr: Positive = knob(1e-3, "learning rate at its highest")
+    drop_prompt: Fraction = knob(0.1, "share of the prompts that are emptied (base)")
+    scenes: Count = knob(50_000, "drawn scenes to train on")
+    seed: Seed = knob(0, "of weights, order and noise")
+    device: Device | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)")
+    dtype: Literal["fp32", "bf16"] | None = knob(None, "default: bf16 on a GPU that has it")
+    save_every: Count = knob(500, "steps between saves")
+    sample_every: Count = knob(500, "steps between sheets of pictures")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "vae": {"steps": 14_000, "batch_size": 8, "lr": 1.2e-3, "scenes": HELD_OUT},
+    "base": {},
+    "decoder": {"batch_size": 4, "lr": 6e-4, "scenes": HELD_OUT},
+    "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 8000},
+}
+
+
+USED_BY = {"base": ("base", "decoder"), "drop_prompt": ("base",)}
+SHEET, HELD_OUT_SCENES = 8, 32  # to look at during a run, and to measure on at its end
+ENCODING = 2  # beside (seed, 0): draws from the posterior are no step's draw
+
+
+class Part(NamedTuple):
+    """What the parts of nano do in their own way."""
+
+    trained: dict[str, nn.Module]
+    data: Dataset
+    loss: Callable[[int, Any, Generator], Tensor]  # of a step and its batch
+    look: Callable[[int], tuple[list[Tensor], dict]]  # on n scenes: rows of pictures, and numbers
+    save: Callable[[Path], None]  # into a folder
+
+
+def train(settings: Settings, resume: bool = False) -> dict:
+    """Leaves a run's folder -> its final numbers. One loop for all parts."""
+    torch.manual_seed(settings.seed)  # of the first weights
+    part = PARTS[settings.part](settings)
+    optimizer = Optimizer(part.trained, settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    processes = Processes(settings.device)
+    if processes.size > 1:
+        raise InputError("the small model's parts are trained by one process, without torchrun")
+    watch = Watch(settings, optimizer, processes, partial(part.look, SHEET), part.save)
+    start = watch.begin(resume)
+    order = shuffled(len(part.data), settings.seed, start * settings.batch_size)
+    batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
+    for step in watch.steps(start):
+        optimizer.set_lr(learning_rate(settings.lr, step, settings.steps))
+        with autocast(settings.device, settings.dtype):
+            loss = part.loss(step, next(batches), generator_of(settings.seed, step))
+        optimizer.backward(loss)
+        nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
+        optimizer.step()
+        watch.done(step, loss.detach())
+    return watch.finish(partial(part.look, HELD_OUT_SCENES))
+
+
+def learning_rate(lr: float, step: int, steps: int) -> float:
+    """A short rise, then half a cosine."""
+    return lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+# ------------------------------------------------------------------------- the VAE, its decoder
+
+
+def vae(settings: Settings) -> Part:
+    sd = channels_last(new_nano())
+    sd.vae.to(settings.device)
+
+    def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
+        """Most steps see quarters of the pictures, which is faster."""
+        images = batch[0].to(settings.device)
+        early = step < 0.85 * settings.steps
+        images = random_quarter(images, generator) if early else images[: (len(images) + 1) // 2]
+        return vae_loss(sd, images, generator)
+
+    def save(folder: Path) -> None:
+        sd.scale_factor = measured_scale_factor(sd)
+        save_sd(sd, folder / "base.safetensors")
+
+    look = partial(look_at_reconstructions, settings, sd)
+    return Part({"vae": sd.vae}, Scenes(None, n=settings.scenes), loss, look, save)
+
+
+def decoder(settings: Settings) -> Part:
+    sd = load_base(settings)
+    trained = {"decoder": sd.vae.decoder, "post_quant_conv": sd.vae.post_quant_conv}
+    for network in trained.values():
+        network.requires_grad_(True)
+
+    def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
+        return vae_loss(sd, batch[0].to(settings.device), generator)
+
+    look = partial(look_at_reconstructions, settings, sd)
+    return Part(trained, Scenes(None, n=settings.scenes), loss, look, partial(save_base, sd))
+
+
+def random_quarter(images: Tensor, generator: Generator) -> Tensor:
+    """[B, 3, H, W] -> [B, 3, H/2, W/2], from the same place of each."""
+    half = images.shape[-1] // 2
+    top, left = torch.randint(half + 1, (2,), generator=generator).tolist()
+    return images[:, :, top : top + half, left : left + half]
+
+
+def vae_loss(sd: StableDiffusion, images: Tensor, generator: Generator) -> Tensor:
+    """How far rebuilt pictures are from the true ones."""
+    mean, logvar = sd.vae.encode(images)
+    rebuilt = sd.vae.decode(sample_posterior(mean, logvar, generator))
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    # Absolute errors keep edges crisp; square ones alone would blur them, and alone would be best
+    # for the signal-to-noise ratio.
+    return F.l1_loss(rebuilt, images) + 6 * F.mse_loss(rebuilt, images) + 1e-5 * kl
+
+
+def look_at_reconstructions(
+    settings: Settings, sd: StableDiffusion, n: int
+) -> tuple[list[Tensor], dict]:
+    images = held_out_scenes(None, n)[0]
+    with autocast(settings.device, settings.dtype):
+        rebuilt = rebuild(sd, images)
+    return [images, rebuilt], {"vae_db": psnr(rebuilt, images)}
+
+
+@torch.no_grad()
+def measured_scale_factor(sd: StableDiffusion) -> float:
+    """What brings the latents of 256 drawn scenes to unit variance."""
+    return 1 / sd.encode(held_out_scenes(None, 256)[0])[0].std().item()
+
+
+# ------------------------------------------------------------------- the base: text and U-Net
+
+
+def base(settings: Settings) -> Part:
+    sd, new = load_base(settings), channels_last(new_nano())
+    sd.unet, sd.text_encoder = new.unet.to(settings.device), new.text_encoder.to(settings.device)
+    diffusion = DDPM(sd.prediction)
+
+    def denoising_loss(x0: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Rombach et al. 2022, equation 3: as train.py's diffusion_loss, without a ControlNet."""
+        x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
+        return F.mse_loss(sd.unet(x_t, t.to(x0.device), context).float(), target.float())
+
+    def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
+        x0, prompts = batch
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(STEPS, (len(x0),), generator=generator)
+        emptied = torch.rand(len(x0), generator=generator) < settings.drop_prompt
+        prompts = ["" if e else prompt for e, prompt in zip(emptied, prompts)]
+        x0, noise = x0.to(settings.device), noise.to(settings.device)
+        return denoising_loss(x0, sd.encode_prompts(prompts), noise, t)
+
+    def without_hint(x0: Tensor, hint: Tensor, *rest: Tensor) -> Tensor:
+        return denoising_loss(x0, *rest)
+
+    def look(n: int) -> tuple[list[Tensor], dict]:
+        images, hints, prompts, _ = held_out_scenes(None, n)
+        with autocast(settings.device, settings.dtype):
+            pairs = HeldOut(images, hints, list(prompts), mean_latents(sd, images))
+            made = make_pictures(sd, prompts, None, hints, at_once=2 * settings.batch_size)
+            number = held_out_loss(sd, pairs, without_hint, settings.batch_size)
+        return [images, made], {"held_out_loss": number}
+
+    trained = {"unet": sd.unet, "text_encoder": sd.text_encoder}
+    return Part(trained, latents_of(settings, sd), loss, look, partial(save_base, sd))
+
+
+@torch.no_grad()
+def latents_of(settings: Settings, sd: StableDiffusion) -> Dataset:
+    """Latents and prompts of the drawn scenes, each encoded (and drawn from its posterior) once,
+    and kept in the run's folder."""
+    n = min(settings.scenes, settings.steps * settings.batch_size)
+    scenes, file = Scenes(None, n=n), Path(settings.out) / "latents.safetensors"
+    prompts = [scenes.scene(i).prompt for i in range(len(scenes))]
+    if not file.exists():
+        generator, latents = generator_of(settings.seed, 0, ENCODING), []
+        for images, *_ in tqdm(DataLoader(scenes, batch_size=64, num_workers=1), "encoding"):
+            mean, deviation = sd.encode(images)
+            noise = torch.randn(mean.shape, generator=generator).to(mean)
+            latents.append(sd.scale_factor * (mean + deviation * noise).float().cpu())
+        make_folder("--out", file.parent)
+        write_tensors(file, {"latents": torch.cat(latents)}, {})
+    return StackDataset(read_tensors(file)[0]["latents"], prompts)
+
+
+def load_base(settings: Settings) -> StableDiffusion:
+    with blame("--base"):
+        return channels_last(load_sd(settings.base, settings.device))
+
+
+def channels_last(sd: StableDiffusion) -> StableDiffusion:
+    """The layout in which small convolutions are fastest."""
+    for network in (sd.unet, sd.vae):
+        network.to(memory_format=torch.channels_last)
+    return sd
+
+
+def save_base(sd: StableDiffusion, folder: Path) -> None:
+    save_sd(sd, folder / "base.safetensors")
+
+
+# ------------------------------------------------------------------------------- the detector
+
+
+def detector(settings: Settings) -> Part:
+    network = Detector().to(settings.device)
+    scenes = tqdm(range(settings.scenes), "drawing")
+    images, maps, kinds = zip(*(truth(random_scene(seed)) for seed in scenes))
+    data = TensorDataset(torch.stack(images), torch.stack(maps), torch.stack(kinds))
+
+    def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
+        images, maps, kinds = (x.to(settings.device) for x in batch)
+        found, shown = network(spoilt(images, generator))
+        loss = F.binary_cross_entropy_with_logits(found, maps)
+        return loss + 0.1 * F.binary_cross_entropy_with_logits(shown, kinds)
+
+    @torch.no_grad()
+    def look(n: int) -> tuple[list[Tensor], dict]:
+        images, _, _, scenes = held_out_scenes(None, n)
+        found = network(images.to(settings.device))[0][:, DEPTH : DEPTH + 1].sigmoid().cpu()
+        right = shows_kinds(network, images, scenes)
+        return [images, found.repeat(1, 3, 1, 1) * 2 - 1], {"shapes_true": right}
+
+    def save(folder: Path) -> None:
+        weights = {name: weight.half().cpu() for name, weight in network.state_dict().items()}
+        write_tensors(folder / "detector.safetensors", weights, {})
+
+    return Part({"detector": network}, data, loss, look, save)
+
+
+def spoilt(images: Tensor, generator: Generator) -> Tensor:
+    """Some blur, some noise: generated pictures are not quite sharp."""
+    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    share = torch.rand((len(images), 1, 1, 1), generator=generator).to(images)
+    noise = torch.randn(images.shape, generator=generator).to(images)
+    return images + share * (soft - images) + 0.05 * noise
+
+
+PARTS = {"vae": vae, "base": base, "decoder": decoder, "detector": detector}
+
+# ---------------------------------------------------------------------------------- the flags
+
+
+def resolve(given: dict[str, Any]) -> Settings:
+    """Every setting: as given, or the part's, or its default, or by what this machine has."""
+    part = given["part"]
+    for name, parts in USED_BY.items():
+        if name in given and part not in parts:
+            raise InputError(f"--{name.replace('_', '-')} has no meaning for {part}")
+    if part in USED_BY["base"] and "base" not in given:
+        raise InputError(f"{part}: expected --base FILE, with a trained VAE (train vae first)")
+    settings = Settings(**PRESETS[part] | given)
+    on = settings.device or default_device()
+    dtype = settings.dtype or default_dtype(on)
+    return replace(settings, out=new_folder(settings.out, part), device=on, dtype=dtype)
+
+
+def main(argv: list[str] | None = None) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("train", description=__doc__, formatter_class=formatter)
+    parser.add_argument("part", choices=PARTS, help="what to train")
+    add_flags(parser, Settings, {})
+    parser.add_argument("--resume", metavar="RUN", type=absolute, help="continue this run")
+    given = vars(parser.parse_args(argv))
+    resume = given.pop("resume")
+    keep_freed_memory()
+    with one_sentence("train", "use a smaller --batch-size"):
+        settings = settings_of_run(Settings, Path(resume), given) if resume else resolve(given)
+        train(settings, bool(resume))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Several processes that train together, one for each GPU."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nanocontrol.plumbing.errors import InputError
+
+
+class Processes:
+    """Those that torchrun started, or this one alone. All make the same draws and keep the same
+    weights; each takes its share of every pass, and DistributedDataParallel averages the gradients.
+    So N of them take the steps of one with N times the batch size."""
+
+    def __init__(self, device: str):
+        self.rank, self.size = 0, 1
+        if "LOCAL_RANK" not in os.environ:
+            return
+        if device not in ("cpu", "cuda"):
+            raise InputError(f"--device {device}: with torchrun, expected cpu or cuda")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        a_day = timedelta(days=1)  # the others wait while one encodes, saves or measures
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=a_day)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def share(self, number: int, batch_size: int) -> slice:
+        """Of a step's pairs, those of this process in its pass of that number."""
+        start = batch_size * (number * self.size + self.rank)
+        return slice(start, start + batch_size)
+
+    def join(self, network: nn.Module) -> nn.Module:
+        """The network, with its gradients averaged over the processes if it is trained."""
+        trained = any(parameter.requires_grad for parameter in network.parameters())
+        return DistributedDataParallel(network) if self.size > 1 and trained else network
+
+    def average_next(self, now: bool, *networks: nn.Module) -> None:
+        """Whether the next backward pass averages, or only adds up for a later one."""
+        for network in networks:
+            if isinstance(network, DistributedDataParallel):
+                network.require_backward_grad_sync = now
+
+    def mean(self, values: Tensor) -> Tensor:
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values / self.size
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
