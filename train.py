@@ -11,11 +11,12 @@ The method is `diffusion_loss`, `training_loss` and the loop in `train`.
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,78 +27,59 @@ from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.detector import load_detector
-from nanocontrol.nano.model import DETECTOR, NANO, UNET
-from nanocontrol.nano.scenes import HELD_OUT, Scenes
-from nanocontrol.nano.scores import score as score_of_condition
+from nanocontrol.nano.model import NANO, UNET
+from nanocontrol.nano.scenes import HELD_OUT, SIZE, Scenes
+from nanocontrol.nano.scores import scorer
+from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import blame, one_sentence
-from nanocontrol.plumbing.machine import (
-    autocast,
-    default_device,
-    default_dtype,
-    is_gpu,
-    keep_freed_memory,
-    moved,
-    to_device,
-)
+from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
 from nanocontrol.schedulers import STEPS
 from nanocontrol.training.batches import Batch, encoded, generator_of, groups, loader, shuffled
 from nanocontrol.training.cache import Cached, encode_all
-from nanocontrol.training.measure import HeldOut, mean_latents, measure
+from nanocontrol.training.measure import HeldOut, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, split
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.settings import (
-    Argument,
-    Count,
-    Device,
-    Dir,
-    File,
-    Fraction,
-    Positive,
-    Seed,
-    absolute,
-    add_flags,
-    knob,
-    new_folder,
-    settings_of_run,
-)
+from nanocontrol.training.settings import knob, new_folder, parser_for, settings_of_run
 from nanocontrol.training.watch import Watch
 from nanocontrol.unet import Block
 
 # ----------------------------------------------------------------------------------- settings
 
 
-Condition = Annotated[str, Argument(choices=tuple(CONDITIONS))]
-
-
 @dataclass(frozen=True)
 class Settings:
     """A flag each. The defaults are those of the paper and of the original's training guide."""
 
-    base: File | None = knob(None, "a Stable Diffusion 1 or 2 (default: the bundled nano)")
-    init_control: File | None = knob(None, "begin with this ControlNet, not with a copy")
-    data: Dir | None = knob(None, "pairs, with prompt.json or metadata.jsonl (default: scenes)")
-    condition: Condition | None = knob(None, "what drawn scenes are hinted by (default: canny)")
-    out: Dir | None = knob(None, "the run's folder (default: runs/canny-1, -2, ...)")
-    steps: Count = knob(20_000, "of the optimizer")
-    batch_size: Count = knob(4, "pairs in a pass")
-    accumulate: Count = knob(1, "passes in a step")
-    lr: Positive = knob(1e-5, "learning rate")
+    base: str | None = knob(None, "a Stable Diffusion 1 or 2 (default: the bundled nano)", absolute)
+    init_control: str | None = knob(None, "begin with this ControlNet, not with a copy", absolute)
+    data: str | None = knob(None, "pairs, with prompt.json or metadata.jsonl", absolute)
+    condition: str | None = knob(
+        None, "of scenes drawn without --data (default: canny)", choices=CONDITIONS
+    )
+    out: str | None = knob(None, "the run's folder (default: runs/canny-1, -2, ...)", absolute)
+    steps: int = knob(20_000, "of the optimizer", at_least(1))
+    batch_size: int = knob(4, "pairs in a pass", at_least(1))
+    accumulate: int = knob(1, "passes in a step", at_least(1))
+    lr: float = knob(1e-5, "learning rate", positive)
     schedule: Literal["constant", "cooldown"] = knob("constant", "cooldown: at last it falls to 0")
-    drop_prompt: Fraction = knob(0.5, "share of the prompts that are emptied")
-    hint_init: Literal["pytorch", "variance"] = knob("pytorch", "how the condition encoder starts")
+    drop_prompt: float = knob(0.5, "share of the prompts that are emptied", fraction)
+    hint_init: Literal["pytorch", "variance"] = knob("pytorch", "the condition encoder's start")
     unlock: Literal["decoder", "all"] | None = knob(None, "train this part of the base, too")
     only_mid_control: bool = knob(False, "control the middle block alone")
     prediction: Literal["auto", "eps", "v"] = knob("auto", "what the base predicts")
-    seed: Seed = knob(0, "of weights, order and noise")
-    device: Device | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)")
+    seed: int = knob(0, "of weights, order and noise", seed)
+    device: str | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
     dtype: Literal["fp32", "bf16"] | None = knob(None, "default: bf16 on a GPU that has it")
-    low_memory: bool = knob(False, "for small GPUs, slower: batches of 1, less is kept")
+    low_memory: bool = knob(
+        False,
+        "for small GPUs, slower: gradient checkpointing, --batch-size 1 --accumulate 4, and with "
+        "bf16 the optimizer in the CPU's memory",
+    )
     compile: bool | None = knob(None, "torch.compile (default: on a GPU, for 2000 steps or more)")
-    cache: Dir = knob("cache", "where encoded pairs are kept")
-    save_every: Count = knob(1000, "steps between saves")
-    sample_every: Count = knob(500, "steps between sheets of pictures")
+    cache: str = knob("cache", "where encoded pairs are kept", absolute)
+    save_every: int = knob(1000, "steps between saves", at_least(1))
+    sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
 
 
 NANO_PRESET = {
@@ -126,6 +108,9 @@ class Draws(NamedTuple):
     t: Tensor  # [n], 0..999
     no_prompt: Tensor  # [n], bool: whether the prompt is emptied
 
+    def of(self, pairs: slice) -> "Draws":
+        return Draws(*(drawn[pairs] for drawn in self))
+
 
 def draw(seed: int, step: int, n: int, height: int, width: int, drop_prompt: float) -> Draws:
     """For all n pairs of a step at once: the step is the same into however many passes and
@@ -152,7 +137,7 @@ def diffusion_loss(
     t [B] in 0..999, on the CPU, as the schedule is: to ask a GPU for it would be to wait for it.
     """
     x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
-    t = to_device(t, x0.device)
+    t = machine.to_device(t, x0.device)
     residuals = control(x_t, hint, t, context)
     # Neither weights nor inputs of the locked encoder ask for gradients, so autograd keeps nothing
     # of it. Gradients pass through the locked decoder on their way to the residuals, but its
@@ -172,7 +157,8 @@ def training_loss(
 ) -> Tensor:
     """The loss of one pass. empty [1, 77, D] is the context of the empty prompt."""
     posterior, noise, no_prompt = (
-        to_device(x, batch.hint.device) for x in (draws.posterior, draws.noise, draws.no_prompt)
+        machine.to_device(x, batch.hint.device)
+        for x in (draws.posterior, draws.noise, draws.no_prompt)
     )
     x0 = scale_factor * (batch.mean.float() + batch.deviation.float() * posterior)
     # Where the prompt is emptied, the copy must find the meaning in the hint (section 3.3).
@@ -200,7 +186,9 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
         part.requires_grad_(True)
         trained["unet"] = sd.unet
     for network in (sd.unet, sd.vae, control):
-        if is_gpu(settings.device) or sd.unet.config == UNET:  # on a CPU large ones lose by it
+        if (
+            machine.is_gpu(settings.device) or sd.unet.config == UNET
+        ):  # on a CPU large ones lose by it
             network.to(memory_format=torch.channels_last)
     if settings.dtype == "bf16" and not settings.unlock:  # only what is trained needs more
         for network in (sd.unet, sd.vae, sd.text_encoder):
@@ -219,23 +207,24 @@ def learning_rate(lr: float, schedule: str, step: int, steps: int) -> float:
 def train(settings: Settings, resume: bool = False) -> dict:
     """Leaves a run's folder -> its final numbers, as in metrics.json."""
     processes = Processes(settings.device)
+    machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # of the condition encoder's first weights
-    if is_gpu(settings.device):  # where float32 is left, products have 10 bits of mantissa (TF32)
-        torch.set_float32_matmul_precision("high")
-    sd, control, trained = models(settings)
-    diffusion, precision = DDPM(sd.prediction), partial(autocast, settings.device, settings.dtype)
+    sd, controlnet, trained = models(settings)
+    optimizer = optimizer_for(settings, trained, processes)
+    diffusion = DDPM(sd.prediction)
+    precision = partial(machine.autocast, settings.device, settings.dtype)
     with torch.no_grad(), precision():
         pairs, held_out, score_of = datasets(settings, sd)
         empty = sd.encode_prompts("")
-    optimizer = optimizer_for(settings, trained, processes)
-    unet, copy = (processes.join(compiled(settings, network)) for network in (sd.unet, control))
-    size = held_out.images.shape[-2:]
+    # Training calls them compiled, or joined with other processes; pictures are made without that.
+    unet, control = (processes.join(compiled(settings, net)) for net in (sd.unet, controlnet))
 
     def look(n: int) -> tuple[list[Tensor], dict]:
         """Measure on the first n of the held-out pairs."""
-        loss = partial(diffusion_loss, sd.unet, control, diffusion)
-        with precision(), moved([sd.vae, sd.text_encoder], settings.device, back_to=home):
-            return measure(sd, control, held_out.first(n), loss, score_of, settings.batch_size)
+        loss = partial(diffusion_loss, sd.unet, controlnet, diffusion)
+        encoders = [sd.vae, sd.text_encoder]
+        with precision(), machine.moved(encoders, settings.device, back_to=home):
+            return measure(sd, controlnet, held_out.first(n), loss, score_of, settings.batch_size)
 
     save = partial(save_weights, sd, optimizer.networks, settings.condition)
     watch = Watch(settings, optimizer, processes, partial(look, SHEET), save)
@@ -243,20 +232,22 @@ def train(settings: Settings, resume: bool = False) -> dict:
     with precision():
         batches, home = load_batches(settings, sd, pairs, start, processes)
 
+    passes, size = settings.accumulate, held_out.images.shape[-2:]
+    n = settings.batch_size * passes * processes.size  # pairs in a step
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
-        n = settings.batch_size * settings.accumulate * processes.size
-        draws, loss = draw(settings.seed, step, n, *size, settings.drop_prompt), 0.0
-        for i in range(settings.accumulate):
-            processes.average_next(optimizer.every_pass or i + 1 == settings.accumulate, unet, copy)
-            mine = Draws(*(drawn[processes.share(i, settings.batch_size)] for drawn in draws))
+        draws = draw(settings.seed, step, n, *size, settings.drop_prompt)
+        total = torch.zeros((), device=settings.device)
+        for i in range(passes):
+            processes.average_next(optimizer.every_pass or i + 1 == passes, unet, control)
+            mine = draws.of(processes.share(i, settings.batch_size))
             with precision():
                 batch = next(batches)
-                part = training_loss(unet, copy, diffusion, sd.scale_factor, batch, mine, empty)
-            optimizer.backward(part / settings.accumulate)
-            loss = loss + part.detach() / settings.accumulate
+                loss = training_loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
+            optimizer.backward(loss / passes)
+            total += loss.detach() / passes
         optimizer.step()
-        watch.done(step, loss)
+        watch.done(step, total)
     return watch.finish(partial(look, len(held_out.images)), film_size=size)
 
 
@@ -268,25 +259,17 @@ def datasets(
 ) -> tuple[Pairs, HeldOut, Callable[[Tensor], float] | None]:
     """Pairs to train on, others to measure with and, of drawn scenes, how well pictures of the
     first of those follow their condition."""
-    pairs: Pairs
-    score_of = None
     if settings.data:
         with blame("--data"):
-            pairs, others = split(Folder(Path(settings.data)))
-    else:
-        n = settings.steps * settings.accumulate * settings.batch_size // 4
-        pairs = Scenes(settings.condition, n=max(SCENES, n))
-        others = Scenes(settings.condition, HELD_OUT, n=32)
-        detector = load_detector(DETECTOR)
-
-        def score_of(pictures: Tensor) -> float:
-            scenes = [others.scene(i) for i in range(len(pictures))]
-            return score_of_condition(settings.condition, pictures, scenes, detector)
-
-    with blame("--data" if settings.data else "--condition"):
-        images, hints, prompts = zip(*(others[i] for i in range(len(others))))
-    images = torch.stack(images)
-    return pairs, HeldOut(images, torch.stack(hints), prompts, mean_latents(sd, images)), score_of
+            folder, others = split(Folder(Path(settings.data)))
+            return folder, HeldOut.of(sd, others), None
+    if sd.size != SIZE:
+        mismatch = f"is for pictures of {sd.size} pixels, and drawn scenes have {SIZE}"
+        raise InputError(f"--base: {settings.base} {mismatch}: expected --data DIR")
+    n = settings.steps * settings.accumulate * settings.batch_size // 4
+    scenes = Scenes(settings.condition, HELD_OUT, n=32)
+    score_of = scorer(settings.condition, scenes)
+    return Scenes(settings.condition, n=max(SCENES, n)), HeldOut.of(sd, scenes), score_of
 
 
 def optimizer_for(
@@ -338,15 +321,15 @@ def resolve(given: dict[str, Any]) -> Settings:
     low_memory = LOW_MEMORY_PRESET if given.get("low_memory") else {}
     settings = Settings(**({} if "base" in given else NANO_PRESET) | low_memory | given)
     condition = settings.condition or (None if settings.data else "canny")
-    on = settings.device or default_device()
-    long = is_gpu(on) and settings.steps >= COMPILE_FROM and not settings.low_memory
+    on = settings.device or machine.default_device()
+    long = machine.is_gpu(on) and settings.steps >= COMPILE_FROM and not settings.low_memory
     return replace(
         settings,
         base=settings.base or str(NANO),
         condition=condition,
         out=new_folder(settings.out, condition or "control"),
         device=on,
-        dtype=settings.dtype or default_dtype(on),
+        dtype=settings.dtype or machine.default_dtype(on),
         compile=long if settings.compile is None else settings.compile,
         cache=settings.cache and absolute(settings.cache),
     )
@@ -359,32 +342,17 @@ def check(given: dict[str, Any]) -> None:
     if given.get("low_memory") and "unlock" in given:
         raise InputError("--low-memory is for a locked base: it cannot be used with --unlock")
     if "data" in given and "base" not in given:
-        print("--data without --base: training a ControlNet for nano, the bundled small model")
+        note = "--data without --base: training a ControlNet for nano, the bundled small model"
+        print(note, file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
     """The settings, whether to resume, and whether only to check."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add_flags(parser, Settings, NANO_PRESET)
-    add = parser.add_argument
-    add(
-        "--no-cache",
-        dest="cache",
-        action="store_const",
-        const="",
-        default=argparse.SUPPRESS,
-        help="encode at every step",
-    )
-    add(
-        "--resume",
-        metavar="RUN",
-        type=absolute,
-        help="continue this run; of the other flags only "
-        "--steps may change: grow, where the learning rate is constant",
-    )
-    add("--dry-run", action="store_true", help="check everything, print the settings, stop")
-    add("--stage", help=argparse.SUPPRESS)
+    parser = parser_for(Settings, __doc__, NANO_PRESET)
+    no_cache = {"dest": "cache", "action": "store_const", "const": "", "default": argparse.SUPPRESS}
+    parser.add_argument("--no-cache", **no_cache, help="encode at every step")
+    parser.add_argument("--dry-run", action="store_true", help="check, print the settings, stop")
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
     resume, dry_run, stage = (given.pop(name) for name in ("resume", "dry_run", "stage"))
     if stage:
@@ -408,8 +376,9 @@ def print_settings(settings: Settings) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    keep_freed_memory()
-    with one_sentence("train.py", "use a smaller --batch-size, or --low-memory"):
+    machine.keep_freed_memory()
+    stopped = "stopped; --resume continues from the last save"
+    with one_sentence("train.py", "use a smaller --batch-size, or --low-memory", stopped):
         settings, resume, dry_run = parse(argv)
         if dry_run:
             print_settings(settings)

@@ -13,7 +13,10 @@ import sample
 import train
 from conftest import CONTROL, NANO, refusal, write_pairs
 from nanocontrol import load_control, load_sd
-from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
+from nanocontrol.nano.scores import scorer
+from nanocontrol.training.measure import step_of_jump
+from nanocontrol.training.run import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monk
 
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        with pytest.raises(SystemExit, match="stopped"):
+        with pytest.raises(SystemExit, match="stopped; --resume"):
             train.main([*flags, "--out", str(cut)])
     assert len(log(cut)) < len(log(whole)) and not (cut / "metrics.json").exists()
     train.main(["--resume", str(cut), *flags])
@@ -153,44 +156,11 @@ def test_a_finished_run_can_be_made_longer(flags, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
-@pytest.mark.parametrize("stage", ["vae", "decoder", "base"])
-def test_the_small_base_can_be_trained(stage, tmp_path):
-    flags = [] if stage == "vae" else ["--base", NANO]
-    flags += ["--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
-    train.main(["--stage", stage, *flags])
-    made, nano = load_sd(tmp_path / "run" / "base.safetensors"), load_sd(NANO)
-    assert made.unet.config == nano.unet.config
-
-    parts = {
-        "encoder": lambda sd: sd.vae.encoder,
-        "decoder": lambda sd: sd.vae.decoder,
-        "unet": lambda sd: sd.unet,
-        "text": lambda sd: sd.text_encoder,
-    }
-    kept = {"vae": [], "decoder": ["encoder", "unet", "text"], "base": ["encoder", "decoder"]}
-    for name, part in parts.items():
-        a, b = part(made).state_dict(), part(nano).state_dict()
-        same = all(torch.equal(a[key], b[key].float()) for key in a)
-        assert same == (name in kept[stage]), name
-    images = held_out_scenes(None, 64)[0]
-    assert train.mean_latents(made, images).std() == pytest.approx(1, abs=0.1)
-
-
-def test_the_base_learns_latents_that_are_encoded_once():
-    sd, scenes = load_sd(NANO), Scenes(None)
-    pairs = train.encoded(sd, scenes, n=70)
-    assert len(pairs) == 70
-    latent, _, prompt = pairs[69]
-    again = train.mean_latents(sd, scenes[69][0][None])[0]  # but for the posterior's noise
-    alike = torch.corrcoef(torch.stack([latent, again]).flatten(1))[0, 1]
-    assert prompt == scenes[69][2] and alike > 0.98
-
-
 def test_the_step_of_the_jump(tmp_path):
     def jump(name: str, values: list[float]) -> int | None:
-        run = train.RunFolder(tmp_path)
+        run = RunFolder(tmp_path)
         run.history = [{"step": 10 * i, name: value} for i, value in enumerate(values)]
-        return train.step_of_jump(run)
+        return step_of_jump(run.measured)
 
     assert jump("score", [0.3, 0.3, 0.32, 0.5, 0.7]) == 30
     assert jump("iou", [0.3, 0.3, 0.6, 0.6]) == 20
@@ -199,19 +169,14 @@ def test_the_step_of_the_jump(tmp_path):
     assert jump("loss", [1.0, 0.5]) is None
 
 
-def test_a_control_knows_its_condition(tmp_path, monkeypatch):
+def test_a_control_knows_its_condition(tmp_path):
     flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
     train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "run")])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
-    with monkeypatch.context() as patch:  # if the pictures were the true ones
-        patch.setattr(train, "make_pictures", lambda *_, **__: held_out_scenes("pose", 32)[0])
-        args = train.parse([*flags, "--out", str(tmp_path / "none")])
-        sd, control, _ = train.models(args)
-        detector = train.load_detector(train.DETECTOR)
-        held_out = train.HeldOut(*held_out_scenes("pose", 32)[:3])
-        held_out = held_out._replace(x0=train.mean_latents(sd, held_out.images))
-        assert train.measure(args, sd, control, held_out, detector)[1]["score"] > 0.8
+    scenes = Scenes("pose", HELD_OUT, n=32)
+    true_pictures = torch.stack([scenes[i][0] for i in range(32)])
+    assert scorer("pose", scenes)(true_pictures) > 0.8
     control = ["--control", str(tmp_path / "run" / "control.safetensors")]
     sample.main([*control, "--n", "1", "--steps", "2", "--seed", "5"])
     hint = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))[:, :64]
@@ -219,16 +184,33 @@ def test_a_control_knows_its_condition(tmp_path, monkeypatch):
     assert np.abs(hint / 255 - drawn).max() < 0.005
 
 
-def test_learning_rates(tmp_path):
-    own, nano = train.parse(["--base", NANO]), train.parse([])
-    base = train.parse(["--stage", "base", "--base", NANO])
-    assert {train.learning_rate(own, step) for step in range(own.steps)} == {1e-5}
-    rates = [train.learning_rate(nano, step) for step in range(nano.steps)]
-    falling = nano.steps // 4
-    assert set(rates[:-falling]) == {1e-3} and rates[-falling:] == sorted(rates[-falling:])[::-1]
-    assert rates[-1] == pytest.approx(1e-3 / falling)
-    rates = [train.learning_rate(base, step) for step in range(base.steps)]
-    assert max(rates) == pytest.approx(1e-3, rel=1e-3) and rates[0] < 3e-5 > rates[-1]
+def test_learning_rates():
+    constant = {train.learning_rate(1e-5, "constant", step, 100) for step in range(100)}
+    assert constant == {1e-5}
+    rates = [train.learning_rate(1e-3, "cooldown", step, 100) for step in range(100)]
+    assert set(rates[:-25]) == {1e-3} and rates[-25:] == sorted(rates[-25:])[::-1]
+    assert rates[-1] == pytest.approx(1e-3 / 25)
+
+
+def test_data_without_a_base_is_for_nano_and_says_so(pairs, tmp_path, capsys):
+    train.main(["--data", str(pairs), "--dry-run"])
+    printed = capsys.readouterr()
+    assert "training a ControlNet for nano" in printed.err
+    settings = json.loads(printed.out)
+    assert settings["lr"] == 1e-3 and settings["hint_init"] == "variance"
+
+
+def test_the_condition_encoders_start_is_a_setting(tmp_path):
+    def last_before_zero(start: str) -> torch.Tensor:
+        """What the encoder's last convolution is given of a hint, across the picture."""
+        torch.manual_seed(0)
+        settings = train.resolve({"base": NANO, "hint_init": start, "out": str(tmp_path / start)})
+        _, control, _ = train.models(settings)
+        assert control.input_hint_block[-1].weight.abs().max() == 0
+        with torch.no_grad():
+            return control.input_hint_block[:-1](torch.rand(1, 3, 64, 64)).std(dim=(2, 3)).mean()
+
+    assert last_before_zero("variance") > 100 * last_before_zero("pytorch")
 
 
 def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys):
@@ -239,10 +221,12 @@ def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys)
 
 
 def test_defaults_are_the_papers_with_a_base_of_ones_own(flags):
-    own = train.parse(["--base", NANO])
+    own, nano = train.resolve({"base": NANO}), train.resolve({})
     assert (own.lr, own.batch_size, own.drop_prompt, own.accumulate) == (1e-5, 4, 0.5, 1)
-    assert train.parse([]).lr == 1e-3 and train.parse([]).condition == "canny"
-    assert own.condition == "canny" and train.parse(flags).condition is None
+    assert (own.schedule, own.hint_init) == ("constant", "pytorch")
+    assert (nano.lr, nano.schedule, nano.hint_init) == (1e-3, "cooldown", "variance")
+    assert nano.condition == own.condition == "canny"
+    assert train.parse(flags)[0].condition is None
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -270,22 +254,13 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--resume", str(empty)], "--resume"),
         (["--resume", run, "--lr", "1e-2"], "--lr"),
         (["--resume", run, "--seed", "5"], "--seed"),
+        (["--schedule", "linear"], "--schedule"),
+        (["--hint-init", "zero"], "--hint-init"),
         (["--lr", "1e39", "--save-every", "1", "--out", str(tmp_path / "hotter")], "not finite"),
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
-    assert "--base" in refusal(train.main, capsys, "--stage", "base")
-    assert "--base" in refusal(train.main, capsys, "--stage", "decoder")
-    for stage, flag, value in [
-        ("vae", "--unlock", "all"),
-        ("base", "--condition", "pose"),
-        ("decoder", "--data", "x"),
-        ("vae", "--base", NANO),
-        ("vae", "--drop-prompt", "0.5"),
-        ("base", "--prediction", "v"),
-    ]:
-        more = ["--base", NANO] if stage != "vae" else []
-        assert flag in refusal(train.main, capsys, "--stage", stage, flag, value, *more)
-    for text in ("[]", '{"stage": "control", "device": "cpu"}'):
+    assert "nanocontrol.nano.train" in refusal(train.main, capsys, "--stage", "base")
+    for text in ("[]", '{"steps": 3, "device": "cpu"}'):
         (empty / "settings.json").write_text(text)
         assert "--resume" in refusal(train.main, capsys, "--resume", str(empty))
     bad = write_pairs(tmp_path / "bad")

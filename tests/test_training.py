@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 import train
-from conftest import CONTROL, NANO, ROOT, randomise, write_pairs
-from nanocontrol import load_control, load_sd
+from conftest import CONTROL, NANO, ROOT, randomise, refusal, write_pairs
+from nanocontrol import DDPM, load_control, load_sd
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.machine import Conv3x3
-from nanocontrol.training import cache
+from nanocontrol.training import cache, optimizer
+from nanocontrol.training.batches import Batch
 from nanocontrol.training.pairs import Folder
+from nanocontrol.training.processes import Processes
 from nanocontrol.unet import UNetConfig, res_block
 
 
@@ -86,7 +88,7 @@ def sd():
 
 def fill(sd, dataset, folder: Path, precision: str = "fp32", *team: int) -> list[Path]:
     with torch.no_grad():
-        return cache.fill(sd, dataset, folder, precision, 4, 0, *team)
+        return cache.encode_all(sd, dataset, folder, precision, 4, *team)
 
 
 def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
@@ -184,20 +186,47 @@ def test_an_interrupted_or_damaged_cache_is_completed(sd, tmp_path, monkeypatch)
 
 def test_a_full_disk_is_said_before_anything_is_written(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(SystemExit, match="--cache .*0.0 GB are wanted.*--no-cache"):
-        train.main([*flags, "--steps", "6", "--batch-size", "4", "--out", "run"])
+    message = refusal(
+        train.main, capsys, *flags, "--steps", "6", "--batch-size", "4", "--out", "run"
+    )
+    assert "--cache" in message and "needs 0.0 GB" in message and "--no-cache" in message
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_every_step_draws_its_own_latent(sd):
+def test_a_steps_draws_come_from_seed_and_step_alone():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    draws = train.draw(0, 5, 4, 64, 64, 0.5)
+    assert torch.equal(state, torch.get_rng_state())  # the global generator is left alone
+    again = train.draw(0, 5, 4, 64, 64, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(draws, again))
+    for seed, step in (0, 6), (1, 5), (5, 0):
+        other = train.draw(seed, step, 4, 64, 64, 0.5)
+        assert not torch.isclose(draws.noise, other.noise).any()
+        assert not torch.isclose(draws.posterior, other.posterior).any()
+    assert not torch.isclose(draws.noise, draws.posterior).any()
+    many = train.draw(3, 0, 20_000, 8, 8, 0.25)
+    assert 0.23 < many.no_prompt.float().mean() < 0.27
+    assert many.t.min() == 0 and many.t.max() == 999
+
+
+def test_a_latent_is_drawn_and_some_prompts_are_emptied(monkeypatch):
     """The cache keeps the posterior, not a draw from it."""
-    mean, deviation = torch.randn(2, 4, 8, 8), torch.rand(2, 4, 8, 8)
-    noise, more = (
-        train.draw(train.generator_of(0, step), 2, 64, 64, 0.5).posterior for step in range(2)
+    seen = []
+    monkeypatch.setattr(train, "diffusion_loss", lambda *given: seen.append(given))
+    mean, deviation, hint = (
+        torch.randn(2, 4, 8, 8),
+        torch.rand(2, 4, 8, 8),
+        torch.rand(2, 3, 64, 64),
     )
-    drawn = train.latents(sd, mean, deviation, noise) / sd.scale_factor
-    assert torch.allclose((drawn - mean) / deviation, noise, atol=1e-3)
-    assert not torch.allclose(noise, more)
+    context, empty = torch.randn(2, 77, 64), torch.randn(1, 77, 64)
+    draws = train.draw(0, 0, 2, 64, 64, 0.5)._replace(no_prompt=torch.tensor([True, False]))
+    batch = Batch(mean, deviation, context, hint)
+    train.training_loss(None, None, None, 0.5, batch, draws, empty)
+    _, _, _, x0, its_hint, its_context, noise, t = seen[0]
+    assert torch.allclose(x0 / 0.5, mean + deviation * draws.posterior, atol=1e-6)
+    assert torch.equal(its_context, torch.stack([empty[0], context[1]]))
+    assert its_hint is hint and torch.equal(noise, draws.noise) and torch.equal(t, draws.t)
 
 
 # ------------------------------------------------------- a step, however it is divided or computed
@@ -228,7 +257,7 @@ def test_updating_early_changes_nothing(flags, monkeypatch):
     flags += ["--steps", "3", "--batch-size", "2"]
     counts = []
     for early in (10**12, 10**5):
-        monkeypatch.setattr(train, "EARLY", early)
+        monkeypatch.setattr(optimizer, "EARLY", early)
         calls, step = [0], torch.optim.AdamW.step
         with monkeypatch.context() as patch:
             patch.setattr(
@@ -255,8 +284,8 @@ def test_low_memory_computes_the_same(flags):
 def test_checkpointed_blocks_keep_less(flags):
     def kept(*more: str) -> int:
         """Bytes that autograd keeps for the backward pass, weights apart."""
-        args = train.parse([*flags, *more, "--batch-size", "2", "--accumulate", "1"])
-        sd, control, _ = train.models(args)
+        settings = train.parse([*flags, *more, "--batch-size", "2", "--accumulate", "1"])[0]
+        sd, control, _ = train.models(settings)
         weights = {p.data_ptr() for m in (sd.unet, control) for p in m.parameters()}
         saved: dict[int, int] = {}
 
@@ -267,13 +296,14 @@ def test_checkpointed_blocks_keep_less(flags):
 
         x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 77, 64)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            train.diffusion_loss(sd, control, x, torch.rand(2, 3, 64, 64), context, x, t)
+            hint = torch.rand(2, 3, 64, 64)
+            train.diffusion_loss(sd.unet, control, DDPM(), x, hint, context, x, t)
         return sum(saved.values())
 
     assert kept("--low-memory") < 0.6 * kept()
 
 
-def test_low_memory_in_half_precision_learns_from_exact_weights(flags):
+def test_low_memory_in_half_precision_learns_from_exact_weights(flags, capsys):
     """float32 weights and the optimizer are in the CPU's memory, the device has a copy."""
     flags += ["--dtype", "bf16", "--low-memory", "--lr", "1e-6", "--steps", "3"]
     train.main([*flags, "--out", "a"])
@@ -282,27 +312,27 @@ def test_low_memory_in_half_precision_learns_from_exact_weights(flags):
     moved = [(a - b).abs().max().item() for a, b in zip(after.parameters(), before.parameters())]
     # AdamW's first steps are about the learning rate, far below what bf16 could tell apart
     assert 1e-6 < max(moved) < 4e-6
-    args = train.parse([*flags, "--out", "b"])
-    training = train.Training(args, train.Team())
-    assert {p.dtype for p in training.control.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in training.parameters} == {torch.float32}
+    settings = train.parse([*flags, "--out", "b"])[0]
+    _, control, trained = train.models(settings)
+    exact = train.optimizer_for(settings, trained, Processes("cpu"))
+    assert {p.dtype for p in control.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in exact.parameters} == {torch.float32}
     train.main([*flags, "--steps", "1", "--out", "half"])
     train.main([*flags, "--steps", "1", "--dtype", "fp32", "--out", "exact"])
     assert 1e-4 < distance(gradients("exact"), gradients("half")) < 0.1
     train.main([*flags, "--out", "c", "--save-every", "2", "--steps", "2"])
-    with pytest.raises(SystemExit, match="contradicts"):
-        train.main(["--resume", "c", "--lr", "1"])
+    assert "contradicts" in refusal(train.main, capsys, "--resume", "c", "--lr", "1")
     train.main(["--resume", "c", "--steps", "3"])
     assert losses("c") == losses("a")
 
 
 def test_both_copies_step_together():
     worker, master = nn.Linear(3, 2).bfloat16(), nn.Linear(3, 2)
-    train.copy_weights(master, worker)
+    optimizer.copy_weights(master, worker)
     assert torch.equal(worker.weight, master.weight.bfloat16())
     for _ in range(2):
         worker(torch.ones(1, 3).bfloat16()).sum().backward()
-        train.move_gradients(worker, master)
+        optimizer.move_gradients(worker, master)
     assert torch.equal(master.weight.grad, torch.full((2, 3), 2.0)) and worker.weight.grad is None
 
 

@@ -26,6 +26,7 @@ from nanocontrol.training.pairs import Pair
 
 # Scenes with seeds below this are for training, the same number from here on for measuring.
 HELD_OUT = 1_000_000
+SIZE = 64  # pixels, of the pictures
 
 
 class Scenes:

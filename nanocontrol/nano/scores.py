@@ -14,6 +14,7 @@ picture without control shows what chance gives.
 | normals            | the detector | share of the things' pixels within 22.5 degrees             |
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -32,8 +33,22 @@ from nanocontrol.nano.detector import (
     SOFT,
     Detector,
     kinds_of,
+    load_detector,
 )
+from nanocontrol.nano.model import DETECTOR
+from nanocontrol.nano.scenes import Scenes
 from nanocontrol.nano.world import Drawing, Scene, draw, joints_of
+
+
+def scorer(condition: str, scenes: Scenes) -> Callable[[Tensor], float]:
+    """How well n pictures follow the first n scenes: a function of the pictures."""
+    detector = load_detector(DETECTOR)
+
+    def score_of(images: Tensor) -> float:
+        followed = [scenes.scene(i) for i in range(len(images))]
+        return score(condition, images, followed, detector)
+
+    return score_of
 
 
 def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:

@@ -11,7 +11,6 @@ detector: the network that scores pictures. `weights/README.md` tells how the bu
 about.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,9 +30,10 @@ from nanocontrol.nano.evaluate import psnr, rebuild, shows_kinds
 from nanocontrol.nano.model import new_nano
 from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
 from nanocontrol.nano.world import random_scene
+from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence
 from nanocontrol.plumbing.files import make_folder
-from nanocontrol.plumbing.machine import autocast, default_device, default_dtype, keep_freed_memory
+from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
 from nanocontrol.plumbing.tensors import read_tensors, write_tensors
 from nanocontrol.schedulers import DDPM, STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
@@ -41,20 +41,7 @@ from nanocontrol.training.batches import generator_of, groups, loader, shuffled
 from nanocontrol.training.measure import HeldOut, held_out_loss, make_pictures, mean_latents
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.settings import (
-    Count,
-    Device,
-    Dir,
-    File,
-    Fraction,
-    Positive,
-    Seed,
-    absolute,
-    add_flags,
-    knob,
-    new_folder,
-    settings_of_run,
-)
+from nanocontrol.training.settings import knob, new_folder, parser_for, settings_of_run
 from nanocontrol.training.watch import Watch
 from nanocontrol.vae import sample_posterior
 
@@ -64,18 +51,20 @@ class Settings:
     """A flag each."""
 
     part: str
-    base: File | None = knob(None, "a Stable Diffusion whose VAE is trained (base, decoder)")
-    out: Dir | None = knob(None, "the run's folder (default: runs/PART-1, -2, ...)")
-    steps: Count = knob(6000, "of the optimizer; the learning rate falls over them")
-    batch_size: Count = knob(32, "pictures in a step")
-    lr: Positive = knob(1e-3, "learning rate at its highest")
-    drop_prompt: Fraction = knob(0.1, "share of the prompts that are emptied (base)")
-    scenes: Count = knob(50_000, "drawn scenes to train on")
-    seed: Seed = knob(0, "of weights, order and noise")
-    device: Device | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)")
+    base: str | None = knob(
+        None, "a Stable Diffusion whose VAE is trained (base, decoder)", absolute
+    )
+    out: str | None = knob(None, "the run's folder (default: runs/PART-1, -2, ...)", absolute)
+    steps: int = knob(6000, "of the optimizer; the learning rate falls over them", at_least(1))
+    batch_size: int = knob(32, "pictures in a step", at_least(1))
+    lr: float = knob(1e-3, "learning rate at its highest", positive)
+    drop_prompt: float = knob(0.1, "share of the prompts that are emptied (base)", fraction)
+    scenes: int = knob(50_000, "drawn scenes to train on", at_least(1))
+    seed: int = knob(0, "of weights, order and noise", seed)
+    device: str | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
     dtype: Literal["fp32", "bf16"] | None = knob(None, "default: bf16 on a GPU that has it")
-    save_every: Count = knob(500, "steps between saves")
-    sample_every: Count = knob(500, "steps between sheets of pictures")
+    save_every: int = knob(500, "steps between saves", at_least(1))
+    sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -115,7 +104,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
     batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, step, settings.steps))
-        with autocast(settings.device, settings.dtype):
+        with machine.autocast(settings.device, settings.dtype):
             loss = part.loss(step, next(batches), generator_of(settings.seed, step))
         optimizer.backward(loss)
         nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
@@ -185,7 +174,7 @@ def look_at_reconstructions(
     settings: Settings, sd: StableDiffusion, n: int
 ) -> tuple[list[Tensor], dict]:
     images = held_out_scenes(None, n)[0]
-    with autocast(settings.device, settings.dtype):
+    with machine.autocast(settings.device, settings.dtype):
         rebuilt = rebuild(sd, images)
     return [images, rebuilt], {"vae_db": psnr(rebuilt, images)}
 
@@ -223,7 +212,7 @@ def base(settings: Settings) -> Part:
 
     def look(n: int) -> tuple[list[Tensor], dict]:
         images, hints, prompts, _ = held_out_scenes(None, n)
-        with autocast(settings.device, settings.dtype):
+        with machine.autocast(settings.device, settings.dtype):
             pairs = HeldOut(images, hints, list(prompts), mean_latents(sd, images))
             made = make_pictures(sd, prompts, None, hints, at_once=2 * settings.batch_size)
             number = held_out_loss(sd, pairs, without_hint, settings.batch_size)
@@ -318,21 +307,19 @@ def resolve(given: dict[str, Any]) -> Settings:
     if part in USED_BY["base"] and "base" not in given:
         raise InputError(f"{part}: expected --base FILE, with a trained VAE (train vae first)")
     settings = Settings(**PRESETS[part] | given)
-    on = settings.device or default_device()
-    dtype = settings.dtype or default_dtype(on)
+    on = settings.device or machine.default_device()
+    dtype = settings.dtype or machine.default_dtype(on)
     return replace(settings, out=new_folder(settings.out, part), device=on, dtype=dtype)
 
 
 def main(argv: list[str] | None = None) -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("train", description=__doc__, formatter_class=formatter)
+    parser = parser_for(Settings, __doc__, {})
     parser.add_argument("part", choices=PARTS, help="what to train")
-    add_flags(parser, Settings, {})
-    parser.add_argument("--resume", metavar="RUN", type=absolute, help="continue this run")
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")
-    keep_freed_memory()
-    with one_sentence("train", "use a smaller --batch-size"):
+    machine.keep_freed_memory()
+    stopped = "stopped; --resume continues from the last save"
+    with one_sentence("train", "use a smaller --batch-size", stopped):
         settings = settings_of_run(Settings, Path(resume), given) if resume else resolve(given)
         train(settings, bool(resume))
 

@@ -19,16 +19,21 @@ def blame(flag: str) -> Iterator[None]:
 
 
 @contextmanager
-def one_sentence(program: str, when_memory_is_full: str = "more is wanted") -> Iterator[None]:
-    """End with one sentence where something is refused (status 2) or stopped."""
+def one_sentence(
+    program: str, when_memory_is_full: str = "more is needed", when_stopped: str = "stopped"
+) -> Iterator[None]:
+    """End with one sentence where something is refused (status 2) or stopped (status 1)."""
     try:
         yield
     except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        # One from a process that reads pairs comes at the end of that process's traceback.
+        message = str(error).strip().splitlines()[-1]
+        message = message.removeprefix(f"{InputError.__module__}.InputError: ")
+        print(f"{program}: {message}", file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:  # PyTorch's is the first, on a CPU too
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         sys.exit(f"{program}: there is not enough memory; {when_memory_is_full}")
     except KeyboardInterrupt:
-        sys.exit(f"{program}: stopped")
+        sys.exit(f"{program}: {when_stopped}")

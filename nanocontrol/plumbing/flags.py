@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from nanocontrol.plumbing.machine import available
 
@@ -55,3 +56,8 @@ def device(text: str) -> str:
     if not available(text):
         raise argparse.ArgumentTypeError(f"PyTorch has no device {text!r} here")
     return text
+
+
+def absolute(path: str) -> str:
+    """The path from the root: a run may be resumed from another folder."""
+    return str(Path(path).resolve())

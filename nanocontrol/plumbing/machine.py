@@ -46,6 +46,12 @@ def autocast(device: str, dtype: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, dtype == "bf16")
 
 
+def allow_tf32(device: str) -> None:
+    """On a GPU, products of float32 numbers may have 10 bits of mantissa."""
+    if is_gpu(device):
+        torch.set_float32_matmul_precision("high")
+
+
 def is_gpu(device: str) -> bool:
     return device.startswith("cuda")
 

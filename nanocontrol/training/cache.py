@@ -75,16 +75,15 @@ def encode_all(
     missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
     check_space(folder, sd, pairs, IN_FILE * len(missing))
     workers = readers(str(next(sd.vae.parameters()).device))
-    bar = tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0)
-    bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
-    for i in missing:
-        some = Pictures(pairs, range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)])
-        batches = DataLoader(some, batch_size, num_workers=workers)
-        mean, deviation, context = zip(*(encode(sd, *batch) for batch in batches))
-        columns = {"mean": mean, "deviation": deviation, "context": context}
-        write_tensors(files[i], {name: torch.cat(parts) for name, parts in columns.items()}, {})
-        bar.update(min(len(some) * processes, len(pairs) - bar.n))
-    bar.close()
+    with tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0) as bar:
+        bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
+        for i in missing:
+            some = Pictures(pairs, range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)])
+            batches = DataLoader(some, batch_size, num_workers=workers)
+            mean, deviation, context = zip(*(encode(sd, *batch) for batch in batches))
+            columns = {"mean": mean, "deviation": deviation, "context": context}
+            write_tensors(files[i], {name: torch.cat(parts) for name, parts in columns.items()}, {})
+            bar.update(min(len(some) * processes, len(pairs) - bar.n))
     return files
 
 

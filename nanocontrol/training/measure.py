@@ -1,7 +1,7 @@
 """Measuring a ControlNet while it learns: pictures from fixed noise, and numbers."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from nanocontrol.controlnet import ControlNet
 from nanocontrol.sampling import initial_noise, sample
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.training.pairs import Pairs
 
 # Of x0, hint, context, noise and t; see diffusion_loss in train.py.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -86,11 +87,17 @@ class HeldOut(NamedTuple):
 
     images: Tensor  # [n, 3, H, W] in [-1, 1]
     hints: Tensor  # [n, 3, H, W] in [0, 1]
-    prompts: list[str]
+    prompts: Sequence[str]
     x0: Tensor  # [n, 4, H/8, W/8], scaled latents
 
-    def first(self, n: int) -> "HeldOut":
-        return HeldOut(*(column[:n] for column in self))
+    @classmethod
+    def of(cls, sd: StableDiffusion, pairs: Pairs) -> Self:
+        images, hints, prompts = zip(*(pairs[i] for i in range(len(pairs))))
+        images = torch.stack(images)
+        return cls(images, torch.stack(hints), prompts, mean_latents(sd, images))
+
+    def first(self, n: int) -> Self:
+        return type(self)(*(column[:n] for column in self))
 
 
 @torch.no_grad()

@@ -2,82 +2,59 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
 from pathlib import Path
-from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.flags import at_least, device, fraction, positive, seed
+from nanocontrol.plumbing.flags import absolute
 from nanocontrol.plumbing.machine import available
 
 S = TypeVar("S")
 
 
-def absolute(path: str) -> str:
-    """A run may be resumed from another folder."""
-    return str(Path(path).resolve())
-
-
-class Argument(NamedTuple):
-    """What argparse is told of a setting, beside its type."""
-
-    type: Callable[[str], Any] | None = None
-    metavar: str | None = None
-    choices: tuple[str, ...] | None = None
-
-
-File = Annotated[str, Argument(absolute, "FILE")]
-Dir = Annotated[str, Argument(absolute, "DIR")]
-Count = Annotated[int, Argument(at_least(1), "N")]
-Seed = Annotated[int, Argument(seed, "N")]
-Fraction = Annotated[float, Argument(fraction, "X")]
-Positive = Annotated[float, Argument(positive, "X")]
-Device = Annotated[str, Argument(device, "NAME")]
-
-
-def knob(default: Any, help: str) -> Any:
-    """A field of such a dataclass: its default and what it is. A default of None is decided later,
+def knob(
+    default: Any,
+    help: str,
+    reader: Callable[[str], Any] = str,
+    choices: Iterable[str] | None = None,
+) -> Any:
+    """A field of such a dataclass: its default and what it is; what reads it from a command line,
+    or the values it can have (a Literal type says them too). A default of None is decided later,
     from the machine or from other settings."""
-    return field(default=default, metadata={"help": help})
+    return field(default=default, metadata={"help": help, "type": reader, "choices": choices})
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type, small: Mapping[str, Any]) -> None:
-    """A flag for each setting; those that are not given will not be in the parsed namespace.
-    small: the defaults that differ for the small model, for --help."""
-    kinds = get_type_hints(settings, include_extras=True)
+def parser_for(
+    settings: type, description: str | None, small: Mapping[str, Any]
+) -> argparse.ArgumentParser:
+    """With a flag for each setting, and --resume; those that are not given will not be in the
+    parsed namespace. small: the defaults that differ for the small model, for --help."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     for setting in fields(settings):
         if not setting.metadata:  # no knob
             continue
-        name, default, help = setting.name, setting.default, setting.metadata["help"]
-        if default not in (None, False):
-            help += f" (default: {default}{f'; nano: {small[name]}' if name in small else ''})"
-        argument = argument_of(kinds[name])
-        parser.add_argument(flag_of(name), default=argparse.SUPPRESS, help=help, **argument)
-
-
-def argument_of(kind: Any) -> dict[str, Any]:
-    """What argparse is told of a setting of this type."""
-    if kind is bool:
-        return {"action": "store_true"}
-    if kind == bool | None:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(kind) in (Union, UnionType):  # ... | None
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Literal:
-        return {"choices": get_args(kind)}
-    return kind.__metadata__[0]._asdict()
+        argument = dict(setting.metadata)
+        if setting.default not in (None, False):
+            also = f"; nano: {small[setting.name]}" if setting.name in small else ""
+            argument["help"] += f" (default: {setting.default}{also})"
+        kinds = [setting.type, *get_args(setting.type)]  # without and with `| None`
+        if bool in kinds:
+            del argument["type"], argument["choices"]
+            yes_or_no = argparse.BooleanOptionalAction if len(kinds) > 1 else "store_true"
+            argument["action"] = yes_or_no
+        for literal in kinds:
+            if get_origin(literal) is Literal:
+                argument["choices"] = get_args(literal)
+        if argument.get("type") is absolute:
+            argument["metavar"] = "PATH"
+        parser.add_argument(flag_of(setting.name), default=argparse.SUPPRESS, **argument)
+    continued = "continue this run; of the other flags only --steps may differ (may grow), where "
+    continued += "the learning rate is constant"
+    parser.add_argument("--resume", metavar="RUN", type=absolute, help=continued)
+    return parser
 
 
 def flag_of(name: str) -> str:
@@ -91,8 +68,11 @@ def settings_of_run(settings: type[S], run: Path, given: Mapping[str, Any], long
     Raises InputError if the folder holds no run of these settings, or its device is not here.
     """
     try:
-        old = settings(**json.loads((run / "settings.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        kept = json.loads((run / "settings.json").read_text())
+        old = settings(**kept)
+        if kept.keys() != vars(old).keys():
+            raise LookupError
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         raise InputError(
             f"--resume {run}: no settings.json, or one of another version; expected a run's folder"
         ) from None

@@ -1,0 +1,143 @@
+"""The small model's commands: evaluating, sheets of pictures, and its own trainings."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from conftest import CONTROL, NANO, refusal
+from nanocontrol import ControlNet, InputError, load_sd, save_control
+from nanocontrol.nano import evaluate, nine, scenes
+from nanocontrol.nano import train as nano_train
+from nanocontrol.nano.detector import load_detector
+from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
+from nanocontrol.training.measure import mean_latents
+
+
+def test_evaluate_prints_its_numbers(capsys):
+    evaluate.main(["--n", "4"])
+    numbers = json.loads(capsys.readouterr().out)
+    measured = {"vae_db", "background", "colours", "shapes", "shapes_true", "iou", "conditions"}
+    assert numbers.keys() == measured
+    assert numbers["vae_db"] > 25 and numbers["iou"] > 0.5
+    canny = numbers["conditions"]["canny"]
+    assert canny["true"] == 1 and canny["with"] > canny["without"] + 0.1
+    assert "--base" in refusal(evaluate.main, capsys, "--base", "missing.safetensors")
+    assert "--detector" in refusal(evaluate.main, capsys, "--detector", "missing.safetensors")
+    save_control(ControlNet(load_sd(NANO).unet.config), "bare.safetensors")
+    message = refusal(evaluate.main, capsys, "--control", "bare.safetensors")
+    assert "bare.safetensors names no condition" in message
+
+
+def test_sheets_of_scenes_and_of_conditions(capsys):
+    scenes.main(["--n", "3"])
+    assert Image.open("out/world.png").size == (10 * 64, 16 + 3 * 64)
+    nine.main(["--control", CONTROL])
+    assert Image.open("out/nine.png").size == (2 * 64, 16 + 2 * 64)
+    sd = load_sd(NANO)
+    controls = {name: ControlNet.from_unet(sd.unet) for name in ("hough", "pose")}
+    sheet = np.asarray(nine.side_by_side(sd, controls, HELD_OUT))
+    assert sheet.shape == (16 + 2 * 64, 3 * 64, 3)
+    hints = np.split(sheet[16:80], 3, axis=1)
+    assert all(hint.std() > 5 for hint in hints)  # none is empty
+    made = np.split(sheet[80:], 3, axis=1)
+    assert all(np.array_equal(made[0], other) for other in made)  # untrained ones change nothing
+    assert "are for canny" in refusal(nine.main, capsys, "--control", CONTROL, CONTROL)
+
+
+# ---------------------------------------------------------------------------- its own trainings
+
+
+@pytest.mark.parametrize("part", ["vae", "decoder", "base"])
+def test_parts_of_the_base_are_trained_alone(part, tmp_path):
+    flags = [] if part == "vae" else ["--base", NANO]
+    flags += ["--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
+    nano_train.main([part, *flags])
+    made, nano = load_sd(tmp_path / "run" / "base.safetensors"), load_sd(NANO)
+    assert made.unet.config == nano.unet.config
+
+    parts = {
+        "encoder": lambda sd: sd.vae.encoder,
+        "decoder": lambda sd: sd.vae.decoder,
+        "unet": lambda sd: sd.unet,
+        "text": lambda sd: sd.text_encoder,
+    }
+    kept = {"vae": [], "decoder": ["encoder", "unet", "text"], "base": ["encoder", "decoder"]}
+    for name, network in parts.items():
+        a, b = network(made).state_dict(), network(nano).state_dict()
+        same = all(torch.equal(a[key], b[key].float()) for key in a)
+        assert same == (name in kept[part]), name
+    images = held_out_scenes(None, 64)[0]
+    assert mean_latents(made, images).std() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("part", ["vae", "decoder", "base", "detector"])
+def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, capsys):
+    flags = ["--base", NANO] if part in ("base", "decoder") else []
+    flags += ["--steps", "4", "--batch-size", "2", "--save-every", "2", "--scenes", "9"]
+    flags += ["--sample-every", "4"]
+    nano_train.main([part, *flags, "--out", "whole"])
+
+    def power_fails(lr: float, step: int, steps: int) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return rate(lr, step, steps)
+
+    rate = nano_train.learning_rate
+    with monkeypatch.context() as patch:
+        patch.setattr(nano_train, "learning_rate", power_fails)
+        assert "--resume" in refusal(nano_train.main, capsys, part, *flags, "--out", "cut")
+    message = refusal(nano_train.main, capsys, part, "--resume", "cut", "--steps", "9")
+    assert "--steps 9 contradicts" in message  # the learning rate belongs to their number
+    nano_train.main([part, "--resume", "cut"])
+    assert Path("cut/log.jsonl").read_text() == Path("whole/log.jsonl").read_text()
+    (name,) = {file.name for file in Path("whole").glob("*.safetensors")} - {"latents.safetensors"}
+    ours, theirs = (load_file(f"{run}/{name}") for run in ("whole", "cut"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_trained_detector_can_be_used(capsys):
+    nano_train.main(["detector", "--steps", "2", "--scenes", "20", "--out", "run"])
+    assert load_detector(Path("run/detector.safetensors"))
+
+
+def test_the_base_learns_latents_that_are_encoded_once():
+    sd, scenes = load_sd(NANO), Scenes(None)
+    settings = nano_train.resolve(
+        {"part": "base", "base": NANO, "scenes": 70, "out": str(Path("run").resolve())}
+    )
+    pairs = nano_train.latents_of(settings, sd)
+    assert len(pairs) == 70
+    latent, prompt = pairs[69]
+    again = mean_latents(sd, scenes[69][0][None])[0]  # but for the posterior's noise
+    alike = torch.corrcoef(torch.stack([latent, again]).flatten(1))[0, 1]
+    assert prompt == scenes[69][2] and alike > 0.98
+
+
+def test_the_small_models_learning_rate():
+    rates = [nano_train.learning_rate(1e-3, step, 6000) for step in range(6000)]
+    assert max(rates) == pytest.approx(1e-3, rel=1e-3) and rates[0] < 3e-5 > rates[-1]
+
+
+def test_training_nano_refuses_bad_input(capsys):
+    Path("file").write_text("no folder")
+    for flags, words in [
+        (["base"], "--base FILE"),
+        (["decoder"], "--base FILE"),
+        (["vae", "--base", NANO], "--base has no meaning for vae"),
+        (["vae", "--drop-prompt", "0.5"], "--drop-prompt"),
+        (["base", "--base", "missing.safetensors"], "--base"),
+        (["unet"], "unet"),
+        (["detector", "--scenes", "16", "--out", "file"], "--out"),
+        (["vae", "--resume", "file"], "--resume"),
+    ]:
+        assert words in refusal(nano_train.main, capsys, *flags), flags
+
+
+def test_the_package_refuses_with_its_own_error():
+    with pytest.raises(InputError):
+        load_sd("missing.safetensors")
