@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from in_float64 import hasty_pictures
 from nanocontrol import VAE, ControlNet, StableDiffusion, UNet, UNetConfig, VAEConfig
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.nano.scenes import Scenes
@@ -72,6 +73,13 @@ def sd(style, unet) -> StableDiffusion:
 def elsewhere(tmp_path, monkeypatch):
     """Whatever goes to its default folder goes to a temporary one."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def hasty():
+    """Trainings look at pictures that are made in two steps: how good they are is not the point."""
+    with hasty_pictures():
+        yield
 
 
 def write_pairs(
