@@ -2,13 +2,16 @@
 pairs to train on, and how a command refuses."""
 
 import json
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from in_float64 import hasty_pictures
 from PIL import Image
 
-from in_float64 import hasty_pictures
 from nanocontrol import VAE, ControlNet, StableDiffusion, UNet, UNetConfig, VAEConfig
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.nano.scenes import Scenes
@@ -42,9 +45,19 @@ def style(request) -> str:
     return request.param
 
 
+@cache
+def small(style: str) -> StableDiffusion:
+    """A base model of random weights, made once: a test gets a copy."""
+    unet = randomise(UNet(CONFIGS[style])).requires_grad_(False)
+    vae = randomise(VAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)))
+    text = TextConfig(width=unet.config.context_dim, layers=2, vocabulary=64)
+    text_encoder = randomise(CLIPTextEncoder(text) if style == "sd1" else OpenCLIPTextEncoder(text))
+    return StableDiffusion(unet, vae, text_encoder, prediction="eps")
+
+
 @pytest.fixture
 def unet(style) -> UNet:
-    return randomise(UNet(CONFIGS[style])).requires_grad_(False)
+    return deepcopy(small(style).unet)
 
 
 @pytest.fixture
@@ -63,10 +76,10 @@ def trained_control(unet) -> ControlNet:
 
 @pytest.fixture
 def sd(style, unet) -> StableDiffusion:
-    vae = randomise(VAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)))
-    text = TextConfig(width=unet.config.context_dim, layers=2, vocabulary=64)
-    text_encoder = randomise(CLIPTextEncoder(text) if style == "sd1" else OpenCLIPTextEncoder(text))
-    return StableDiffusion(unet, vae, text_encoder, prediction="eps")
+    base = small(style)
+    return replace(
+        base, unet=unet, vae=deepcopy(base.vae), text_encoder=deepcopy(base.text_encoder)
+    )
 
 
 @pytest.fixture(autouse=True)

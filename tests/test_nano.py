@@ -52,6 +52,7 @@ def test_sheets_of_scenes_and_of_conditions(capsys):
 # ---------------------------------------------------------------------------- its own trainings
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("part", ["vae", "decoder", "base"])
 def test_parts_of_the_base_are_trained_alone(part, tmp_path):
     flags = [] if part == "vae" else ["--base", NANO]
@@ -75,6 +76,7 @@ def test_parts_of_the_base_are_trained_alone(part, tmp_path):
     assert mean_latents(made, images).std() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("part", ["vae", "decoder", "base", "detector"])
 def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, capsys):
     flags = ["--base", NANO] if part in ("base", "decoder") else []

@@ -8,14 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import in_float64
 import pytest
 import torch
+from in_float64 import ROUNDING
 from torch import nn
 
-import in_float64
 import train
-from conftest import CONTROL, NANO, ROOT, randomise, refusal, write_pairs
-from in_float64 import ROUNDING
+from conftest import CONTROL, NANO, randomise, refusal, write_pairs
 from nanocontrol import DDPM, load_control, load_sd
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.machine import Conv3x3
@@ -262,7 +262,7 @@ def test_four_passes_are_a_batch_of_four(flags):
     assert_same_step("batch", "passes")
 
 
-@pytest.mark.parametrize("only_mid", [False, True])
+@pytest.mark.parametrize("only_mid", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_are_one_with_twice_the_batch(flags, only_mid):
     flags += ["--batch-size", "1"] + ["--only-mid-control"] * only_mid
     in_float64.main([*flags, "--accumulate", "4", "--out", "one"])
