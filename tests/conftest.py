@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_float64 import hasty_pictures
 from PIL import Image
 
+from in_float64 import hasty_pictures
 from nanocontrol import VAE, ControlNet, StableDiffusion, UNet, UNetConfig, VAEConfig
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.nano.scenes import Scenes
@@ -113,6 +113,13 @@ def write_pairs(
         lines.append(json.dumps(dict(zip(names, (f"image{i}.png", f"hint{i}.png", prompt)))))
     (folder / form).write_text("\n".join(lines) + "\n")
     return folder
+
+
+def opened(path: str | Path) -> Image.Image:
+    """A picture that is read to its end, and its file closed."""
+    with Image.open(path) as image:
+        image.load()
+    return image
 
 
 def refusal(main, capsys, *flags: str) -> str:
