@@ -51,13 +51,13 @@ from nanocontrol.unet import Block
 class Settings:
     """A flag each. The defaults are those of the paper and of the original's training guide."""
 
-    base: str | None = knob(None, "a Stable Diffusion 1 or 2 (default: the bundled nano)", absolute)
+    base: str = knob(None, "a Stable Diffusion 1 or 2 (default: the bundled nano)", absolute)
     init_control: str | None = knob(None, "begin with this ControlNet, not with a copy", absolute)
     data: str | None = knob(None, "pairs, with prompt.json or metadata.jsonl", absolute)
     condition: str | None = knob(
         None, "of scenes drawn without --data (default: canny)", choices=CONDITIONS
     )
-    out: str | None = knob(None, "the run's folder (default: runs/canny-1, -2, ...)", absolute)
+    out: str = knob(None, "the run's folder (default: runs/canny-1, -2, ...)", absolute)
     steps: int = knob(20_000, "of the optimizer", at_least(1))
     batch_size: int = knob(4, "pairs in a pass", at_least(1))
     accumulate: int = knob(1, "passes in a step", at_least(1))
@@ -69,20 +69,20 @@ class Settings:
     only_mid_control: bool = knob(False, "control the middle block alone")
     prediction: Literal["auto", "eps", "v"] = knob("auto", "what the base predicts")
     seed: int = knob(0, "of weights, order and noise", seed)
-    device: str | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
-    dtype: Literal["fp32", "bf16"] | None = knob(None, "default: bf16 on a GPU that has it")
+    device: str = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
+    dtype: Literal["fp32", "bf16"] = knob(None, "default: bf16 on a GPU that has it")
     low_memory: bool = knob(
         False,
         "for small GPUs, slower: gradient checkpointing, --batch-size 1 --accumulate 4, and with "
         "bf16 the optimizer in the CPU's memory",
     )
-    compile: bool | None = knob(None, "torch.compile (default: on a GPU, for 2000 steps or more)")
+    compile: bool = knob(None, "torch.compile (default: on a GPU, for 2000 steps or more)")
     cache: str = knob("cache", "where encoded pairs are kept", absolute)
     save_every: int = knob(1000, "steps between saves", at_least(1))
     sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
 
 
-NANO_PRESET = {
+NANO_PRESET: dict[str, Any] = {
     "steps": 400,
     "batch_size": 16,
     "lr": 1e-3,
@@ -91,7 +91,7 @@ NANO_PRESET = {
     "save_every": 200,
     "sample_every": 25,
 }
-LOW_MEMORY_PRESET = {"batch_size": 1, "accumulate": 4}
+LOW_MEMORY_PRESET: dict[str, Any] = {"batch_size": 1, "accumulate": 4}
 
 SCENES = 2000  # drawn ones to train on; in long runs more, each seen four times
 COMPILE_FROM = 2000  # steps: compiling pays from about there on (not measured)
@@ -181,6 +181,7 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
     if settings.only_mid_control:  # the other residuals stay zero, here and in sample.py
         zero_module(control.zero_convs).requires_grad_(False)
     # "decoder" is the original's sd_locked=False, "all" the paper's training of the whole model.
+    unlocked: dict[str | None, list[nn.Module]]
     unlocked = {None: [], "decoder": [sd.unet.output_blocks, sd.unet.out], "all": [sd.unet]}
     for part in unlocked[settings.unlock]:
         part.requires_grad_(True)
@@ -191,8 +192,7 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
         ):  # on a CPU large ones lose by it
             network.to(memory_format=torch.channels_last)
     if settings.dtype == "bf16" and not settings.unlock:  # only what is trained needs more
-        for network in (sd.unet, sd.vae, sd.text_encoder):
-            network.bfloat16()
+        sd.unet.bfloat16(), sd.vae.bfloat16(), sd.text_encoder.bfloat16()
     for module in [*sd.unet.modules(), *control.modules()]:
         if isinstance(module, Block):
             module.checkpointed = settings.low_memory
@@ -232,11 +232,11 @@ def train(settings: Settings, resume: bool = False) -> dict:
     with precision():
         batches, home = load_batches(settings, sd, pairs, start, processes)
 
-    passes, size = settings.accumulate, held_out.images.shape[-2:]
+    passes, (height, width) = settings.accumulate, held_out.images.shape[-2:]
     n = settings.batch_size * passes * processes.size  # pairs in a step
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
-        draws = draw(settings.seed, step, n, *size, settings.drop_prompt)
+        draws = draw(settings.seed, step, n, height, width, settings.drop_prompt)
         total = torch.zeros((), device=settings.device)
         for i in range(passes):
             processes.average_next(optimizer.every_pass or i + 1 == passes, unet, control)
@@ -248,7 +248,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
             total += loss.detach() / passes
         optimizer.step()
         watch.done(step, total)
-    return watch.finish(partial(look, len(held_out.images)), film_size=size)
+    return watch.finish(partial(look, len(held_out.images)), film_size=(height, width))
 
 
 # ------------------------------------------------------------------------------ what it needs
@@ -268,7 +268,7 @@ def datasets(
         raise InputError(f"--base: {settings.base} {mismatch}: expected --data DIR")
     n = settings.steps * settings.accumulate * settings.batch_size // 4
     scenes = Scenes(settings.condition, HELD_OUT, n=32)
-    score_of = scorer(settings.condition, scenes)
+    score_of = scorer(settings.condition or "", scenes)
     return Scenes(settings.condition, n=max(SCENES, n)), HeldOut.of(sd, scenes), score_of
 
 
@@ -280,7 +280,7 @@ def optimizer_for(
     return Optimizer(trained, settings.lr, early=early, exact_on_cpu=on_cpu)
 
 
-def compiled(settings: Settings, network: nn.Module) -> nn.Module:
+def compiled(settings: Settings, network: Any) -> Any:
     return torch.compile(network) if settings.compile else network
 
 
@@ -304,7 +304,7 @@ def load_batches(
 
 
 def save_weights(
-    sd: StableDiffusion, trained: dict[str, nn.Module], condition: str | None, folder: Path
+    sd: StableDiffusion, trained: dict[str, Any], condition: str | None, folder: Path
 ) -> None:
     """What sample.py takes: the ControlNet, and the base model if that was trained."""
     save_control(trained["control"], folder / "control.safetensors", condition)
@@ -349,8 +349,14 @@ def check(given: dict[str, Any]) -> None:
 def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
     """The settings, whether to resume, and whether only to check."""
     parser = parser_for(Settings, __doc__, NANO_PRESET)
-    no_cache = {"dest": "cache", "action": "store_const", "const": "", "default": argparse.SUPPRESS}
-    parser.add_argument("--no-cache", **no_cache, help="encode at every step")
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_const",
+        const="",
+        default=argparse.SUPPRESS,
+        help="encode at every step",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check, print the settings, stop")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))

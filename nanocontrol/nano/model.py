@@ -80,8 +80,8 @@ def condition_of(control: Path) -> str:
     condition = read_tensors(control)[1].get("condition")
     if condition not in CONDITIONS:
         raise InputError(
-            f"{control} names no condition that could be drawn for it; a ControlNet that train.py "
-            "trained on drawn scenes, or a --hint for sample.py, is wanted"
+            f"{control} names no condition that could be drawn: expected a ControlNet trained on "
+            "drawn scenes by train.py, or a --hint for sample.py"
         )
     return condition
 
@@ -96,6 +96,6 @@ def controls_by_condition(files: list[Path], sd: StableDiffusion) -> dict[str, C
         condition = condition_of(file)
         if condition in found:
             both = f"{found[condition]} and {file}"
-            raise InputError(f"{both} are for {condition}; one for each condition is wanted")
+            raise InputError(f"{both} are for {condition}: expected one for each condition")
         found[condition] = file
     return {name: load_control(found[name], sd.unet) for name in CONDITIONS if name in found}

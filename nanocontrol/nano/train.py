@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset, StackDataset, TensorDataset
+from torch.utils.data import DataLoader, StackDataset, TensorDataset
 from tqdm import tqdm
 
 from nanocontrol.checkpoint import load_sd, save_sd
@@ -54,15 +54,15 @@ class Settings:
     base: str | None = knob(
         None, "a Stable Diffusion whose VAE is trained (base, decoder)", absolute
     )
-    out: str | None = knob(None, "the run's folder (default: runs/PART-1, -2, ...)", absolute)
+    out: str = knob(None, "the run's folder (default: runs/PART-1, -2, ...)", absolute)
     steps: int = knob(6000, "of the optimizer; the learning rate falls over them", at_least(1))
     batch_size: int = knob(32, "pictures in a step", at_least(1))
     lr: float = knob(1e-3, "learning rate at its highest", positive)
     drop_prompt: float = knob(0.1, "share of the prompts that are emptied (base)", fraction)
     scenes: int = knob(50_000, "drawn scenes to train on", at_least(1))
     seed: int = knob(0, "of weights, order and noise", seed)
-    device: str | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
-    dtype: Literal["fp32", "bf16"] | None = knob(None, "default: bf16 on a GPU that has it")
+    device: str = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
+    dtype: Literal["fp32", "bf16"] = knob(None, "default: bf16 on a GPU that has it")
     save_every: int = knob(500, "steps between saves", at_least(1))
     sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
 
@@ -84,7 +84,7 @@ class Part(NamedTuple):
     """What the parts of nano do in their own way."""
 
     trained: dict[str, nn.Module]
-    data: Dataset
+    data: Any  # a data set
     loss: Callable[[int, Any, Generator], Tensor]  # of a step and its batch
     look: Callable[[int], tuple[list[Tensor], dict]]  # on n scenes: rows of pictures, and numbers
     save: Callable[[Path], None]  # into a folder
@@ -218,12 +218,12 @@ def base(settings: Settings) -> Part:
             number = held_out_loss(sd, pairs, without_hint, settings.batch_size)
         return [images, made], {"held_out_loss": number}
 
-    trained = {"unet": sd.unet, "text_encoder": sd.text_encoder}
+    trained: dict[str, nn.Module] = {"unet": sd.unet, "text_encoder": sd.text_encoder}
     return Part(trained, latents_of(settings, sd), loss, look, partial(save_base, sd))
 
 
 @torch.no_grad()
-def latents_of(settings: Settings, sd: StableDiffusion) -> Dataset:
+def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
     """Latents and prompts of the drawn scenes, each encoded (and drawn from its posterior) once,
     and kept in the run's folder."""
     n = min(settings.scenes, settings.steps * settings.batch_size)

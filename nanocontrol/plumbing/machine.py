@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -64,7 +64,7 @@ def to_device(x: Tensor, device: str | torch.device) -> Tensor:
 
 
 @contextmanager
-def moved(networks: list[nn.Module], device: str, back_to: str) -> Iterator[None]:
+def moved(networks: Sequence[nn.Module], device: str, back_to: str) -> Iterator[None]:
     """Have networks on the device for a while."""
     for network in networks:
         network.to(device)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
@@ -26,7 +26,7 @@ VERSION = 1  # to be raised when the same pairs and weights come to give other n
 IN_FILE = 256  # pairs
 
 
-class Cached:
+class Cached(Dataset):
     """The pairs of a data set, each as mean, deviation, context (see `encode`) and hint."""
 
     def __init__(self, pairs: Pairs, files: list[Path]):
@@ -41,7 +41,7 @@ class Cached:
         return part["mean"][row], part["deviation"][row], part["context"][row], self.pairs.hint(i)
 
 
-class Pictures:
+class Pictures(Dataset):
     """A range of a data set's images and prompts, without hints."""
 
     def __init__(self, pairs: Pairs, indices: range):

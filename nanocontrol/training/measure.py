@@ -61,7 +61,7 @@ def mean_iou(made: Tensor, targets: Tensor) -> float | None:
 @torch.no_grad()
 def make_pictures(
     sd: StableDiffusion,
-    prompts: list[str],
+    prompts: Sequence[str],
     control: ControlNet | None,
     hints: Tensor,
     at_once: int = 64,
@@ -92,12 +92,12 @@ class HeldOut(NamedTuple):
 
     @classmethod
     def of(cls, sd: StableDiffusion, pairs: Pairs) -> Self:
-        images, hints, prompts = zip(*(pairs[i] for i in range(len(pairs))))
-        images = torch.stack(images)
+        pictures, hints, prompts = zip(*(pairs[i] for i in range(len(pairs))))
+        images = torch.stack(pictures)
         return cls(images, torch.stack(hints), prompts, mean_latents(sd, images))
 
-    def first(self, n: int) -> Self:
-        return type(self)(*(column[:n] for column in self))
+    def first(self, n: int) -> "HeldOut":
+        return HeldOut(self.images[:n], self.hints[:n], self.prompts[:n], self.x0[:n])
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ class RunFolder:
     def finish(self, metrics: dict) -> None:
         write_json(self.path / "metrics.json", metrics)
 
-    def contact_sheet(self, step: int, rows: list[Tensor]) -> None:
+    def contact_sheet(self, step: int, rows: Sequence[Tensor]) -> None:
         """Rows of pictures, each [n, 3, H, W] in [-1, 1]; what the model makes is the last row."""
         save_picture(grid(rows), self.path / "samples" / f"{step:06d}.png")
 

@@ -5,13 +5,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.flags import absolute
 from nanocontrol.plumbing.machine import available
-
-S = TypeVar("S")
 
 
 def knob(
@@ -43,8 +41,8 @@ def parser_for(
         kinds = [setting.type, *get_args(setting.type)]  # without and with `| None`
         if bool in kinds:
             del argument["type"], argument["choices"]
-            yes_or_no = argparse.BooleanOptionalAction if len(kinds) > 1 else "store_true"
-            argument["action"] = yes_or_no
+            undecided = setting.default is None
+            argument["action"] = argparse.BooleanOptionalAction if undecided else "store_true"
         for literal in kinds:
             if get_origin(literal) is Literal:
                 argument["choices"] = get_args(literal)
@@ -61,7 +59,7 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def settings_of_run(settings: type[S], run: Path, given: Mapping[str, Any], longer: str = "") -> S:
+def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
     """The settings of a run that is to go on; no flag may contradict them. If the run's `schedule`
     is the one named in `longer`, `steps` may grow: its first steps do not depend on their number.
 
