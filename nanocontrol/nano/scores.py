@@ -82,7 +82,7 @@ def scribble_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> fl
 
 
 def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    hits = []
+    hits = []  # the detector's joint maps are exp(-d^2 / 8), d pixels away: above exp(-9/8), d < 3
     for figure in drawing.scene.of("figure"):
         columns, rows = np.clip(joints_of(figure) * 64, 0, 63).astype(int).T
         hits.extend(found[JOINTS][range(len(rows)), rows, columns] > np.exp(-(3**2) / 8))
