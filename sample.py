@@ -61,22 +61,25 @@ def generate(
     ways: to apply them, as in `sample`: guess, resolution_weighting, control_from, control_to and
     noised. Raises ValueError for what does not go together.
     """
-    # Noise and prompts in, latents out; the decoder makes pictures of them.
+    # Noise and prompts. (The generator is the CPU's: one seed, one noise, on every device.)
     generator = torch.Generator("cpu").manual_seed(seed)
     noise = initial_noise(n, height or sd.size, width or sd.size, generator)
     context, uncond = sd.encode_prompts(prompt), sd.encode_prompts(negative)
     scale = sd.guidance if scale is None else scale
 
     # A picture to begin with or to keep parts of; of the mask any pixel makes its latent new.
-    ways |= {"image": None, "mask": None}
+    latent_image = latent_mask = None
     if image is not None:
         mean, _ = sd.encode(image[None] * 2 - 1)
-        ways["image"] = sd.scale_factor * mean.float()
+        latent_image = sd.scale_factor * mean.float()
     if mask is not None:
-        ways["mask"] = F.max_pool2d(mask[None, None].float(), 8).bool()
+        latent_mask = F.max_pool2d(mask[None, None].float(), 8).bool()
 
-    given = (sd, noise, context, uncond, controls, steps, scale, scheduler, generator)
-    latents = sample(*given, progress=True, **ways)
+    # From noise to latents, step by step; the decoder makes pictures of them.
+    ways |= {"progress": True, "image": latent_image, "mask": latent_mask}
+    latents = sample(
+        sd, noise, context, uncond, controls, steps, scale, scheduler, generator, **ways
+    )
     pictures = [to_pixels(sd.decode(z[None])[0]) for z in tqdm(latents, "decoding")]
     if mask is not None:  # the rest is the input's to the bit: not even the VAE changes it
         pictures = [np.where(mask[..., None], p, to_bytes(image)) for p in pictures]
@@ -119,21 +122,22 @@ def run(args: argparse.Namespace) -> None:
     make_folder("--out", args.out)
     sd, controls = load(inputs, args.device, DTYPES[args.dtype], args.prediction)
     ddpm = args.sampler == "ddpm"
+    scheduler = DDPM(sd.prediction) if ddpm else DDIM(sd.prediction, args.eta)
     scale = sd.guidance if args.scale is None else args.scale
     pictures = generate(
         sd,
         inputs.prompt,
         args.negative,
         controls,
-        args.n,
-        inputs.height,
-        inputs.width,
-        args.seed,
-        args.steps,
-        scale,
-        DDPM(sd.prediction) if ddpm else DDIM(sd.prediction, args.eta),
-        inputs.image,
-        inputs.mask,
+        n=args.n,
+        height=inputs.height,
+        width=inputs.width,
+        seed=args.seed,
+        steps=args.steps,
+        scale=scale,
+        scheduler=scheduler,
+        image=inputs.image,
+        mask=inputs.mask,
         guess=args.guess,
         resolution_weighting=args.resolution_weighting,
         control_from=args.control_from,

@@ -59,9 +59,7 @@ def unet_config(file: TensorFile, tensors: Tensors, base: UNetConfig | None = No
     """
     width, inputs = tensors["input_blocks.0.0.weight"].shape[:2]
     if inputs != 4:
-        raise InputError(
-            f"{file.path}: its U-Net takes {inputs} channels (inpainting: 9), expected 4"
-        )
+        raise InputError(f"{file.path}: expected 4 input channels, not {inputs} (inpainting: 9)")
     levels: list[list[int]] = [[]]  # the output channels of every block, by resolution
     attention_levels, context_dim = set(), 0
     for i in range(1, count(tensors, "input_blocks.{}.0.")):

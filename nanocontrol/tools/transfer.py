@@ -45,20 +45,22 @@ def moved(c: Tensors, a: Tensors, b: Tensors) -> Tensors:
 def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
     """As in the original, a file with a base inside (ControlNet 1.0) gets B's VAE and text encoder,
     and its U-Net (whose decoder may have been trained) is moved as well."""
-    with blame("--from"):  # what they predict does not matter here
-        a = load_sd(base_a, prediction="eps").unet
+    with blame("--from"):
+        file_a, config_a = read_base(base_a)
     with blame("--to"):
-        file_b, _ = read_base(base_b)
-        b = load_sd(file_b, prediction="eps").unet
+        file_b, config_b = read_base(base_b)
     with blame("--control"):
         file_c = open_tensors(control)
-        c = read_control(file_c, a.config)
-    if not c.config == a.config == b.config:
+        c = read_control(file_c, config_a)
+    if not c.config == config_a == config_b:
         raise InputError(
             f"--control {control} is for {name_of(c.config)}, --from {base_a} is "
-            f"{name_of(a.config)}, --to {base_b} is {name_of(b.config)}; expected one architecture"
+            f"{name_of(config_a)}, --to {base_b} is {name_of(config_b)}; expected one architecture"
         )
-    unet_a, unet_b = a.state_dict(), b.state_dict()
+    with blame("--from"):  # what they predict does not matter here
+        unet_a = load_sd(file_a, prediction="eps").unet.state_dict()
+    with blame("--to"):
+        unet_b = load_sd(file_b, prediction="eps").unet.state_dict()
     new = {CONTROL_KEYS + k: t for k, t in moved(c.state_dict(), unet_a, unet_b).items()}
     metadata = metadata_of(c.config, file_c.metadata.get("condition"))
     if holds_base(file_c.tensors):
