@@ -1,5 +1,7 @@
 """sample.py from end to end, and what it says to bad input."""
 
+import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -123,6 +125,16 @@ def test_every_checkpoint_is_opened_once(tmp_path, pairs, monkeypatch):
         opened.clear()
         made(tmp_path / "out", *flags)
         assert sorted(map(str, opened)) == sorted(files)
+
+
+def test_what_is_read_is_frozen_and_the_flags_stay_as_they_were(pairs):
+    for flags in ([], ["--image", str(pairs / "image0.png"), "--hint", str(pairs / "hint0.png")]):
+        args = sample.parse(flags, "")
+        before = copy.deepcopy(vars(args))
+        inputs = sample.read_inputs(args)
+        assert vars(args) == before
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            inputs.width = 128
 
 
 def test_generate_from_other_code():
