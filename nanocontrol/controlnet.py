@@ -125,7 +125,7 @@ class ControlNet(UNetEncoder):
         """hint [B, 3, H, W] -> [B, c, h, w], the same for all steps; x: as above, for its size."""
         size = (8 * x.shape[-2], 8 * x.shape[-1])
         if hint.shape[-2:] != size:
-            raise ValueError(f"the hint is {[*hint.shape[-2:]]} pixels, {[*size]} are wanted")
+            raise ValueError(f"the hint is {[*hint.shape[-2:]]} pixels, expected {[*size]}")
         return self.input_hint_block(hint)
 
     def residuals(self, x: Tensor, encoded: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:

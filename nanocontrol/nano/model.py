@@ -14,7 +14,7 @@ from nanocontrol.controlnet import ControlNet, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.world import COLOURS, KINDS
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.tensors import read_tensors
+from nanocontrol.plumbing.tensors import TensorFile, open_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.unet import ResBlock, SpatialTransformer, UNet, UNetConfig
 from nanocontrol.vae import VAE, VAEConfig
@@ -75,9 +75,10 @@ def initialise_vae(vae: VAE) -> None:
         vae.quant_conv.bias[4:] = -5.0
 
 
-def condition_of(control: Path) -> str:
+def condition_of(control: Path | TensorFile) -> str:
     """What a ControlNet of the small model was trained to follow, as its file says."""
-    condition = read_tensors(control)[1].get("condition")
+    control, _, metadata = open_tensors(control)
+    condition = metadata.get("condition")
     if condition not in CONDITIONS:
         raise InputError(
             f"{control} names no condition that could be drawn: expected a ControlNet trained on "

@@ -121,3 +121,10 @@ class Replayed:
             own.copy_(new)
         self.graph.replay()
         return self.output
+
+
+def repeated(function: Callable[..., Tensor], x: Tensor) -> Callable[..., Tensor]:
+    """The function, for many calls with tensors of the same shapes, such as x: on a GPU its second
+    call is recorded and then replayed, elsewhere it stays as it is. (Not under autocast: it caches
+    copies of the weights, which a recording cannot rely on.)"""
+    return Replayed(function) if x.is_cuda and not torch.is_autocast_enabled() else function

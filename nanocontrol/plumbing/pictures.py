@@ -17,9 +17,9 @@ def open_picture(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; a picture is wanted") from None
+        raise InputError(f"{path} does not exist; expected a picture") from None
     except (OSError, ValueError, Image.DecompressionBombError):
-        raise InputError(f"{path} cannot be read as a picture; a PNG or JPEG is wanted") from None
+        raise InputError(f"{path} cannot be read as a picture; expected a PNG or JPEG") from None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def orientation(path: Path, image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # damaged data can raise nearly anything
-        raise InputError(f"{path} has damaged EXIF data ({error}); a picture is wanted") from None
+        raise InputError(f"{path} has damaged EXIF data ({error}); expected a picture") from None
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
@@ -51,7 +51,7 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
             image = Image.alpha_composite(black, image.convert("RGBA"))
         image = image.convert("RGB")
     except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
-        raise InputError(f"{path} is cut off or damaged ({error}); a picture is wanted") from None
+        raise InputError(f"{path} is cut off or damaged ({error}); expected a picture") from None
     if size and size != image.size:
         smaller = size[0] * size[1] < image.size[0] * image.size[1]
         image = image.resize(size, Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS)
@@ -74,11 +74,11 @@ def read_caption(path: Path) -> str:
     try:
         caption = " ".join(path.read_text(encoding="utf-8-sig").split())
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); a text is wanted") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a text") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is no text; a caption file is wanted") from None
+        raise InputError(f"{path} is not a text; expected a caption file") from None
     if not caption:
-        raise InputError(f"{path} is empty; a caption is wanted")
+        raise InputError(f"{path} is empty; expected a caption")
     return caption
 
 
