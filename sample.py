@@ -81,7 +81,8 @@ def generate(
         sd, noise, context, uncond, controls, steps, scale, scheduler, generator, **ways
     )
     pictures = [to_pixels(sd.decode(z[None])[0]) for z in tqdm(latents, "decoding")]
-    if mask is not None:  # the rest is the input's to the bit: not even the VAE changes it
+    if mask is not None and image is not None:
+        # The rest is the input's to the bit: not even the VAE changes it.
         pictures = [np.where(mask[..., None], p, to_bytes(image)) for p in pictures]
     return pictures
 

@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
-from nanocontrol.controlnet import ControlNet
+from nanocontrol.controlnet import ControlNet, M
 from nanocontrol.plumbing.diffusers_names import from_diffusers, is_diffusers
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.tensors import (
@@ -25,7 +24,7 @@ from nanocontrol.plumbing.tensors import (
     reading_shapes_of,
     write_tensors,
 )
-from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.stable_diffusion import StableDiffusion, TextEncoder
 from nanocontrol.unet import SD1, SD2, UNet, UNetConfig
 from nanocontrol.vae import VAE, VAEConfig
 
@@ -94,7 +93,7 @@ def vae_config(tensors: Tensors, metadata: dict) -> VAEConfig:
     return VAEConfig(ch, tuple(mult), blocks, metadata.get("norm_groups", 32))
 
 
-def text_encoder_for(tensors: Tensors) -> tuple[nn.Module, Tensors]:
+def text_encoder_for(tensors: Tensors) -> tuple[TextEncoder, Tensors]:
     """The text encoder that a base model's file holds, without weights, and its tensors."""
     if text := below(OPEN_CLIP_KEYS, tensors):
         vocabulary, width = text["token_embedding.weight"].shape
@@ -111,7 +110,7 @@ def text_encoder_for(tensors: Tensors) -> tuple[nn.Module, Tensors]:
 # ---------------------------------------------------------------------------------- loading
 
 
-def load_weights(module: nn.Module, tensors: Tensors, path: Path) -> nn.Module:
+def load_weights(module: M, tensors: Tensors, path: Path) -> M:
     """Put tensors into a module built on "meta"; all must be there, and none left over."""
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     if missing := expected.keys() - tensors.keys():
@@ -137,7 +136,8 @@ def without_1x1(shape: torch.Size) -> torch.Size:
 def read_base(file: str | Path | TensorFile) -> tuple[TensorFile, UNetConfig]:
     """A base model's file, of its tensors those that belong to a network, and the configuration of
     its U-Net. No weight is read: that happens when a tensor is used."""
-    path, tensors, _ = file = open_tensors(file)
+    file = open_tensors(file)
+    path, tensors = file.path, file.tensors
     if not holds_base(tensors):
         what = "only a ControlNet" if holds_control(tensors) else f"only {first_three(tensors)} ..."
         raise InputError(f"{path} holds {what}; expected a whole Stable Diffusion checkpoint")
@@ -211,7 +211,8 @@ def read_control(file: str | Path | TensorFile, base: UNetConfig | None = None) 
     base: what it is loaded for, from which it takes what its file does not say (`unet_config`).
     Raises InputError, naming the file, if there is none or not all of it.
     """
-    path, tensors, _ = file = open_tensors(file)
+    file = open_tensors(file)
+    path, tensors = file.path, file.tensors
     if any(name.endswith("difference") for name in tensors):
         raise InputError(f"{path} is a 'difference' to be added to a base; expected a full one")
     if "shuffle" in path.stem:
@@ -266,7 +267,7 @@ def save_control(control: ControlNet, path: str | Path, condition: str | None = 
 def save_sd(sd: StableDiffusion, path: str | Path) -> None:
     """The same for a base model."""
     text_keys = CLIP_KEYS if isinstance(sd.text_encoder, CLIPTextEncoder) else OPEN_CLIP_KEYS
-    tensors = {}
+    tensors: Tensors = {}
     for keys, network in (UNET_KEYS, sd.unet), (VAE_KEYS, sd.vae), (text_keys, sd.text_encoder):
         tensors |= {keys + name: tensor for name, tensor in network.state_dict().items()}
     own = {name: getattr(sd, name) for name in OWN_METADATA} | {"prediction": sd.prediction}

@@ -7,15 +7,17 @@ Attribute names are the keys of the original checkpoint below `control_model.`.
 """
 
 import copy
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nanocontrol.unet import SD1, UNet, UNetConfig, UNetEncoder
 
+M = TypeVar("M", bound=nn.Module)
 
-def zero_module(module: nn.Module) -> nn.Module:
+
+def zero_module(module: M) -> M:
     """Zero the weights. Output and gradient of the input are then zero, but the gradient of the
     weights (the output's times the input) is not: one optimizer step, and they are zero no more."""
     for parameter in module.parameters():
@@ -86,7 +88,7 @@ def initialise_condition_encoder(control: "ControlNet") -> None:
     for module in list(control.input_hint_block)[:-1]:  # the last one has to stay zero
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight).mul_(1.4)
-            nn.init.zeros_(module.bias)
+            module.bias.zero_()
 
 
 class ControlNet(UNetEncoder):

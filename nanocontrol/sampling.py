@@ -15,12 +15,15 @@ from nanocontrol.controlnet import ControlNet
 from nanocontrol.plumbing.machine import repeated
 from nanocontrol.schedulers import DDIM, DDPM
 from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.unet import UNet
 
 # 1 is as trained: a number, or one for each residual (13 in Stable Diffusion), the shallowest
 # first, the middle last.
 Strength = float | Sequence[float]
 # A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength.
 Control = tuple[ControlNet, Tensor, Strength]
+# The same with the hint encoded, and the function that weighs the residuals.
+Encoded = tuple[ControlNet, Tensor, Callable]
 
 
 def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -71,21 +74,23 @@ def begin(
     return repaint(noise if noised is None else image_at(t), t), repaint
 
 
-def encode_hints(controls: Sequence[Control], x: Tensor, copies: int) -> list[Control]:
-    """The controls with their hints encoded, [copies * B, c, h, w], which are the same at every
-    step. x [B, 4, h, w]: for the size, and in the networks' precision."""
-    encoded = []
+def encode_hints(
+    controls: Sequence[Control], x: Tensor, copies: int, guess: bool, resolution_weighting: bool
+) -> list[Encoded]:
+    """The hints encoded, [copies * B, c, h, w], which are the same at every step, and how to weigh
+    the residuals. x [B, 4, h, w]: for the size, and in the networks' precision."""
+    encoded: list[Encoded] = []
     for net, hint, strength in controls:
         n = len(net.zero_convs) + 1
         if isinstance(strength, Sequence) and len(strength) != n:
             raise ValueError(f"{len(strength)} strengths for {n} residuals")
-        h = net.encode_hint(hint.to(x), x).expand(len(x), -1, -1, -1)
-        encoded.append((net, h.repeat(copies, 1, 1, 1), strength))
+        h = net.encode_hint(hint.to(x), x).expand(len(x), -1, -1, -1).repeat(copies, 1, 1, 1)
+        encoded.append((net, h, partial(weighted, strength, guess, resolution_weighting)))
     return encoded
 
 
 def weighted(
-    residuals: list[Tensor], strength: Strength, guess: bool, resolution_weighting: bool
+    strength: Strength, guess: bool, resolution_weighting: bool, residuals: list[Tensor]
 ) -> list[Tensor]:
     """A ControlNet's residuals, the first of the latent's height, times their weights."""
     n, height = len(residuals), residuals[0].shape[2]
@@ -98,7 +103,7 @@ def weighted(
 
 
 def sum_of_residuals(
-    controls: list[Control], weigh: Callable, x: Tensor, t: Tensor, context: Tensor
+    controls: list[Encoded], x: Tensor, t: Tensor, context: Tensor
 ) -> list[Tensor] | None:
     """All ControlNets' residuals, weighted and added up (section 3.4); None if there are none.
 
@@ -106,15 +111,16 @@ def sum_of_residuals(
     there are encoded hints; the others get zeros.
     """
     total = None
-    for net, hint, strength in controls:
+    for net, hint, weigh in controls:
         n, others = len(hint), len(x) - len(hint)
-        residuals = weigh(net.residuals(x[-n:], hint, t[-n:], context[-n:]), strength)
+        residuals = weigh(net.residuals(x[-n:], hint, t[-n:], context[-n:]))
+        residuals = [torch.cat([r.new_zeros(others, *r.shape[1:]), r]) for r in residuals]
         total = residuals if total is None else [a + b for a, b in zip(total, residuals)]
-    return total and [torch.cat([r.new_zeros(others, *r.shape[1:]), r]) for r in total]
+    return total
 
 
 def predict(
-    sd: StableDiffusion, context: Tensor, scale: float, residuals_at: Callable, x: Tensor, t: Tensor
+    unet: UNet, context: Tensor, scale: float, controls: list[Encoded], x: Tensor, t: Tensor
 ) -> Tensor:
     """What the U-Net makes of x [B, 4, h, w] at step t [1], under control and with guidance.
 
@@ -122,7 +128,8 @@ def predict(
     """
     x_in = x.repeat(len(context) // len(x), 1, 1, 1).to(context.dtype)
     t_in = t.expand(len(x_in))
-    output = sd.unet(x_in, t_in, context, residuals_at(x_in, t_in, context)).float()
+    residuals = sum_of_residuals(controls, x_in, t_in, context)
+    output = unet(x_in, t_in, context, residuals).float()
     if scale == 1:
         return output
     without, with_prompt = output.chunk(2)
@@ -185,11 +192,9 @@ def sample(
     prompts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in prompts]).to(weight)
     copies = 1 if guess or resolution_weighting else len(prompts)
-    encoded = encode_hints(controls, x.to(weight), copies)
-    weigh = partial(weighted, guess=guess, resolution_weighting=resolution_weighting)
-    residuals = [partial(sum_of_residuals, some, weigh) for some in ([], encoded)]
-    calls = (partial(predict, sd, context, scale, residuals_at) for residuals_at in residuals)
-    alone, with_control = (repeated(call, x) for call in calls)
+    encoded = encode_hints(controls, x.to(weight), copies, guess, resolution_weighting)
+    call = partial(predict, sd.unet, context, scale)
+    alone, with_control = (repeated(partial(call, some), x) for some in ([], encoded))
 
     ts = torch.tensor(visited[:-1], device=x.device).split(1)  # on the device, without waiting
     for i, t in enumerate(tqdm(visited[:-1], "sampling", disable=not progress)):

@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
             nn.Identity(),  # the original's dropout of 0: it makes the next key out_layers.3
             Conv3x3(out_channels, out_channels),
         )
-        self.skip_connection = nn.Identity()
+        self.skip_connection: nn.Module = nn.Identity()
         if channels != out_channels:
             self.skip_connection = nn.Conv2d(channels, out_channels, 1)
 
@@ -260,7 +260,7 @@ class UNetEncoder(nn.Module):
     def embed_time(self, t: Tensor) -> Tensor:
         """t [B], 0..999 -> [B, 4c]."""
         embedding = timestep_embedding(t, self.config.model_channels)
-        return self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
+        return self.time_embed(embedding.to(next(self.time_embed.parameters())))
 
     def encode(
         self, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | None = None

@@ -14,7 +14,7 @@ PAPER |= {"checkpoint", "__init__"}
 # A file imports from its own room and from those before it.
 ROOMS = ["plumbing", "paper", "training", "nano", "tools", "experiments", "scripts"]
 FILES = [*sorted((ROOT / "nanocontrol").rglob("*.py")), ROOT / "train.py", ROOT / "sample.py"]
-CORE_LINES = 900  # of code, in the paper's eight files
+CORE_LINES = 910  # of code, in the paper's eight files
 
 
 def room_of(module: list[str]) -> str:

@@ -61,18 +61,18 @@ def initialise_unet(unet: UNet) -> None:
     zero_module(unet.out[2])
 
 
+@torch.no_grad()
 def initialise_vae(vae: VAE) -> None:
     """Convolutions keep the variance, residual branches start at zero. (With PyTorch's own
     initialisation a small VAE learns only mean colours for a long time.)"""
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
+            module.bias.zero_()
             if name.endswith(("conv2", "proj_out", "decoder.conv_out")):
                 zero_module(module)
-    with torch.no_grad():  # start with little noise in the posterior
-        vae.quant_conv.weight[4:] *= 0.1
-        vae.quant_conv.bias[4:] = -5.0
+    vae.quant_conv.weight[4:] *= 0.1  # start with little noise in the posterior
+    vae.quant_conv.bias.narrow(0, 4, 4).fill_(-5.0)
 
 
 def condition_of(control: Path | TensorFile) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, StackDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from nanocontrol.checkpoint import load_sd, save_sd
@@ -51,9 +51,7 @@ class Settings:
     """A flag each."""
 
     part: str
-    base: str | None = knob(
-        None, "a Stable Diffusion whose VAE is trained (base, decoder)", absolute
-    )
+    base: str = knob(None, "a Stable Diffusion whose VAE is trained (base, decoder)", absolute)
     out: str = knob(None, "the run's folder (default: runs/PART-1, -2, ...)", absolute)
     steps: int = knob(6000, "of the optimizer; the learning rate falls over them", at_least(1))
     batch_size: int = knob(32, "pictures in a step", at_least(1))
@@ -237,7 +235,7 @@ def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
             latents.append(sd.scale_factor * (mean + deviation * noise).float().cpu())
         make_folder("--out", file.parent)
         write_tensors(file, {"latents": torch.cat(latents)}, {})
-    return StackDataset(read_tensors(file)[0]["latents"], prompts)
+    return list(zip(read_tensors(file)[0]["latents"], prompts))
 
 
 def load_base(settings: Settings) -> StableDiffusion:

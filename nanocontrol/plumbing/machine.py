@@ -76,6 +76,8 @@ def moved(networks: Sequence[nn.Module], device: str, back_to: str) -> Iterator[
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution with a border of one zero."""
 
+    bias: Tensor  # always there
+
     def __init__(self, channels: int, out_channels: int, stride: int = 1):
         super().__init__(channels, out_channels, 3, stride, padding=1)
 

@@ -1,5 +1,6 @@
 """Pictures as tensors and as files: reading, writing, putting side by side."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def to_bytes(picture: Tensor) -> np.ndarray:
     return (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def grid(rows: list[list[Tensor] | Tensor]) -> Image.Image:
+def grid(rows: Sequence[Iterable[Tensor]]) -> Image.Image:
     """Rows of pictures, each [3, H, W] in [-1, 1], without gaps."""
     strips = [np.concatenate([to_pixels(image) for image in row], axis=1) for row in rows]
     return Image.fromarray(np.concatenate(strips, axis=0))

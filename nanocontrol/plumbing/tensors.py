@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,7 +40,7 @@ class Inert:
         pass
 
 
-STAND_INS = [
+STAND_INS: list[Any] = [
     (Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     (Inert, "numpy.core.multiarray.scalar"),  # numpy 1, in the published files
     (Inert, "numpy._core.multiarray.scalar"),  # numpy 2

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nanocontrol.plumbing.flags import (
     at_least,
@@ -15,8 +16,8 @@ from nanocontrol.plumbing.flags import (
 )
 from nanocontrol.plumbing.machine import default_device
 
-SEVERAL = {"action": "append", "default": []}
-OF_STEPS = {"type": fraction, "metavar": "FRACTION"}
+SEVERAL: dict[str, Any] = {"action": "append", "default": []}
+OF_STEPS: dict[str, Any] = {"type": fraction, "metavar": "FRACTION"}
 
 
 class CannyOfHint(argparse.Action):

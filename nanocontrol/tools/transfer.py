@@ -65,9 +65,8 @@ def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
     metadata = metadata_of(c.config, file_c.metadata.get("condition"))
     if holds_base(file_c.tensors):
         with torch.device("meta"):
-            unet_c = UNet(c.config)
-        tensors_c = below(UNET_KEYS, file_c.tensors)
-        unet_c = load_weights(unet_c, tensors_c, control).state_dict()
+            empty = UNet(c.config)
+        unet_c = load_weights(empty, below(UNET_KEYS, file_c.tensors), control).state_dict()
         new |= file_b.tensors
         new |= {UNET_KEYS + k: t for k, t in moved(unet_c, unet_a, unet_b).items()}
         metadata |= file_b.metadata
