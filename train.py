@@ -348,7 +348,10 @@ def check(given: dict[str, Any]) -> None:
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
     """The settings, whether to resume, and whether only to check."""
-    parser = parser_for(Settings, __doc__, NANO_PRESET)
+    parser = parser_for(Settings, __doc__, {"nano": NANO_PRESET})
+    continued = "continue this run; no other flag may differ, but --steps may grow with --schedule "
+    continued += "constant"
+    parser.add_argument("--resume", metavar="RUN", type=absolute, help=continued)
     parser.add_argument(
         "--no-cache",
         dest="cache",

@@ -71,8 +71,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "decoder": {"batch_size": 4, "lr": 6e-4, "scenes": HELD_OUT},
     "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 8000},
 }
-
-
 USED_BY = {"base": ("base", "decoder"), "drop_prompt": ("base",)}
 SHEET, HELD_OUT_SCENES = 8, 32  # to look at during a run, and to measure on at its end
 ENCODING = 2  # beside (seed, 0): draws from the posterior are no step's draw
@@ -311,7 +309,9 @@ def resolve(given: dict[str, Any]) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_for(Settings, __doc__, {})
+    parser = parser_for(Settings, __doc__, PRESETS)
+    continued = "continue this run; no other flag may differ"
+    parser.add_argument("--resume", metavar="RUN", type=absolute, help=continued)
     parser.add_argument("part", choices=PARTS, help="what to train")
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")

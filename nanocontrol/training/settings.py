@@ -25,10 +25,10 @@ def knob(
 
 
 def parser_for(
-    settings: type, description: str | None, small: Mapping[str, Any]
+    settings: type, description: str | None, presets: Mapping[str, Mapping[str, Any]]
 ) -> argparse.ArgumentParser:
-    """With a flag for each setting, and --resume; those that are not given will not be in the
-    parsed namespace. small: the defaults that differ for the small model, for --help."""
+    """With a flag for each setting; those that are not given will not be in the parsed namespace.
+    presets, by name: --help says where their defaults differ."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     for setting in fields(settings):
@@ -36,8 +36,11 @@ def parser_for(
             continue
         argument = dict(setting.metadata)
         if setting.default not in (None, False):
-            also = f"; nano: {small[setting.name]}" if setting.name in small else ""
-            argument["help"] += f" (default: {setting.default}{also})"
+            defaults = [f"default: {setting.default}"]
+            for name, preset in presets.items():
+                if setting.name in preset:
+                    defaults.append(f"{name}: {preset[setting.name]}")
+            argument["help"] += f" ({'; '.join(defaults)})"
         kinds = [setting.type, *get_args(setting.type)]  # without and with `| None`
         if bool in kinds:
             del argument["type"], argument["choices"]
@@ -49,9 +52,6 @@ def parser_for(
         if argument.get("type") is absolute:
             argument["metavar"] = "PATH"
         parser.add_argument(flag_of(setting.name), default=argparse.SUPPRESS, **argument)
-    continued = "continue this run; of the other flags only --steps may differ (may grow), where "
-    continued += "the learning rate is constant"
-    parser.add_argument("--resume", metavar="RUN", type=absolute, help=continued)
     return parser
 
 
