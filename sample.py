@@ -5,7 +5,7 @@
     python sample.py --base weights/v1-5-pruned-emaonly.safetensors --hint edges.png \\
                      --control weights/control_v11p_sd15_canny.pth --prompt "a red sports car"
 
-The README shows every way to apply a ControlNet.
+nanocontrol/tools/README.md shows every way to apply a ControlNet.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def generate(
     scheduler: DDPM | None = None,
     image: Tensor | None = None,
     mask: Tensor | None = None,
-    **ways,
+    **options,
 ) -> list[np.ndarray]:
     """n pictures [H, W, 3], bytes.
 
@@ -58,8 +58,8 @@ def generate(
     height, width: multiples of 64, those of the hints and the image (None: as the base likes it).
     scale: of guidance (None: the base's own); scheduler: None is DDIM.
     image [3, H, W], RGB in [0, 1]; mask [H, W], bool: what is painted anew of it.
-    ways: to apply them, as in `sample`: guess, resolution_weighting, control_from, control_to and
-    noised. Raises ValueError for what does not go together.
+    options: guess, resolution_weighting, control_from, control_to and noised, as in `sample`.
+    Raises ValueError for what does not go together.
     """
     # Noise and prompts. (The generator is the CPU's: one seed, one noise, on every device.)
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -67,7 +67,7 @@ def generate(
     context, uncond = sd.encode_prompts(prompt), sd.encode_prompts(negative)
     scale = sd.guidance if scale is None else scale
 
-    # A picture to begin with or to keep parts of; of the mask any pixel makes its latent new.
+    # A picture to begin with or to keep parts of. (A latent is new if one of its pixels is.)
     latent_image = latent_mask = None
     if image is not None:
         mean, _ = sd.encode(image[None] * 2 - 1)
@@ -76,9 +76,9 @@ def generate(
         latent_mask = F.max_pool2d(mask[None, None].float(), 8).bool()
 
     # From noise to latents, step by step; the decoder makes pictures of them.
-    ways |= {"progress": True, "image": latent_image, "mask": latent_mask}
+    options |= {"progress": True, "image": latent_image, "mask": latent_mask}
     latents = sample(
-        sd, noise, context, uncond, controls, steps, scale, scheduler, generator, **ways
+        sd, noise, context, uncond, controls, steps, scale, scheduler, generator, **options
     )
     pictures = [to_pixels(sd.decode(z[None])[0]) for z in tqdm(latents, "decoding")]
     if mask is not None and image is not None:

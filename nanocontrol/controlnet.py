@@ -84,7 +84,7 @@ def condition_encoder(channels: int) -> nn.Sequential:
 def initialise_condition_encoder(control: "ControlNet") -> None:
     """Another start than the original's, which is PyTorch's: every convolution passes the hint on
     undamped, a little louder each time. With PyTorch's each of the seven passes on a fraction, and
-    most of the wait for the sudden convergence is for them to learn better."""
+    part of the wait for the sudden convergence is for them to learn better."""
     for module in list(control.input_hint_block)[:-1]:  # the last one has to stay zero
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight).mul_(1.4)
@@ -131,6 +131,7 @@ class ControlNet(UNetEncoder):
         return self.input_hint_block(hint)
 
     def residuals(self, x: Tensor, encoded: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-        outputs = self.encode(x, self.embed_time(t), context, hint=encoded)
+        """As `forward`, with the hint encoded, [B, c, h, w]."""
+        outputs = self.encode(x, self.embed_time(t), context, encoded_hint=encoded)
         zeros = [*self.zero_convs, self.middle_block_out]
         return [zero(output) for zero, output in zip(zeros, outputs, strict=True)]

@@ -193,8 +193,8 @@ def sample(
     context = torch.cat([c.expand(len(x), -1, -1) for c in prompts]).to(weight)
     copies = 1 if guess or resolution_weighting else len(prompts)
     encoded = encode_hints(controls, x.to(weight), copies, guess, resolution_weighting)
-    call = partial(predict, sd.unet, context, scale)
-    alone, with_control = (repeated(partial(call, some), x) for some in ([], encoded))
+    alone = repeated(partial(predict, sd.unet, context, scale, []), x.device)
+    with_control = repeated(partial(predict, sd.unet, context, scale, encoded), x.device)
 
     ts = torch.tensor(visited[:-1], device=x.device).split(1)  # on the device, without waiting
     for i, t in enumerate(tqdm(visited[:-1], "sampling", disable=not progress)):

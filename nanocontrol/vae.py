@@ -173,7 +173,7 @@ class VAE(nn.Module):
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
-    """A latent drawn from N(mean, exp(logvar)), as in training. The generator is the CPU's: a seed
-    gives the same on every device."""
+    """A latent drawn from N(mean, exp(logvar)). The generator is the CPU's: a seed gives the same
+    on every device."""
     noise = torch.randn(mean.shape, generator=generator)
     return mean + torch.exp(0.5 * logvar) * noise.to(mean)

@@ -1,8 +1,8 @@
-"""Pairs of pictures to learn from: scenes drawn in memory, or a folder of the user's own.
+"""Drawn scenes as pairs to learn from, and a sheet of them.
 
     python -m nanocontrol.nano.scenes [--n 8] [--seed 0] [--out FILE]
 
-draws a sheet of scenes, each with its nine maps.
+writes the sheet: scenes, each with its nine maps.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python -m nanocontrol.nano.train vae
     python -m nanocontrol.nano.train base --base runs/vae-1/base.safetensors
-    python -m nanocontrol.nano.train decoder --base runs/base-1/base.safetensors
+    python -m nanocontrol.nano.train decoder --base runs/vae-1/base.safetensors
     python -m nanocontrol.nano.train detector
 
 vae: the autoencoder. base: text encoder and U-Net, for the latents of --base's VAE. decoder: the
-VAE's decoder alone, on and on; its latents stay as they are, so the base may be trained meanwhile.
+VAE's decoder alone, for longer; its latents stay as they are, so the base can be trained meanwhile.
 detector: the network that scores pictures. `weights/README.md` tells how the bundled weights came
 about.
 """

@@ -68,9 +68,11 @@ def moved(networks: Sequence[nn.Module], device: str, back_to: str) -> Iterator[
     """Have networks on the device for a while."""
     for network in networks:
         network.to(device)
-    yield
-    for network in networks:
-        network.to(back_to)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.to(back_to)
 
 
 class Conv3x3(nn.Conv2d):
@@ -125,8 +127,9 @@ class Replayed:
         return self.output
 
 
-def repeated(function: Callable[..., Tensor], x: Tensor) -> Callable[..., Tensor]:
-    """The function, for many calls with tensors of the same shapes, such as x: on a GPU its second
-    call is recorded and then replayed, elsewhere it stays as it is. (Not under autocast: it caches
-    copies of the weights, which a recording cannot rely on.)"""
-    return Replayed(function) if x.is_cuda and not torch.is_autocast_enabled() else function
+def repeated(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """The function, for many calls with tensors of the same shapes: on a GPU its second call is
+    recorded and then replayed, elsewhere it stays as it is. (Not under autocast, which keeps copies
+    of the weights that a recording cannot rely on.)"""
+    replay = device.type == "cuda" and not torch.is_autocast_enabled()
+    return Replayed(function) if replay else function

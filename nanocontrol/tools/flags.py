@@ -85,7 +85,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def add_image(add: Callable) -> None:
     add("--image", type=Path, help="a picture to begin with (see --noise), or to repaint (--mask)")
     add("--mask", type=Path, help="white is painted anew, all else stays")
-    noise = "of the steps, to which --image is noised (default: 0.75; with --mask noise alone)"
+    noise = "how far to noise --image, 0 to 1 (default: 0.75; with --mask: begin with noise)"
     add("--noise", **OF_STEPS, help=noise)
 
 

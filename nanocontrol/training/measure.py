@@ -16,6 +16,9 @@ from nanocontrol.training.pairs import Pairs
 # Of x0, hint, context, noise and t; see diffusion_loss in train.py.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
+# How well pictures [n, 3, H, W] follow the first n held-out pairs.
+Score = Callable[[Tensor], float]
+
 # Of the starting noise: of ten the one whose uncontrolled pictures are least like the true ones, so
 # that a film shows what control does.
 SEED = 5
@@ -112,7 +115,7 @@ def measure(
     control: ControlNet,
     held_out: HeldOut,
     loss: Loss,
-    score: Callable[[Tensor], float] | None,
+    score: Score | None,
     batch_size: int,
 ) -> tuple[list[Tensor], dict]:
     """Rows of pictures (hints, targets, what the ControlNet makes of the hints), and numbers that

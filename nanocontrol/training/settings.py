@@ -27,7 +27,8 @@ def knob(
 def parser_for(
     settings: type, description: str | None, presets: Mapping[str, Mapping[str, Any]]
 ) -> argparse.ArgumentParser:
-    """With a flag for each setting; those that are not given will not be in the parsed namespace.
+    """With a flag for each setting: `batch_size: int = knob(4, "pairs in a pass", at_least(1))`
+    becomes --batch-size. Flags that are not given will not be in the parsed namespace.
     presets, by name: --help says where their defaults differ."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
