@@ -111,10 +111,10 @@ class Draws(NamedTuple):
         return Draws(*(drawn[pairs] for drawn in self))
 
 
-def draw(seed: int, step: int, n: int, height: int, width: int, drop_prompt: float) -> Draws:
-    """For all n pairs of a step at once: the step is the same into however many passes and
-    processes it is divided. height and width in pixels."""
-    generator, shape = generator_of(seed, step), (n, 4, height // 8, width // 8)
+def random_draws(seed: int, step: int, n: int, size: tuple[int, int], drop_prompt: float) -> Draws:
+    """For all n pairs of a step at once: however many passes and processes it is divided into, the
+    draws are the same. size: height and width of the pictures in pixels."""
+    generator, shape = generator_of(seed, step), (n, 4, size[0] // 8, size[1] // 8)
     posterior, noise = (torch.randn(shape, generator=generator) for _ in range(2))
     t = torch.randint(STEPS, (n,), generator=generator)
     return Draws(posterior, noise, t, torch.rand(n, generator=generator) < drop_prompt)
@@ -167,6 +167,8 @@ def training_loss(
 
 def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, nn.Module]]:
     """The base model, the ControlNet, and the networks with weights to be trained, by name."""
+    machine.allow_tf32(settings.device)
+    torch.manual_seed(settings.seed)  # of the condition encoder's first weights
     with blame("--base"):
         sd = load_sd(settings.base, settings.device, prediction=settings.prediction)
     if settings.init_control:
@@ -207,15 +209,13 @@ def learning_rate(lr: float, schedule: str, step: int, steps: int) -> float:
 def train(settings: Settings, resume: bool = False) -> dict:
     """Leaves a run's folder -> its final numbers, as in metrics.json."""
     processes = Processes(settings.device)
-    machine.allow_tf32(settings.device)
-    torch.manual_seed(settings.seed)  # of the condition encoder's first weights
     sd, controlnet, trained = models(settings)
     optimizer = optimizer_for(settings, trained, processes)
     diffusion = DDPM(sd.prediction)
     precision = partial(machine.autocast, settings.device, settings.dtype)
     with torch.no_grad(), precision():
         pairs, held_out, score_of = datasets(settings, sd)
-        empty = sd.encode_prompts("")
+        empty, size = sd.encode_prompts(""), held_out.size
     # Training calls them compiled, or joined with other processes; pictures are made without that.
     unet, control = (processes.join(compiled(settings, net)) for net in (sd.unet, controlnet))
     passes, n = settings.accumulate, settings.batch_size * processes.size  # n pairs in a pass
@@ -236,10 +236,9 @@ def train(settings: Settings, resume: bool = False) -> dict:
         seen, share = start * passes * n, processes.share(0, settings.batch_size)
         batches = load_batches(sd, dataset, settings.seed, seen, n, share, settings.device)
 
-    height, width = held_out.images.shape[-2:]
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
-        draws = draw(settings.seed, step, passes * n, height, width, settings.drop_prompt)
+        draws = random_draws(settings.seed, step, passes * n, size, settings.drop_prompt)
         total = torch.zeros((), device=settings.device)
         for i in range(passes):
             processes.average_next(optimizer.every_pass or i + 1 == passes, unet, control)
@@ -251,7 +250,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
             total += loss.detach() / passes
         optimizer.step()  # (or the rest of it: parts may have been taken in the backward pass)
         watch.done(step, total)
-    return watch.finish(partial(look, len(held_out.images)), film_size=(height, width))
+    return watch.finish(partial(look, len(held_out.images)), film_size=size)
 
 
 # ------------------------------------------------------------------------------ what it needs

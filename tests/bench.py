@@ -149,7 +149,7 @@ class Training:
 
     def draws(self, size: int) -> train.Draws:
         n = self.settings.batch_size * self.settings.accumulate
-        return train.draw(self.settings.seed, 0, n, size, size, self.settings.drop_prompt)
+        return train.random_draws(self.settings.seed, 0, n, (size, size), self.settings.drop_prompt)
 
     def step(self, batches: Iterator[Batch], size: int) -> Tensor:
         """As in the loop of train.py, of which it is always the first."""

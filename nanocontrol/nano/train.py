@@ -88,6 +88,7 @@ class Part(NamedTuple):
 
 def train(settings: Settings, resume: bool = False) -> dict:
     """Leaves a run's folder -> its final numbers. One loop for all parts."""
+    machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # of the first weights
     part = PARTS[settings.part](settings)
     optimizer = Optimizer(part.trained, settings.lr, betas=(0.9, 0.99), weight_decay=0.0)

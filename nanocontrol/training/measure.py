@@ -99,6 +99,11 @@ class HeldOut(NamedTuple):
         images = torch.stack(pictures)
         return cls(images, torch.stack(hints), prompts, mean_latents(sd, images))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return self.images.shape[-2], self.images.shape[-1]
+
     def first(self, n: int) -> "HeldOut":
         return HeldOut(self.images[:n], self.hints[:n], self.prompts[:n], self.x0[:n])
 

@@ -1,15 +1,4 @@
-"""The folder that a training run leaves behind.
-
-| file                | what                                                                       |
-|---------------------|----------------------------------------------------------------------------|
-| settings.json       | every flag, resolved                                                       |
-| log.jsonl           | a JSON object a line: a step and its loss, or what was measured after it   |
-| samples/000050.png  | after 50 steps: hints, targets, and pictures from the same noise each time |
-| state.pt            | what it takes to continue: weights, optimizer, step                        |
-| control.safetensors | the ControlNet; base.safetensors the base model, if that was trained       |
-| film.png            | those pictures over the steps: the sudden convergence is seen in it        |
-| metrics.json        | the final numbers                                                          |
-"""
+"""The folder that a training run leaves behind. README.md in this folder lists its files."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a training does beside learning: its losses are logged, it is looked at, it is saved."""
+"""What a training does beside learning: log losses, measure and draw sheets of pictures, save."""
 
 import json
 import math
