@@ -12,7 +12,6 @@ The method is `diffusion_loss`, `training_loss` and the loop in `train`.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
@@ -34,9 +32,9 @@ from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
 from nanocontrol.schedulers import STEPS
-from nanocontrol.training.batches import Batch, encoded, generator_of, groups, loader, shuffled
-from nanocontrol.training.cache import Cached, encode_all
-from nanocontrol.training.measure import HeldOut, measure
+from nanocontrol.training.batches import Batch, generator_of, load_batches
+from nanocontrol.training.cache import encoded_once
+from nanocontrol.training.measure import HeldOut, Score, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, split
 from nanocontrol.training.processes import Processes
@@ -51,13 +49,14 @@ from nanocontrol.unet import Block
 class Settings:
     """A flag each. The defaults are those of the paper and of the original's training guide."""
 
-    base: str | None = knob(None, "a Stable Diffusion 1 or 2 (default: the bundled nano)", absolute)
+    base: str = knob(None, "a Stable Diffusion 1 or 2 (default: the bundled nano)", absolute)
     init_control: str | None = knob(None, "begin with this ControlNet, not with a copy", absolute)
     data: str | None = knob(None, "pairs, with prompt.json or metadata.jsonl", absolute)
     condition: str | None = knob(
         None, "of scenes drawn without --data (default: canny)", choices=CONDITIONS
     )
-    out: str | None = knob(None, "the run's folder (default: runs/canny-1, -2, ...)", absolute)
+    scenes: int = knob(None, "to draw (default: 2000, in long runs more)", at_least(1))
+    out: str = knob(None, "the run's folder (default: runs/canny-1, -2, ...)", absolute)
     steps: int = knob(20_000, "of the optimizer", at_least(1))
     batch_size: int = knob(4, "pairs in a pass", at_least(1))
     accumulate: int = knob(1, "passes in a step", at_least(1))
@@ -69,20 +68,20 @@ class Settings:
     only_mid_control: bool = knob(False, "control the middle block alone")
     prediction: Literal["auto", "eps", "v"] = knob("auto", "what the base predicts")
     seed: int = knob(0, "of weights, order and noise", seed)
-    device: str | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
-    dtype: Literal["fp32", "bf16"] | None = knob(None, "default: bf16 on a GPU that has it")
+    device: str = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
+    dtype: Literal["fp32", "bf16"] = knob(None, "default: bf16 on a GPU that has it")
     low_memory: bool = knob(
         False,
         "for small GPUs, slower: gradient checkpointing, --batch-size 1 --accumulate 4, and with "
         "bf16 the optimizer in the CPU's memory",
     )
-    compile: bool | None = knob(None, "torch.compile (default: on a GPU, for 2000 steps or more)")
+    compile: bool = knob(None, "torch.compile (default: on a GPU, for 2000 steps or more)")
     cache: str = knob("cache", "where encoded pairs are kept", absolute)
     save_every: int = knob(1000, "steps between saves", at_least(1))
     sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
 
 
-NANO_PRESET = {
+NANO_PRESET: dict[str, Any] = {
     "steps": 400,
     "batch_size": 16,
     "lr": 1e-3,
@@ -91,9 +90,9 @@ NANO_PRESET = {
     "save_every": 200,
     "sample_every": 25,
 }
-LOW_MEMORY_PRESET = {"batch_size": 1, "accumulate": 4}
+LOW_MEMORY_PRESET: dict[str, Any] = {"batch_size": 1, "accumulate": 4}
 
-SCENES = 2000  # drawn ones to train on; in long runs more, each seen four times
+SCENES = 2000  # drawn ones; a run that would see each more than four times draws more
 COMPILE_FROM = 2000  # steps: compiling pays from about there on (not measured)
 SHEET = 8  # held-out pairs to look at during the run; at its end all are measured
 
@@ -112,10 +111,10 @@ class Draws(NamedTuple):
         return Draws(*(drawn[pairs] for drawn in self))
 
 
-def draw(seed: int, step: int, n: int, height: int, width: int, drop_prompt: float) -> Draws:
-    """For all n pairs of a step at once: the step is the same into however many passes and
-    processes it is divided. height and width in pixels."""
-    generator, shape = generator_of(seed, step), (n, 4, height // 8, width // 8)
+def random_draws(seed: int, step: int, n: int, size: tuple[int, int], drop_prompt: float) -> Draws:
+    """For all n pairs of a step at once: however many passes and processes it is divided into, the
+    draws are the same. size: height and width of the pictures in pixels."""
+    generator, shape = generator_of(seed, step), (n, 4, size[0] // 8, size[1] // 8)
     posterior, noise = (torch.randn(shape, generator=generator) for _ in range(2))
     t = torch.randint(STEPS, (n,), generator=generator)
     return Draws(posterior, noise, t, torch.rand(n, generator=generator) < drop_prompt)
@@ -134,7 +133,7 @@ def diffusion_loss(
     """Equation 5 of the paper: the mean square error of the predicted noise.
 
     x0 (scaled latents) and noise [B, 4, h, w], hint [B, 3, 8h, 8w] in [0, 1], context [B, 77, D];
-    t [B] in 0..999, on the CPU, as the schedule is: to ask a GPU for it would be to wait for it.
+    t [B] in 0..999, on the CPU, as the schedule is: reading it from a GPU would make the CPU wait.
     """
     x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
     t = machine.to_device(t, x0.device)
@@ -168,6 +167,8 @@ def training_loss(
 
 def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, nn.Module]]:
     """The base model, the ControlNet, and the networks with weights to be trained, by name."""
+    machine.allow_tf32(settings.device)
+    torch.manual_seed(settings.seed)  # of the condition encoder's first weights
     with blame("--base"):
         sd = load_sd(settings.base, settings.device, prediction=settings.prediction)
     if settings.init_control:
@@ -180,10 +181,12 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
     trained: dict[str, nn.Module] = {"control": control}
     if settings.only_mid_control:  # the other residuals stay zero, here and in sample.py
         zero_module(control.zero_convs).requires_grad_(False)
-    # "decoder" is the original's sd_locked=False, "all" the paper's training of the whole model.
-    unlocked = {None: [], "decoder": [sd.unet.output_blocks, sd.unet.out], "all": [sd.unet]}
-    for part in unlocked[settings.unlock]:
-        part.requires_grad_(True)
+    if settings.unlock == "decoder":  # the original's sd_locked=False
+        sd.unet.output_blocks.requires_grad_(True)
+        sd.unet.out.requires_grad_(True)
+    if settings.unlock == "all":  # the paper's training of the whole model
+        sd.unet.requires_grad_(True)
+    if settings.unlock:
         trained["unet"] = sd.unet
     for network in (sd.unet, sd.vae, control):
         if (
@@ -191,8 +194,7 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
         ):  # on a CPU large ones lose by it
             network.to(memory_format=torch.channels_last)
     if settings.dtype == "bf16" and not settings.unlock:  # only what is trained needs more
-        for network in (sd.unet, sd.vae, sd.text_encoder):
-            network.bfloat16()
+        sd.unet.bfloat16(), sd.vae.bfloat16(), sd.text_encoder.bfloat16()
     for module in [*sd.unet.modules(), *control.modules()]:
         if isinstance(module, Block):
             module.checkpointed = settings.low_memory
@@ -207,36 +209,36 @@ def learning_rate(lr: float, schedule: str, step: int, steps: int) -> float:
 def train(settings: Settings, resume: bool = False) -> dict:
     """Leaves a run's folder -> its final numbers, as in metrics.json."""
     processes = Processes(settings.device)
-    machine.allow_tf32(settings.device)
-    torch.manual_seed(settings.seed)  # of the condition encoder's first weights
     sd, controlnet, trained = models(settings)
     optimizer = optimizer_for(settings, trained, processes)
     diffusion = DDPM(sd.prediction)
     precision = partial(machine.autocast, settings.device, settings.dtype)
     with torch.no_grad(), precision():
         pairs, held_out, score_of = datasets(settings, sd)
-        empty = sd.encode_prompts("")
+        empty, size = sd.encode_prompts(""), held_out.size
     # Training calls them compiled, or joined with other processes; pictures are made without that.
     unet, control = (processes.join(compiled(settings, net)) for net in (sd.unet, controlnet))
-
-    def look(n: int) -> tuple[list[Tensor], dict]:
-        """Measure on the first n of the held-out pairs."""
-        loss = partial(diffusion_loss, sd.unet, controlnet, diffusion)
-        encoders = [sd.vae, sd.text_encoder]
-        with precision(), machine.moved(encoders, settings.device, back_to=home):
-            return measure(sd, controlnet, held_out.first(n), loss, score_of, settings.batch_size)
+    passes, n = settings.accumulate, settings.batch_size * processes.size  # n pairs in a pass
+    # Pairs that are seen more than once are encoded once; VAE and text encoder then leave the GPU.
+    cached = bool(settings.cache) and settings.steps * passes * n > len(pairs)
+    home = "cpu" if cached else settings.device
 
     save = partial(save_weights, sd, optimizer.networks, settings.condition)
+    look = partial(measured, settings, sd, controlnet, held_out, score_of, home)
     watch = Watch(settings, optimizer, processes, partial(look, SHEET), save)
     start = watch.begin(resume)
     with precision():
-        batches, home = load_batches(settings, sd, pairs, start, processes)
+        dataset: Any = pairs
+        if cached:
+            dataset = encoded_once(
+                sd, pairs, settings.cache, settings.dtype, settings.batch_size, processes
+            )
+        seen, share = start * passes * n, processes.share(0, settings.batch_size)
+        batches = load_batches(sd, dataset, settings.seed, seen, n, share, settings.device)
 
-    passes, size = settings.accumulate, held_out.images.shape[-2:]
-    n = settings.batch_size * passes * processes.size  # pairs in a step
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
-        draws = draw(settings.seed, step, n, *size, settings.drop_prompt)
+        draws = random_draws(settings.seed, step, passes * n, size, settings.drop_prompt)
         total = torch.zeros((), device=settings.device)
         for i in range(passes):
             processes.average_next(optimizer.every_pass or i + 1 == passes, unet, control)
@@ -246,7 +248,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
                 loss = training_loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
             optimizer.backward(loss / passes)
             total += loss.detach() / passes
-        optimizer.step()
+        optimizer.step()  # (or the rest of it: parts may have been taken in the backward pass)
         watch.done(step, total)
     return watch.finish(partial(look, len(held_out.images)), film_size=size)
 
@@ -254,22 +256,19 @@ def train(settings: Settings, resume: bool = False) -> dict:
 # ------------------------------------------------------------------------------ what it needs
 
 
-def datasets(
-    settings: Settings, sd: StableDiffusion
-) -> tuple[Pairs, HeldOut, Callable[[Tensor], float] | None]:
-    """Pairs to train on, others to measure with and, of drawn scenes, how well pictures of the
-    first of those follow their condition."""
+def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Score | None]:
+    """Pairs to train on, others to measure with, and a function that scores pictures of the first
+    of these others (None for a folder: what its hints show is not known)."""
     if settings.data:
         with blame("--data"):
-            folder, others = split(Folder(Path(settings.data)))
-            return folder, HeldOut.of(sd, others), None
+            folder, kept = split(Folder(Path(settings.data)))
+            return folder, HeldOut.of(sd, kept), None
+    condition = settings.condition or ""
     if sd.size != SIZE:
         mismatch = f"is for pictures of {sd.size} pixels, and drawn scenes have {SIZE}"
         raise InputError(f"--base: {settings.base} {mismatch}: expected --data DIR")
-    n = settings.steps * settings.accumulate * settings.batch_size // 4
-    scenes = Scenes(settings.condition, HELD_OUT, n=32)
-    score_of = scorer(settings.condition, scenes)
-    return Scenes(settings.condition, n=max(SCENES, n)), HeldOut.of(sd, scenes), score_of
+    scenes, others = Scenes(condition, n=settings.scenes), Scenes(condition, HELD_OUT, n=32)
+    return scenes, HeldOut.of(sd, others), scorer(condition, others)
 
 
 def optimizer_for(
@@ -280,31 +279,31 @@ def optimizer_for(
     return Optimizer(trained, settings.lr, early=early, exact_on_cpu=on_cpu)
 
 
-def compiled(settings: Settings, network: nn.Module) -> nn.Module:
+def compiled(settings: Settings, network: Any) -> Any:
     return torch.compile(network) if settings.compile else network
 
 
-def load_batches(
-    settings: Settings, sd: StableDiffusion, pairs: Pairs, start: int, processes: Processes
-) -> tuple[Iterator[Batch], str]:
-    """This process's batches from the step `start` on, without end, and the device where VAE and
-    text encoder are meanwhile: what would be encoded more than once comes from the cache, and then
-    a GPU needs neither of them."""
-    n, home = settings.batch_size * processes.size, settings.device
-    dataset: Dataset = pairs
-    if settings.cache and settings.steps * settings.accumulate * n > len(pairs):
-        home, folder, rank = "cpu", Path(settings.cache), (processes.rank, processes.size)
-        files = encode_all(sd, pairs, folder, settings.dtype, settings.batch_size, *rank)
-        processes.wait()  # until the others have written theirs
-        sd.vae.to(home), sd.text_encoder.to(home)
-        dataset = Cached(pairs, files)
-    order = shuffled(len(pairs), settings.seed, start * settings.accumulate * n)
-    indices = groups(order, n, processes.share(0, settings.batch_size))
-    return encoded(sd, loader(dataset, indices, settings.device), settings.device), home
+def measured(
+    settings: Settings,
+    sd: StableDiffusion,
+    control: ControlNet,
+    held_out: HeldOut,
+    score_of: Score | None,
+    home: str,
+    n: int,
+) -> tuple[list[Tensor], dict]:
+    """On the first n of the held-out pairs: rows of pictures, and numbers. home: the device where
+    VAE and text encoder are otherwise."""
+    loss = partial(diffusion_loss, sd.unet, control, DDPM(sd.prediction))
+    with (
+        machine.autocast(settings.device, settings.dtype),
+        machine.moved([sd.vae, sd.text_encoder], settings.device, back_to=home),
+    ):
+        return measure(sd, control, held_out.first(n), loss, score_of, settings.batch_size)
 
 
 def save_weights(
-    sd: StableDiffusion, trained: dict[str, nn.Module], condition: str | None, folder: Path
+    sd: StableDiffusion, trained: dict[str, Any], condition: str | None, folder: Path
 ) -> None:
     """What sample.py takes: the ControlNet, and the base model if that was trained."""
     save_control(trained["control"], folder / "control.safetensors", condition)
@@ -322,11 +321,13 @@ def resolve(given: dict[str, Any]) -> Settings:
     settings = Settings(**({} if "base" in given else NANO_PRESET) | low_memory | given)
     condition = settings.condition or (None if settings.data else "canny")
     on = settings.device or machine.default_device()
+    pairs_seen = settings.steps * settings.accumulate * settings.batch_size
     long = machine.is_gpu(on) and settings.steps >= COMPILE_FROM and not settings.low_memory
     return replace(
         settings,
         base=settings.base or str(NANO),
         condition=condition,
+        scenes=settings.scenes or max(SCENES, pairs_seen // 4),
         out=new_folder(settings.out, condition or "control"),
         device=on,
         dtype=settings.dtype or machine.default_dtype(on),
@@ -348,9 +349,18 @@ def check(given: dict[str, Any]) -> None:
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
     """The settings, whether to resume, and whether only to check."""
-    parser = parser_for(Settings, __doc__, NANO_PRESET)
-    no_cache = {"dest": "cache", "action": "store_const", "const": "", "default": argparse.SUPPRESS}
-    parser.add_argument("--no-cache", **no_cache, help="encode at every step")
+    parser = parser_for(Settings, __doc__, {"nano": NANO_PRESET})
+    continued = "continue this run; no other flag may differ, but --steps may grow with --schedule "
+    continued += "constant"
+    parser.add_argument("--resume", metavar="RUN", type=absolute, help=continued)
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_const",
+        const="",
+        default=argparse.SUPPRESS,
+        help="encode at every step",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check, print the settings, stop")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))

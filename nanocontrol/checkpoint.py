@@ -6,26 +6,25 @@ in their places. They are mapped from disk: only what changes device or precisio
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
-from nanocontrol.controlnet import ControlNet
+from nanocontrol.controlnet import ControlNet, M
 from nanocontrol.plumbing.diffusers_names import from_diffusers, is_diffusers
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.tensors import (
+    TensorFile,
     Tensors,
     below,
     count,
     first_three,
-    read_tensors,
+    open_tensors,
+    reading_shapes_of,
     write_tensors,
 )
-from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.stable_diffusion import StableDiffusion, TextEncoder
 from nanocontrol.unet import SD1, SD2, UNet, UNetConfig
 from nanocontrol.vae import VAE, VAEConfig
 
@@ -44,24 +43,22 @@ IGNORED = re.compile(
     r"|cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)"
 )
 
-
 # What a StableDiffusion knows beside its networks, as our files' metadata has it.
 OWN_METADATA = ("scale_factor", "guidance", "size")
 
 
-# ------------------------------------------------------------------------------- reading files
-
-
 # ------------------------------------------------------------ architectures, read off the shapes
-# What the shapes cannot tell stands in our own files' metadata; a file without is Stable Diffusion.
 
 
-def unet_config(tensors: Tensors, metadata: dict, path: Path) -> UNetConfig:
-    """The configuration of a U-Net or ControlNet."""
+def unet_config(file: TensorFile, tensors: Tensors, base: UNetConfig | None = None) -> UNetConfig:
+    """The configuration of a U-Net or ControlNet in a file, with these tensors.
+
+    What the shapes cannot tell, heads and groups, is in our own files' metadata. Where it is not, a
+    ControlNet has it from the base that it is loaded for, anything else from Stable Diffusion.
+    """
     width, inputs = tensors["input_blocks.0.0.weight"].shape[:2]
     if inputs != 4:
-        kind = "an inpainting model" if inputs == 9 else "another kind of model"
-        raise InputError(f"{path} is {kind}: its U-Net takes {inputs} channels, 4 are wanted")
+        raise InputError(f"{file.path}: expected 4 input channels, not {inputs} (inpainting: 9)")
     levels: list[list[int]] = [[]]  # the output channels of every block, by resolution
     attention_levels, context_dim = set(), 0
     for i in range(1, count(tensors, "input_blocks.{}.0.")):
@@ -73,17 +70,18 @@ def unet_config(tensors: Tensors, metadata: dict, path: Path) -> UNetConfig:
         if to_k is not None:
             attention_levels.add(len(levels) - 1)
             context_dim = to_k.shape[1]
-    sd2 = context_dim == 1024
+    if base is None or base.context_dim != context_dim:
+        base = SD2 if context_dim == SD2.context_dim else SD1
     return UNetConfig(
         model_channels=width,
         channel_mult=tuple(channels[0] // width for channels in levels),
         num_res_blocks=len(levels[0]),
         attention_levels=tuple(sorted(attention_levels)),
         context_dim=context_dim,
-        num_heads=metadata.get("num_heads", 8),
-        head_dim=64 if sd2 else None,
-        linear_proj=sd2,
-        norm_groups=metadata.get("norm_groups", 32),
+        num_heads=file.metadata.get("num_heads", base.num_heads),
+        head_dim=base.head_dim,
+        linear_proj=base.linear_proj,
+        norm_groups=file.metadata.get("norm_groups", base.norm_groups),
     )
 
 
@@ -95,7 +93,7 @@ def vae_config(tensors: Tensors, metadata: dict) -> VAEConfig:
     return VAEConfig(ch, tuple(mult), blocks, metadata.get("norm_groups", 32))
 
 
-def text_encoder_for(tensors: Tensors) -> tuple[nn.Module, Tensors]:
+def text_encoder_for(tensors: Tensors) -> tuple[TextEncoder, Tensors]:
     """The text encoder that a base model's file holds, without weights, and its tensors."""
     if text := below(OPEN_CLIP_KEYS, tensors):
         vocabulary, width = text["token_embedding.weight"].shape
@@ -109,34 +107,23 @@ def text_encoder_for(tensors: Tensors) -> tuple[nn.Module, Tensors]:
     return CLIPTextEncoder(TextConfig(width, layers, vocabulary)), text
 
 
-@contextmanager
-def reading_shapes_of(path: Path) -> Iterator[None]:
-    """Name the file where the shapes in it make no sense."""
-    try:
-        yield
-    except KeyError as key:
-        raise InputError(f"{path} lacks {key}, without which it is no whole checkpoint") from None
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"{path} is of an unknown architecture ({error})") from None
-
-
 # ---------------------------------------------------------------------------------- loading
 
 
-def fill(module: nn.Module, tensors: Tensors, path: Path) -> nn.Module:
+def load_weights(module: M, tensors: Tensors, path: Path) -> M:
     """Put tensors into a module built on "meta"; all must be there, and none left over."""
-    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    if missing := wanted.keys() - tensors.keys():
-        raise InputError(f"{path} lacks {len(missing)} wanted tensors: {first_three(missing)}")
-    if extra := tensors.keys() - wanted.keys():
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if missing := expected.keys() - tensors.keys():
+        raise InputError(f"{path} lacks {len(missing)} tensors: {first_three(missing)}")
+    if extra := tensors.keys() - expected.keys():
         raise InputError(f"{path} holds {len(extra)} tensors without a place: {first_three(extra)}")
     fitted = {}
     for name, tensor in tensors.items():
         # A 1x1 convolution [out, in, 1, 1] and a linear layer [out, in] are the same numbers.
-        if without_1x1(tensor.shape) != without_1x1(wanted[name]):
-            shapes = f"{[*tensor.shape]}; {[*wanted[name]]} is wanted"
+        if without_1x1(tensor.shape) != without_1x1(expected[name]):
+            shapes = f"{[*tensor.shape]}, expected {[*expected[name]]}"
             raise InputError(f"{path}: {name} has the shape {shapes}")
-        fitted[name] = tensor.reshape(wanted[name])
+        fitted[name] = tensor.reshape(expected[name])
     module.load_state_dict(fitted, assign=True)
     return module
 
@@ -146,37 +133,37 @@ def without_1x1(shape: torch.Size) -> torch.Size:
     return shape[:-2] if shape[-2:] == (1, 1) else shape
 
 
-def read_base(path: Path) -> tuple[Tensors, dict, UNetConfig]:
-    """The tensors of a base model, our metadata, and its U-Net's configuration. No weight is read:
-    that happens when a tensor is used."""
-    tensors, metadata = read_tensors(path)
+def read_base(file: str | Path | TensorFile) -> tuple[TensorFile, UNetConfig]:
+    """A base model's file, of its tensors those that belong to a network, and the configuration of
+    its U-Net. No weight is read: that happens when a tensor is used."""
+    file = open_tensors(file)
+    path, tensors = file.path, file.tensors
     if not holds_base(tensors):
         what = "only a ControlNet" if holds_control(tensors) else f"only {first_three(tensors)} ..."
-        raise InputError(f"{path} holds {what}; a whole Stable Diffusion checkpoint is wanted")
+        raise InputError(f"{path} holds {what}; expected a whole Stable Diffusion checkpoint")
     tensors = {name: t for name, t in tensors.items() if not IGNORED.fullmatch(name)}
     places = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
-    if strays := [name for name in tensors if not name.startswith(places)]:
-        names = first_three(strays)
-        raise InputError(f"{path} holds {len(strays)} tensors without a place: {names}")
+    if extra := [name for name in tensors if not name.startswith(places)]:
+        raise InputError(f"{path} holds {len(extra)} tensors without a place: {first_three(extra)}")
     with reading_shapes_of(path):
-        return tensors, metadata, unet_config(below(UNET_KEYS, tensors), metadata, path)
+        return file._replace(tensors=tensors), unet_config(file, below(UNET_KEYS, tensors))
 
 
 def load_sd(
-    path: str | Path,
+    path: str | Path | TensorFile,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     prediction: str = "auto",
 ) -> StableDiffusion:
     """A base model from any original file of Stable Diffusion 1.x or 2.x, or from our own.
 
+    path: of the file, which may be open already;
     prediction: "eps" or "v", what the U-Net was trained to predict; "auto" finds out (from our
     metadata, or by trying).
     The networks come locked: no parameter asks for a gradient.
     Raises InputError, naming the file, if it holds no such model or not all of it.
     """
-    path = Path(path)
-    tensors, metadata, config = read_base(path)
+    (path, tensors, metadata), config = read_base(path)
     unet_tensors, vae_tensors = below(UNET_KEYS, tensors), below(VAE_KEYS, tensors)
     with reading_shapes_of(path), torch.device("meta"):
         unet = UNet(config)
@@ -184,7 +171,7 @@ def load_sd(
         text_encoder, text_tensors = text_encoder_for(tensors)
     networks = (unet, unet_tensors), (vae, vae_tensors), (text_encoder, text_tensors)
     for network, its_tensors in networks:
-        fill(network, its_tensors, path).requires_grad_(False).to(device, dtype)
+        load_weights(network, its_tensors, path).requires_grad_(False).to(device, dtype)
     if prediction == "auto":
         prediction = metadata.get("prediction") or guess_prediction(unet)
     own = {name: metadata[name] for name in OWN_METADATA if name in metadata}
@@ -200,6 +187,10 @@ def guess_prediction(unet: UNet) -> str:
     weight = next(unet.parameters())
     x, context = weight.new_full((1, 4, 8, 8), 0.5), weight.new_full((1, 2, 1024), 0.5)
     output = unet(x, torch.tensor([999], device=weight.device), context)
+    # Here x = 0.07 x_0 + noise. An eps-model answers with a noise between x itself and 0 (where x_0
+    # explains all of x): the difference is 0 to -0.5. A v-model answers 0.07 noise - x_0, so about
+    # 0.03 - x_0: the difference is below -1 if x_0 is above 0.5. It is by far, since noise is never
+    # 0.5 everywhere, and x_0 would have to be 7 to explain it. (Reasoned, not measured here.)
     return "v" if (output - x).mean() < -1 else "eps"
 
 
@@ -213,37 +204,40 @@ def holds_control(tensors: Tensors) -> bool:
     return is_diffusers(tensors) or any(name.startswith(names) for name in tensors)
 
 
-def read_control(path: Path) -> ControlNet:
+def read_control(file: str | Path | TensorFile, base: UNetConfig | None = None) -> ControlNet:
     """The ControlNet in a file, in the file's precision. As in `read_base`, no weight is read, but
     every tensor is in its place: it is whole.
 
+    base: what it is loaded for, from which it takes what its file does not say (`unet_config`).
     Raises InputError, naming the file, if there is none or not all of it.
     """
-    tensors, metadata = read_tensors(path)
+    file = open_tensors(file)
+    path, tensors = file.path, file.tensors
     if any(name.endswith("difference") for name in tensors):
-        raise InputError(f"{path} is a 'difference' to be added to a base; a full one is wanted")
+        raise InputError(f"{path} is a 'difference' to be added to a base; expected a full one")
     if "shuffle" in path.stem:
-        raise InputError(f"{path} is the shuffle model, which needs a pooling; any other is wanted")
+        raise InputError(f"{path} is the shuffle model, which needs a pooling; expected another")
     if not holds_control(tensors):
-        raise InputError(f"{path} holds only {first_three(tensors)} ...; a ControlNet is wanted")
+        raise InputError(f"{path} holds only {first_three(tensors)} ...; expected a ControlNet")
     if is_diffusers(tensors):
         tensors = from_diffusers(tensors)
     tensors = below(CONTROL_KEYS, tensors) or tensors
     with reading_shapes_of(path), torch.device("meta"):
-        control = ControlNet(unet_config(tensors, metadata, path))
-    return fill(control, tensors, path)
+        control = ControlNet(unet_config(file, tensors, base))
+    return load_weights(control, tensors, path)
 
 
-def load_control(path: str | Path, unet: UNet) -> ControlNet:
+def load_control(path: str | Path | TensorFile, unet: UNet) -> ControlNet:
     """A ControlNet for this U-Net, on its device and in its precision, from any original file that
-    holds one, from diffusers' or from our own.
+    holds one, from diffusers' or from our own. path: of the file, which may be open already.
 
     Raises InputError, naming the file, if it holds none, not all of it, or one for another base.
     """
-    control = read_control(Path(path))
+    file = open_tensors(path)
+    control = read_control(file, unet.config)
     if control.config != unet.config:
         made_for, base = described(control.config), described(unet.config)
-        raise InputError(f"{path} is a ControlNet for {made_for}; one for {base} is wanted")
+        raise InputError(f"{file.path} is a ControlNet for {made_for}, expected one for {base}")
     return control.to(next(unet.parameters()))
 
 
@@ -273,7 +267,7 @@ def save_control(control: ControlNet, path: str | Path, condition: str | None = 
 def save_sd(sd: StableDiffusion, path: str | Path) -> None:
     """The same for a base model."""
     text_keys = CLIP_KEYS if isinstance(sd.text_encoder, CLIPTextEncoder) else OPEN_CLIP_KEYS
-    tensors = {}
+    tensors: Tensors = {}
     for keys, network in (UNET_KEYS, sd.unet), (VAE_KEYS, sd.vae), (text_keys, sd.text_encoder):
         tensors |= {keys + name: tensor for name, tensor in network.state_dict().items()}
     own = {name: getattr(sd, name) for name in OWN_METADATA} | {"prediction": sd.prediction}

@@ -6,15 +6,15 @@ Stable Diffusion 1 (OpenAI's CLIP ViT-L/14, in the form that the transformers li
 below `cond_stage_model.model.` in 2 (OpenCLIP's ViT-H/14).
 """
 
-import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from nanocontrol.plumbing.tokenizer import open_clip_tokenizer
 
 MAX_TOKENS = 77
 END_OF_TEXT = 49407  # the vocabulary's last token
@@ -33,17 +33,7 @@ class TextConfig:
         return self.width // 64
 
 
-@cache
-def open_clip_tokenizer() -> ModuleType:
-    # The file alone, by its path: importing all of open_clip takes five seconds.
-    folder = importlib.util.find_spec("open_clip").submodule_search_locations[0]
-    spec = importlib.util.spec_from_file_location("open_clip_tokenizer", f"{folder}/tokenizer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def tokenize(prompts: list[str] | str, pad_with_end: bool) -> Tensor:
+def tokenize(prompts: Sequence[str] | str, pad_with_end: bool) -> Tensor:
     """Prompts -> tokens [B, 77], int64: start, text (cut if too long), end, padding.
 
     Stable Diffusion 1 was trained with the end token as padding, 2 with zeros.

@@ -7,15 +7,17 @@ Attribute names are the keys of the original checkpoint below `control_model.`.
 """
 
 import copy
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nanocontrol.unet import SD1, UNet, UNetConfig, UNetEncoder
 
+M = TypeVar("M", bound=nn.Module)
 
-def zero_module(module: nn.Module) -> nn.Module:
+
+def zero_module(module: M) -> M:
     """Zero the weights. Output and gradient of the input are then zero, but the gradient of the
     weights (the output's times the input) is not: one optimizer step, and they are zero no more."""
     for parameter in module.parameters():
@@ -82,11 +84,11 @@ def condition_encoder(channels: int) -> nn.Sequential:
 def initialise_condition_encoder(control: "ControlNet") -> None:
     """Another start than the original's, which is PyTorch's: every convolution passes the hint on
     undamped, a little louder each time. With PyTorch's each of the seven passes on a fraction, and
-    most of the wait for the sudden convergence is for them to learn better."""
+    part of the wait for the sudden convergence is for them to learn better."""
     for module in list(control.input_hint_block)[:-1]:  # the last one has to stay zero
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight).mul_(1.4)
-            nn.init.zeros_(module.bias)
+            module.bias.zero_()
 
 
 class ControlNet(UNetEncoder):
@@ -125,10 +127,11 @@ class ControlNet(UNetEncoder):
         """hint [B, 3, H, W] -> [B, c, h, w], the same for all steps; x: as above, for its size."""
         size = (8 * x.shape[-2], 8 * x.shape[-1])
         if hint.shape[-2:] != size:
-            raise ValueError(f"the hint is {[*hint.shape[-2:]]} pixels, {[*size]} are wanted")
+            raise ValueError(f"the hint is {[*hint.shape[-2:]]} pixels, expected {[*size]}")
         return self.input_hint_block(hint)
 
     def residuals(self, x: Tensor, encoded: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-        outputs = self.encode(x, self.embed_time(t), context, hint=encoded)
+        """As `forward`, with the hint encoded, [B, c, h, w]."""
+        outputs = self.encode(x, self.embed_time(t), context, encoded_hint=encoded)
         zeros = [*self.zero_convs, self.middle_block_out]
         return [zero(output) for zero, output in zip(zeros, outputs, strict=True)]

@@ -31,8 +31,9 @@ class DDPM:
     def timesteps(self, steps: int) -> list[int]:
         """The t to visit, noisiest first: floor(1000 i / steps) + 1, or all of 0..999.
 
-        The same as in the original where steps divides 1000 (but 1000 itself). For other counts it
-        visits one t too many, or indexes past the end. Raises ValueError unless 1 <= steps <= 1000.
+        The same as in the original where steps divides 1000 (but 1000 itself). For other counts the
+        original visits one t too many, or indexes past the end.
+        Raises ValueError unless 1 <= steps <= 1000.
         """
         if not 1 <= steps <= STEPS:
             raise ValueError(f"steps must be 1 to {STEPS}, not {steps}")

@@ -1,5 +1,6 @@
 """A base model: the three networks of Stable Diffusion together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, tokenize
 from nanocontrol.unet import UNet
 from nanocontrol.vae import VAE
 
+TextEncoder = CLIPTextEncoder | OpenCLIPTextEncoder
+
 
 @dataclass
 class StableDiffusion:
@@ -16,17 +19,17 @@ class StableDiffusion:
 
     unet: UNet
     vae: VAE
-    text_encoder: CLIPTextEncoder | OpenCLIPTextEncoder
+    text_encoder: TextEncoder
     prediction: str  # what the U-Net predicts: "eps" or "v"
     scale_factor: float = 0.18215  # the U-Net sees latents times this, of about unit variance
     guidance: float = 9.0  # scale of classifier-free guidance to sample with, unless told otherwise
     size: int = 512  # of the pictures that it was trained on, in pixels
 
-    def tokenize(self, prompts: list[str] | str) -> Tensor:
+    def tokenize(self, prompts: Sequence[str] | str) -> Tensor:
         """Prompts -> tokens [B, 77], int64; longer ones are cut."""
         return tokenize(prompts, pad_with_end=isinstance(self.text_encoder, CLIPTextEncoder))
 
-    def encode_prompts(self, prompts: list[str] | str) -> Tensor:
+    def encode_prompts(self, prompts: Sequence[str] | str) -> Tensor:
         """Prompts -> context [B, 77, D] for the U-Net."""
         device = next(self.text_encoder.parameters()).device
         return self.text_encoder(self.tokenize(prompts).to(device, non_blocking=True))

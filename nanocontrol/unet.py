@@ -60,11 +60,12 @@ class ResBlock(nn.Module):
             nn.Identity(),  # the original's dropout of 0: it makes the next key out_layers.3
             Conv3x3(out_channels, out_channels),
         )
-        self.skip_connection = nn.Identity()
+        self.skip_connection: nn.Module = nn.Identity()
         if channels != out_channels:
             self.skip_connection = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x [B, C, h, w], emb [B, 4c] -> [B, out_channels, h, w]"""
         h = self.in_layers(x)
         h = h + self.emb_layers(emb)[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
@@ -260,17 +261,17 @@ class UNetEncoder(nn.Module):
     def embed_time(self, t: Tensor) -> Tensor:
         """t [B], 0..999 -> [B, 4c]."""
         embedding = timestep_embedding(t, self.config.model_channels)
-        return self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
+        return self.time_embed(embedding.to(next(self.time_embed.parameters())))
 
     def encode(
-        self, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | None = None
+        self, x: Tensor, emb: Tensor, context: Tensor, encoded_hint: Tensor | None = None
     ) -> list[Tensor]:
         """The outputs of all encoder blocks, shallowest first, then the middle block's.
 
-        `hint` [B, c, h, w] is ControlNet's encoded condition, added after the first convolution.
+        `encoded_hint` [B, c, h, w] is ControlNet's alone, added after the first convolution.
         """
         h = self.input_blocks[0](x, emb, context)
-        outputs = [h if hint is None else h + hint]
+        outputs = [h if encoded_hint is None else h + encoded_hint]
         for block in [*self.input_blocks[1:], self.middle_block]:
             outputs.append(block(outputs[-1], emb, context))
         return outputs
@@ -314,19 +315,19 @@ class UNet(UNetEncoder):
         self.out = nn.Sequential(nn.GroupNorm(config.norm_groups, c), nn.SiLU(), out)
 
     def forward(
-        self, x: Tensor, t: Tensor, context: Tensor, control: list[Tensor] | None = None
+        self, x: Tensor, t: Tensor, context: Tensor, residuals: list[Tensor] | None = None
     ) -> Tensor:
         """Predict the noise (or v, see schedulers.py) in x.
 
         x [B, 4, h, w] noisy latent, t [B] its step 0..999, context [B, T, D] encoded prompt,
-        control: ControlNet's residuals, shallowest first, the middle's last -> [B, 4, h, w].
+        residuals: ControlNet's, shallowest first, the middle block's last -> [B, 4, h, w].
         """
         emb = self.embed_time(t)
         *skips, h = self.encode(x, emb, context)
-        if control is not None:
-            *residuals, middle = control
-            skips = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
-            h = h + middle
+        if residuals is not None:
+            *for_skips, for_middle = residuals
+            skips = [skip + residual for skip, residual in zip(skips, for_skips, strict=True)]
+            h = h + for_middle
         for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
             h = block(torch.cat([h, skip], dim=1), emb, context)
         return self.out(h)

@@ -38,7 +38,7 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = Norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Identity()
+        self.nin_shortcut: nn.Module = nn.Identity()
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
@@ -173,7 +173,7 @@ class VAE(nn.Module):
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
-    """A latent drawn from N(mean, exp(logvar)), as in training. The generator is the CPU's: a seed
-    gives the same on every device."""
+    """A latent drawn from N(mean, exp(logvar)). The generator is the CPU's: a seed gives the same
+    on every device."""
     noise = torch.randn(mean.shape, generator=generator)
     return mean + torch.exp(0.5 * logvar) * noise.to(mean)

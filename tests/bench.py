@@ -30,7 +30,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -42,11 +43,12 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-import train  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py is
+
+import train
 from nanocontrol import (
     DDIM,
+    DDPM,
     VAE,
     ControlNet,
     StableDiffusion,
@@ -58,9 +60,21 @@ from nanocontrol import (
     save_sd,
 )
 from nanocontrol.clip import CLIPTextEncoder
+from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.flags import at_least, device, multiple_of_64
-from nanocontrol.plumbing.machine import default_device, keep_freed_memory
+from nanocontrol.training.batches import Batch, encoded
+from nanocontrol.training.optimizer import Optimizer
+from nanocontrol.training.processes import Processes
 
+SECTIONS = ["load", "sampling", "training", "settings", "memory", "nano"]
+SETTINGS = [
+    "--dtype fp32",
+    "--dtype fp32 --low-memory",
+    "--dtype bf16 --no-cache",
+    "--dtype bf16",
+    "--dtype bf16 --low-memory",
+]
+PROMPT = "a pale golden circle"
 TIMED = 3  # training steps in a process, after two that are not timed
 
 
@@ -68,9 +82,21 @@ TIMED = 3  # training steps in a process, after two that are not timed
 # Each is given the arguments and returns what one step is, to be called again and again.
 
 
-def settings(args: argparse.Namespace, *more: str) -> argparse.Namespace:
-    flags = ["--base", args.base, "--device", args.device, "--batch-size", str(args.batch)]
-    return train.parse([*flags, "--out", str(args.folder / "run"), *more])
+def settings_of(args: argparse.Namespace, *flags: str) -> train.Settings:
+    common = ["--base", args.base, "--device", args.device, "--batch-size", str(args.batch)]
+    settings, *_ = train.parse([*common, "--out", str(args.folder / "run"), *flags])
+    return settings
+
+
+def dtype_of(args: argparse.Namespace) -> torch.dtype:
+    """What sampling, and whatever is locked in training, works in."""
+    return torch.bfloat16 if machine.is_gpu(args.device) else torch.float32
+
+
+def channels_last(args: argparse.Namespace, *networks: nn.Module) -> None:
+    """On a GPU convolutions are fastest so."""
+    for network in networks if machine.is_gpu(args.device) else ():
+        network.to(memory_format=torch.channels_last)
 
 
 def inputs(args: argparse.Namespace) -> dict[str, Tensor]:
@@ -86,47 +112,114 @@ def inputs(args: argparse.Namespace) -> dict[str, Tensor]:
     }
 
 
-def ours(args: argparse.Namespace, *more: str, cached: bool = True) -> Callable[[], object]:
+class Training:
+    """What train.py sets up for a run with these flags, in one process, and its step."""
+
+    def __init__(self, args: argparse.Namespace, *flags: str):
+        self.settings = settings = settings_of(args, *flags)
+        self.processes = Processes(settings.device)
+        self.sd, self.control, trained = train.models(settings)
+        self.optimizer = train.optimizer_for(settings, trained, self.processes)
+        self.diffusion = DDPM(self.sd.prediction)
+        self.precision = partial(machine.autocast, settings.device, settings.dtype)
+        with torch.no_grad(), self.precision():
+            self.empty = self.sd.encode_prompts("")
+        networks = self.sd.unet, self.control
+        self.networks = [train.compiled(settings, network) for network in networks]
+        if settings.cache:
+            self.sd.vae.cpu(), self.sd.text_encoder.cpu()
+
+    def batches(self, args: argparse.Namespace) -> Iterator[Batch]:
+        """One batch again and again, of args.size; it is read or encoded anew every time."""
+        given, dtype = inputs(args), next(self.sd.vae.parameters()).dtype
+        if self.settings.cache:
+            mean, context = (given[k].to(dtype) for k in ("x", "context"))
+            column = mean, torch.full_like(mean, 0.1), context, given["hint"]
+        else:
+            column = given["image"], given["hint"], [PROMPT] * args.batch
+        if machine.is_gpu(args.device):  # as train.py's loader does
+            column = tuple(x.pin_memory() if isinstance(x, Tensor) else x for x in column)
+        return encoded(self.sd, itertools.repeat(column), args.device)
+
+    def loss(self, batches: Iterator[Batch], draws: train.Draws) -> Tensor:
+        """Of one pass."""
+        with self.precision():
+            given = self.sd.scale_factor, next(batches), draws, self.empty
+            return train.training_loss(*self.networks, self.diffusion, *given)
+
+    def draws(self, size: int) -> train.Draws:
+        n = self.settings.batch_size * self.settings.accumulate
+        return train.random_draws(self.settings.seed, 0, n, (size, size), self.settings.drop_prompt)
+
+    def step(self, batches: Iterator[Batch], size: int) -> Tensor:
+        """As in the loop of train.py, of which it is always the first."""
+        settings, passes = self.settings, self.settings.accumulate
+        lr = train.learning_rate(settings.lr, settings.schedule, 0, settings.steps)
+        self.optimizer.set_lr(lr)
+        draws, total = self.draws(size), torch.zeros((), device=settings.device)
+        for i in range(passes):
+            loss = self.loss(batches, draws.of(self.processes.share(i, settings.batch_size)))
+            self.optimizer.backward(loss / passes)
+            total += loss.detach() / passes
+        self.optimizer.step()
+        return total
+
+
+def ours(args: argparse.Namespace, *flags: str) -> Callable[[], object]:
     """train.py's own step."""
-    given = inputs(args)
-    training = train.Training(settings(args, *more), train.Team())
-    if cached:
-        for network in (training.sd.vae, training.sd.text_encoder):
-            network.cpu()
-        x = given["x"]
-        batch = x, torch.full_like(x, 0.1), given["context"], given["hint"]
-    else:
-        batch = given["image"], given["hint"], ["a pale golden circle"] * args.batch
-    if args.device.startswith("cuda"):  # as the loader of train.py does
-        batch = [x.pin_memory() if isinstance(x, Tensor) else x for x in batch]
-    batches = itertools.repeat(batch)
-    return lambda: training.step(0, batches, args.size, args.size)
-
-
-def ours_encoding(args: argparse.Namespace) -> Callable[[], object]:
-    return ours(args, cached=False)
+    training = Training(args, *flags)
+    return partial(training.step, training.batches(args), args.size)
 
 
 def fine_tuning(args: argparse.Namespace) -> Callable[[], object]:
-    """Stable Diffusion itself, all weights of the U-Net, by the same means."""
-    own, given = settings(args), inputs(args)
+    """Stable Diffusion itself, all weights of the U-Net, without a ControlNet, by the same means
+    (but AdamW takes its step after the backward pass, not in parts during it)."""
+    settings, given = settings_of(args), inputs(args)
     sd = load_sd(args.base, args.device)
+    sd.vae.cpu(), sd.text_encoder.cpu()
     sd.unet.requires_grad_(True)
-    if train.on_gpu(own):
-        sd.unet.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(sd.unet.parameters(), 1e-5, fused=True)
+    channels_last(args, sd.unet)
+    optimizer, diffusion = Optimizer({"unet": sd.unet}, settings.lr), DDPM(sd.prediction)
     x, noise, context = (given[k].to(args.device) for k in ("x", "noise", "context"))
-    unet = torch.compile(sd.unet) if own.compile else sd.unet
-    sd = StableDiffusion(unet, sd.vae.cpu(), sd.text_encoder.cpu(), sd.prediction)
+    unet, t = train.compiled(settings, sd.unet), given["t"]
 
     def step() -> None:
-        with train.precision(own):
-            loss = train.diffusion_loss(sd, None, x, given["hint"], context, noise, given["t"])
-        loss.backward()
+        with machine.autocast(settings.device, settings.dtype):
+            x_t, target = diffusion.add_noise(x, noise, t), diffusion.target(x, noise, t)
+            output = unet(x_t, machine.to_device(t, args.device), context)
+            loss = F.mse_loss(output.float(), target)
+        optimizer.backward(loss)
         optimizer.step()
-        optimizer.zero_grad()
 
     return step
+
+
+def our_picture(args: argparse.Namespace) -> Callable[[], object]:
+    sd = load_sd(args.base, args.device, dtype_of(args))
+    control = load_control(args.control, sd.unet)
+    channels_last(args, sd.unet, sd.vae, control)  # as sample.py does
+    given = inputs(args)
+    with torch.no_grad():
+        context, uncond = sd.encode_prompts(PROMPT), sd.encode_prompts("")
+
+    @torch.no_grad()
+    def picture(steps: int = 1) -> None:
+        controls = [(control, given["hint"], 1.0)]
+        sd.decode(sample(sd, given["noise"], context, uncond, controls, steps))
+
+    return picture
+
+
+def load_and_step(args: argparse.Namespace) -> None:
+    sd = load_sd(args.base, args.device)
+    control = load_control(args.control, sd.unet)
+    with torch.no_grad():
+        context, uncond = sd.encode_prompts(PROMPT), sd.encode_prompts("")
+    controls = [(control, torch.rand(1, 3, 64, 64), 1.0)]
+    sample(sd, torch.randn(1, 4, 8, 8), context, uncond, controls, steps=1)
+
+
+# ------------------------------------------------------------------------------- diffusers'
 
 
 def random_weights(network: nn.Module) -> nn.Module:
@@ -146,59 +239,10 @@ def diffusers_networks(args: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
         unet = UNet2DConditionModel(cross_attention_dim=768)
         control = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
     unet, control = random_weights(unet).requires_grad_(False), random_weights(control)
-    gpu = args.device.startswith("cuda")
-    unet.to(args.device, torch.bfloat16 if gpu else torch.float32)
+    unet.to(args.device, dtype_of(args))
     control.to(args.device)
-    if gpu:
-        unet.to(memory_format=torch.channels_last)
-        control.to(memory_format=torch.channels_last)
+    channels_last(args, unet, control)
     return unet, control
-
-
-def diffusers_step(args: argparse.Namespace, encoding: bool = False) -> Callable[[], object]:
-    unet, control = diffusers_networks(args)
-    gpu = args.device.startswith("cuda")
-    optimizer = torch.optim.AdamW(control.parameters(), 1e-5, fused=True)
-    given = {name: value.to(args.device) for name, value in inputs(args).items()}
-    if encoding:
-        vae, text = diffusers_encoders(args)
-        tokens = torch.randint(49406, (args.batch, 77), device=args.device)
-    if gpu:
-        unet, control = torch.compile(unet), torch.compile(control)
-
-    def step() -> None:
-        x, context = given["x"], given["context"]
-        with torch.autocast("cuda" if gpu else "cpu", torch.bfloat16, gpu):
-            if encoding:
-                with torch.no_grad():
-                    x = 0.18215 * vae.encode(given["image"].to(vae.dtype)).latent_dist.sample()
-                    context = text(tokens)[0]
-            x = 0.7 * x + 0.7 * given["noise"]
-            down, middle = control(
-                x,
-                given["t"],
-                encoder_hidden_states=context,
-                controlnet_cond=given["hint"],
-                return_dict=False,
-            )
-            output = unet(
-                x,
-                given["t"],
-                encoder_hidden_states=context,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-                return_dict=False,
-            )[0]
-            loss = F.mse_loss(output.float(), given["noise"])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def diffusers_encoding(args: argparse.Namespace) -> Callable[[], object]:
-    return diffusers_step(args, encoding=True)
 
 
 def diffusers_encoders(args: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
@@ -217,44 +261,59 @@ def diffusers_encoders(args: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
             hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12
         )
     )
-    half = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
-    vae = random_weights(vae).to(args.device, half)
-    if args.device.startswith("cuda"):
-        vae.to(memory_format=torch.channels_last)
-    return vae, text.to(args.device, half)
+    vae = random_weights(vae).to(args.device, dtype_of(args))
+    channels_last(args, vae)
+    return vae, text.to(args.device, dtype_of(args))
 
 
-def our_picture(args: argparse.Namespace) -> Callable[[], object]:
-    half = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
-    sd = load_sd(args.base, args.device, half)
-    control = load_control(args.control, sd.unet)
-    if args.device.startswith("cuda"):  # as sample.py does
-        for network in (sd.unet, sd.vae, control):
-            network.to(memory_format=torch.channels_last)
-    given = inputs(args)
-    with torch.no_grad():
-        context, uncond = sd.encode_prompts("a pale golden circle"), sd.encode_prompts("")
+def diffusers_output(
+    unet: nn.Module, control: nn.Module, x: Tensor, t: Tensor, context: Tensor, hint: Tensor
+) -> Tensor:
+    """What the U-Net makes of x under control, in float32."""
+    common = {"encoder_hidden_states": context, "return_dict": False}
+    down, middle = control(x, t, controlnet_cond=hint, **common)
+    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    return unet(x, t, **residuals, **common)[0].float()
 
-    @torch.no_grad()
-    def picture(steps: int = 1) -> None:
-        controls = [(control, given["hint"], 1.0)]
-        x = sample(sd, given["noise"], context, uncond, controls, steps)
-        sd.vae.decode((x / sd.scale_factor).to(half))
 
-    return picture
+def diffusers_step(args: argparse.Namespace, encoding: bool = False) -> Callable[[], object]:
+    unet, control = diffusers_networks(args)
+    gpu = machine.is_gpu(args.device)
+    optimizer = torch.optim.AdamW(control.parameters(), 1e-5, fused=True)
+    given = {name: value.to(args.device) for name, value in inputs(args).items()}
+    if encoding:
+        vae, text = diffusers_encoders(args)
+        tokens = torch.randint(49406, (args.batch, 77), device=args.device)
+    if gpu:
+        unet, control = torch.compile(unet), torch.compile(control)
+
+    def step() -> None:
+        x, context = given["x"], given["context"]
+        with torch.autocast("cuda" if gpu else "cpu", torch.bfloat16, gpu):
+            if encoding:
+                with torch.no_grad():
+                    x = 0.18215 * vae.encode(given["image"].to(vae.dtype)).latent_dist.sample()
+                    context = text(tokens)[0]
+            x = 0.7 * x + 0.7 * given["noise"]
+            output = diffusers_output(unet, control, x, given["t"], context, given["hint"])
+            loss = F.mse_loss(output, given["noise"])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def diffusers_picture(args: argparse.Namespace) -> Callable[[], object]:
     unet, control = diffusers_networks(args)
     vae, _ = diffusers_encoders(args)
-    gpu = args.device.startswith("cuda")
-    half = torch.bfloat16 if gpu else torch.float32
-    control.to(half)
+    dtype = dtype_of(args)
+    control.to(dtype)
     given = {name: value.to(args.device) for name, value in inputs(args).items()}
-    if gpu:
+    if machine.is_gpu(args.device):
         unet = torch.compile(unet, mode="reduce-overhead")
         control = torch.compile(control, mode="reduce-overhead")
-    twice = {k: torch.cat([given[k]] * 2).to(half) for k in ("context", "hint")}
+    context, hint = (torch.cat([given[k]] * 2).to(dtype) for k in ("context", "hint"))
     scheduler = DDIM()
 
     @torch.no_grad()
@@ -262,26 +321,12 @@ def diffusers_picture(args: argparse.Namespace) -> Callable[[], object]:
         x, timesteps = given["noise"], scheduler.timesteps(steps)
         pairs_of_t = torch.tensor(timesteps, device=x.device)[:, None].expand(-1, 2)
         for i, (t, previous) in enumerate(zip(timesteps, [*timesteps[1:], None])):
-            x_in, t_in = torch.cat([x] * 2).to(half), pairs_of_t[i]
+            x_in = torch.cat([x] * 2).to(dtype)
             torch.compiler.cudagraph_mark_step_begin()
-            down, middle = control(
-                x_in,
-                t_in,
-                encoder_hidden_states=twice["context"],
-                controlnet_cond=twice["hint"],
-                return_dict=False,
-            )
-            output = unet(
-                x_in,
-                t_in,
-                encoder_hidden_states=twice["context"],
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-                return_dict=False,
-            )[0].float()
+            output = diffusers_output(unet, control, x_in, pairs_of_t[i], context, hint)
             without, with_prompt = output.chunk(2)
             x = scheduler.step(x, without + 9 * (with_prompt - without), t, previous, 0.0)
-        vae.decode((x / 0.18215).to(half))
+        vae.decode((x / 0.18215).to(dtype))
 
     return picture
 
@@ -290,8 +335,8 @@ CONTENDERS = {
     "training": {
         "ours": ours,
         "diffusers' networks": diffusers_step,
-        "ours, encoding": ours_encoding,
-        "diffusers, encoding": diffusers_encoding,
+        "ours, encoding": lambda args: ours(args, "--no-cache"),
+        "diffusers, encoding": partial(diffusers_step, encoding=True),
         "fine-tuning": fine_tuning,
     },
     "sampling": {"ours": our_picture, "diffusers": diffusers_picture},
@@ -299,11 +344,6 @@ CONTENDERS = {
 
 
 # --------------------------------------------------------------------------- in one process
-
-
-def finish_queue(args: argparse.Namespace) -> None:
-    if args.device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def seconds(args: argparse.Namespace, call: Callable[[], object]) -> float:
@@ -314,11 +354,15 @@ def seconds(args: argparse.Namespace, call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def finish_queue(args: argparse.Namespace) -> None:
+    if machine.is_gpu(args.device):
+        torch.cuda.synchronize()
+
+
 def matrix_rate(args: argparse.Namespace) -> float:
     """FLOP a second of a large matrix product, in the precision of the work."""
-    gpu = args.device.startswith("cuda")
-    n, dtype = (8192, torch.bfloat16) if gpu else (2048, torch.float32)
-    a = torch.randn(n, n, device=args.device, dtype=dtype)
+    n = 8192 if machine.is_gpu(args.device) else 2048
+    a = torch.randn(n, n, device=args.device, dtype=dtype_of(args))
     times = [seconds(args, lambda: a @ a) for _ in range(8)][2:]
     return 2 * n**3 / median(times)
 
@@ -326,33 +370,40 @@ def matrix_rate(args: argparse.Namespace) -> float:
 def measure(args: argparse.Namespace, section: str, name: str) -> dict:
     """What a process of its own says of one contender."""
     if section == "load":
-        return loading(args)
+        return {"step": [seconds(args, lambda: load_and_step(args))]}
     if "diffusers" not in name:
-        keep_freed_memory()  # as train.py and sample.py do
+        machine.keep_freed_memory()  # as train.py and sample.py do
     if section == "memory":
         return counted_memory(args, name.split())
+    if section == "sampling":
+        return measure_sampling(args, CONTENDERS[section][name](args))
+    machine.allow_tf32(args.device)  # as train.py does; for diffusers, too
     if section == "settings":
-        call = ours(args, "--accumulate", "1", *name.split(), cached="--no-cache" not in name)
+        call = ours(args, "--accumulate", "1", *name.split())
         call()
         return {"step": [seconds(args, call), seconds(args, call)], "peak": peak_memory(args)}
-    call = CONTENDERS[section][name](args)
-    numbers = {"rate": matrix_rate(args)}
-    if section == "training":
-        call(), call()
-        numbers["step"] = [seconds(args, call) for _ in range(TIMED)]
-        numbers["peak"] = peak_memory(args)
-        numbers["flop"] = flop(call)
-    else:
-        call(3)
-        few, many = seconds(args, lambda: call(3)), seconds(args, lambda: call(20))
-        numbers["step"], numbers["picture"] = [(many - few) / 17], many
-        numbers["peak"] = peak_memory(args)
-        numbers["flop"] = flop(lambda: call(2)) - flop(call)
+    return measure_training(args, CONTENDERS[section][name](args))
+
+
+def measure_training(args: argparse.Namespace, step: Callable[[], object]) -> dict:
+    rate = matrix_rate(args)
+    step(), step()
+    times = [seconds(args, step) for _ in range(TIMED)]
+    return {"rate": rate, "step": times, "peak": peak_memory(args), "flop": flop(step)}
+
+
+def measure_sampling(args: argparse.Namespace, picture: Callable[..., object]) -> dict:
+    rate = matrix_rate(args)
+    picture(3)
+    few, many = (seconds(args, partial(picture, steps)) for steps in (3, 20))
+    numbers = {"rate": rate, "step": [(many - few) / 17], "picture": many}
+    numbers["peak"] = peak_memory(args)
+    numbers["flop"] = flop(partial(picture, 2)) - flop(picture)
     return numbers
 
 
 def peak_memory(args: argparse.Namespace) -> int:
-    if args.device.startswith("cuda"):
+    if machine.is_gpu(args.device):
         return torch.cuda.max_memory_reserved()
     kilo = 1 if sys.platform == "darwin" else 1024
     return kilo * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -365,48 +416,40 @@ def flop(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def loading(args: argparse.Namespace) -> dict:
-    def load_and_step() -> None:
-        sd = load_sd(args.base, args.device)
-        control = load_control(args.control, sd.unet)
-        with torch.no_grad():
-            context, uncond = sd.encode_prompts("a pale golden circle"), sd.encode_prompts("")
-        controls = [(control, torch.rand(1, 3, 64, 64), 1.0)]
-        sample(sd, torch.randn(1, 4, 8, 8), context, uncond, controls, steps=1)
-
-    return {"step": [seconds(args, load_and_step)]}
-
-
 def counted_memory(args: argparse.Namespace, flags: list[str]) -> dict:
-    """Bytes of tensors that a device holds at the peak of a step of one pair: the networks, AdamW's
-    moments if they are there, and what a forward and backward pass allocate. Counted on the CPU."""
-    args.batch, args.size, args.device = 1, 512, "cpu"
-    own = settings(args, "--no-compile", *flags)
-    training, given = train.Training(own, train.Team()), inputs(args)
-    x = given["x"]
-    batch = x, torch.full_like(x, 0.1), given["context"], given["hint"]
-    generator = train.generator_of(0, 0)
-    chance = train.draw(generator, 1, 512, 512, 0.5)
+    """Bytes of tensors that a device holds in a training step, in passes of one pair. held: always,
+    which is the networks' weights and, unless they are in the CPU's memory, AdamW's moments.
+    tensors: at the peak of the step's last pass, which is what is held, the gradients that earlier
+    passes have left, and what this pass allocates. Counted on the CPU."""
+    args.batch, args.size, args.device = 1, 64, "cpu"
+    training = Training(args, "--no-compile", *flags)
+    optimizer, small = training.optimizer, training.batches(args)
+    training.step(small, args.size)  # a small one: afterwards AdamW's moments are there
+    if training.settings.accumulate > 1:
+        optimizer.backward(training.loss(small, training.draws(args.size).of(slice(1))))
+
     networks = [training.sd.unet, training.control]
-    if "--no-cache" in flags:
+    if not training.settings.cache:
         networks += [training.sd.vae, training.sd.text_encoder]
-        batch = given["image"], given["hint"], ["a pale golden circle"]
-    held = sum(p.numel() * p.element_size() for n in networks for p in n.parameters())
-    if training.master is None:
-        held += sum(8 * p.numel() for p in training.parameters)
+    weights = [parameter for network in networks for parameter in network.parameters()]
+    moments = [x for state in optimizer.adamw.state.values() for x in state.values()]
+    held = bytes_of(weights) + (0 if optimizer.working else bytes_of(moments))
+    gradients = bytes_of(p.grad for p in weights if p.grad is not None)
 
-    def both_passes() -> None:
-        with train.precision(own):
-            nets = training.sd, training.control
-            loss = train.training_loss(own, *nets, batch, chance, training.empty, 0, generator)
-        loss.backward()
-
+    args.size = 512
+    batches, draws = training.batches(args), training.draws(args.size).of(slice(1))
     gc.collect()
     with profile(profile_memory=True) as profiler:
-        both_passes()
+        # Not optimizer.backward: gradients that it moves to the CPU's memory leave the device.
+        training.loss(batches, draws).backward()
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return {"held": held, "tensors": held + max(itertools.accumulate(n for _, n in changes))}
+    allocated = max(itertools.accumulate(n for _, n in changes))
+    return {"held": held, "tensors": held + gradients + allocated}
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 # --------------------------------------------------------------------------- all processes
@@ -424,11 +467,11 @@ def in_a_process(args: argparse.Namespace, section: str, name: str) -> dict | No
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_turns(args: argparse.Namespace, section: str, names: list[str]) -> dict[str, dict]:
-    """Medians over rounds of what every contender says."""
+def in_turns(args: argparse.Namespace, section: str, names: list[str], rounds: int) -> dict:
+    """Medians over the rounds of what every contender says."""
     said: dict[str, list[dict]] = {name: [] for name in names}
-    turns = [(r, name) for r in range(args.rounds) for name in names]
-    for _, name in tqdm(turns, f"{section}, batch {args.batch}"):
+    turns = [name for _ in range(rounds) for name in names]
+    for name in tqdm(turns, f"{section}, batch {args.batch}"):
         if (numbers := in_a_process(args, section, name)) is not None:
             said[name].append(numbers)
     return {name: medians(numbers) for name, numbers in said.items() if numbers}
@@ -440,59 +483,35 @@ def medians(rounds: list[dict]) -> dict:
     return {key: median(values) for key, values in lists.items() if values}
 
 
-def sections(args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
-    beside = find_spec("diffusers") and find_spec("transformers")
-    if not beside:
-        print('diffusers is not here: pip install -e ".[bench]" brings it', file=sys.stderr)
-    names = {
-        section: [name for name in contenders if beside or "diffusers" not in name]
+def diffusers_is_here() -> bool:
+    return bool(find_spec("diffusers") and find_spec("transformers"))
+
+
+def numbers_of(args: argparse.Namespace, section: str) -> dict:
+    if section == "nano":
+        scripts = "sample", "train"
+        return {script: seconds(args, partial(run_nano, args, script)) for script in scripts}
+    names = {"load": ["ours"], "settings": SETTINGS, "memory": SETTINGS} | {
+        section: [name for name in contenders if diffusers_is_here() or "diffusers" not in name]
         for section, contenders in CONTENDERS.items()
     }
-    if "load" in args.only:
-        yield "load", in_turns(args, "load", ["ours"])
-    if "sampling" in args.only:
-        yield "sampling", in_turns(args, "sampling", names["sampling"])
-    if "training" in args.only:
-        gpu = args.device.startswith("cuda")
-        batches = {}
-        for args.batch in (1, 2, 4, 8, 16, 32, 64, 128) if gpu else (1,):
-            if not (batch := in_turns(args, "training", names["training"])):
-                break
-            batches[args.batch] = batch
-        args.batch = 1
-        yield "training", batches
-    if "settings" in args.only:
-        yield "settings", in_turns(args, "settings", SETTINGS)
-    if "memory" in args.only:
-        yield (
-            "memory",
-            {flags: in_a_process(args, "memory", flags) for flags in tqdm(SETTINGS, "memory")},
-        )
-    if "nano" in args.only:
-        yield (
-            "nano",
-            {
-                script: seconds(
-                    args,
-                    lambda: subprocess.run(
-                        [sys.executable, ROOT / f"{script}.py", "--device", args.device],
-                        cwd=args.folder,
-                        check=True,
-                        capture_output=True,
-                    ),
-                )
-                for script in ("sample", "train")
-            },
-        )
+    if section != "training":  # memory is counted, not timed: it is the same in every round
+        rounds = 1 if section == "memory" else args.rounds
+        return in_turns(args, section, names[section], rounds)
+    batches = {}
+    for n in (1, 2, 4, 8, 16, 32, 64, 128) if machine.is_gpu(args.device) else (1,):
+        args.batch = n
+        if not (numbers := in_turns(args, section, names[section], args.rounds)):
+            break
+        batches[n] = numbers
+    args.batch = 1
+    return batches
 
 
-SETTINGS = [
-    "--dtype fp32",
-    "--dtype fp32 --low-memory",
-    "--dtype bf16 --no-cache",
-    "--dtype bf16",
-    "--dtype bf16 --low-memory",
-]
+def run_nano(args: argparse.Namespace, script: str) -> None:
+    program = Path(__file__).resolve().parents[1] / f"{script}.py"
+    command = [sys.executable, program, "--device", args.device]
+    subprocess.run(command, cwd=args.folder, check=True, capture_output=True)
 
 
 def report(args: argparse.Namespace, found: dict) -> None:
@@ -546,41 +565,45 @@ def random_files(args: argparse.Namespace) -> None:
         save_control(random_weights(networks[3]), args.control)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = ["load", "sampling", "training", "settings", "memory", "nano"]
-    parser.add_argument("--only", nargs="+", choices=every, default=every)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--base", help="a Stable Diffusion 1 file (default: random weights)")
     parser.add_argument("--control", help="a ControlNet for it (default: random weights)")
-    parser.add_argument("--device", type=device, default=default_device())
+    parser.add_argument("--device", type=device, default=machine.default_device())
     parser.add_argument("--size", type=multiple_of_64, help="default: 512 on a GPU, else 256")
     parser.add_argument("--rounds", type=at_least(1), default=2, help="default: 2")
     parser.add_argument("--out", default="bench.json", help="default: bench.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     if args.worker:
         given = argparse.Namespace(**json.loads(args.worker))
         given.folder = Path(given.folder)
         print(json.dumps(measure(given, given.section, given.name)))
         return
-    args.size = args.size or (512 if args.device.startswith("cuda") else 256)
-    args.batch = 1
+    gpu = machine.is_gpu(args.device)
+    args.size, args.batch = args.size or (512 if gpu else 256), 1
+    found = {"machine": this_machine(gpu)}
+    if not diffusers_is_here():
+        print('diffusers is not here: pip install -e ".[bench]" brings it', file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
         random_files(args)
         gc.collect()
-        gpu = args.device.startswith("cuda")
-        found = {"machine": machine(gpu)}
-        for section, numbers in sections(args):
-            found[section] = numbers
+        for section in (section for section in SECTIONS if section in args.only):
+            found[section] = numbers_of(args, section)
             Path(args.out).write_text(json.dumps(found, indent=2) + "\n")
     report(args, found)
     print(f"\n{found['machine']}")
 
 
-def machine(gpu: bool) -> str:
+def this_machine(gpu: bool) -> str:
     name = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPUs, {platform.machine()}"
     return f"{name}; {platform.system()}; PyTorch {torch.__version__}"
 

@@ -147,8 +147,8 @@ def test_round_trip(sd, tmp_path):
     for part in ("unet", "vae", "text_encoder"):
         assert same(getattr(again, part), getattr(sd, part))
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
-        wanted = {"num_heads", "norm_groups", "scale_factor", "guidance"}
-        assert wanted <= json.loads(file.metadata()["nanocontrol"]).keys()
+        expected = {"num_heads", "norm_groups", "scale_factor", "guidance"}
+        assert expected <= json.loads(file.metadata()["nanocontrol"]).keys()
 
 
 def test_half_precision_files_come_as_what_is_asked_for(sd, tmp_path):
@@ -346,7 +346,7 @@ def test_models_of_other_kinds(sd, unet, trained_control, tmp_path):
     save_file({k: t for k, t in control.items() if "hint_block.0." not in k}, path)
     assert "input_hint_block.0.bias" in refused(path, unet)
     save_file(tensors, path)
-    assert "ControlNet is wanted" in refused(path, unet)
+    assert "expected a ControlNet" in refused(path, unet)
     save_file(control | {"control_model.input_blocks.0.0.weight": torch.zeros(4)}, path)
     assert "architecture" in refused(path, unet)
     save_file(tensors, path, {"nanocontrol": "[1]"})
@@ -368,7 +368,7 @@ def test_a_failed_save_leaves_the_older_file(trained_control, tmp_path, monkeypa
         Path(file).write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nanocontrol.checkpoint.save_file", full)
+    monkeypatch.setattr("nanocontrol.plumbing.tensors.save_file", full)
     with pytest.raises(InputError, match="No space left"):
         save_control(trained_control, path)
     assert path.read_bytes() == before

@@ -1,5 +1,7 @@
 """sample.py from end to end, and what it says to bad input."""
 
+import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from conftest import CONFIGS, CONTROL, NANO, ROOT, opened, refusal, write_pairs
-from nanocontrol import ControlNet, load_sd, save_control
+from nanocontrol import DDPM, ControlNet, load_control, load_sd, save_control
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import picture_size, read_picture, to_bytes
+from nanocontrol.plumbing.tensors import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,75 @@ def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
     inside = opened(tmp_path / "000.png").tobytes()
     sample.main(["--base", NANO, "--control", CONTROL, *flags])
     assert opened(tmp_path / "000.png").tobytes() == inside
+
+
+def test_a_controlnet_that_does_not_say_its_heads_has_them_from_the_base(tmp_path, pairs, capsys):
+    """As any file without our metadata, whoever saved it."""
+    tensors = load_file(CONTROL)
+    save_file(tensors, bare := tmp_path / "bare.safetensors")
+    torch.save({"state_dict": tensors}, pickled := tmp_path / "bare.pth")
+    flags = ["--hint", str(pairs / "hint0.png"), "--n", "1", "--steps", "2", "--out", str(tmp_path)]
+
+    def picture(control: Path) -> bytes:
+        sample.main(["--control", str(control), *flags])
+        return Image.open(tmp_path / "000.png").tobytes()
+
+    expected = picture(Path(CONTROL))
+    assert picture(bare) == expected and picture(pickled) == expected
+    # One that says other heads, or whose shapes are another base's, is still refused.
+    config = json.dumps({"num_heads": 4, "norm_groups": 4})
+    save_file(tensors, wrong := tmp_path / "wrong.safetensors", {"nanocontrol": config})
+    assert "4 heads" in refusal(sample.main, capsys, "--control", str(wrong), *flags)
+    other = ControlNet(CONFIGS["sd1"]).state_dict()
+    save_file(other, wrong)
+    assert f"but {NANO} is nano" in refusal(sample.main, capsys, "--control", str(wrong), *flags)
+    save_file({name: t for name, t in tensors.items() if "zero_convs.5" not in name}, wrong)
+    assert "zero_convs.5" in refusal(sample.main, capsys, "--control", str(wrong), *flags)
+
+
+def test_every_checkpoint_is_opened_once(tmp_path, pairs, monkeypatch):
+    tensors = load_file(NANO) | load_file(CONTROL)
+    with safe_open(NANO, "pt") as file:
+        save_file(tensors, whole := tmp_path / "v1.0.safetensors", file.metadata())
+    hint, opened = ["--hint", str(pairs / "hint0.png")], []
+    read = read_tensors
+    monkeypatch.setattr(
+        "nanocontrol.plumbing.tensors.read_tensors", lambda path: opened.append(path) or read(path)
+    )
+    for flags, files in [
+        ([], [CONTROL, NANO]),
+        (["--base", NANO, "--control", CONTROL, *hint], [CONTROL, NANO]),
+        (["--control", CONTROL, *hint], [CONTROL, NANO]),
+        (["--control", str(whole), *hint], [str(whole)]),
+    ]:
+        opened.clear()
+        made(tmp_path / "out", *flags)
+        assert sorted(map(str, opened)) == sorted(files)
+
+
+def test_what_is_read_is_frozen_and_the_flags_stay_as_they_were(pairs):
+    for flags in ([], ["--image", str(pairs / "image0.png"), "--hint", str(pairs / "hint0.png")]):
+        args = sample.parse(flags, "")
+        before = copy.deepcopy(vars(args))
+        inputs = sample.read_inputs(args)
+        assert vars(args) == before
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            inputs.width = 128
+
+
+def test_generate_from_other_code():
+    """Loaded networks and values in, pictures out: what the command makes, without it."""
+    sd, (_, hint, prompt) = load_sd(NANO), Scenes("canny", HELD_OUT)[0]
+    control = load_control(CONTROL, sd.unet)
+    controls = [(control, hint[None], 1.0)]
+    (picture,) = sample.generate(sd, prompt, controls=controls, n=1, steps=2)
+    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+    assert np.array_equal(picture, made(Path("out")))
+    ddpm = {"scheduler": DDPM(sd.prediction), "guess": True}
+    (picture,) = sample.generate(sd, "", "", controls, 1, 64, 64, 3, 2, **ddpm)
+    flags = ["--prompt", "", "--guess", "--sampler", "ddpm", "--seed", "3"]
+    Image.fromarray(to_bytes(hint)).save("hint.png")
+    assert np.array_equal(picture, made(Path("out"), "--hint", "hint.png", *flags))
 
 
 def made(out: Path, *flags: str) -> np.ndarray:
@@ -252,18 +324,21 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--base", "missing.safetensors"], "--base: missing.safetensors"),
         (["--base", str(cut)], "cut off"),
         (["--base", CONTROL], "--base"),
-        (["--control", NANO, "--hint", hint], "ControlNet is wanted"),
+        (["--control", NANO, "--hint", hint], "expected a ControlNet"),
         (["--control", str(cut)], "--control"),
         (["--hint", str(text)], "--hint"),
         (["--hint", "missing.png"], "missing.png does not exist"),
         (["--width", "128"], "--width"),
-        (["--base", NANO, "--hint", hint], f"--hint {hint}: one --hint for each --control"),
-        (["--base", NANO, "--control", CONTROL], f"--control {CONTROL}: one"),
+        (
+            ["--base", NANO, "--hint", hint],
+            f"--hint {hint}: expected one --hint for each --control",
+        ),
+        (["--base", NANO, "--control", CONTROL], f"--control {CONTROL}: expected one"),
         (["--control", CONTROL, "--control", CONTROL, "--hint", hint], f"--control {CONTROL}"),
         (["--hint", hint, "--strength", "1", "--strength", "2"], "--strength 1.0 --strength 2.0"),
-        (["--base", NANO, "--strength", "0.5"], "--strength 0.5: one --hint"),
-        (["--base", NANO, "--guess"], "--control is wanted"),
-        (["--image", hint, "--control-to", "0.5"], "--control is wanted"),
+        (["--base", NANO, "--strength", "0.5"], "--strength 0.5: expected one --hint"),
+        (["--base", NANO, "--guess"], "need --control"),
+        (["--image", hint, "--control-to", "0.5"], "need --control"),
         (["--image", hint, "--mask", black], "nothing in"),
         (["--scale", "nan"], "--scale"),
         (["--base", "a" * 300 + ".ckpt"], "--base"),
@@ -275,17 +350,17 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--image", hint, "--mask", wide], "a mask of that size"),
         (["--image", hint, "--mask", str(text)], "--mask"),
         (["--image", "missing.png"], "--image"),
-        (["--mask", hint], "--image is wanted"),
-        (["--noise", "0.5"], "--image is wanted"),
+        (["--mask", hint], "need --image"),
+        (["--noise", "0.5"], "need --image"),
         (["--image", hint, "--noise", "1.5"], "--noise"),
         (["--control-from", "0.6", "--control-to", "0.5"], "--control-from 0.6"),
         (["--control-to", "1.5"], "--control-to"),
         (["--guess", "--resolution-weighting"], "--guess"),
         (["--prompt", "x", "--prompt-from", "y"], "--prompt"),
         (["--prompt-from", "missing.txt"], "--prompt-from"),
-        (["--prompt-from", hint], "no text"),
+        (["--prompt-from", hint], "not a text"),
         (["--prompt-from", str(empty)], "is empty"),
-        (["--canny", "100", "200"], "--hint is wanted"),
+        (["--canny", "100", "200"], "needs --hint"),
         (["--hint", hint, "--canny", "200", "100"], "--canny 200 100"),
         (["--hint", hint, "--canny", "-1", "100"], "--canny"),
         (["--explain", str(text)], "--explain"),

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from nanocontrol import DDIM, sample
+from nanocontrol import DDIM, DDPM, sample
 from nanocontrol.sampling import initial_noise
 
 
@@ -59,7 +59,7 @@ def test_what_is_given_is_not_changed(guided, trained_control):
     arguments, hint = guided
     controls = [(trained_control, hint, 1.0)]
     before = copy.deepcopy((arguments["noise"], arguments["context"], arguments["uncond"], hint))
-    sample(**arguments, controls=controls, eta=1.0)
+    sample(**arguments, controls=controls, scheduler=DDIM(eta=1.0))
     after = (arguments["noise"], arguments["context"], arguments["uncond"], hint)
     assert all(torch.equal(a, b) for a, b in zip(before, after)) and len(controls) == 1
 
@@ -73,12 +73,13 @@ def test_a_batch_is_its_pictures_one_by_one(guided, trained_control):
         torch.testing.assert_close(picture, together[i : i + 1], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"eta": 1.0}, {"sampler": "ddpm"}])
-def test_added_noise_comes_from_the_generator(guided, options):
+@pytest.mark.parametrize("scheduler", [DDIM(eta=1.0), DDPM()])
+def test_added_noise_comes_from_the_generator(guided, scheduler):
     arguments, _ = guided
 
     def made(seed: int) -> torch.Tensor:
-        return sample(**arguments, **options, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return sample(**arguments, scheduler=scheduler, generator=generator)
 
     assert torch.equal(made(1), made(1))
     assert not torch.equal(made(1), made(2))
@@ -94,8 +95,15 @@ def test_steps_out_of_range(guided):
     arguments, _ = guided
     with pytest.raises(ValueError, match="1001"):
         sample(**arguments | {"steps": 1001})
-    with pytest.raises(ValueError, match="euler"):
-        sample(**arguments, sampler="euler")
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_the_default_is_ddim_for_what_the_base_predicts(guided, prediction):
+    arguments, _ = guided
+    arguments["sd"].prediction = prediction
+    expected = sample(**arguments, scheduler=DDIM(prediction))
+    assert torch.equal(sample(**arguments), expected)
+    assert not torch.equal(expected, sample(**arguments, scheduler=DDPM(prediction)))
 
 
 def outputs(monkeypatch, sd, **arguments) -> list[torch.Tensor]:
@@ -167,7 +175,7 @@ def test_repainting_keeps_what_is_not_masked_to_the_bit(guided, trained_control)
     arguments, hint = guided
     image, mask = torch.randn(1, 4, 8, 16), torch.zeros(1, 1, 8, 16, dtype=torch.bool)
     mask[..., 2:5, 3:9] = True
-    for options in ({}, {"eta": 1.0}, {"sampler": "ddpm"}, {"noised": 0.5}):
+    for options in ({}, {"scheduler": DDIM(eta=1.0)}, {"scheduler": DDPM()}, {"noised": 0.5}):
         made = sample(
             **arguments, controls=[(trained_control, hint, 1.0)], image=image, mask=mask, **options
         )

@@ -214,16 +214,16 @@ def test_a_full_disk_is_said_before_anything_is_written(flags, tmp_path, monkeyp
 def test_a_steps_draws_come_from_seed_and_step_alone():
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    draws = train.draw(0, 5, 4, 64, 64, 0.5)
+    draws = train.random_draws(0, 5, 4, (64, 64), 0.5)
     assert torch.equal(state, torch.get_rng_state())  # the global generator is left alone
-    again = train.draw(0, 5, 4, 64, 64, 0.5)
+    again = train.random_draws(0, 5, 4, (64, 64), 0.5)
     assert all(torch.equal(a, b) for a, b in zip(draws, again))
     for seed, step in (0, 6), (1, 5), (5, 0):
-        other = train.draw(seed, step, 4, 64, 64, 0.5)
+        other = train.random_draws(seed, step, 4, (64, 64), 0.5)
         assert not torch.isclose(draws.noise, other.noise).any()
         assert not torch.isclose(draws.posterior, other.posterior).any()
     assert not torch.isclose(draws.noise, draws.posterior).any()
-    many = train.draw(3, 0, 20_000, 8, 8, 0.25)
+    many = train.random_draws(3, 0, 20_000, (8, 8), 0.25)
     assert 0.23 < many.no_prompt.float().mean() < 0.27
     assert many.t.min() == 0 and many.t.max() == 999
 
@@ -238,7 +238,9 @@ def test_a_latent_is_drawn_and_some_prompts_are_emptied(monkeypatch):
         torch.rand(2, 3, 64, 64),
     )
     context, empty = torch.randn(2, 77, 64), torch.randn(1, 77, 64)
-    draws = train.draw(0, 0, 2, 64, 64, 0.5)._replace(no_prompt=torch.tensor([True, False]))
+    draws = train.random_draws(0, 0, 2, (64, 64), 0.5)._replace(
+        no_prompt=torch.tensor([True, False])
+    )
     batch = Batch(mean, deviation, context, hint)
     train.training_loss(None, None, None, 0.5, batch, draws, empty)
     _, _, _, x0, its_hint, its_context, noise, t = seen[0]

@@ -83,10 +83,10 @@ def kinds_of(drawing: Drawing) -> np.ndarray:
 def load_detector(path: Path) -> Detector:
     """Raises InputError, naming the file, if it is not one that this module wrote."""
     if not path.exists():
-        raise InputError(f"{path} does not exist; a detector is wanted")
+        raise InputError(f"{path} does not exist: expected a detector")
     detector = Detector()
     try:
         detector.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     except Exception:  # a file can be wrong in many ways
-        raise InputError(f"{path} is no detector of this version; one is wanted") from None
+        raise InputError(f"{path} is not a detector of this version") from None
     return detector.eval().requires_grad_(False)

@@ -20,6 +20,7 @@ import argparse
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +58,8 @@ def shows_colour(image: Tensor, colour: str) -> bool:
 def shows_kinds(detector: Detector, images: Tensor, scenes: list[Scene]) -> float:
     """Share of pictures in which the detector sees the scene's kinds of things and no other."""
     seen = detector(images)[1] > 0
-    wanted = torch.tensor([[bool(scene.of(kind)) for kind in KINDS] for scene in scenes])
-    return (seen == wanted).all(dim=1).float().mean().item()
+    shown = torch.tensor([[bool(scene.of(kind)) for kind in KINDS] for scene in scenes])
+    return (seen == shown).all(dim=1).float().mean().item()
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -91,7 +92,7 @@ def evaluate(
         all(shows_colour(p, thing.colour) for thing in scene.things)
         for p, scene in zip(plain, scenes)
     ]
-    numbers = {
+    numbers: dict[str, Any] = {
         "vae_db": psnr(rebuild(sd, images), images),
         "background": float(np.mean(backgrounds)),
         "colours": float(np.mean(colours)),

@@ -14,7 +14,7 @@ from nanocontrol.controlnet import ControlNet, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.world import COLOURS, KINDS
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.tensors import read_tensors
+from nanocontrol.plumbing.tensors import TensorFile, open_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.unet import ResBlock, SpatialTransformer, UNet, UNetConfig
 from nanocontrol.vae import VAE, VAEConfig
@@ -61,27 +61,28 @@ def initialise_unet(unet: UNet) -> None:
     zero_module(unet.out[2])
 
 
+@torch.no_grad()
 def initialise_vae(vae: VAE) -> None:
     """Convolutions keep the variance, residual branches start at zero. (With PyTorch's own
     initialisation a small VAE learns only mean colours for a long time.)"""
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
+            module.bias.zero_()
             if name.endswith(("conv2", "proj_out", "decoder.conv_out")):
                 zero_module(module)
-    with torch.no_grad():  # start with little noise in the posterior
-        vae.quant_conv.weight[4:] *= 0.1
-        vae.quant_conv.bias[4:] = -5.0
+    vae.quant_conv.weight[4:] *= 0.1  # start with little noise in the posterior
+    vae.quant_conv.bias.narrow(0, 4, 4).fill_(-5.0)
 
 
-def condition_of(control: Path) -> str:
+def condition_of(control: Path | TensorFile) -> str:
     """What a ControlNet of the small model was trained to follow, as its file says."""
-    condition = read_tensors(control)[1].get("condition")
+    control, _, metadata = open_tensors(control)
+    condition = metadata.get("condition")
     if condition not in CONDITIONS:
         raise InputError(
-            f"{control} names no condition that could be drawn for it; a ControlNet that train.py "
-            "trained on drawn scenes, or a --hint for sample.py, is wanted"
+            f"{control} names no condition that could be drawn: expected a ControlNet trained on "
+            "drawn scenes by train.py, or a --hint for sample.py"
         )
     return condition
 
@@ -96,6 +97,6 @@ def controls_by_condition(files: list[Path], sd: StableDiffusion) -> dict[str, C
         condition = condition_of(file)
         if condition in found:
             both = f"{found[condition]} and {file}"
-            raise InputError(f"{both} are for {condition}; one for each condition is wanted")
+            raise InputError(f"{both} are for {condition}: expected one for each condition")
         found[condition] = file
     return {name: load_control(found[name], sd.unet) for name in CONDITIONS if name in found}

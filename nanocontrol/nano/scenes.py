@@ -1,8 +1,8 @@
-"""Pairs of pictures to learn from: scenes drawn in memory, or a folder of the user's own.
+"""Drawn scenes as pairs to learn from, and a sheet of them.
 
     python -m nanocontrol.nano.scenes [--n 8] [--seed 0] [--out FILE]
 
-draws a sheet of scenes, each with its nine maps.
+writes the sheet: scenes, each with its nine maps.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from nanocontrol.plumbing.errors import one_sentence
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import at_least, seed
 from nanocontrol.plumbing.pictures import columns_with_titles, save_picture
-from nanocontrol.training.pairs import Pair
+from nanocontrol.training.pairs import Pair, Pairs
 
 # Scenes with seeds below this are for training, the same number from here on for measuring.
 HELD_OUT = 1_000_000
 SIZE = 64  # pixels, of the pictures
 
 
-class Scenes:
+class Scenes(Pairs):
     """n drawn scenes: item i is the one of seed `first` + i.
 
     image [3, 64, 64] RGB in [-1, 1], hint [3, 64, 64] in [0, 1] (black without a condition),
@@ -47,7 +47,7 @@ class Scenes:
         """Of those in which the condition shows something."""
         if not 0 <= i < self.n:
             raise IndexError(i)
-        return random_scene(self.first + i, NEEDED.get(self.condition, KINDS))
+        return random_scene(self.first + i, NEEDED.get(self.condition or "", KINDS))
 
     def __getitem__(self, i: int) -> Pair:
         drawing = draw(self.scene(i))

@@ -54,9 +54,9 @@ def scorer(condition: str, scenes: Scenes) -> Callable[[Tensor], float]:
 def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:
     """images [B, 3, 64, 64] in [-1, 1], which were to follow the scenes -> the mean score."""
     found = detector(images.float())[0].float().sigmoid().numpy()  # under autocast it is bf16
-    images = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
+    pictures = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
     drawings = [draw(scene) for scene in scenes]
-    return float(np.mean([SCORES[condition](*three) for three in zip(images, found, drawings)]))
+    return float(np.mean([SCORES[condition](*three) for three in zip(pictures, found, drawings)]))
 
 
 # Each of these takes a picture [64, 64, 3] in 0..1, what the detector finds in it [27, 64, 64] in
@@ -69,20 +69,20 @@ def canny_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float
 
 
 def hough_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return f1(found[HOUGH] > 0.5, wanted("hough", drawing) > 0.5, within=1)
+    return f1(found[HOUGH] > 0.5, true_map("hough", drawing) > 0.5, within=1)
 
 
 def soft_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return correlation(found[SOFT], wanted("soft", drawing))
+    return correlation(found[SOFT], true_map("soft", drawing))
 
 
 def scribble_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
     outlines = outlines_of(found[KIND].argmax(axis=0))
-    return f1(outlines, wanted("scribble", drawing) > 0.5, within=2)
+    return f1(outlines, true_map("scribble", drawing) > 0.5, within=2)
 
 
 def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    hits = []
+    hits = []  # the detector's joint maps are exp(-d^2 / 8), d pixels away: above exp(-9/8), d < 3
     for figure in drawing.scene.of("figure"):
         columns, rows = np.clip(joints_of(figure) * 64, 0, 63).astype(int).T
         hits.extend(found[JOINTS][range(len(rows)), rows, columns] > np.exp(-(3**2) / 8))
@@ -99,7 +99,7 @@ def segmentation_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -
 
 
 def depth_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return correlation(found[DEPTH], wanted("depth", drawing))
+    return correlation(found[DEPTH], true_map("depth", drawing))
 
 
 def normals_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
@@ -111,7 +111,7 @@ def normals_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> flo
 
 
 def cartoon_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return f1(found[CARTOON] < 0.5, wanted("cartoon", drawing) < 0.5, within=1)
+    return f1(found[CARTOON] < 0.5, true_map("cartoon", drawing) < 0.5, within=1)
 
 
 SCORES = {
@@ -127,7 +127,7 @@ SCORES = {
 }
 
 
-def wanted(condition: str, drawing: Drawing) -> np.ndarray:
+def true_map(condition: str, drawing: Drawing) -> np.ndarray:
     """[64, 64], of a condition without colours."""
     return CONDITIONS[condition](drawing)[..., 0]
 

@@ -2,11 +2,11 @@
 
     python -m nanocontrol.nano.train vae
     python -m nanocontrol.nano.train base --base runs/vae-1/base.safetensors
-    python -m nanocontrol.nano.train decoder --base runs/base-1/base.safetensors
+    python -m nanocontrol.nano.train decoder --base runs/vae-1/base.safetensors
     python -m nanocontrol.nano.train detector
 
 vae: the autoencoder. base: text encoder and U-Net, for the latents of --base's VAE. decoder: the
-VAE's decoder alone, on and on; its latents stay as they are, so the base may be trained meanwhile.
+VAE's decoder alone, for longer; its latents stay as they are, so the base can be trained meanwhile.
 detector: the network that scores pictures. `weights/README.md` tells how the bundled weights came
 about.
 """
@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset, StackDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from nanocontrol.checkpoint import load_sd, save_sd
@@ -51,18 +51,16 @@ class Settings:
     """A flag each."""
 
     part: str
-    base: str | None = knob(
-        None, "a Stable Diffusion whose VAE is trained (base, decoder)", absolute
-    )
-    out: str | None = knob(None, "the run's folder (default: runs/PART-1, -2, ...)", absolute)
+    base: str = knob(None, "a Stable Diffusion whose VAE is trained (base, decoder)", absolute)
+    out: str = knob(None, "the run's folder (default: runs/PART-1, -2, ...)", absolute)
     steps: int = knob(6000, "of the optimizer; the learning rate falls over them", at_least(1))
     batch_size: int = knob(32, "pictures in a step", at_least(1))
     lr: float = knob(1e-3, "learning rate at its highest", positive)
     drop_prompt: float = knob(0.1, "share of the prompts that are emptied (base)", fraction)
     scenes: int = knob(50_000, "drawn scenes to train on", at_least(1))
     seed: int = knob(0, "of weights, order and noise", seed)
-    device: str | None = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
-    dtype: Literal["fp32", "bf16"] | None = knob(None, "default: bf16 on a GPU that has it")
+    device: str = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
+    dtype: Literal["fp32", "bf16"] = knob(None, "default: bf16 on a GPU that has it")
     save_every: int = knob(500, "steps between saves", at_least(1))
     sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
 
@@ -73,8 +71,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "decoder": {"batch_size": 4, "lr": 6e-4, "scenes": HELD_OUT},
     "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 8000},
 }
-
-
 USED_BY = {"base": ("base", "decoder"), "drop_prompt": ("base",)}
 SHEET, HELD_OUT_SCENES = 8, 32  # to look at during a run, and to measure on at its end
 ENCODING = 2  # beside (seed, 0): draws from the posterior are no step's draw
@@ -84,7 +80,7 @@ class Part(NamedTuple):
     """What the parts of nano do in their own way."""
 
     trained: dict[str, nn.Module]
-    data: Dataset
+    data: Any  # a data set
     loss: Callable[[int, Any, Generator], Tensor]  # of a step and its batch
     look: Callable[[int], tuple[list[Tensor], dict]]  # on n scenes: rows of pictures, and numbers
     save: Callable[[Path], None]  # into a folder
@@ -92,6 +88,7 @@ class Part(NamedTuple):
 
 def train(settings: Settings, resume: bool = False) -> dict:
     """Leaves a run's folder -> its final numbers. One loop for all parts."""
+    machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # of the first weights
     part = PARTS[settings.part](settings)
     optimizer = Optimizer(part.trained, settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
@@ -218,12 +215,12 @@ def base(settings: Settings) -> Part:
             number = held_out_loss(sd, pairs, without_hint, settings.batch_size)
         return [images, made], {"held_out_loss": number}
 
-    trained = {"unet": sd.unet, "text_encoder": sd.text_encoder}
+    trained: dict[str, nn.Module] = {"unet": sd.unet, "text_encoder": sd.text_encoder}
     return Part(trained, latents_of(settings, sd), loss, look, partial(save_base, sd))
 
 
 @torch.no_grad()
-def latents_of(settings: Settings, sd: StableDiffusion) -> Dataset:
+def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
     """Latents and prompts of the drawn scenes, each encoded (and drawn from its posterior) once,
     and kept in the run's folder."""
     n = min(settings.scenes, settings.steps * settings.batch_size)
@@ -237,7 +234,7 @@ def latents_of(settings: Settings, sd: StableDiffusion) -> Dataset:
             latents.append(sd.scale_factor * (mean + deviation * noise).float().cpu())
         make_folder("--out", file.parent)
         write_tensors(file, {"latents": torch.cat(latents)}, {})
-    return StackDataset(read_tensors(file)[0]["latents"], prompts)
+    return list(zip(read_tensors(file)[0]["latents"], prompts))
 
 
 def load_base(settings: Settings) -> StableDiffusion:
@@ -313,7 +310,9 @@ def resolve(given: dict[str, Any]) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_for(Settings, __doc__, {})
+    parser = parser_for(Settings, __doc__, PRESETS)
+    continued = "continue this run; no other flag may differ"
+    parser.add_argument("--resume", metavar="RUN", type=absolute, help=continued)
     parser.add_argument("part", choices=PARTS, help="what to train")
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")

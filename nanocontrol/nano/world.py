@@ -34,7 +34,7 @@ COLOURS = {
 # Corners in a solid's own frame, and its faces as lists of corners.
 CUBE = np.array(list(product((-0.62, 0.62), repeat=3)))
 PYRAMID = np.array([[0, -0.95, 0], *([x, 0.6, z] for x, z in product((-0.75, 0.75), repeat=2))])
-POLYHEDRA = {
+POLYHEDRA: dict[str, tuple[np.ndarray, list[tuple[int, ...]]]] = {
     "cube": (
         CUBE,
         [(0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (2, 3, 7, 6), (0, 2, 6, 4), (1, 3, 7, 5)],
@@ -113,8 +113,8 @@ def random_scene(seed: int, kinds: tuple[str, ...] = KINDS) -> Scene:
         if all(apart(new, other) > 0.28 for other in colours):
             colours.append(new)
     two = rng.random() < 0.5
-    light = np.array([rng.uniform(-0.7, 0.7), -0.6, 0.7])
-    light = tuple(float(v) for v in light / np.linalg.norm(light))
+    towards = np.array([rng.uniform(-0.7, 0.7), -0.6, 0.7])
+    lx, ly, lz = (float(v) for v in towards / np.linalg.norm(towards))
     chosen = [str(rng.choice(kinds)), str(rng.choice(KINDS))][: 1 + two]
     sides = rng.permutation([0.28, 0.72]) if two else [0.5]
     nearness = rng.permutation([0.25, 0.6])  # of two things one is before the other
@@ -122,7 +122,7 @@ def random_scene(seed: int, kinds: tuple[str, ...] = KINDS) -> Scene:
         random_thing(rng, kind, colour, x, z, two)
         for kind, colour, x, z in zip(chosen, colours[1:], sides, nearness)
     ]
-    return Scene(seed, colours[0], light, tuple(things))
+    return Scene(seed, colours[0], (lx, ly, lz), tuple(things))
 
 
 def apart(a: str, b: str) -> float:

@@ -1,6 +1,6 @@
 """The names that diffusers gives to a ControlNet's tensors (`diffusion_pytorch_model.safetensors`).
 
-Such files are read wherever a ControlNet is wanted; to_diffusers.py writes them.
+Such files are read like any other ControlNet; tools/to_diffusers.py writes them.
 """
 
 import re

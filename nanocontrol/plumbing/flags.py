@@ -48,7 +48,7 @@ def numbers(text: str) -> list[float]:
 
 def multiple_of_64(text: str) -> int:
     if int(text) <= 0 or int(text) % 64:
-        raise argparse.ArgumentTypeError(f"{text} is no multiple of 64")
+        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 64")
     return int(text)
 
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -64,17 +64,21 @@ def to_device(x: Tensor, device: str | torch.device) -> Tensor:
 
 
 @contextmanager
-def moved(networks: list[nn.Module], device: str, back_to: str) -> Iterator[None]:
+def moved(networks: Sequence[nn.Module], device: str, back_to: str) -> Iterator[None]:
     """Have networks on the device for a while."""
     for network in networks:
         network.to(device)
-    yield
-    for network in networks:
-        network.to(back_to)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.to(back_to)
 
 
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution with a border of one zero."""
+
+    bias: Tensor  # always there
 
     def __init__(self, channels: int, out_channels: int, stride: int = 1):
         super().__init__(channels, out_channels, 3, stride, padding=1)
@@ -121,3 +125,11 @@ class Replayed:
             own.copy_(new)
         self.graph.replay()
         return self.output
+
+
+def repeated(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """The function, for many calls with tensors of the same shapes: on a GPU its second call is
+    recorded and then replayed, elsewhere it stays as it is. (Not under autocast, which keeps copies
+    of the weights that a recording cannot rely on.)"""
+    replay = device.type == "cuda" and not torch.is_autocast_enabled()
+    return Replayed(function) if replay else function

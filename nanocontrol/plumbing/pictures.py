@@ -1,5 +1,6 @@
 """Pictures as tensors and as files: reading, writing, putting side by side."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ def open_picture(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; a picture is wanted") from None
+        raise InputError(f"{path} does not exist; expected a picture") from None
     except (OSError, ValueError, Image.DecompressionBombError):
-        raise InputError(f"{path} cannot be read as a picture; a PNG or JPEG is wanted") from None
+        raise InputError(f"{path} cannot be read as a picture; expected a PNG or JPEG") from None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -35,7 +36,7 @@ def orientation(path: Path, image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # damaged data can raise nearly anything
-        raise InputError(f"{path} has damaged EXIF data ({error}); a picture is wanted") from None
+        raise InputError(f"{path} has damaged EXIF data ({error}); expected a picture") from None
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
@@ -51,7 +52,7 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
                 image = Image.alpha_composite(black, image.convert("RGBA"))
             image = image.convert("RGB")
     except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
-        raise InputError(f"{path} is cut off or damaged ({error}); a picture is wanted") from None
+        raise InputError(f"{path} is cut off or damaged ({error}); expected a picture") from None
     if size and size != image.size:
         smaller = size[0] * size[1] < image.size[0] * image.size[1]
         image = image.resize(size, Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS)
@@ -74,11 +75,11 @@ def read_caption(path: Path) -> str:
     try:
         caption = " ".join(path.read_text(encoding="utf-8-sig").split())
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); a text is wanted") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a text") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is no text; a caption file is wanted") from None
+        raise InputError(f"{path} is not a text; expected a caption file") from None
     if not caption:
-        raise InputError(f"{path} is empty; a caption is wanted")
+        raise InputError(f"{path} is empty; expected a caption")
     return caption
 
 
@@ -93,7 +94,7 @@ def to_bytes(picture: Tensor) -> np.ndarray:
     return (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def grid(rows: list[list[Tensor] | Tensor]) -> Image.Image:
+def grid(rows: Sequence[Iterable[Tensor]]) -> Image.Image:
     """Rows of pictures, each [3, H, W] in [-1, 1], without gaps."""
     strips = [np.concatenate([to_pixels(image) for image in row], axis=1) for row in rows]
     return Image.fromarray(np.concatenate(strips, axis=0))

@@ -21,7 +21,7 @@ from nanocontrol.checkpoint import (
 from nanocontrol.nano.model import UNET
 from nanocontrol.plumbing.diffusers_names import is_diffusers
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.tensors import Tensors, first_three, read_tensors
+from nanocontrol.plumbing.tensors import TensorFile, Tensors, first_three, open_tensors
 from nanocontrol.unet import UNetConfig
 
 PREFIXES = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS, CONTROL_KEYS)
@@ -33,9 +33,9 @@ def explain(path: Path) -> str:
 
     Raises InputError, naming the file, if it is no file of tensors.
     """
-    tensors, _ = read_tensors(path)
+    _, tensors, _ = file = open_tensors(path)
     facts = {"file": str(path), "holds": content(tensors)}
-    facts |= use(path, tensors)
+    facts |= use(file)
     prefixes = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors)]
     facts["layout"] = "diffusers'" if is_diffusers(tensors) else "the original's"
     if not (holds_base(tensors) or holds_control(tensors)):
@@ -59,24 +59,24 @@ def content(tensors: Tensors) -> str:
     return " and ".join(found) or "neither a base model nor a ControlNet"
 
 
-def use(path: Path, tensors: Tensors) -> dict[str, str]:
+def use(file: TensorFile) -> dict[str, str]:
     """What it belongs to, and what can be done with it, by doing it."""
     facts = {}
     try:
-        if holds_base(tensors):
-            sd = load_sd(path)
+        if holds_base(file.tensors):
+            sd = load_sd(file)
             name = name_of(sd.unet.config)
             facts["base"] = f"{name}, predicts {sd.prediction}"
             facts["use as"] = f"--base, with ControlNets for {name}"
-        if holds_control(tensors):
-            config = read_control(path).config
+        if holds_control(file.tensors):
+            config = read_control(file).config
             facts["control"] = f"for {name_of(config)}"
             flags = "--control (sample.py), --init-control (train.py)"
             alone = "; without --base the base inside is used" if facts.get("base") else ""
             facts["use as"] = f"{flags}, with bases of {name_of(config)}{alone}"
     except InputError as error:
         facts["use as"] = f"nothing: {error}"
-    return facts or {"use as": "nothing: a base model or a ControlNet is wanted"}
+    return facts or {"use as": "nothing: expected a base model or a ControlNet"}
 
 
 def header_of(path: Path) -> str:

@@ -1,8 +1,8 @@
 """What sample.py is given: which files, whether they go together, and reading them."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,137 +12,214 @@ from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.plumbing.pictures import picture_size, read_caption, read_picture, size_to_sample
-from nanocontrol.plumbing.tensors import read_tensors
+from nanocontrol.plumbing.tensors import TensorFile, open_tensors
+from nanocontrol.sampling import Strength
 from nanocontrol.tools.explain import name_of
+from nanocontrol.unet import UNetConfig
 
 DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.1 of the paper
 
 
-class Inputs(NamedTuple):
-    hints: list[Tensor]  # [3, H, W] in [0, 1], one for each ControlNet
-    image: Tensor | None  # [3, H, W] in [0, 1]
+@dataclass(frozen=True)
+class Inputs:
+    """What the flags name, read and checked: it goes together."""
+
+    base: TensorFile
+    controls: list[TensorFile]
+    strengths: list[Strength]  # one for each ControlNet
+    hints: list[Tensor]  # [3, H, W], RGB in [0, 1], one for each ControlNet
+    image: Tensor | None  # [3, H, W], RGB in [0, 1]
     mask: Tensor | None  # [H, W], bool: where it is painted anew
     prompt: str
+    height: int  # of all pictures, in pixels
+    width: int
+    noised: float | None  # of the steps, to which the image is noised (None: not begun with)
 
-
-def choose_files(args: argparse.Namespace) -> None:
-    """Without --base: the base inside a ControlNet v1.0 file, or nano, which draws its own hint."""
-    if args.base is None:
-        with blame("--control"):
-            inside = (file for file in args.control if holds_base(read_tensors(file)[0]))
-            args.base = next(inside, None)
-    args.drawn = args.base is None and not args.hint and args.image is None
-    if args.base is None:
-        args.base = NANO
-        if not args.control and (args.drawn or args.hint):
-            args.control = [NANO_CONTROL]
-
-
-def check_files(args: argparse.Namespace) -> None:
-    """Refuse files that do not go together. Nothing is computed and no weight is read. Sets the
-    base's size, and a strength for each ControlNet."""
-    hints = len(args.hint) + args.drawn
-    if not len(args.control) == hints == len(args.strength or args.control):
-        given = [f"--control {file}" for file in args.control]
-        given += [f"--hint {file}" for file in args.hint]
-        given += [f"--strength {listed(values)}" for values in args.strength]
-        wanted = "one --hint for each --control, and one --strength for each or none"
-        raise InputError(f"{' '.join(given)}: {wanted} are wanted")
-    if not args.control:
-        whole = (args.control_from, args.control_to) == (0, 1)
-        if args.guess or args.resolution_weighting or not whole:
-            raise InputError(
-                "--guess, --resolution-weighting, --control-from and --control-to are for a "
-                "ControlNet: --control is wanted"
-            )
-    args.strength = args.strength or [[1.0]] * hints
-    with blame("--base"):
-        _, metadata, base = read_base(args.base)
-    args.size = metadata.get("size", 512)
-    for i, file in enumerate(args.control):
-        with blame("--control"):
-            control = read_control(file)
-        if control.config != base:
-            raise InputError(
-                f"--control: {file} is a ControlNet for {name_of(control.config)}, {args.base} is "
-                f"{name_of(base)}; a ControlNet for that is wanted"
-            )
-        given, n = args.strength[i], len(control.zero_convs) + 1
-        if len(given) not in (1, n):
-            raise InputError(
-                f"--strength {listed(given)}: {len(given)} numbers; one, or one for each of the "
-                f"{n} residuals of {file} is wanted"
-            )
-        args.strength[i] = given[0] if len(given) == 1 else given
-
-
-def listed(values: list) -> str:
-    return ",".join(map(str, values))
-
-
-def times(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+    def settings(self) -> dict:
+        """What became of the flags that can be left out, by their names."""
+        return {
+            "base": self.base.path,
+            "control": [file.path for file in self.controls],
+            "strength": self.strengths,
+            "prompt": self.prompt,
+            "height": self.height,
+            "width": self.width,
+            "noise": self.noised,
+        }
 
 
 def read_inputs(args: argparse.Namespace) -> Inputs:
-    """The pictures and the prompt; sets --width and --height to the size of all pictures."""
-    prompt = DEFAULT_PROMPT if args.prompt == "default" else args.prompt or ""
+    """Read what the flags name, each file once; weights and pictures' sizes are looked at before
+    pictures are read. Nothing is computed, and no weight is read yet.
+
+    Raises InputError, naming flag and file, for what cannot be read and what does not go together.
+    """
+    base, controls, drawn = choose_files(args)
+    check_numbers(args, controls, drawn)
+    with blame("--base"):
+        _, config = read_base(base)
+    strengths = args.strength or [[1.0]] * len(controls)
+    strengths = [
+        check_control(file, strength, base.path, config)
+        for file, strength in zip(controls, strengths, strict=True)
+    ]
+    prompt = read_prompt(args)
+    if drawn:
+        hint, shown = draw_hint(args, controls[0])
+        pictures, mask, size = [hint], None, (hint.shape[2], hint.shape[1])
+        prompt = shown if prompt is None else prompt
+    else:
+        size = common_size(args, base.metadata.get("size", 512))
+        pictures, mask = read_pictures(args, size)
+    begins_with_image = args.image and not args.mask and args.noise is None
+    return Inputs(
+        base=base,
+        controls=controls,
+        strengths=strengths,
+        hints=pictures[: len(controls)],
+        image=pictures[-1] if args.image else None,
+        mask=mask,
+        prompt=prompt or "",
+        height=size[1],
+        width=size[0],
+        noised=0.75 if begins_with_image else args.noise,
+    )
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+def choose_files(args: argparse.Namespace) -> tuple[TensorFile, list[TensorFile], bool]:
+    """The base, the ControlNets, and whether the hint is drawn. Without --base it is the base
+    inside a ControlNet v1.0 file, or nano, which draws its own hint."""
+    with blame("--control"):
+        controls = [open_tensors(file) for file in args.control]
+    if args.base is not None:
+        with blame("--base"):
+            return open_tensors(args.base), controls, False
+    if inside := [file for file in controls if holds_base(file.tensors)]:
+        return inside[0], controls, False
+    drawn = not args.hint and args.image is None
+    if not controls and (drawn or args.hint):
+        controls = [open_tensors(NANO_CONTROL)]
+    return open_tensors(NANO), controls, drawn
+
+
+def check_numbers(args: argparse.Namespace, controls: list[TensorFile], drawn: bool) -> None:
+    """Refuse flags that are for ControlNets if there are not as many of these."""
+    hints = len(args.hint) + drawn
+    if not len(controls) == hints == len(args.strength or controls):
+        given = [f"--control {file.path}" for file in controls]
+        given += [f"--hint {file}" for file in args.hint]
+        given += [f"--strength {listed(values)}" for values in args.strength]
+        raise InputError(
+            f"{' '.join(given)}: expected one --hint for each --control, and one --strength for "
+            "each or none"
+        )
+    whole = (args.control_from, args.control_to) == (0, 1)
+    if not controls and (args.guess or args.resolution_weighting or not whole):
+        raise InputError(
+            "--guess, --resolution-weighting, --control-from and --control-to are for a "
+            "ControlNet: they need --control"
+        )
+
+
+def check_control(
+    file: TensorFile, strength: list[float], base: Path, config: UNetConfig
+) -> Strength:
+    """Refuse a ControlNet for another base, or a wrong number of strengths; the strength."""
+    with blame("--control"):
+        control = read_control(file, config)
+    if control.config != config:
+        raise InputError(
+            f"--control: {file.path} is a ControlNet for {name_of(control.config)}, but {base} is "
+            f"{name_of(config)}"
+        )
+    n = len(control.zero_convs) + 1
+    if len(strength) not in (1, n):
+        raise InputError(
+            f"--strength {listed(strength)}: {len(strength)} numbers, expected one, or one for "
+            f"each of the {n} residuals of {file.path}"
+        )
+    return strength[0] if len(strength) == 1 else strength
+
+
+def listed(values: list[float]) -> str:
+    return ",".join(map(str, values))
+
+
+# -------------------------------------------------------------------------- prompt and pictures
+
+
+def read_prompt(args: argparse.Namespace) -> str | None:
+    """None if no flag says one."""
     if args.prompt_from:
         with blame("--prompt-from"):
-            prompt = read_caption(args.prompt_from)
-    if args.drawn:
-        with blame("--control"):
-            condition = condition_of(args.control[0])
-        _, hint, shown = Scenes(condition, HELD_OUT)[args.seed % HELD_OUT]
-        size = (hint.shape[2], hint.shape[1])
-        if (args.width or size[0], args.height or size[1]) != size:
-            raise InputError(
-                f"--width and --height: the drawn hint is {times(size)}; for other sizes a --hint "
-                "is wanted"
-            )
-        args.width, args.height = size
-        no_prompt = args.prompt is None and args.prompt_from is None
-        return Inputs([hint], None, None, shown if no_prompt else prompt)
-
-    files = [("--hint", file) for file in args.hint] + [("--image", args.image)] * bool(args.image)
-    check_sizes(args, files)
-    size = (args.width, args.height)
-    pictures = []
-    for i, (flag, file) in enumerate(files):
-        with blame(flag):
-            picture = read_picture(file, size)
-        pictures.append(canny(picture, *args.canny[i]) if i in args.canny else picture)
-    image = pictures.pop() if args.image else None
-    mask = None
-    if args.mask:
-        with blame("--mask"):
-            mask = read_picture(args.mask, size).mean(dim=0) > 0.5
-        if not mask.any():
-            raise InputError(f"--mask: nothing in {args.mask} is white, so nothing would be new")
-    return Inputs(pictures, image, mask, prompt)
+            return read_caption(args.prompt_from)
+    return DEFAULT_PROMPT if args.prompt == "default" else args.prompt
 
 
-def check_sizes(args: argparse.Namespace, files: list[tuple[str, Path]]) -> None:
-    """Set width and height; refuse pictures that do not go together. Only headers are read."""
-    if not files:
-        args.width, args.height = args.width or args.size, args.height or args.size
-        return
+def draw_hint(args: argparse.Namespace, control: TensorFile) -> tuple[Tensor, str]:
+    """A hint [3, 64, 64] for a ControlNet of nano, of the scene of --seed, and its prompt."""
+    with blame("--control"):
+        condition = condition_of(control)
+    _, hint, shown = Scenes(condition, HELD_OUT)[args.seed % HELD_OUT]
+    height, width = hint.shape[1:]
+    if (args.width or width, args.height or height) != (width, height):
+        raise InputError(
+            f"--width and --height: the drawn hint is {times((width, height))}; other sizes need a "
+            "--hint"
+        )
+    return hint, shown
+
+
+def named_pictures(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """Flag and file of the hints, then of the image if there is one."""
+    image = [("--image", args.image)] if args.image else []
+    return [("--hint", file) for file in args.hint] + image
+
+
+def common_size(args: argparse.Namespace, short_side: int) -> tuple[int, int]:
+    """(width, height) of all pictures; refuse those that do not go together. Only headers are read.
+    short_side: that of pictures that the base was trained on."""
     sizes = []
-    for flag, file in files:
+    for flag, file in named_pictures(args):
         with blame(flag):
             own = picture_size(file)
-        sizes.append(size_to_sample(own, args.size, args.width, args.height))
+        sizes.append(size_to_sample(own, short_side, args.width, args.height))
         if sizes[-1] != sizes[0]:
+            other_flag, other = named_pictures(args)[0]
             raise InputError(
-                f"{flag}: {file} is for {times(sizes[-1])}, {files[0][0]} {files[0][1]} "
-                f"for {times(sizes[0])}; one shape, or --width and --height, are wanted"
+                f"{flag}: {file} is for {times(sizes[-1])}, {other_flag} {other} for "
+                f"{times(sizes[0])}; expected one shape, or --width and --height"
             )
     if args.mask:
         with blame("--mask"):
             mask_size = picture_size(args.mask)
         if mask_size != own:  # the image's: it is the last of the files
             raise InputError(
-                f"--mask: {args.mask} is {times(mask_size)}, the picture {args.image} is "
-                f"{times(own)}; a mask of that size is wanted"
+                f"--mask: {args.mask} is {times(mask_size)}, but the picture {args.image} is "
+                f"{times(own)}; expected a mask of that size"
             )
-    args.width, args.height = sizes[0]
+    return sizes[0] if sizes else (args.width or short_side, args.height or short_side)
+
+
+def times(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def read_pictures(
+    args: argparse.Namespace, size: tuple[int, int]
+) -> tuple[list[Tensor], Tensor | None]:
+    """The hints, then the image if there is one, and the mask, resized to (width, height)."""
+    pictures, mask = [], None
+    for i, (flag, file) in enumerate(named_pictures(args)):
+        with blame(flag):
+            picture = read_picture(file, size)
+        pictures.append(canny(picture, *args.canny[i]) if i in args.canny else picture)
+    if args.mask:
+        with blame("--mask"):
+            mask = read_picture(args.mask, size).mean(dim=0) > 0.5
+        if not mask.any():
+            raise InputError(f"--mask: nothing in {args.mask} is white, so nothing would be new")
+    return pictures, mask

@@ -3,7 +3,7 @@
     python -m nanocontrol.tools.to_diffusers --control control.safetensors --out my-controlnet
 
 makes a folder for `ControlNetModel.from_pretrained("my-controlnet")`. (Nothing is needed the other
-way: diffusers' files are read wherever a ControlNet is wanted.)
+way: diffusers' files are read like any other ControlNet.)
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with one_sentence("to_diffusers"):
         if args.out.exists():
-            raise InputError(f"--out: {args.out} exists; a new folder is wanted")
+            raise InputError(f"--out: {args.out} exists; expected a new folder")
         export(args.control, args.out)
     print(f"{args.out}: a folder for diffusers")
 

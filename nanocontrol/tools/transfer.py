@@ -18,15 +18,15 @@ from tqdm import tqdm
 from nanocontrol.checkpoint import (
     CONTROL_KEYS,
     UNET_KEYS,
-    fill,
     holds_base,
     load_sd,
+    load_weights,
     metadata_of,
     read_base,
     read_control,
 )
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence
-from nanocontrol.plumbing.tensors import Tensors, below, read_tensors, write_tensors
+from nanocontrol.plumbing.tensors import Tensors, below, open_tensors, write_tensors
 from nanocontrol.tools.explain import name_of
 from nanocontrol.unet import UNet
 
@@ -45,29 +45,31 @@ def moved(c: Tensors, a: Tensors, b: Tensors) -> Tensors:
 def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
     """As in the original, a file with a base inside (ControlNet 1.0) gets B's VAE and text encoder,
     and its U-Net (whose decoder may have been trained) is moved as well."""
-    with blame("--control"):
-        c = read_control(control)
-    with blame("--from"):  # what they predict does not matter here
-        a = load_sd(base_a, prediction="eps").unet
+    with blame("--from"):
+        file_a, config_a = read_base(base_a)
     with blame("--to"):
-        b = load_sd(base_b, prediction="eps").unet
-    if not c.config == a.config == b.config:
+        file_b, config_b = read_base(base_b)
+    with blame("--control"):
+        file_c = open_tensors(control)
+        c = read_control(file_c, config_a)
+    if not c.config == config_a == config_b:
         raise InputError(
             f"--control {control} is for {name_of(c.config)}, --from {base_a} is "
-            f"{name_of(a.config)}, --to {base_b} is {name_of(b.config)}; one architecture is wanted"
+            f"{name_of(config_a)}, --to {base_b} is {name_of(config_b)}; expected one architecture"
         )
-    unet_a, unet_b = a.state_dict(), b.state_dict()
+    with blame("--from"):  # what they predict does not matter here
+        unet_a = load_sd(file_a, prediction="eps").unet.state_dict()
+    with blame("--to"):
+        unet_b = load_sd(file_b, prediction="eps").unet.state_dict()
     new = {CONTROL_KEYS + k: t for k, t in moved(c.state_dict(), unet_a, unet_b).items()}
-    inside, its_metadata = read_tensors(control)
-    metadata = metadata_of(c.config, its_metadata.get("condition"))
-    if holds_base(inside):
+    metadata = metadata_of(c.config, file_c.metadata.get("condition"))
+    if holds_base(file_c.tensors):
         with torch.device("meta"):
-            unet_c = UNet(c.config)
-        unet_c = fill(unet_c, below(UNET_KEYS, inside), control).state_dict()
-        tensors_b, metadata_b, _ = read_base(base_b)
-        new |= tensors_b
+            empty = UNet(c.config)
+        unet_c = load_weights(empty, below(UNET_KEYS, file_c.tensors), control).state_dict()
+        new |= file_b.tensors
         new |= {UNET_KEYS + k: t for k, t in moved(unet_c, unet_a, unet_b).items()}
-        metadata |= metadata_b
+        metadata |= file_b.metadata
     write_tensors(out, new, metadata)
 
 
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="a new .safetensors file")
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors" or args.out.exists() or not args.out.parent.is_dir():
-        parser.error(f"--out {args.out}: a new .safetensors file in an existing folder is wanted")
+        parser.error(f"--out {args.out}: expected a new .safetensors file in an existing folder")
     with one_sentence("transfer"):
         transfer(args.control, args.base_a, args.base_b, args.out)
     print(f"{args.out}: a ControlNet for {args.base_b}")

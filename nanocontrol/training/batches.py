@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from nanocontrol.plumbing.machine import is_gpu, to_device
 from nanocontrol.stable_diffusion import StableDiffusion
 
-ORDER = 1  # beside (seed, epoch): the order of the pairs is no step's draw
+ORDER = 1  # with (seed, epoch), a sequence other than any (seed, step); 0 would give the same
 
 
 class Batch(NamedTuple):
@@ -73,3 +73,11 @@ def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Itera
             images, hint, prompts = column
             column = (*encode(sd, images, prompts), hint)
         yield Batch(*(to_device(x, device) for x in column))
+
+
+def load_batches(
+    sd: StableDiffusion, dataset: Any, seed: int, seen: int, n: int, share: slice, device: str
+) -> Iterator[Batch]:
+    """Without end, after the pairs that were seen: of every n pairs this process's share."""
+    order = shuffled(len(dataset), seed, seen)
+    return encoded(sd, loader(dataset, groups(order, n, share), device), device)

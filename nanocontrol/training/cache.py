@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
@@ -21,12 +21,13 @@ from nanocontrol.plumbing.tensors import read_tensors, write_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.batches import encode, readers
 from nanocontrol.training.pairs import Pairs
+from nanocontrol.training.processes import Processes
 
 VERSION = 1  # to be raised when the same pairs and weights come to give other numbers
 IN_FILE = 256  # pairs
 
 
-class Cached:
+class Cached(Dataset):
     """The pairs of a data set, each as mean, deviation, context (see `encode`) and hint."""
 
     def __init__(self, pairs: Pairs, files: list[Path]):
@@ -41,7 +42,7 @@ class Cached:
         return part["mean"][row], part["deviation"][row], part["context"][row], self.pairs.hint(i)
 
 
-class Pictures:
+class Pictures(Dataset):
     """A range of a data set's images and prompts, without hints."""
 
     def __init__(self, pairs: Pairs, indices: range):
@@ -87,6 +88,23 @@ def encode_all(
     return files
 
 
+def encoded_once(
+    sd: StableDiffusion,
+    pairs: Pairs,
+    folder: str,
+    precision: str,
+    batch_size: int,
+    processes: Processes,
+) -> Cached:
+    """The pairs as the cache has them; what it lacks is encoded now. VAE and text encoder, which
+    are not needed any more, leave the GPU."""
+    rank, size = processes.rank, processes.size
+    files = encode_all(sd, pairs, Path(folder), precision, batch_size, rank, size)
+    processes.wait()  # until the others have written theirs
+    sd.vae.cpu(), sd.text_encoder.cpu()
+    return Cached(pairs, files)
+
+
 def names(sd: StableDiffusion, pairs: Pairs, precision: str, show: bool) -> Iterator[str]:
     """For each file a hash of all that its content follows from."""
     common = f"{VERSION} {precision} {encoders_hash(sd)}".encode()
@@ -100,7 +118,7 @@ def names(sd: StableDiffusion, pairs: Pairs, precision: str, show: bool) -> Iter
 
 
 def encoders_hash(sd: StableDiffusion) -> str:
-    """Of the weights."""
+    """A hash of the weights of VAE encoder and text encoder."""
     digest = hashlib.sha256()
     for network in (sd.vae.encoder, sd.vae.quant_conv, sd.text_encoder):
         for name, tensor in network.state_dict().items():

@@ -16,6 +16,9 @@ from nanocontrol.training.pairs import Pairs
 # Of x0, hint, context, noise and t; see diffusion_loss in train.py.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
+# How well pictures [n, 3, H, W] follow the first n held-out pairs.
+Score = Callable[[Tensor], float]
+
 # Of the starting noise: of ten the one whose uncontrolled pictures are least like the true ones, so
 # that a film shows what control does.
 SEED = 5
@@ -61,7 +64,7 @@ def mean_iou(made: Tensor, targets: Tensor) -> float | None:
 @torch.no_grad()
 def make_pictures(
     sd: StableDiffusion,
-    prompts: list[str],
+    prompts: Sequence[str],
     control: ControlNet | None,
     hints: Tensor,
     at_once: int = 64,
@@ -92,12 +95,17 @@ class HeldOut(NamedTuple):
 
     @classmethod
     def of(cls, sd: StableDiffusion, pairs: Pairs) -> Self:
-        images, hints, prompts = zip(*(pairs[i] for i in range(len(pairs))))
-        images = torch.stack(images)
+        pictures, hints, prompts = zip(*(pairs[i] for i in range(len(pairs))))
+        images = torch.stack(pictures)
         return cls(images, torch.stack(hints), prompts, mean_latents(sd, images))
 
-    def first(self, n: int) -> Self:
-        return type(self)(*(column[:n] for column in self))
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    def first(self, n: int) -> "HeldOut":
+        return HeldOut(self.images[:n], self.hints[:n], self.prompts[:n], self.x0[:n])
 
 
 @torch.no_grad()
@@ -112,7 +120,7 @@ def measure(
     control: ControlNet,
     held_out: HeldOut,
     loss: Loss,
-    score: Callable[[Tensor], float] | None,
+    score: Score | None,
     batch_size: int,
 ) -> tuple[list[Tensor], dict]:
     """Rows of pictures (hints, targets, what the ControlNet makes of the hints), and numbers that

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from copy import copy
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
@@ -15,18 +17,23 @@ from nanocontrol.plumbing.pictures import picture_size, read_picture
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 
 
-class Pairs(Protocol):
-    """What `Scenes` and `Folder` have in common."""
+class Pairs(Dataset, ABC):
+    """A data set of pairs: drawn scenes, or a folder."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, i: int) -> Pair: ...
 
+    @abstractmethod
     def picture(self, i: int) -> tuple[Tensor, str]:
         """Image and prompt, without the work for the hint."""
 
+    @abstractmethod
     def hint(self, i: int) -> Tensor: ...
 
+    @abstractmethod
     def fingerprint(self, i: int) -> bytes:
         """What changes whenever the image or the prompt does."""
 
@@ -50,7 +57,7 @@ def first_of(entry: dict, names: list[str]) -> str:
     return entry[name]
 
 
-class Folder:
+class Folder(Pairs):
     """A folder with a list of pairs, `prompt.json` or `metadata.jsonl`: one JSON object a line,
     paths relative to the folder. Items as in `Scenes`.
 
@@ -61,7 +68,7 @@ class Folder:
     def __init__(self, folder: Path):
         lists = [folder / name for name in LISTS if (folder / name).is_file()]
         if not lists:
-            raise InputError(f"{folder} has no {' or '.join(LISTS)}; a folder of pairs is wanted")
+            raise InputError(f"{folder}: expected a folder with {' or '.join(LISTS)}")
         self.size: tuple[int, int] | None = None
         self.pairs: list[tuple[Path, Path, str]] = []
         try:
@@ -72,7 +79,7 @@ class Folder:
             if line.strip():
                 self.pairs.append(self.check(lists[0], number, line))
         if not self.pairs:
-            raise InputError(f"{lists[0]} lists no pairs; a JSON object a line is wanted")
+            raise InputError(f"{lists[0]} lists no pairs: expected a JSON object on each line")
 
     def check(self, file: Path, number: int, line: str) -> tuple[Path, Path, str]:
         """One line of the list -> picture, hint, prompt. Only the pictures' headers are read."""
@@ -83,8 +90,8 @@ class Folder:
             target, source, prompt = (first_of(entry, ns) for ns in names)
             paths = file.parent / target, file.parent / source
         except (ValueError, TypeError, KeyError):  # no JSON, no object, no text, a name missing
-            wanted = ", ".join(ns[0] for ns in names)
-            what = f"a JSON object with {wanted} is wanted, not {line[:60]!r}"
+            keys = ", ".join(ns[0] for ns in names)
+            what = f"expected a JSON object with {keys}, not {line[:60]!r}"
             raise InputError(f"{where}: {what}") from None
         for path in paths:
             try:
@@ -96,7 +103,7 @@ class Folder:
                 first = f"{self.size[0]}x{self.size[1]}"
                 raise InputError(
                     f"{where}: {path} is {size[0]}x{size[1]} and the first picture {first}; "
-                    "one size is wanted, both sides multiples of 64"
+                    "expected one size, both sides multiples of 64"
                 )
         return *paths, prompt
 

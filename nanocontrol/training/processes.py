@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanocontrol.plumbing.errors import InputError
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class Processes:
@@ -33,10 +36,12 @@ class Processes:
         start = batch_size * (number * self.size + self.rank)
         return slice(start, start + batch_size)
 
-    def join(self, network: nn.Module) -> nn.Module:
+    def join(self, network: N) -> N:
         """The network, with its gradients averaged over the processes if it is trained."""
         trained = any(parameter.requires_grad for parameter in network.parameters())
-        return DistributedDataParallel(network) if self.size > 1 and trained else network
+        if self.size == 1 or not trained:
+            return network
+        return cast(N, DistributedDataParallel(network))
 
     def average_next(self, now: bool, *networks: nn.Module) -> None:
         """Whether the next backward pass averages, or only adds up for a later one."""

@@ -1,17 +1,7 @@
-"""The folder that a training run leaves behind.
-
-| file                | what                                                                       |
-|---------------------|----------------------------------------------------------------------------|
-| settings.json       | every flag, resolved                                                       |
-| log.jsonl           | a JSON object a line: a step and its loss, or what was measured after it   |
-| samples/000050.png  | after 50 steps: hints, targets, and pictures from the same noise each time |
-| state.pt            | what it takes to continue: weights, optimizer, step                        |
-| control.safetensors | the ControlNet; base.safetensors the base model, if that was trained       |
-| film.png            | those pictures over the steps: the sudden convergence is seen in it        |
-| metrics.json        | the final numbers                                                          |
-"""
+"""The folder that a training run leaves behind. README.md in this folder lists its files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +66,7 @@ class RunFolder:
     def finish(self, metrics: dict) -> None:
         write_json(self.path / "metrics.json", metrics)
 
-    def contact_sheet(self, step: int, rows: list[Tensor]) -> None:
+    def contact_sheet(self, step: int, rows: Sequence[Tensor]) -> None:
         """Rows of pictures, each [n, 3, H, W] in [-1, 1]; what the model makes is the last row."""
         save_picture(grid(rows), self.path / "samples" / f"{step:06d}.png")
 

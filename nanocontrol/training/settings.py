@@ -5,13 +5,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.flags import absolute
 from nanocontrol.plumbing.machine import available
-
-S = TypeVar("S")
 
 
 def knob(
@@ -27,10 +25,11 @@ def knob(
 
 
 def parser_for(
-    settings: type, description: str | None, small: Mapping[str, Any]
+    settings: type, description: str | None, presets: Mapping[str, Mapping[str, Any]]
 ) -> argparse.ArgumentParser:
-    """With a flag for each setting, and --resume; those that are not given will not be in the
-    parsed namespace. small: the defaults that differ for the small model, for --help."""
+    """With a flag for each setting: `batch_size: int = knob(4, "pairs in a pass", at_least(1))`
+    becomes --batch-size. Flags that are not given will not be in the parsed namespace.
+    presets, by name: --help says where their defaults differ."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     for setting in fields(settings):
@@ -38,22 +37,22 @@ def parser_for(
             continue
         argument = dict(setting.metadata)
         if setting.default not in (None, False):
-            also = f"; nano: {small[setting.name]}" if setting.name in small else ""
-            argument["help"] += f" (default: {setting.default}{also})"
+            defaults = [f"default: {setting.default}"]
+            for name, preset in presets.items():
+                if setting.name in preset:
+                    defaults.append(f"{name}: {preset[setting.name]}")
+            argument["help"] += f" ({'; '.join(defaults)})"
         kinds = [setting.type, *get_args(setting.type)]  # without and with `| None`
         if bool in kinds:
             del argument["type"], argument["choices"]
-            yes_or_no = argparse.BooleanOptionalAction if len(kinds) > 1 else "store_true"
-            argument["action"] = yes_or_no
+            undecided = setting.default is None
+            argument["action"] = argparse.BooleanOptionalAction if undecided else "store_true"
         for literal in kinds:
             if get_origin(literal) is Literal:
                 argument["choices"] = get_args(literal)
         if argument.get("type") is absolute:
             argument["metavar"] = "PATH"
         parser.add_argument(flag_of(setting.name), default=argparse.SUPPRESS, **argument)
-    continued = "continue this run; of the other flags only --steps may differ (may grow), where "
-    continued += "the learning rate is constant"
-    parser.add_argument("--resume", metavar="RUN", type=absolute, help=continued)
     return parser
 
 
@@ -61,7 +60,7 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def settings_of_run(settings: type[S], run: Path, given: Mapping[str, Any], longer: str = "") -> S:
+def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
     """The settings of a run that is to go on; no flag may contradict them. If the run's `schedule`
     is the one named in `longer`, `steps` may grow: its first steps do not depend on their number.
 

@@ -1,4 +1,4 @@
-"""What a training does beside learning: its losses are logged, it is looked at, it is saved."""
+"""What a training does beside learning: log losses, measure and draw sheets of pictures, save."""
 
 import json
 import math
@@ -54,7 +54,7 @@ class Watch:
         return start
 
     def steps(self, start: int) -> Iterator[int]:
-        """The steps that are left, beside a progress bar; call `done` in each."""
+        """The steps that are left, from `start` on, with a progress bar. After each call `done`."""
         if start == 0 and self.writes:
             self.observe(0)
         left, total = range(start, self.settings.steps), self.settings.steps
@@ -66,8 +66,9 @@ class Watch:
         """After each step, from 0 on. The loss is this process's own."""
         self.losses.append(loss)
         done = step + 1
-        every, last = self.settings, done == self.settings.steps
-        looks, saves = last or done % every.sample_every == 0, last or done % every.save_every == 0
+        last = done == self.settings.steps
+        looks = last or done % self.settings.sample_every == 0
+        saves = last or done % self.settings.save_every == 0
         if looks or saves or done % LOG_EVERY == 0:
             self.log_losses(done)
         if looks and self.writes:

@@ -1,0 +1,15 @@
+"""CLIP's tokenizer, which is open_clip's: the one thing of the method that is not written here."""
+
+import importlib.util
+from functools import cache
+from types import ModuleType
+
+
+@cache
+def open_clip_tokenizer() -> ModuleType:
+    # The file alone, by its path: importing all of open_clip takes five seconds.
+    folder = importlib.util.find_spec("open_clip").submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location("open_clip_tokenizer", f"{folder}/tokenizer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

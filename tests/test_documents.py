@@ -1,0 +1,75 @@
+"""The READMEs: what they say of files, and where they point to."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+FOLDERS = [ROOT / name for name in ("nanocontrol", "tests", "weights", "assets")]
+READMES = [ROOT / "README.md", *(file for f in FOLDERS for file in sorted(f.rglob("README.md")))]
+ROW = re.compile(r"^\| \[[\w.]+\]\(([\w./]+\.py)\) \| (\d+) \|(.*)$", re.MULTILINE)
+
+
+def text_of(readme: Path) -> str:
+    return readme.read_text(encoding="utf-8")
+
+
+def anchors_of(readme: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    prose = re.sub(r"^```.*?^```", "", text_of(readme), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_line_counts_of_the_reading_order_are_true():
+    rows = {path: int(lines) for path, lines, _ in ROW.findall(text_of(ROOT / "README.md"))}
+    core = {f"nanocontrol/{p.name}" for p in (ROOT / "nanocontrol").glob("*.py")}
+    assert rows.keys() == core - {"nanocontrol/__init__.py"} | {"train.py", "sample.py"}
+    wrong = []
+    for row in ROW.finditer(text_of(ROOT / "README.md")):
+        path, said, rest = row.groups()
+        lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        if int(said) != lines:
+            wrong.append(f"| [{Path(path).name}]({path}) | {lines} |{rest}")
+    assert not wrong, "README.md: the rows should be\n" + "\n".join(wrong)
+
+
+def test_the_front_page_is_short():
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 150
+
+
+def test_every_folder_says_what_lives_there():
+    folders = {p.parent for p in (ROOT / "nanocontrol").rglob("*.py")}
+    folders |= {ROOT / "tests", ROOT / "weights"}
+    assert not [str(f.relative_to(ROOT)) for f in folders if not (f / "README.md").exists()]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_pictures_exist(readme):
+    targets = re.findall(r"\]\(([^)\s]+)\)", text_of(readme))
+    targets += re.findall(r'(?:src|href)="([^"]+)"', text_of(readme))
+    missing = []
+    for target in targets:
+        if re.match(r"\w+:", target):  # https:
+            continue
+        path, _, anchor = target.partition("#")
+        file = readme.parent / path if path else readme
+        if not file.exists() or anchor and anchor not in anchors_of(file):
+            missing.append(target)
+    assert not missing
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_name_modules_that_exist(readme):
+    modules = set(re.findall(r"python3? -m (nanocontrol[\w.]*\w)", text_of(readme)))
+    assert not [name for name in sorted(modules) if not module_exists(name)]
+
+
+def module_exists(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # not even its parent
+        return False
