@@ -12,7 +12,7 @@ The method is `diffusion_loss`, `training_loss` and the loop in `train`.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, pos
 from nanocontrol.schedulers import STEPS
 from nanocontrol.training.batches import Batch, encoded, generator_of, groups, loader, shuffled
 from nanocontrol.training.cache import Cached, encode_all
-from nanocontrol.training.measure import HeldOut, measure
+from nanocontrol.training.measure import HeldOut, Scores, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, split
 from nanocontrol.training.processes import Processes
@@ -214,7 +214,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
     diffusion = DDPM(sd.prediction)
     precision = partial(machine.autocast, settings.device, settings.dtype)
     with torch.no_grad(), precision():
-        pairs, held_out, score_of = datasets(settings, sd)
+        pairs, held_out, scores = datasets(settings, sd)
         empty = sd.encode_prompts("")
     # Training calls them compiled, or joined with other processes; pictures are made without that.
     unet, control = (processes.join(compiled(settings, net)) for net in (sd.unet, controlnet))
@@ -224,7 +224,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
         loss = partial(diffusion_loss, sd.unet, controlnet, diffusion)
         encoders = [sd.vae, sd.text_encoder]
         with precision(), machine.moved(encoders, settings.device, back_to=home):
-            return measure(sd, controlnet, held_out.first(n), loss, score_of, settings.batch_size)
+            return measure(sd, controlnet, held_out.first(n), loss, scores, settings.batch_size)
 
     save = partial(save_weights, sd, optimizer.networks, settings.condition)
     watch = Watch(settings, optimizer, processes, partial(look, SHEET), save)
@@ -254,9 +254,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
 # ------------------------------------------------------------------------------ what it needs
 
 
-def datasets(
-    settings: Settings, sd: StableDiffusion
-) -> tuple[Pairs, HeldOut, Callable[[Tensor], float] | None]:
+def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Scores | None]:
     """Pairs to train on, others to measure with and, of drawn scenes, how well pictures of the
     first of those follow their condition."""
     if settings.data:
@@ -268,8 +266,8 @@ def datasets(
         raise InputError(f"--base: {settings.base} {mismatch}: expected --data DIR")
     n = settings.steps * settings.accumulate * settings.batch_size // 4
     scenes = Scenes(settings.condition, HELD_OUT, n=32)
-    score_of = scorer(settings.condition or "", scenes)
-    return Scenes(settings.condition, n=max(SCENES, n)), HeldOut.of(sd, scenes), score_of
+    scores = scorer(settings.condition or "", scenes)
+    return Scenes(settings.condition, n=max(SCENES, n)), HeldOut.of(sd, scenes), scores
 
 
 def optimizer_for(

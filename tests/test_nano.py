@@ -25,7 +25,13 @@ def test_evaluate_prints_its_numbers(capsys):
     assert numbers.keys() == measured
     assert numbers["vae_db"] > 25 and numbers["iou"] > 0.5
     canny = numbers["conditions"]["canny"]
+    assert canny.keys() == {"with", "without", "true", "follows", "follows_true"}
     assert canny["true"] == 1 and canny["with"] > canny["without"] + 0.1
+    assert canny["follows_true"] == 1 and 0 <= canny["follows"] <= 1
+    evaluate.main(["--n", "2", "--more"])
+    more = json.loads(capsys.readouterr().out)
+    assert more.keys() == measured | {"all_there"} and 0 <= more["all_there"] <= 1
+    assert more["conditions"]["canny"].keys() - canny.keys() == {"follows_without", "follows_other"}
     assert "--base" in refusal(evaluate.main, capsys, "--base", "missing.safetensors")
     assert "--detector" in refusal(evaluate.main, capsys, "--detector", "missing.safetensors")
     save_control(ControlNet(load_sd(NANO).unet.config), "bare.safetensors")

@@ -174,9 +174,11 @@ def test_a_control_knows_its_condition(tmp_path):
     train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "run")])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
+    assert 0 <= metrics["follows"] < 0.7 and "follows" in log(tmp_path / "run")[0]
     scenes = Scenes("pose", HELD_OUT, n=32)
     true_pictures = torch.stack([scenes[i][0] for i in range(32)])
-    assert scorer("pose", scenes)(true_pictures) > 0.8
+    scores = scorer("pose", scenes)(true_pictures)
+    assert scores["score"] > 0.8 and scores["follows"] > 0.9
     control = ["--control", str(tmp_path / "run" / "control.safetensors")]
     sample.main([*control, "--n", "1", "--steps", "2", "--seed", "5"])
     hint = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))[:, :64]

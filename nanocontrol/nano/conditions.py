@@ -118,7 +118,7 @@ CONDITIONS: dict[str, Callable[[Drawing], np.ndarray]] = {
     "cartoon": cartoon,
 }
 
-# The kinds of things without which a condition shows nothing: every scene for it has one.
+# The kinds of things that a condition shows, where not all: every scene for it has one.
 NEEDED = {"hough": tuple(POLYHEDRA), "pose": ("figure",)}
 
 # OpenPose's colours: of the first 14 joints, and (dimmed) of the limbs in its order.

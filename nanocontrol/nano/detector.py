@@ -38,15 +38,23 @@ class Detector(nn.Module):
         self.kinds = nn.Linear(widths[-1], len(KINDS))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        x, skips = self.first(image), []
-        for down in self.down:
-            skips.append(x)
-            x = F.max_pool2d(down(x), 2)
-        x = self.middle(x)
+        x, skips = self.encode(image)
         kinds = self.kinds(x.amax(dim=(2, 3)))
         for up in self.up:
             x = up(torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], dim=1))
         return F.pixel_shuffle(self.maps(x), 2), kinds
+
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The middle [B, 96, 8, 8], and what is before each halving."""
+        x, skips = self.first(image), []
+        for down in self.down:
+            skips.append(x)
+            x = F.max_pool2d(down(x), 2)
+        return self.middle(x), skips
+
+    def features(self, image: Tensor) -> Tensor:
+        """The middle's maxima over the picture [B, 96]: what it tells kinds from."""
+        return self.encode(image)[0].amax(dim=(2, 3))
 
 
 def block(before: int, after: int) -> nn.Sequential:

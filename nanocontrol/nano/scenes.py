@@ -85,10 +85,10 @@ def code_of_the_world() -> str:
 
 
 def held_out_scenes(
-    condition: str | None, n: int
+    condition: str | None, n: int, first: int = HELD_OUT
 ) -> tuple[Tensor, Tensor, tuple[str, ...], list[Scene]]:
-    """The first n of those to measure with: images, hints, prompts as above, and the scenes."""
-    data = Scenes(condition, HELD_OUT)
+    """n of those to measure with: images, hints, prompts as above, and the scenes."""
+    data = Scenes(condition, first)
     images, hints, prompts = zip(*(data[i] for i in range(n)))
     return torch.stack(images), torch.stack(hints), prompts, [data.scene(i) for i in range(n)]
 

@@ -1,6 +1,7 @@
 """How well a picture keeps to its condition: the condition is extracted again, from the picture,
 and compared with the one that the picture was to follow. 1 is perfect; a
-picture without control shows what chance gives.
+picture without control shows what chance gives. (follows.py asks of whole things whether they are
+right.)
 
 | condition          | extracted by | score, a mean over pictures                                 |
 |--------------------|--------------|-------------------------------------------------------------|
@@ -14,7 +15,6 @@ picture without control shows what chance gives.
 | normals            | the detector | share of the things' pixels within 22.5 degrees             |
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -35,20 +35,26 @@ from nanocontrol.nano.detector import (
     kinds_of,
     load_detector,
 )
+from nanocontrol.nano.follows import follows
 from nanocontrol.nano.model import DETECTOR
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.nano.world import Drawing, Scene, draw, joints_of
+from nanocontrol.training.measure import Scores
 
 
-def scorer(condition: str, scenes: Scenes) -> Callable[[Tensor], float]:
-    """How well n pictures follow the first n scenes: a function of the pictures."""
+def scorer(condition: str, scenes: Scenes) -> Scores:
+    """How well n pictures follow the first n scenes, as numbers with names: a function of the
+    pictures."""
     detector = load_detector(DETECTOR)
 
-    def score_of(images: Tensor) -> float:
+    def scores(images: Tensor) -> dict[str, float | None]:
         followed = [scenes.scene(i) for i in range(len(images))]
-        return score(condition, images, followed, detector)
+        return {
+            "score": score(condition, images, followed, detector),
+            "follows": follows(condition, images, followed, detector),
+        }
 
-    return score_of
+    return scores
 
 
 def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:
