@@ -28,8 +28,9 @@ from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.model import NANO, UNET
-from nanocontrol.nano.scenes import HELD_OUT, SIZE, Scenes
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
+from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
@@ -261,13 +262,14 @@ def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, S
         with blame("--data"):
             folder, others = split(Folder(Path(settings.data)))
             return folder, HeldOut.of(sd, others), None
-    if sd.size != SIZE:
-        mismatch = f"is for pictures of {sd.size} pixels, and drawn scenes have {SIZE}"
+    if sd.size not in SIZES:
+        drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}"
+        mismatch = f"is for pictures of {sd.size} pixels, and {drawn}"
         raise InputError(f"--base: {settings.base} {mismatch}: expected --data DIR")
     n = settings.steps * settings.accumulate * settings.batch_size // 4
-    scenes = Scenes(settings.condition, HELD_OUT, n=32)
-    scores = scorer(settings.condition or "", scenes)
-    return Scenes(settings.condition, n=max(SCENES, n)), HeldOut.of(sd, scenes), scores
+    scenes = Scenes(settings.condition, n=max(SCENES, n), size=sd.size)
+    unseen = Scenes(settings.condition, HELD_OUT, n=32, size=sd.size)
+    return scenes, HeldOut.of(sd, unseen), scorer(settings.condition or "", unseen)
 
 
 def optimizer_for(

@@ -125,6 +125,23 @@ def test_what_a_condition_does_not_show_does_not_count(detector):
     assert followed == [1, 0.5]
 
 
+def test_pictures_of_another_size_than_the_detectors(detector):
+    images, _, _, scenes = held_out_scenes("canny", 8, size=128)
+    assert images.shape[-1] == 128 and detector.size == 64
+    assert detector(images)[0].shape[-1] == 64 and features_of(detector, images).shape == (8, 96)
+    assert follows("canny", images, scenes, detector) == 1
+    assert follows("canny", images.roll(1, dims=0), scenes, detector) < 0.2
+    large, drawing = Detector(128), draw(scenes[0], 128)
+    maps, kinds = large(held_out_scenes("canny", 1)[0])
+    assert maps.shape == (1, 27, 128, 128) and kinds.shape == (1, 5)
+    assert all(kind_and_place(kinds_of(drawing), drawing, i) for i in counted("canny", drawing))
+
+
+def test_what_is_small_is_so_in_proportion():
+    for size, things in (0.05, []), (0.06, [1]):
+        assert counted("canny", draw(scene_of(thing("ball", size=size)), 128)) == things
+
+
 def test_every_prompted_kind_is_there(detector):
     one, two = scene_of(thing("ball")), scene_of(thing("ball", x=0.28), thing("cube", "blue", 0.7))
     assert kinds_shown([one, two]).tolist() == [[True] + [False] * 4, [True, True] + [False] * 3]

@@ -111,9 +111,9 @@ def evaluate(
     @cache
     def uncontrolled(prompts: tuple[str, ...]) -> Tensor:
         """Most conditions have the same scenes, so the same prompts."""
-        return make_pictures(sd, prompts, None, torch.zeros(n, 3, 64, 64))
+        return make_pictures(sd, prompts, None, torch.zeros(n, 3, sd.size, sd.size))
 
-    images, _, prompts, scenes = held_out_scenes("canny", n)
+    images, _, prompts, scenes = held_out_scenes("canny", n, size=sd.size)
     plain = uncontrolled(prompts)
     backgrounds = [background_is(p, scene.background) for p, scene in zip(plain, scenes)]
     coloured = shows_colours(plain, scenes)
@@ -128,7 +128,7 @@ def evaluate(
     if more:
         numbers["all_there"] = float(np.mean(coloured & has_kinds(detector, plain, scenes)))
     for condition, control in controls.items():
-        images, hints, prompts, scenes = held_out_scenes(condition, n)
+        images, hints, prompts, scenes = held_out_scenes(condition, n, size=sd.size)
         made = make_pictures(sd, prompts, control, hints)
         if condition == "canny":
             numbers["iou"] = mean_iou(made, images)
@@ -153,8 +153,8 @@ def of_condition(
 
 def evaluate_crisp(sd: StableDiffusion, detector: Detector, n: int = SCENES) -> dict:
     """crisp.py's numbers: of n scenes for each set."""
-    a, hints, prompts, _ = held_out_scenes(None, n, FIRST_OF_A)
-    b = held_out_scenes(None, n, FIRST_OF_B)[0]
+    a, hints, prompts, _ = held_out_scenes(None, n, FIRST_OF_A, sd.size)
+    b = held_out_scenes(None, n, FIRST_OF_B, sd.size)[0]
     rebuilt = torch.cat([rebuild(sd, part) for part in a.split(50)])
     return crisp(detector, make_pictures(sd, prompts, None, hints), rebuilt, a, b)
 

@@ -16,24 +16,24 @@ from torch import Tensor
 
 from nanocontrol.nano.conditions import NEEDED
 from nanocontrol.nano.detector import KIND, Detector, kinds_of
-from nanocontrol.nano.world import COLOURS, KINDS, SHADES, Drawing, Scene, draw
+from nanocontrol.nano.world import COLOURS, KINDS, PIXELS, SHADES, Drawing, Scene, draw
 
 OVERLAP, COLOURED = 0.6, 0.6  # what must be exceeded
-SEEN = 40 / 64**2  # of the picture, at least
+SEEN = 40 / PIXELS**2  # of the picture, at least
 
 
 def follows(
     condition: str | None, images: Tensor, scenes: list[Scene], detector: Detector
 ) -> float | None:
-    """images [B, 3, 64, 64] in [-1, 1], which were to follow the scenes -> the share of the things
+    """images [B, 3, H, W] in [-1, 1], which were to follow the scenes -> the share of the things
     that are right; None if no thing counts. Without a condition things of all kinds count."""
-    logits = detector(images.float())[0][:, KIND].float()  # under autocast they are bf16
+    images = detector.fitted(images.float())
+    logits = detector(images)[0][:, KIND].float()  # under autocast they are bf16
+    drawings = [draw(scene, detector.size) for scene in scenes]
     pictures = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
     right = [
         kind_and_place(kinds, drawing, i) and colour_is_right(picture, drawing, i)
-        for picture, kinds, drawing in zip(
-            pictures, logits.argmax(dim=1).numpy(), map(draw, scenes)
-        )
+        for picture, kinds, drawing in zip(pictures, logits.argmax(dim=1).numpy(), drawings)
         for i in counted(condition, drawing)
     ]
     return float(np.mean(right)) if right else None
@@ -50,14 +50,14 @@ def counted(condition: str | None, drawing: Drawing) -> list[int]:
 
 
 def kind_and_place(kinds: np.ndarray, drawing: Drawing, i: int) -> bool:
-    """kinds [64, 64]: 0 where the detector sees the wall, 1 the first of KINDS, ..."""
+    """kinds [size, size]: 0 where the detector sees the wall, 1 the first of KINDS, ..."""
     own, kind = drawing.shown == i, KINDS.index(drawing.scene.things[i - 1].kind) + 1
     found = (kinds == kind) & (own | (kinds_of(drawing) != kind))
     return bool((found & own).sum() > OVERLAP * (found | own).sum())
 
 
 def colour_is_right(picture: np.ndarray, drawing: Drawing, i: int) -> bool:
-    """picture [64, 64, 3], RGB in 0..1."""
+    """picture [size, size, 3], RGB in 0..1."""
     colour = list(COLOURS).index(drawing.scene.things[i - 1].colour)
     return bool((nearest_colours(picture[drawing.shown == i]) == colour).mean() > COLOURED)
 

@@ -13,6 +13,9 @@ right.)
 | segmentation       | the detector | intersection over union, mean over the kinds that should be |
 |                    |              | there, the wall among them                                  |
 | normals            | the detector | share of the things' pixels within 22.5 degrees             |
+
+Pixels are those of a picture of 64; at other sizes the distances are larger in proportion. Pictures
+of another size than the detector's are brought to that first.
 """
 
 from dataclasses import replace
@@ -58,24 +61,25 @@ def scorer(condition: str, scenes: Scenes) -> Scores:
 
 
 def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:
-    """images [B, 3, 64, 64] in [-1, 1], which were to follow the scenes -> the mean score."""
-    found = detector(images.float())[0].float().sigmoid().numpy()  # under autocast it is bf16
+    """images [B, 3, H, W] in [-1, 1], which were to follow the scenes -> the mean score."""
+    images = detector.fitted(images.float())
+    found = detector(images)[0].float().sigmoid().numpy()  # under autocast it is bf16
     pictures = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
-    drawings = [draw(scene) for scene in scenes]
+    drawings = [draw(scene, detector.size) for scene in scenes]
     return float(np.mean([SCORES[condition](*three) for three in zip(pictures, found, drawings)]))
 
 
-# Each of these takes a picture [64, 64, 3] in 0..1, what the detector finds in it [27, 64, 64] in
-# 0..1, and the drawing that it was to follow.
+# Each of these takes a picture [size, size, 3] in 0..1, what the detector finds in it
+# [27, size, size] in 0..1, and the drawing that it was to follow.
 
 
 def canny_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
     truth, again = canny_edges(drawing), canny_edges(replace(drawing, image=image))
-    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, within=1)
+    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, within=drawing.scale)
 
 
 def hough_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return f1(found[HOUGH] > 0.5, true_map("hough", drawing) > 0.5, within=1)
+    return f1(found[HOUGH] > 0.5, true_map("hough", drawing) > 0.5, within=drawing.scale)
 
 
 def soft_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
@@ -83,14 +87,15 @@ def soft_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
 
 
 def scribble_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    outlines = outlines_of(found[KIND].argmax(axis=0))
-    return f1(outlines, true_map("scribble", drawing) > 0.5, within=2)
+    outlines = outlines_of(found[KIND].argmax(axis=0), drawing.scale)
+    return f1(outlines, true_map("scribble", drawing) > 0.5, within=2 * drawing.scale)
 
 
 def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    hits = []  # the detector's joint maps are exp(-d^2 / 8), d pixels away: above exp(-9/8), d < 3
+    # The detector's joint maps are exp(-d^2 / 8), d pixels of 64 away: above exp(-9/8), d < 3.
+    hits, size = [], drawing.size
     for figure in drawing.scene.of("figure"):
-        columns, rows = np.clip(joints_of(figure) * 64, 0, 63).astype(int).T
+        columns, rows = np.clip(joints_of(figure) * size, 0, size - 1).astype(int).T
         hits.extend(found[JOINTS][range(len(rows)), rows, columns] > np.exp(-(3**2) / 8))
     return float(np.mean(hits))
 
@@ -117,7 +122,7 @@ def normals_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> flo
 
 
 def cartoon_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return f1(found[CARTOON] < 0.5, true_map("cartoon", drawing) < 0.5, within=1)
+    return f1(found[CARTOON] < 0.5, true_map("cartoon", drawing) < 0.5, within=drawing.scale)
 
 
 SCORES = {
@@ -134,7 +139,7 @@ SCORES = {
 
 
 def true_map(condition: str, drawing: Drawing) -> np.ndarray:
-    """[64, 64], of a condition without colours."""
+    """[size, size], of a condition without colours."""
     return CONDITIONS[condition](drawing)[..., 0]
 
 
