@@ -298,7 +298,9 @@ def detector(settings: Settings) -> Part:
 
 def spoilt(images: Tensor, generator: Generator) -> Tensor:
     """Some blur, some noise: generated pictures are not quite sharp."""
-    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    reach = images.shape[-1] // PIXELS
+    soft = F.pad(images, (reach, reach, reach, reach), mode="replicate")
+    soft = F.avg_pool2d(soft, 2 * reach + 1, stride=1)
     share = torch.rand((len(images), 1, 1, 1), generator=generator).to(images)
     noise = torch.randn(images.shape, generator=generator).to(images)
     return images + share * (soft - images) + 0.05 * noise
