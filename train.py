@@ -26,15 +26,16 @@ from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.model import NANO, UNET
-from nanocontrol.nano.scenes import HELD_OUT, SIZE, Scenes
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
+from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
 from nanocontrol.schedulers import STEPS
 from nanocontrol.training.batches import Batch, generator_of, load_batches
 from nanocontrol.training.cache import encoded_once
-from nanocontrol.training.measure import HeldOut, Score, measure
+from nanocontrol.training.measure import HeldOut, Scores, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, split
 from nanocontrol.training.processes import Processes
@@ -256,18 +257,20 @@ def train(settings: Settings, resume: bool = False) -> dict:
 # ------------------------------------------------------------------------------ what it needs
 
 
-def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Score | None]:
+def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Scores | None]:
     """Pairs to train on, others to measure with, and a function that scores pictures of the first
     of these others (None for a folder: what its hints show is not known)."""
     if settings.data:
         with blame("--data"):
             folder, kept = split(Folder(Path(settings.data)))
             return folder, HeldOut.of(sd, kept), None
-    condition = settings.condition or ""
-    if sd.size != SIZE:
-        mismatch = f"is for pictures of {sd.size} pixels, and drawn scenes have {SIZE}"
+    if sd.size not in SIZES:
+        drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}"
+        mismatch = f"is for pictures of {sd.size} pixels, and {drawn}"
         raise InputError(f"--base: {settings.base} {mismatch}: expected --data DIR")
-    scenes, others = Scenes(condition, n=settings.scenes), Scenes(condition, HELD_OUT, n=32)
+    condition = settings.condition or ""
+    scenes = Scenes(condition, n=settings.scenes, size=sd.size)
+    others = Scenes(condition, HELD_OUT, n=32, size=sd.size)
     return scenes, HeldOut.of(sd, others), scorer(condition, others)
 
 
@@ -288,7 +291,7 @@ def measured(
     sd: StableDiffusion,
     control: ControlNet,
     held_out: HeldOut,
-    score_of: Score | None,
+    score_of: Scores | None,
     home: str,
     n: int,
 ) -> tuple[list[Tensor], dict]:

@@ -92,13 +92,13 @@ def test_the_detectors_task_is_the_scenes_maps():
         assert kinds.tolist() == [float(bool(scene.of(kind))) for kind in KINDS]
 
 
-def perfect(condition: str, shift: int) -> float:
-    """The mean score if the detector saw the truth, so many pixels to the right."""
+def perfect(condition: str, shift: int, scale: int = 1) -> float:
+    """The mean score if the detector saw the truth, so many pixels (of 64) to the right."""
     scores = []
-    for drawing in map(draw, (Scenes(condition).scene(i) for i in range(10))):
-        image, maps, _ = truth(drawing.scene)
-        picture = ((image + 1) / 2).permute(1, 2, 0).numpy()
-        picture, maps = np.roll(picture, shift, axis=1), np.roll(maps.numpy(), shift, axis=2)
+    for scene in (Scenes(condition).scene(i) for i in range(10)):
+        drawing, (image, maps, _) = draw(scene, scale * 64), truth(scene, scale * 64)
+        picture, pixels = ((image + 1) / 2).permute(1, 2, 0).numpy(), scale * shift
+        picture, maps = np.roll(picture, pixels, axis=1), np.roll(maps.numpy(), pixels, axis=2)
         scores.append(SCORES[condition](picture, maps, drawing))
     return np.mean(scores)
 
@@ -118,9 +118,10 @@ def perfect(condition: str, shift: int) -> float:
     ],
 )
 def test_scores_of_shifted_truth(condition, near, far):
-    assert perfect(condition, 0) > (0.75 if condition == "scribble" else 0.999)
-    assert perfect(condition, near) > 0.75
-    assert perfect(condition, far) < 0.5
+    for scale in (1, 2):  # distances are in proportion
+        assert perfect(condition, 0, scale) > (0.75 if condition == "scribble" else 0.999)
+        assert perfect(condition, near, scale) > 0.75
+        assert perfect(condition, far, scale) < 0.5
 
 
 def test_an_empty_map_is_no_match():

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import CONTROL, NANO, opened, refusal
-from nanocontrol import ControlNet, InputError, load_sd, save_control
+from nanocontrol import ControlNet, InputError, StableDiffusion, load_sd, save_control
 from nanocontrol.nano import evaluate, nine, scenes
 from nanocontrol.nano import train as nano_train
 from nanocontrol.nano.detector import load_detector
+from nanocontrol.nano.model import DETECTOR
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.training.measure import mean_latents
 
@@ -25,7 +26,13 @@ def test_evaluate_prints_its_numbers(capsys):
     assert numbers.keys() == measured
     assert numbers["vae_db"] > 25 and numbers["iou"] > 0.5
     canny = numbers["conditions"]["canny"]
+    assert canny.keys() == {"with", "without", "true", "follows", "follows_true"}
     assert canny["true"] == 1 and canny["with"] > canny["without"] + 0.1
+    assert canny["follows_true"] == 1 and 0 <= canny["follows"] <= 1
+    evaluate.main(["--n", "2", "--more"])
+    more = json.loads(capsys.readouterr().out)
+    assert more.keys() == measured | {"all_there"} and 0 <= more["all_there"] <= 1
+    assert more["conditions"]["canny"].keys() - canny.keys() == {"follows_without", "follows_other"}
     assert "--base" in refusal(evaluate.main, capsys, "--base", "missing.safetensors")
     assert "--detector" in refusal(evaluate.main, capsys, "--detector", "missing.safetensors")
     save_control(ControlNet(load_sd(NANO).unet.config), "bare.safetensors")
@@ -47,6 +54,21 @@ def test_sheets_of_scenes_and_of_conditions(capsys):
     made = np.split(sheet[80:], 3, axis=1)
     assert all(np.array_equal(made[0], other) for other in made)  # untrained ones change nothing
     assert "are for canny" in refusal(nine.main, capsys, "--control", CONTROL, CONTROL)
+
+
+def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size():
+    sd = large_base()
+    numbers = evaluate.evaluate(sd, {}, load_detector(DETECTOR), n=1)
+    assert numbers["vae_db"] > 25 and numbers["conditions"] == {}
+    scenes.main(["--n", "1", "--size", "128"])
+    assert opened("out/world.png").size == (10 * 128, 16 + 128)
+    assert nine.side_by_side(sd, {}, HELD_OUT).size == (128, 16 + 2 * 128)
+
+
+def large_base() -> StableDiffusion:
+    sd = load_sd(NANO)
+    sd.size = 128
+    return sd
 
 
 # ---------------------------------------------------------------------------- its own trainings
@@ -114,7 +136,20 @@ def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, caps
 
 def test_a_trained_detector_can_be_used(capsys):
     nano_train.main(["detector", "--steps", "2", "--scenes", "20", "--out", "run"])
-    assert load_detector(Path("run/detector.safetensors"))
+    assert load_detector(Path("run/detector.safetensors")).size == 64
+
+
+def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch):
+    monkeypatch.setattr(nano_train, "measured_scale_factor", lambda sd: 1.0)  # takes seconds
+    few = ["--steps", "1", "--batch-size", "2", "--scenes", "4"]
+    nano_train.main(["vae", *few, "--size", "128", "--out", "vae"])
+    assert load_sd("vae/base.safetensors").size == 128
+    for given, size in ({}, 64), ({"size": 128}, 128):
+        settings = nano_train.resolve({"part": "base", "base": NANO, "out": "base", **given})
+        assert nano_train.load_base(settings).size == size
+    nano_train.main(["detector", *few, "--size", "128", "--out", "detector"])
+    assert load_detector(Path("detector/detector.safetensors")).size == 128
+    assert "--size" in refusal(nano_train.main, capsys, "vae", "--size", "100")
 
 
 def test_the_base_learns_latents_that_are_encoded_once():

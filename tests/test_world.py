@@ -15,6 +15,7 @@ from nanocontrol.nano.world import (
     COLOURS,
     KINDS,
     LIMBS,
+    SIZES,
     Thing,
     apart,
     draw,
@@ -111,6 +112,38 @@ def test_no_two_maps_are_the_same():
     assert len(stacks) == 9
     for a, b in combinations(stacks, 2):
         assert np.abs(stacks[a] - stacks[b]).mean() > 0.015, (a, b)
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_a_scene_is_the_same_at_every_size(size):
+    """Its picture and maps, made as small as those of 64, are nearly those; as much of them is ink.
+    (But for Canny's lines, which are one pixel wide.)"""
+    scale = size // 64
+
+    def smaller(values: np.ndarray) -> np.ndarray:
+        return values.reshape(64, scale, 64, scale, -1).mean(axis=(1, 3))
+
+    scenes = [random_scene(seed) for seed in range(5)]
+    for small, large in [(draw(scene), draw(scene, size)) for scene in scenes]:
+        assert (large.size, large.scale, large.shown.shape) == (size, scale, (size, size))
+        assert np.abs(smaller(large.image) - small.image).mean() < 0.005
+        for name, make in CONDITIONS.items():
+            a, b = make(small), make(large)
+            assert b.shape == (size, size, 3) and b.min() >= 0 and b.max() <= 1
+            if name == "canny":
+                assert b.mean() == pytest.approx(a.mean() / scale, rel=0.3)
+                continue
+            assert np.abs(smaller(b) - a).mean() < 0.03, name
+            assert b.mean() == pytest.approx(a.mean(), rel=0.05), name
+
+
+def test_pairs_of_another_size():
+    small, large = Scenes("depth"), Scenes("depth", size=128)
+    image, hint, prompt = large[3]
+    assert image.shape == hint.shape == (3, 128, 128) and prompt == small[3][2]
+    assert torch.equal(large.hint(3), hint) and torch.equal(large.picture(3)[0], image)
+    assert large.fingerprint(3) != small.fingerprint(3)  # what is cached is of one size
+    assert np.asarray(sheet(0, 1, 128)).shape == (16 + 128, 10 * 128, 3)
 
 
 def test_every_map_shows_something():

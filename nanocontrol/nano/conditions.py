@@ -1,7 +1,8 @@
 """The nine conditions of the paper, from one drawing (world.py): no detector guesses anything.
 
 Each is a function Drawing -> [size, size, 3], RGB in 0..1; CONDITIONS lists them. Lines and patches
-are made of a drawing's points, four for each pixel, and smoothed by taking their means.
+are made of a drawing's points, four for each pixel, and smoothed by taking their means. Canny's
+lines are one pixel wide at every size; all others are wider in larger pictures.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 from nanocontrol.nano.world import (
     LIMBS,
+    PIXELS,
     POLYHEDRA,
     Drawing,
     edges_of,
@@ -34,7 +36,7 @@ def hough_lines(drawing: Drawing) -> np.ndarray:
     lines = np.zeros(drawing.depth.shape, np.float32)
     for thing in drawing.scene.of(*POLYHEDRA):
         for a, b in edges_of(thing):
-            box, on, along = line(a, b, 1.5, len(drawing.image))
+            box, on, along = line(a, b, 1.5, drawing.size)
             seen = a[2] + along * (b[2] - a[2]) > drawing.depth[box] - 0.02
             lines[box][on & seen] = 1
     return grey(lines)
@@ -43,13 +45,14 @@ def hough_lines(drawing: Drawing) -> np.ndarray:
 def soft_edges(drawing: Drawing) -> np.ndarray:
     """Graded as a network's (HED) are: wide where the depth jumps far, then the other outlines,
     and narrow and faint where only the surface turns."""
-    outlines, creases = outlines_of(drawing.index), creases_of(drawing)
-    z = np.pad(drawing.depth, 1, mode="edge")
-    around = [z[:-2, 1:-1], z[2:, 1:-1], z[1:-1, :-2], z[1:-1, 2:]]
+    s = drawing.scale
+    outlines, creases = outlines_of(drawing.index, s), creases_of(drawing)
+    z = np.pad(drawing.depth, s, mode="edge")
+    around = [z[: -2 * s, s:-s], z[2 * s :, s:-s], z[s:-s, : -2 * s], z[s:-s, 2 * s :]]
     far = outlines & (np.max(around, axis=0) - np.min(around, axis=0) > 0.4)
     # Times sigma, or else a wide line would be as much fainter as it is wider.
     wide, middle, narrow = (
-        strength * np.minimum(1, blurred(lines.astype(np.float32), sigma) * sigma)
+        strength * np.minimum(1, blurred(lines.astype(np.float32), s * sigma) * sigma)
         for lines, sigma, strength in ((far, 3.0, 1.0), (outlines, 1.5, 0.8), (creases, 1.0, 0.6))
     )
     return grey(np.maximum(np.maximum(wide, middle), narrow))
@@ -58,12 +61,12 @@ def soft_edges(drawing: Drawing) -> np.ndarray:
 def scribble(drawing: Drawing) -> np.ndarray:
     """Outlines as a hand would draw them quickly: three pixels thick, wobbly, with gaps."""
     rng = np.random.default_rng(drawing.scene.seed)
-    n = len(drawing.index)
+    n, s = len(drawing.index), drawing.scale
     rows, columns = np.mgrid[:n, :n]
-    rows = np.clip(rows + 2.0 * waves(rng, n), 0, n - 1).astype(int)
-    columns = np.clip(columns + 2.0 * waves(rng, n), 0, n - 1).astype(int)
-    wobbly = outlines_of(drawing.index[rows, columns])
-    return grey(thicker(thicker(wobbly)) & (waves(rng, n) > -0.7))
+    rows = np.clip(rows + 2.0 * s * waves(rng, n), 0, n - 1).astype(int)
+    columns = np.clip(columns + 2.0 * s * waves(rng, n), 0, n - 1).astype(int)
+    wobbly = outlines_of(drawing.index[rows, columns], s)
+    return grey(thicker(wobbly, 2 * s) & (waves(rng, n) > -0.7))
 
 
 def pose(drawing: Drawing) -> np.ndarray:
@@ -74,7 +77,7 @@ def pose(drawing: Drawing) -> np.ndarray:
         lines = [(joints[a], joints[b], 2.0, 0.6 * c) for (a, b), c in zip(LIMBS, OPENPOSE)]
         dots = [(joint, joint, 3.0, colour) for joint, colour in zip(joints, OPENPOSE)]
         for a, b, width, colour in lines + dots:
-            box, on, _ = line(a, b, width, len(drawing.image))
+            box, on, _ = line(a, b, width, drawing.size)
             picture[box][on] = colour
     return halved(picture)
 
@@ -101,9 +104,10 @@ def cartoon(drawing: Drawing) -> np.ndarray:
     where the surface turns or its shadow begins."""
     facing = np.tensordot(np.array(drawing.scene.light, np.float32), drawing.normal, axes=1)
     shadow = (facing < 0.25) & (drawing.index > 0)
-    outlines = outlines_of(drawing.index)
-    inner = creases_of(drawing) | (outlines_of(shadow) & ~thicker(outlines))
-    return 1 - grey(outlines | thicker(thicker(outlines & thicker(shadow))) | inner)
+    s = drawing.scale
+    outlines = outlines_of(drawing.index, s)
+    inner = creases_of(drawing) | (outlines_of(shadow, s) & ~thicker(outlines, s))
+    return 1 - grey(outlines | thicker(outlines & thicker(shadow, s), 2 * s) | inner)
 
 
 CONDITIONS: dict[str, Callable[[Drawing], np.ndarray]] = {
@@ -118,7 +122,7 @@ CONDITIONS: dict[str, Callable[[Drawing], np.ndarray]] = {
     "cartoon": cartoon,
 }
 
-# The kinds of things without which a condition shows nothing: every scene for it has one.
+# The kinds of things that a condition shows, where not all: every scene for it has one.
 NEEDED = {"hough": tuple(POLYHEDRA), "pose": ("figure",)}
 
 # OpenPose's colours: of the first 14 joints, and (dimmed) of the limbs in its order.
@@ -168,9 +172,9 @@ def grey(values: np.ndarray) -> np.ndarray:
 def line(
     a: np.ndarray, b: np.ndarray, width: float, size: int
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """From a to b, `width` pixels wide -> rows and columns of the points around it, whether each of
-    them is on it, and where between a (0) and b (1)."""
-    half = width / 2 / size
+    """From a to b, so many pixels of a picture of 64 wide -> rows and columns of the points around
+    it, whether each of them is on it, and where between a (0) and b (1)."""
+    half = width / 2 / PIXELS
     low, high = np.minimum(a, b)[1::-1] - half, np.maximum(a, b)[1::-1] + half  # y, x
     rows, columns = (
         slice(max(0, int(start * 2 * size)), max(0, int(end * 2 * size) + 1))
@@ -181,36 +185,41 @@ def line(
     return (rows, columns), np.hypot(*offset) < half, along
 
 
-def outlines_of(labels: np.ndarray) -> np.ndarray:
-    """The points beside another label, on both sides: lines of a pixel."""
+def outlines_of(labels: np.ndarray, reach: int = 1) -> np.ndarray:
+    """The points from which another label is no further than `reach` along a row or a column:
+    lines of twice that width."""
     found = np.zeros(labels.shape, bool)
-    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
-    found[:, 1:] |= across
-    found[:, :-1] |= across
-    found[1:] |= down
-    found[:-1] |= down
+    across = labels[:, reach:] != labels[:, :-reach]
+    down = labels[reach:] != labels[:-reach]
+    found[:, reach:] |= across
+    found[:, :-reach] |= across
+    found[reach:] |= down
+    found[:-reach] |= down
     return found
 
 
 def creases_of(drawing: Drawing) -> np.ndarray:
-    """The points where a thing's surface turns by more than 41 degrees from one to the next."""
-    normal, index = drawing.normal, drawing.index
+    """The points where a thing's surface turns by more than 41 degrees from one to the next (as
+    far away as the next is in a picture of 64)."""
+    normal, index, s = drawing.normal, drawing.index, drawing.scale
     found = np.zeros(index.shape, bool)
-    turns = (normal[:, :, 1:] * normal[:, :, :-1]).sum(axis=0) < 0.75
-    found[:, 1:] = turns & (index[:, 1:] == index[:, :-1])
-    turns = (normal[:, 1:] * normal[:, :-1]).sum(axis=0) < 0.75
-    found[1:] |= turns & (index[1:] == index[:-1])
+    turns = (normal[:, :, s:] * normal[:, :, :-s]).sum(axis=0) < 0.75
+    found[:, s:] = turns & (index[:, s:] == index[:, :-s])
+    turns = (normal[:, s:] * normal[:, :-s]).sum(axis=0) < 0.75
+    found[s:] |= turns & (index[s:] == index[:-s])
     return found
 
 
-def thicker(lines: np.ndarray) -> np.ndarray:
-    """By one point on every side."""
+def thicker(lines: np.ndarray, points: int = 1) -> np.ndarray:
+    """By so many points on every side."""
     grown = lines.copy()
-    grown[:, 1:] |= lines[:, :-1]
-    grown[:, :-1] |= lines[:, 1:]
-    wide = grown.copy()
-    grown[1:] |= wide[:-1]
-    grown[:-1] |= wide[1:]
+    for _ in range(points):
+        before = grown.copy()
+        grown[:, 1:] |= before[:, :-1]
+        grown[:, :-1] |= before[:, 1:]
+        wide = grown.copy()
+        grown[1:] |= wide[:-1]
+        grown[:-1] |= wide[1:]
     return grown
 
 

@@ -10,25 +10,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.world import KINDS, Drawing, Scene, draw, joints_of, points
+from nanocontrol.nano.world import KINDS, PIXELS, Drawing, Scene, draw, joints_of, points
 from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.tensors import read_tensors
 
 # What each channel of the detector's maps says of a pixel, all in 0..1.
 KIND = slice(0, 6)  # is it the wall? a ball? ... in the order of KINDS
 DEPTH, NORMALS, HOUGH, SOFT, CARTOON = 6, slice(7, 10), 10, 11, 12
-JOINTS = slice(13, 27)  # exp(-distance^2 / 8 pixels^2) from each joint
+JOINTS = slice(13, 27)  # exp(-distance^2 / 8 pixels^2 of a picture of 64) from each joint
 
 
 class Detector(nn.Module):
-    """image [B, 3, 64, 64] in [-1, 1] -> logits of the maps [B, 27, 64, 64], and of whether each of
-    KINDS is shown [B, 5]."""
+    """image [B, 3, H, W] in [-1, 1] -> logits of the maps [B, 27, size, size], and of whether each
+    of KINDS is shown [B, 5]. size: of the pictures that it was trained on."""
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96)):
+    def __init__(self, size: int = PIXELS, widths: tuple[int, ...] = (32, 64, 96)):
         super().__init__()
+        self.size = size
         self.first = nn.Conv2d(3, widths[0], 4, stride=2, padding=1)  # half the size is quicker
         pairs = list(zip(widths, widths[1:]))
         self.down = nn.ModuleList(block(a, b) for a, b in pairs)
@@ -38,15 +39,29 @@ class Detector(nn.Module):
         self.kinds = nn.Linear(widths[-1], len(KINDS))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        x, skips = self.first(image), []
-        for down in self.down:
-            skips.append(x)
-            x = F.max_pool2d(down(x), 2)
-        x = self.middle(x)
+        x, skips = self.encode(image)
         kinds = self.kinds(x.amax(dim=(2, 3)))
         for up in self.up:
             x = up(torch.cat([F.interpolate(x, scale_factor=2), skips.pop()], dim=1))
         return F.pixel_shuffle(self.maps(x), 2), kinds
+
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The middle [B, 96, size / 8, size / 8], and what is before each halving."""
+        x, skips = self.first(self.fitted(image)), []
+        for down in self.down:
+            skips.append(x)
+            x = F.max_pool2d(down(x), 2)
+        return self.middle(x), skips
+
+    def fitted(self, image: Tensor) -> Tensor:
+        """Pictures of another size [B, 3, H, W] -> of its own, [B, 3, size, size]."""
+        if image.shape[-2:] == (self.size, self.size):
+            return image
+        return F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True)
+
+    def features(self, image: Tensor) -> Tensor:
+        """The middle's maxima over the picture [B, 96]: what it tells kinds from."""
+        return self.encode(image)[0].amax(dim=(2, 3))
 
 
 def block(before: int, after: int) -> nn.Sequential:
@@ -56,26 +71,26 @@ def block(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(*layer(before, after), *layer(after, after))
 
 
-def truth(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """What a perfect detector would say: image [3, 64, 64] in [-1, 1], maps [27, 64, 64] in 0..1,
-    whether each of KINDS is shown [5]."""
-    drawing = draw(scene)
-    maps = np.zeros((JOINTS.stop, 64, 64), np.float32)
+def truth(scene: Scene, size: int = PIXELS) -> tuple[Tensor, Tensor, Tensor]:
+    """What a perfect detector would say: image [3, size, size] in [-1, 1], maps [27, size, size] in
+    0..1, whether each of KINDS is shown [5]."""
+    drawing = draw(scene, size)
+    maps = np.zeros((JOINTS.stop, size, size), np.float32)
     maps[KIND] = kinds_of(drawing) == np.arange(len(KINDS) + 1)[:, None, None]
     maps[NORMALS] = CONDITIONS["normals"](drawing).transpose(2, 0, 1)
     for channel, name in (DEPTH, "depth"), (HOUGH, "hough"), (SOFT, "soft"), (CARTOON, "cartoon"):
         maps[channel] = CONDITIONS[name](drawing)[..., 0]
-    x, y = (grid[::2, ::2] for grid in points(64))  # as in Drawing.shown
+    x, y = (grid[::2, ::2] for grid in points(size))  # as in Drawing.shown
     for figure in scene.of("figure"):
         for joint, (jx, jy) in zip(maps[JOINTS], joints_of(figure)):
-            np.maximum(joint, np.exp(-((x - jx) ** 2 + (y - jy) ** 2) * 64**2 / 8), out=joint)
+            np.maximum(joint, np.exp(-((x - jx) ** 2 + (y - jy) ** 2) * PIXELS**2 / 8), out=joint)
     shown = torch.tensor([bool(scene.of(kind)) for kind in KINDS])
     image = torch.from_numpy(drawing.image * 2 - 1).permute(2, 0, 1)
     return image, torch.from_numpy(maps), shown.float()
 
 
 def kinds_of(drawing: Drawing) -> np.ndarray:
-    """[64, 64]: 0 is the wall, 1 the first of KINDS, ..."""
+    """[size, size]: 0 is the wall, 1 the first of KINDS, ..."""
     kinds = [0, *(KINDS.index(thing.kind) + 1 for thing in drawing.scene.things)]
     return np.array(kinds)[drawing.shown]
 
@@ -84,9 +99,10 @@ def load_detector(path: Path) -> Detector:
     """Raises InputError, naming the file, if it is not one that this module wrote."""
     if not path.exists():
         raise InputError(f"{path} does not exist: expected a detector")
-    detector = Detector()
+    tensors, metadata = read_tensors(path)
+    detector = Detector(metadata.get("size", PIXELS))
     try:
-        detector.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        detector.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except Exception:  # a file can be wrong in many ways
         raise InputError(f"{path} is not a detector of this version") from None
     return detector.eval().requires_grad_(False)

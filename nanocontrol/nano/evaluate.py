@@ -12,8 +12,19 @@
 | shapes_true | the same of the true pictures: how far the detector is to be trusted               |
 | iou         | with the Canny control: intersection over union of the things found in the picture |
 |             | and those found in the true one, mean over pictures (only with such a control)     |
-| conditions  | for each ControlNet's condition, how well pictures made with and without it follow |
-|             | the condition, and how well the true pictures do (scores.py says how)              |
+| conditions  | for each ControlNet's condition: `with`, `without`, `true`: how well pictures made |
+|             | with and without it follow the condition, and how well the true pictures do        |
+|             | (scores.py says how); `follows`, `follows_true`: the share of things that are      |
+|             | right in the pictures made with it, and in the true ones (follows.py)              |
+
+More is printed if asked for:
+
+| flag    | number                                                                                 |
+|---------|----------------------------------------------------------------------------------------|
+| --more  | all_there: without control, share of pictures in which every prompted kind and every   |
+|         | prompted colour of a thing is there. For each condition: follows_without (control),    |
+|         | and follows_other: each scene against the picture that was made for another one's hint |
+| --crisp | crisp, and the distances that it is made of (crisp.py): 1,000 more pictures are made   |
 """
 
 import argparse
@@ -28,11 +39,13 @@ from torch import Tensor
 
 from nanocontrol.checkpoint import load_sd
 from nanocontrol.controlnet import ControlNet
+from nanocontrol.nano.crisp import FIRST_OF_A, FIRST_OF_B, SCENES, crisp
 from nanocontrol.nano.detector import Detector, load_detector
+from nanocontrol.nano.follows import follows, nearest_colours
 from nanocontrol.nano.model import DETECTOR, NANO, WEIGHTS, controls_by_condition
 from nanocontrol.nano.scenes import held_out_scenes
 from nanocontrol.nano.scores import score
-from nanocontrol.nano.world import COLOURS, KINDS, SHADES, Scene
+from nanocontrol.nano.world import COLOURS, KINDS, Scene
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.flags import at_least
 from nanocontrol.stable_diffusion import StableDiffusion
@@ -48,18 +61,29 @@ def background_is(image: Tensor, colour: str) -> bool:
 def shows_colour(image: Tensor, colour: str) -> bool:
     """Whether of all COLOURS, in light and shade, this one is the nearest at 3 % of the pixels at
     least."""
-    pixels = ((image + 1) / 2).permute(1, 2, 0).numpy()
-    shades = np.linspace(*SHADES, 6)
-    colours = np.stack([np.minimum(shade * COLOURS[n], 1) for n in COLOURS for shade in shades])
-    away = np.linalg.norm(pixels[:, :, None] - colours, axis=-1)
-    return np.mean(away.argmin(axis=-1) // len(shades) == list(COLOURS).index(colour)) > 0.03
+    nearest = nearest_colours(((image + 1) / 2).permute(1, 2, 0).numpy())
+    return bool(np.mean(nearest == list(COLOURS).index(colour)) > 0.03)
+
+
+def shows_colours(images: Tensor, scenes: list[Scene]) -> np.ndarray:
+    """Whether each picture shows every colour that its scene's things have [n]."""
+    pairs = zip(images, scenes)
+    return np.array([all(shows_colour(p, t.colour) for t in scene.things) for p, scene in pairs])
 
 
 def shows_kinds(detector: Detector, images: Tensor, scenes: list[Scene]) -> float:
     """Share of pictures in which the detector sees the scene's kinds of things and no other."""
-    seen = detector(images)[1] > 0
-    shown = torch.tensor([[bool(scene.of(kind)) for kind in KINDS] for scene in scenes])
-    return (seen == shown).all(dim=1).float().mean().item()
+    return (detector(images)[1] > 0).eq(kinds_shown(scenes)).all(dim=1).float().mean().item()
+
+
+def has_kinds(detector: Detector, images: Tensor, scenes: list[Scene]) -> np.ndarray:
+    """Whether the detector sees every one of the scene's kinds of things in each picture [n]."""
+    return ((detector(images)[1] > 0) | ~kinds_shown(scenes)).all(dim=1).numpy()
+
+
+def kinds_shown(scenes: list[Scene]) -> Tensor:
+    """Whether a scene has each of KINDS [n, 5]."""
+    return torch.tensor([[bool(scene.of(kind)) for kind in KINDS] for scene in scenes])
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -76,40 +100,63 @@ def rebuild(sd: StableDiffusion, images: Tensor) -> Tensor:
 
 
 def evaluate(
-    sd: StableDiffusion, controls: dict[str, ControlNet], detector: Detector, n: int
+    sd: StableDiffusion,
+    controls: dict[str, ControlNet],
+    detector: Detector,
+    n: int,
+    more: bool = False,
 ) -> dict:
-    """The numbers of the table above; controls by the names of their conditions."""
+    """The numbers of the tables above but crisp; controls by the names of their conditions."""
 
     @cache
     def uncontrolled(prompts: tuple[str, ...]) -> Tensor:
         """Most conditions have the same scenes, so the same prompts."""
-        return make_pictures(sd, prompts, None, torch.zeros(n, 3, 64, 64))
+        return make_pictures(sd, prompts, None, torch.zeros(n, 3, sd.size, sd.size))
 
-    images, _, prompts, scenes = held_out_scenes("canny", n)
+    images, _, prompts, scenes = held_out_scenes("canny", n, size=sd.size)
     plain = uncontrolled(prompts)
     backgrounds = [background_is(p, scene.background) for p, scene in zip(plain, scenes)]
-    colours = [
-        all(shows_colour(p, thing.colour) for thing in scene.things)
-        for p, scene in zip(plain, scenes)
-    ]
+    coloured = shows_colours(plain, scenes)
     numbers: dict[str, Any] = {
         "vae_db": psnr(rebuild(sd, images), images),
         "background": float(np.mean(backgrounds)),
-        "colours": float(np.mean(colours)),
+        "colours": float(np.mean(coloured)),
         "shapes": shows_kinds(detector, plain, scenes),
         "shapes_true": shows_kinds(detector, images, scenes),
         "conditions": {},
     }
+    if more:
+        numbers["all_there"] = float(np.mean(coloured & has_kinds(detector, plain, scenes)))
     for condition, control in controls.items():
-        images, hints, prompts, scenes = held_out_scenes(condition, n)
+        images, hints, prompts, scenes = held_out_scenes(condition, n, size=sd.size)
         made = make_pictures(sd, prompts, control, hints)
         if condition == "canny":
             numbers["iou"] = mean_iou(made, images)
-        compared = {"with": made, "without": uncontrolled(prompts), "true": images}
-        numbers["conditions"][condition] = {
-            name: score(condition, some, scenes, detector) for name, some in compared.items()
-        }
+        sets = {"with": made, "without": uncontrolled(prompts), "true": images}
+        numbers["conditions"][condition] = of_condition(condition, sets, scenes, detector, more)
     return numbers
+
+
+def of_condition(
+    condition: str, sets: dict[str, Tensor], scenes: list[Scene], detector: Detector, more: bool
+) -> dict:
+    """The numbers of an entry of `conditions`, from three sets of pictures."""
+    numbers = {name: score(condition, some, scenes, detector) for name, some in sets.items()}
+    compared = {"follows": sets["with"], "follows_true": sets["true"]}
+    if more:
+        others = sets["with"].roll(1, dims=0)
+        compared |= {"follows_without": sets["without"], "follows_other": others}
+    return numbers | {
+        name: follows(condition, some, scenes, detector) for name, some in compared.items()
+    }
+
+
+def evaluate_crisp(sd: StableDiffusion, detector: Detector, n: int = SCENES) -> dict:
+    """crisp.py's numbers: of n scenes for each set."""
+    a, hints, prompts, _ = held_out_scenes(None, n, FIRST_OF_A, sd.size)
+    b = held_out_scenes(None, n, FIRST_OF_B, sd.size)[0]
+    rebuilt = torch.cat([rebuild(sd, part) for part in a.split(50)])
+    return crisp(detector, make_pictures(sd, prompts, None, hints), rebuilt, a, b)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -123,6 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--n", default=64, type=at_least(1), help="scenes to measure on (default: 64)"
     )
+    parser.add_argument("--more", action="store_true", help="see above")
+    parser.add_argument("--crisp", action="store_true", help="see above; minutes")
     args = parser.parse_args(argv)
     with one_sentence("evaluate"):
         with blame("--base"):
@@ -131,7 +180,10 @@ def main(argv: list[str] | None = None) -> None:
             detector = load_detector(args.detector)
         with blame("--control"):
             controls = controls_by_condition(args.control, sd)
-        print(json.dumps(evaluate(sd, controls, detector, args.n), indent=2))
+        numbers = evaluate(sd, controls, detector, args.n, args.more)
+        if args.crisp:
+            numbers |= evaluate_crisp(sd, detector)
+        print(json.dumps(numbers, indent=2))
 
 
 if __name__ == "__main__":

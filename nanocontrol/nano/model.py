@@ -1,4 +1,4 @@
-"""The embedded default: Stable Diffusion 1's architecture, only smaller, for scenes of 64 pixels.
+"""The embedded default: Stable Diffusion 1's architecture, only smaller, for drawn scenes.
 
 `weights/README.md` tells how the bundled weights were trained.
 """
@@ -36,12 +36,13 @@ AUTOENCODER = VAEConfig(ch=16, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_grou
 GUIDANCE = 2.5  # with much more these small models draw worse
 
 
-def new_nano() -> StableDiffusion:
-    """An untrained model; the scale factor can only be measured once the VAE is trained."""
+def new_nano(size: int) -> StableDiffusion:
+    """An untrained model for pictures of that size. Its scale factor can only be measured once the
+    VAE is trained."""
     unet, vae, text_encoder = UNet(UNET), VAE(AUTOENCODER), CLIPTextEncoder(TEXT)
     initialise_unet(unet)
     initialise_vae(vae)
-    sd = StableDiffusion(unet, vae, text_encoder, "eps", 1.0, GUIDANCE, size=64)
+    sd = StableDiffusion(unet, vae, text_encoder, "eps", 1.0, GUIDANCE, size)
     # The rows of words that no prompt uses are and stay zero: an unknown word says nothing.
     embedding = text_encoder.text_model.embeddings.token_embedding.weight
     used = sd.tokenize(" ".join(["a an and on background", *COLOURS, *KINDS])).unique()

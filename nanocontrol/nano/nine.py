@@ -35,7 +35,7 @@ def side_by_side(sd: StableDiffusion, controls: dict[str, ControlNet], first: in
     or pyramid."""
     scenes = (random_scene(seed, kinds=("figure",)) for seed in count(first))
     scene = next(scene for scene in scenes if scene.of(*POLYHEDRA))
-    drawing = draw(scene)
+    drawing = draw(scene, sd.size)
 
     def column(condition: str, control: ControlNet | None) -> np.ndarray:
         above = CONDITIONS[condition](drawing) if control else drawing.image
@@ -45,7 +45,7 @@ def side_by_side(sd: StableDiffusion, controls: dict[str, ControlNet], first: in
 
     columns = [column("", None)]
     columns += [column(name, control) for name, control in tqdm(controls.items(), "sampling")]
-    return columns_with_titles(columns, ["picture", *controls], width=64)
+    return columns_with_titles(columns, ["picture", *controls], width=sd.size)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Drawn scenes as pairs to learn from, and a sheet of them.
 
-    python -m nanocontrol.nano.scenes [--n 8] [--seed 0] [--out FILE]
+    python -m nanocontrol.nano.scenes [--n 8] [--seed 0] [--size 64] [--out FILE]
 
 writes the sheet: scenes, each with its nine maps.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nanocontrol.nano import world
 from nanocontrol.nano.conditions import CONDITIONS, NEEDED
-from nanocontrol.nano.world import KINDS, Drawing, Scene, draw, random_scene
+from nanocontrol.nano.world import KINDS, PIXELS, SIZES, Drawing, Scene, draw, random_scene
 from nanocontrol.plumbing.errors import one_sentence
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import at_least, seed
@@ -26,18 +26,19 @@ from nanocontrol.training.pairs import Pair, Pairs
 
 # Scenes with seeds below this are for training, the same number from here on for measuring.
 HELD_OUT = 1_000_000
-SIZE = 64  # pixels, of the pictures
 
 
 class Scenes(Pairs):
     """n drawn scenes: item i is the one of seed `first` + i.
 
-    image [3, 64, 64] RGB in [-1, 1], hint [3, 64, 64] in [0, 1] (black without a condition),
-    prompt.
+    image [3, size, size] RGB in [-1, 1], hint [3, size, size] in [0, 1] (black without a
+    condition), prompt.
     """
 
-    def __init__(self, condition: str | None, first: int = 0, n: int = HELD_OUT):
-        self.condition, self.first, self.n = condition, first, n
+    def __init__(
+        self, condition: str | None, first: int = 0, n: int = HELD_OUT, size: int = PIXELS
+    ):
+        self.condition, self.first, self.n, self.size = condition, first, n, size
         self.hints: dict[int, Tensor] = {}  # those that `hint` has drawn
 
     def __len__(self) -> int:
@@ -50,24 +51,24 @@ class Scenes(Pairs):
         return random_scene(self.first + i, NEEDED.get(self.condition or "", KINDS))
 
     def __getitem__(self, i: int) -> Pair:
-        drawing = draw(self.scene(i))
+        drawing = draw(self.scene(i), self.size)
         return self.image_of(drawing), self.hint_of(drawing), drawing.scene.prompt
 
     def picture(self, i: int) -> tuple[Tensor, str]:
-        drawing = draw(self.scene(i))
+        drawing = draw(self.scene(i), self.size)
         return self.image_of(drawing), drawing.scene.prompt
 
     def hint(self, i: int) -> Tensor:
-        """Drawn once in each process, as long as they are few enough to be kept (50 KB each)."""
+        """Drawn once in each process, as long as they are few enough to be kept: 250 MB."""
         if i in self.hints:
             return self.hints[i]
-        hint = self.hint_of(draw(self.scene(i)))
-        if len(self.hints) < 5000:
+        hint = self.hint_of(draw(self.scene(i), self.size))
+        if len(self.hints) * hint.nbytes < 250e6:
             self.hints[i] = hint
         return hint
 
     def fingerprint(self, i: int) -> bytes:
-        return f"{code_of_the_world()} {self.scene(i)}".encode()
+        return f"{code_of_the_world()} {self.size} {self.scene(i)}".encode()
 
     def image_of(self, drawing: Drawing) -> Tensor:
         return torch.from_numpy(drawing.image * 2 - 1).permute(2, 0, 1)
@@ -80,27 +81,27 @@ class Scenes(Pairs):
 
 @cache
 def code_of_the_world() -> str:
-    """A scene's picture follows from the scene and from the code that draws it."""
+    """A scene's picture follows from the scene, its size and the code that draws it."""
     return hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()
 
 
 def held_out_scenes(
-    condition: str | None, n: int
+    condition: str | None, n: int, first: int = HELD_OUT, size: int = PIXELS
 ) -> tuple[Tensor, Tensor, tuple[str, ...], list[Scene]]:
-    """The first n of those to measure with: images, hints, prompts as above, and the scenes."""
-    data = Scenes(condition, HELD_OUT)
+    """n of those to measure with: images, hints, prompts as above, and the scenes."""
+    data = Scenes(condition, first, size=size)
     images, hints, prompts = zip(*(data[i] for i in range(n)))
     return torch.stack(images), torch.stack(hints), prompts, [data.scene(i) for i in range(n)]
 
 
-def sheet(first: int, n: int) -> Image.Image:
+def sheet(first: int, n: int, size: int = PIXELS) -> Image.Image:
     """A row for each of n scenes: the picture, then its maps."""
-    drawings = [draw(random_scene(first + i)) for i in range(n)]
+    drawings = [draw(random_scene(first + i), size) for i in range(n)]
     columns = {"picture": [drawing.image for drawing in drawings]}
     columns |= {name: [make(drawing) for drawing in drawings] for name, make in CONDITIONS.items()}
     strips = [np.concatenate(maps, axis=1) for maps in columns.values()]
     strips = [(strip * 255).round().astype(np.uint8) for strip in strips]
-    return columns_with_titles(strips, list(columns), width=64)
+    return columns_with_titles(strips, list(columns), width=size)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,11 +109,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--n", type=at_least(1), default=8, help="scenes (default: 8)")
     parser.add_argument("--seed", type=seed, default=0, help="of the first (default: 0)")
+    parser.add_argument("--size", type=int, choices=SIZES, default=PIXELS, help="of a picture")
     parser.add_argument("--out", type=Path, default=Path("out/world.png"), metavar="FILE")
     args = parser.parse_args(argv)
     with one_sentence("scenes"):
         make_folder("--out", args.out.parent)
-        save_picture(sheet(args.seed, args.n), args.out)
+        save_picture(sheet(args.seed, args.n, args.size), args.out)
     print(args.out)
 
 

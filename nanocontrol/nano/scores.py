@@ -1,6 +1,7 @@
 """How well a picture keeps to its condition: the condition is extracted again, from the picture,
 and compared with the one that the picture was to follow. 1 is perfect; a
-picture without control shows what chance gives.
+picture without control shows what chance gives. (follows.py asks of whole things whether they are
+right.)
 
 | condition          | extracted by | score, a mean over pictures                                 |
 |--------------------|--------------|-------------------------------------------------------------|
@@ -12,9 +13,11 @@ picture without control shows what chance gives.
 | segmentation       | the detector | intersection over union, mean over the kinds that should be |
 |                    |              | there, the wall among them                                  |
 | normals            | the detector | share of the things' pixels within 22.5 degrees             |
+
+Pixels are those of a picture of 64; at other sizes the distances are larger in proportion. Pictures
+of another size than the detector's are brought to that first.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -35,41 +38,48 @@ from nanocontrol.nano.detector import (
     kinds_of,
     load_detector,
 )
+from nanocontrol.nano.follows import follows
 from nanocontrol.nano.model import DETECTOR
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.nano.world import Drawing, Scene, draw, joints_of
+from nanocontrol.training.measure import Scores
 
 
-def scorer(condition: str, scenes: Scenes) -> Callable[[Tensor], float]:
-    """How well n pictures follow the first n scenes: a function of the pictures."""
+def scorer(condition: str, scenes: Scenes) -> Scores:
+    """How well n pictures follow the first n scenes, as numbers with names: a function of the
+    pictures."""
     detector = load_detector(DETECTOR)
 
-    def score_of(images: Tensor) -> float:
+    def scores(images: Tensor) -> dict[str, float | None]:
         followed = [scenes.scene(i) for i in range(len(images))]
-        return score(condition, images, followed, detector)
+        return {
+            "score": score(condition, images, followed, detector),
+            "follows": follows(condition, images, followed, detector),
+        }
 
-    return score_of
+    return scores
 
 
 def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:
-    """images [B, 3, 64, 64] in [-1, 1], which were to follow the scenes -> the mean score."""
-    found = detector(images.float())[0].float().sigmoid().numpy()  # under autocast it is bf16
+    """images [B, 3, H, W] in [-1, 1], which were to follow the scenes -> the mean score."""
+    images = detector.fitted(images.float())
+    found = detector(images)[0].float().sigmoid().numpy()  # under autocast it is bf16
     pictures = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
-    drawings = [draw(scene) for scene in scenes]
+    drawings = [draw(scene, detector.size) for scene in scenes]
     return float(np.mean([SCORES[condition](*three) for three in zip(pictures, found, drawings)]))
 
 
-# Each of these takes a picture [64, 64, 3] in 0..1, what the detector finds in it [27, 64, 64] in
-# 0..1, and the drawing that it was to follow.
+# Each of these takes a picture [size, size, 3] in 0..1, what the detector finds in it
+# [27, size, size] in 0..1, and the drawing that it was to follow.
 
 
 def canny_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
     truth, again = canny_edges(drawing), canny_edges(replace(drawing, image=image))
-    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, within=1)
+    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, within=drawing.scale)
 
 
 def hough_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return f1(found[HOUGH] > 0.5, true_map("hough", drawing) > 0.5, within=1)
+    return f1(found[HOUGH] > 0.5, true_map("hough", drawing) > 0.5, within=drawing.scale)
 
 
 def soft_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
@@ -77,14 +87,15 @@ def soft_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
 
 
 def scribble_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    outlines = outlines_of(found[KIND].argmax(axis=0))
-    return f1(outlines, true_map("scribble", drawing) > 0.5, within=2)
+    outlines = outlines_of(found[KIND].argmax(axis=0), drawing.scale)
+    return f1(outlines, true_map("scribble", drawing) > 0.5, within=2 * drawing.scale)
 
 
 def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    hits = []  # the detector's joint maps are exp(-d^2 / 8), d pixels away: above exp(-9/8), d < 3
+    # The detector's joint maps are exp(-d^2 / 8), d pixels of 64 away: above exp(-9/8), d < 3.
+    hits, size = [], drawing.size
     for figure in drawing.scene.of("figure"):
-        columns, rows = np.clip(joints_of(figure) * 64, 0, 63).astype(int).T
+        columns, rows = np.clip(joints_of(figure) * size, 0, size - 1).astype(int).T
         hits.extend(found[JOINTS][range(len(rows)), rows, columns] > np.exp(-(3**2) / 8))
     return float(np.mean(hits))
 
@@ -111,7 +122,7 @@ def normals_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> flo
 
 
 def cartoon_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return f1(found[CARTOON] < 0.5, true_map("cartoon", drawing) < 0.5, within=1)
+    return f1(found[CARTOON] < 0.5, true_map("cartoon", drawing) < 0.5, within=drawing.scale)
 
 
 SCORES = {
@@ -128,7 +139,7 @@ SCORES = {
 
 
 def true_map(condition: str, drawing: Drawing) -> np.ndarray:
-    """[64, 64], of a condition without colours."""
+    """[size, size], of a condition without colours."""
     return CONDITIONS[condition](drawing)[..., 0]
 
 

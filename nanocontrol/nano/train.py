@@ -29,7 +29,7 @@ from nanocontrol.nano.detector import DEPTH, Detector, truth
 from nanocontrol.nano.evaluate import psnr, rebuild, shows_kinds
 from nanocontrol.nano.model import new_nano
 from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
-from nanocontrol.nano.world import random_scene
+from nanocontrol.nano.world import PIXELS, SIZES, random_scene
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence
 from nanocontrol.plumbing.files import make_folder
@@ -58,6 +58,7 @@ class Settings:
     lr: float = knob(1e-3, "learning rate at its highest", positive)
     drop_prompt: float = knob(0.1, "share of the prompts that are emptied (base)", fraction)
     scenes: int = knob(50_000, "drawn scenes to train on", at_least(1))
+    size: int = knob(None, "of a picture (default: --base's; without a base 64)", int, SIZES)
     seed: int = knob(0, "of weights, order and noise", seed)
     device: str = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
     dtype: Literal["fp32", "bf16"] = knob(None, "default: bf16 on a GPU that has it")
@@ -66,10 +67,10 @@ class Settings:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "vae": {"steps": 14_000, "batch_size": 8, "lr": 1.2e-3, "scenes": HELD_OUT},
+    "vae": {"steps": 14_000, "batch_size": 8, "lr": 1.2e-3, "scenes": HELD_OUT, "size": PIXELS},
     "base": {},
     "decoder": {"batch_size": 4, "lr": 6e-4, "scenes": HELD_OUT},
-    "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 8000},
+    "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 8000, "size": PIXELS},
 }
 USED_BY = {"base": ("base", "decoder"), "drop_prompt": ("base",)}
 SHEET, HELD_OUT_SCENES = 8, 32  # to look at during a run, and to measure on at its end
@@ -119,7 +120,7 @@ def learning_rate(lr: float, step: int, steps: int) -> float:
 
 
 def vae(settings: Settings) -> Part:
-    sd = channels_last(new_nano())
+    sd = channels_last(new_nano(settings.size))
     sd.vae.to(settings.device)
 
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
@@ -134,7 +135,7 @@ def vae(settings: Settings) -> Part:
         save_sd(sd, folder / "base.safetensors")
 
     look = partial(look_at_reconstructions, settings, sd)
-    return Part({"vae": sd.vae}, Scenes(None, n=settings.scenes), loss, look, save)
+    return Part({"vae": sd.vae}, scenes_for(settings, sd), loss, look, save)
 
 
 def decoder(settings: Settings) -> Part:
@@ -147,7 +148,11 @@ def decoder(settings: Settings) -> Part:
         return vae_loss(sd, batch[0].to(settings.device), generator)
 
     look = partial(look_at_reconstructions, settings, sd)
-    return Part(trained, Scenes(None, n=settings.scenes), loss, look, partial(save_base, sd))
+    return Part(trained, scenes_for(settings, sd), loss, look, partial(save_base, sd))
+
+
+def scenes_for(settings: Settings, sd: StableDiffusion) -> Scenes:
+    return Scenes(None, n=settings.scenes, size=sd.size)
 
 
 def random_quarter(images: Tensor, generator: Generator) -> Tensor:
@@ -170,7 +175,7 @@ def vae_loss(sd: StableDiffusion, images: Tensor, generator: Generator) -> Tenso
 def look_at_reconstructions(
     settings: Settings, sd: StableDiffusion, n: int
 ) -> tuple[list[Tensor], dict]:
-    images = held_out_scenes(None, n)[0]
+    images = held_out_scenes(None, n, size=sd.size)[0]
     with machine.autocast(settings.device, settings.dtype):
         rebuilt = rebuild(sd, images)
     return [images, rebuilt], {"vae_db": psnr(rebuilt, images)}
@@ -179,14 +184,15 @@ def look_at_reconstructions(
 @torch.no_grad()
 def measured_scale_factor(sd: StableDiffusion) -> float:
     """What brings the latents of 256 drawn scenes to unit variance."""
-    return 1 / sd.encode(held_out_scenes(None, 256)[0])[0].std().item()
+    return 1 / sd.encode(held_out_scenes(None, 256, size=sd.size)[0])[0].std().item()
 
 
 # ------------------------------------------------------------------- the base: text and U-Net
 
 
 def base(settings: Settings) -> Part:
-    sd, new = load_base(settings), channels_last(new_nano())
+    sd = load_base(settings)
+    new = channels_last(new_nano(sd.size))
     sd.unet, sd.text_encoder = new.unet.to(settings.device), new.text_encoder.to(settings.device)
     diffusion = DDPM(sd.prediction)
 
@@ -208,7 +214,7 @@ def base(settings: Settings) -> Part:
         return denoising_loss(x0, *rest)
 
     def look(n: int) -> tuple[list[Tensor], dict]:
-        images, hints, prompts, _ = held_out_scenes(None, n)
+        images, hints, prompts, _ = held_out_scenes(None, n, size=sd.size)
         with machine.autocast(settings.device, settings.dtype):
             pairs = HeldOut(images, hints, list(prompts), mean_latents(sd, images))
             made = make_pictures(sd, prompts, None, hints, at_once=2 * settings.batch_size)
@@ -224,7 +230,7 @@ def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
     """Latents and prompts of the drawn scenes, each encoded (and drawn from its posterior) once,
     and kept in the run's folder."""
     n = min(settings.scenes, settings.steps * settings.batch_size)
-    scenes, file = Scenes(None, n=n), Path(settings.out) / "latents.safetensors"
+    scenes, file = Scenes(None, n=n, size=sd.size), Path(settings.out) / "latents.safetensors"
     prompts = [scenes.scene(i).prompt for i in range(len(scenes))]
     if not file.exists():
         generator, latents = generator_of(settings.seed, 0, ENCODING), []
@@ -239,7 +245,12 @@ def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
 
 def load_base(settings: Settings) -> StableDiffusion:
     with blame("--base"):
-        return channels_last(load_sd(settings.base, settings.device))
+        sd = load_sd(settings.base, settings.device)
+    sd.size = settings.size or sd.size
+    if sd.size not in SIZES:
+        at = f"scenes are drawn at {', '.join(map(str, SIZES))}"
+        raise InputError(f"--base: it is for pictures of {sd.size} pixels, and {at}: use --size")
+    return channels_last(sd)
 
 
 def channels_last(sd: StableDiffusion) -> StableDiffusion:
@@ -257,9 +268,9 @@ def save_base(sd: StableDiffusion, folder: Path) -> None:
 
 
 def detector(settings: Settings) -> Part:
-    network = Detector().to(settings.device)
+    network = Detector(settings.size).to(settings.device)
     scenes = tqdm(range(settings.scenes), "drawing")
-    images, maps, kinds = zip(*(truth(random_scene(seed)) for seed in scenes))
+    images, maps, kinds = zip(*(truth(random_scene(seed), settings.size) for seed in scenes))
     data = TensorDataset(torch.stack(images), torch.stack(maps), torch.stack(kinds))
 
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
@@ -270,21 +281,23 @@ def detector(settings: Settings) -> Part:
 
     @torch.no_grad()
     def look(n: int) -> tuple[list[Tensor], dict]:
-        images, _, _, scenes = held_out_scenes(None, n)
+        images, _, _, scenes = held_out_scenes(None, n, size=settings.size)
         found = network(images.to(settings.device))[0][:, DEPTH : DEPTH + 1].sigmoid().cpu()
         right = shows_kinds(network, images, scenes)
         return [images, found.repeat(1, 3, 1, 1) * 2 - 1], {"shapes_true": right}
 
     def save(folder: Path) -> None:
         weights = {name: weight.half().cpu() for name, weight in network.state_dict().items()}
-        write_tensors(folder / "detector.safetensors", weights, {})
+        write_tensors(folder / "detector.safetensors", weights, {"size": network.size})
 
     return Part({"detector": network}, data, loss, look, save)
 
 
 def spoilt(images: Tensor, generator: Generator) -> Tensor:
     """Some blur, some noise: generated pictures are not quite sharp."""
-    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    reach = images.shape[-1] // PIXELS
+    soft = F.pad(images, (reach, reach, reach, reach), mode="replicate")
+    soft = F.avg_pool2d(soft, 2 * reach + 1, stride=1)
     share = torch.rand((len(images), 1, 1, 1), generator=generator).to(images)
     noise = torch.randn(images.shape, generator=generator).to(images)
     return images + share * (soft - images) + 0.05 * noise

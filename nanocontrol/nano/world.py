@@ -5,7 +5,8 @@ near it is and where its surface looks; the picture follows from that, and all m
 ControlNet may be given (conditions.py), exactly.
 
 Lengths are fractions of the picture's side: x to the right, y down, z towards the viewer, who is
-far away (things do not get smaller with distance). The wall is at z = 0.
+far away (things do not get smaller with distance). The wall is at z = 0. Lengths in pixels (widths
+of lines, tolerances) are those of a picture of 64; at other sizes they are larger in proportion.
 """
 
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ POLYHEDRA: dict[str, tuple[np.ndarray, list[tuple[int, ...]]]] = {
     ),
     "pyramid": (PYRAMID, [(1, 2, 4, 3), (0, 1, 2), (0, 2, 4), (0, 4, 3), (0, 3, 1)]),
 }
+PIXELS = 64  # the side of pictures in which lengths in pixels are said
+SIZES = range(PIXELS, 4 * PIXELS + 1, PIXELS)  # sides of pictures that are drawn
 KINDS = ("ball", "cube", "pyramid", "ring", "figure")
 SHADES = 0.5, 1.05  # of a surface that looks away from the light, and of one that faces it
 TUBE = 0.32  # a ring's thickness: the radius of its tube where the whole ring's is 1
@@ -288,6 +291,15 @@ class Drawing:
     image: np.ndarray  # [size, size, 3], RGB in 0..1
 
     @property
+    def size(self) -> int:
+        return len(self.image)
+
+    @property
+    def scale(self) -> int:
+        """How many of its pixels one of a picture of 64 has become."""
+        return self.size // PIXELS
+
+    @property
     def shown(self) -> np.ndarray:
         """`index` for each pixel [size, size]; of its four points the first decides."""
         return self.index[::2, ::2]
@@ -310,9 +322,12 @@ def around(thing: Thing, size: int) -> tuple[slice, slice]:
     return rows, columns
 
 
-def draw(scene: Scene, size: int = 64) -> Drawing:
-    """Parallel projection; of what is at a point the nearest is seen. Things have matt surfaces
-    under one light (Lambert), and the wall is a little brighter where that comes from."""
+def draw(scene: Scene, size: int = PIXELS) -> Drawing:
+    """size: one of SIZES.
+
+    Parallel projection; of what is at a point the nearest is seen. Things have matt surfaces under
+    one light (Lambert), and the wall is a little brighter where that comes from.
+    """
     x, y = points(size)
     index, depth = np.zeros(x.shape, np.uint8), np.zeros(x.shape, np.float32)
     normal = np.zeros((3, *x.shape), np.float32)

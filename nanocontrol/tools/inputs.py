@@ -9,6 +9,7 @@ from torch import Tensor
 from nanocontrol.checkpoint import holds_base, read_base, read_control
 from nanocontrol.nano.model import NANO, NANO_CONTROL, condition_of
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
+from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.plumbing.pictures import picture_size, read_caption, read_picture, size_to_sample
@@ -65,7 +66,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     ]
     prompt = read_prompt(args)
     if drawn:
-        hint, shown = draw_hint(args, controls[0])
+        hint, shown = draw_hint(args, controls[0], base.metadata.get("size", 512))
         pictures, mask, size = [hint], None, (hint.shape[2], hint.shape[1])
         prompt = shown if prompt is None else prompt
     else:
@@ -159,11 +160,13 @@ def read_prompt(args: argparse.Namespace) -> str | None:
     return DEFAULT_PROMPT if args.prompt == "default" else args.prompt
 
 
-def draw_hint(args: argparse.Namespace, control: TensorFile) -> tuple[Tensor, str]:
-    """A hint [3, 64, 64] for a ControlNet of nano, of the scene of --seed, and its prompt."""
+def draw_hint(args: argparse.Namespace, control: TensorFile, size: int) -> tuple[Tensor, str]:
+    """A hint [3, size, size] for a ControlNet of nano, of the scene of --seed, and its prompt."""
     with blame("--control"):
         condition = condition_of(control)
-    _, hint, shown = Scenes(condition, HELD_OUT)[args.seed % HELD_OUT]
+    if size not in SIZES:
+        raise InputError(f"--control: no scene is drawn at the base's {size} pixels: use --hint")
+    _, hint, shown = Scenes(condition, HELD_OUT, size=size)[args.seed % HELD_OUT]
     height, width = hint.shape[1:]
     if (args.width or width, args.height or height) != (width, height):
         raise InputError(

@@ -15,9 +15,8 @@ from nanocontrol.training.pairs import Pairs
 
 # Of x0, hint, context, noise and t; see diffusion_loss in train.py.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-# How well pictures [n, 3, H, W] follow the first n held-out pairs.
-Score = Callable[[Tensor], float]
+# How well pictures [n, 3, H, W] in [-1, 1] follow the first n held-out pairs: numbers, by name.
+Scores = Callable[[Tensor], dict[str, float | None]]
 
 # Of the starting noise: of ten the one whose uncontrolled pictures are least like the true ones, so
 # that a film shows what control does.
@@ -120,14 +119,14 @@ def measure(
     control: ControlNet,
     held_out: HeldOut,
     loss: Loss,
-    score: Score | None,
+    scores: Scores | None,
     batch_size: int,
 ) -> tuple[list[Tensor], dict]:
     """Rows of pictures (hints, targets, what the ControlNet makes of the hints), and numbers that
     tell how good that is. `control_gain` is the loss with other pairs' hints minus the loss with
     the right ones.
 
-    score: how well pictures follow the condition, where that can be known.
+    scores: how well pictures follow the condition, where that can be known.
     """
     images, hints, prompts, _ = held_out
     made = make_pictures(sd, prompts, control, hints, at_once=2 * batch_size)
@@ -137,9 +136,7 @@ def measure(
         swapped = held_out._replace(hints=hints.roll(1, dims=0))
         gain = held_out_loss(sd, swapped, loss, batch_size) - own_hints
     numbers = {"held_out_loss": own_hints, "control_gain": gain, "iou": mean_iou(made, images)}
-    if score:
-        numbers["score"] = score(made)
-    return [hints * 2 - 1, images, made], numbers
+    return [hints * 2 - 1, images, made], numbers | (scores(made) if scores else {})
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ def knob(
     default: Any,
     help: str,
     reader: Callable[[str], Any] = str,
-    choices: Iterable[str] | None = None,
+    choices: Iterable[Any] | None = None,
 ) -> Any:
     """A field of such a dataclass: its default and what it is; what reads it from a command line,
     or the values it can have (a Literal type says them too). A default of None is decided later,
