@@ -108,8 +108,11 @@ def test_parts_of_the_base_are_trained_alone(part, tmp_path):
     assert mean_latents(made, images).std() == pytest.approx(1, abs=0.1)
 
 
+SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("vae", "base")]
+
+
 @pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize("part", ["vae", "decoder", "base", "detector"])
+@pytest.mark.parametrize("part", ["decoder", "detector", *SLOW])
 def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, capsys):
     flags = ["--base", NANO] if part in ("base", "decoder") else []
     flags += ["--steps", "4", "--batch-size", "2", "--save-every", "2", "--scenes", "9"]
