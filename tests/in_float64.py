@@ -1,4 +1,4 @@
-"""train.py with its networks in float64 and with hasty pictures, by the same command line:
+"""train.py with its networks in float64 and without making pictures, by the same command line:
 
     python tests/in_float64.py --base ... --data ...
 
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import torch
 from torch import Tensor, nn
 
 if __name__ == "__main__":
@@ -35,6 +36,13 @@ def hasty_pictures():
         yield
 
 
+@contextmanager
+def no_pictures():
+    """A training looks at black pictures instead of its own."""
+    with mock.patch.object(measure, "make_pictures", lambda *a, **b: torch.zeros_like(a[3])):
+        yield
+
+
 def widened(x):
     if isinstance(x, list):
         return [widened(item) for item in x]
@@ -52,7 +60,7 @@ def models(settings: train.Settings) -> tuple:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with hasty_pictures(), mock.patch.object(train, "models", models):
+    with no_pictures(), mock.patch.object(train, "models", models):
         train.main(argv)
 
 

@@ -114,7 +114,7 @@ def test_a_controlnet_can_be_trained_on(flags, tmp_path):
     assert middle_only.middle_block_out[0].weight.abs().max() > 0
 
 
-def test_half_precision_learns_from_exact_weights(flags, tmp_path):
+def test_half_precision_learns_from_exact_weights(flags, tmp_path, blind):
     """bf16 is the default on a GPU; a CPU can do it too."""
     half = [*flags, "--steps", "1", "--dtype", "bf16", "--out", str(tmp_path / "a")]
     train.main([*half, "--init-control", CONTROL, "--lr", "1e-9"])
@@ -174,7 +174,7 @@ def test_the_step_of_the_jump(tmp_path):
 
 
 def test_a_control_knows_its_condition(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "Scenes", lambda *which, n: Scenes(*which, n=min(n, 4)))
+    monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=min(n, 4)))
     flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
     train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "run")])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

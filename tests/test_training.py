@@ -26,7 +26,7 @@ from nanocontrol.training.pairs import Folder
 from nanocontrol.training.processes import Processes
 from nanocontrol.unet import UNetConfig, res_block
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = pytest.mark.usefixtures("blind")
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +136,12 @@ def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
         assert torch.equal(hint, true_hint)
 
 
-def test_whatever_changes_makes_another_file(sd, pairs, tmp_path, monkeypatch):
+def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
     """A cache of other pictures, prompts, weights, precision or version is never read."""
+    pairs = write_pairs(tmp_path / "first", n=4)
     (file,) = fill(sd, Folder(pairs), tmp_path / "cache")
     changed = tmp_path / "pairs"
-    write_pairs(changed, n=10)
+    write_pairs(changed, n=4)
     assert fill(sd, Folder(changed), tmp_path / "cache") == [file]  # equal pairs elsewhere
     names = {file}
 
@@ -161,7 +162,7 @@ def test_whatever_changes_makes_another_file(sd, pairs, tmp_path, monkeypatch):
         if change == "text":
             sd.text_encoder.text_model.final_layer_norm.bias.data[0] += 1e-6
         if change == "size":
-            write_pairs(changed, n=10, size=(128, 64))
+            write_pairs(changed, n=4, size=(128, 64))
         if change == "precision":
             assert fill(sd, Folder(changed), tmp_path / "cache", "bf16")[0] not in names
             sd.vae.bfloat16(), sd.text_encoder.bfloat16()
