@@ -26,13 +26,16 @@ from nanocontrol import sample
 from nanocontrol.training import measure
 
 ROUNDING = 1e-6
-train_models = train.models
+train_models, make_pictures = train.models, measure.make_pictures
 
 
 @contextmanager
 def hasty_pictures():
     """The pictures that a training looks at are made in two steps instead of twenty."""
-    with mock.patch.object(measure, "sample", partial(sample, steps=2)):
+    with (
+        mock.patch.object(measure, "make_pictures", make_pictures),
+        mock.patch.object(measure, "sample", partial(sample, steps=2)),
+    ):
         yield
 
 
