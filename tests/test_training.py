@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -394,9 +395,10 @@ def test_compiling_is_a_choice(flags, monkeypatch):
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """torch.compile calls a C++ compiler, and keeps what that makes in a folder."""
+    """torch.compile calls a C++ compiler, and keeps what that makes in temporary folders."""
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("no C++ compiler")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
 
