@@ -104,7 +104,7 @@ def hasty():
 
 @pytest.fixture
 def blind():
-    """Trainings make no pictures of their own (unless the test asks for `hasty` ones)."""
+    """Trainings make no pictures and measure nothing (unless the test asks for `hasty` ones)."""
     with no_pictures():
         yield
 

@@ -1,4 +1,4 @@
-"""train.py with its networks in float64 and without making pictures, by the same command line:
+"""train.py with its networks in float64 and without looking at pictures, by the same command line:
 
     python tests/in_float64.py --base ... --data ...
 
@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-import torch
 from torch import Tensor, nn
 
 if __name__ == "__main__":
@@ -26,14 +25,14 @@ from nanocontrol import sample
 from nanocontrol.training import measure
 
 ROUNDING = 1e-6
-train_models, make_pictures = train.models, measure.make_pictures
+train_models = train.models
 
 
 @contextmanager
 def hasty_pictures():
     """The pictures that a training looks at are made in two steps instead of twenty."""
     with (
-        mock.patch.object(measure, "make_pictures", make_pictures),
+        mock.patch.object(train, "measure", measure.measure),
         mock.patch.object(measure, "sample", partial(sample, steps=2)),
     ):
         yield
@@ -41,8 +40,12 @@ def hasty_pictures():
 
 @contextmanager
 def no_pictures():
-    """A training looks at black pictures instead of its own."""
-    with mock.patch.object(measure, "make_pictures", lambda *a, **b: torch.zeros_like(a[3])):
+    """A training looks at the true pictures instead of its own, and measures nothing."""
+
+    def unmeasured(sd, control, held_out, *others):
+        return [held_out.images], {}
+
+    with mock.patch.object(train, "measure", unmeasured):
         yield
 
 

@@ -16,6 +16,7 @@ from nanocontrol import load_control, load_sd
 from nanocontrol.checkpoint import save_sd
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
+from nanocontrol.training import measure
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.run import RunFolder
 
@@ -114,8 +115,9 @@ def test_a_controlnet_can_be_trained_on(flags, tmp_path):
     assert middle_only.middle_block_out[0].weight.abs().max() > 0
 
 
-def test_half_precision_learns_from_exact_weights(flags, tmp_path):
+def test_half_precision_learns_from_exact_weights(flags, tmp_path, monkeypatch, hasty):
     """bf16 is the default on a GPU; a CPU can do it too."""
+    monkeypatch.setattr(measure, "make_pictures", lambda sd, prompts, control, hints, **_: hints)
     half = [*flags, "--steps", "1", "--dtype", "bf16", "--out", str(tmp_path / "a")]
     train.main([*half, "--init-control", CONTROL, "--lr", "1e-9"])
     before, after = load_file(CONTROL), load_file(tmp_path / "a" / "control.safetensors")
