@@ -20,7 +20,7 @@ from nanocontrol.training.measure import mean_latents
 
 
 def test_evaluate_prints_its_numbers(capsys):
-    evaluate.main(["--n", "4"])
+    evaluate.main(["--n", "2"])
     numbers = json.loads(capsys.readouterr().out)
     measured = {"vae_db", "background", "colours", "shapes", "shapes_true", "iou", "conditions"}
     assert numbers.keys() == measured

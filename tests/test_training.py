@@ -73,7 +73,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 def test_cached_pairs_train_as_others_do(flags, tmp_path):
     """With another pair's picture or prompt they would be off by a tenth and more."""
-    flags += ["--steps", "4", "--batch-size", "3"]
+    flags += ["--steps", "2", "--batch-size", "5"]
     in_float64.main([*flags, "--no-cache", "--out", "without"])
     assert not (tmp_path / "cache").exists()
     in_float64.main([*flags, "--out", "with"])
