@@ -1,4 +1,4 @@
-"""What takes minutes: the bundled weights' floors, the whole of `python train.py`, an installed copy.
+"""What takes minutes: the bundled weights' floors, whole runs of train.py; and an installed copy.
 
 Run with  pytest -m slow  (about half an hour; README.md has the times).
 """
