@@ -2,16 +2,26 @@
 pairs to train on, and how a command refuses."""
 
 import json
+import os
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from in_float64 import hasty_pictures
 from nanocontrol import VAE, ControlNet, StableDiffusion, UNet, UNetConfig, VAEConfig
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
+
+# Of networks as small as these, threads wait for one another longer than they compute; beside other
+# work several times as long. (The variable is for the commands that tests start.)
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parents[1]
 NANO = str(ROOT / "weights" / "nano.safetensors")
@@ -41,9 +51,20 @@ def style(request) -> str:
     return request.param
 
 
+@cache
+def small(style: str) -> StableDiffusion:
+    """A base model of random weights, made once: a test gets a copy."""
+    unet = randomise(UNet(CONFIGS[style])).requires_grad_(False)
+    vae = randomise(VAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)))
+    layers = 2 if style == "sd1" else 1  # one of Stable Diffusion 2's has 12 million weights
+    text = TextConfig(width=unet.config.context_dim, layers=layers, vocabulary=64)
+    text_encoder = randomise(CLIPTextEncoder(text) if style == "sd1" else OpenCLIPTextEncoder(text))
+    return StableDiffusion(unet, vae, text_encoder, prediction="eps")
+
+
 @pytest.fixture
 def unet(style) -> UNet:
-    return randomise(UNet(CONFIGS[style])).requires_grad_(False)
+    return deepcopy(small(style).unet)
 
 
 @pytest.fixture
@@ -62,16 +83,23 @@ def trained_control(unet) -> ControlNet:
 
 @pytest.fixture
 def sd(style, unet) -> StableDiffusion:
-    vae = randomise(VAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)))
-    text = TextConfig(width=unet.config.context_dim, layers=2, vocabulary=64)
-    text_encoder = randomise(CLIPTextEncoder(text) if style == "sd1" else OpenCLIPTextEncoder(text))
-    return StableDiffusion(unet, vae, text_encoder, prediction="eps")
+    base = small(style)
+    return replace(
+        base, unet=unet, vae=deepcopy(base.vae), text_encoder=deepcopy(base.text_encoder)
+    )
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """Whatever goes to its default folder goes to a temporary one."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def hasty():
+    """Trainings look at pictures that are made in two steps: how good they are is not the point."""
+    with hasty_pictures():
+        yield
 
 
 def write_pairs(
@@ -92,6 +120,13 @@ def write_pairs(
         lines.append(json.dumps(dict(zip(names, (f"image{i}.png", f"hint{i}.png", prompt)))))
     (folder / form).write_text("\n".join(lines) + "\n")
     return folder
+
+
+def opened(path: str | Path) -> Image.Image:
+    """A picture that is read to its end, and its file closed."""
+    with Image.open(path) as image:
+        image.load()
+    return image
 
 
 def refusal(main, capsys, *flags: str) -> str:

@@ -163,6 +163,7 @@ def test_half_precision_files_come_as_what_is_asked_for(sd, tmp_path):
 @pytest.mark.parametrize("ending", [".ckpt", ".pth"])
 @pytest.mark.parametrize("wraps", [0, 1, 2])
 @pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("style", ["sd1"])
 def test_pickles_nested_and_old(sd, tmp_path, ending, wraps, zipped):
     tensors = contents(sd, tmp_path / "a.safetensors")
     tensors["model_ema.decay"], tensors["betas"] = torch.tensor(0.9), torch.zeros(1000)

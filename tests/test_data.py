@@ -66,8 +66,8 @@ def test_measures_know_true_pictures_from_wrong_ones():
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_scores_know_true_pictures_from_wrong_ones(condition):
     data, detector = Scenes(condition, HELD_OUT), load_detector(DETECTOR)
-    scenes = [data.scene(i) for i in range(50)]
-    images = torch.stack([data[i][0] for i in range(50)])
+    scenes = [data.scene(i) for i in range(30)]
+    images = torch.stack([data.picture(i)[0] for i in range(30)])
     right = score(condition, images, scenes, detector)
     wrong = score(condition, images.roll(1, dims=0), scenes, detector)
     empty = score(condition, images * 0, scenes, detector)

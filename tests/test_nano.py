@@ -1,21 +1,21 @@
 """The small model's commands: evaluating, sheets of pictures, and its own trainings."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import CONTROL, NANO, refusal
+from conftest import CONTROL, NANO, opened, refusal
 from nanocontrol import ControlNet, InputError, StableDiffusion, load_sd, save_control
 from nanocontrol.nano import evaluate, nine, scenes
 from nanocontrol.nano import train as nano_train
 from nanocontrol.nano.detector import load_detector
 from nanocontrol.nano.model import DETECTOR
-from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.training.measure import mean_latents
 
 
@@ -42,9 +42,9 @@ def test_evaluate_prints_its_numbers(capsys):
 
 def test_sheets_of_scenes_and_of_conditions(capsys):
     scenes.main(["--n", "3"])
-    assert Image.open("out/world.png").size == (10 * 64, 16 + 3 * 64)
+    assert opened("out/world.png").size == (10 * 64, 16 + 3 * 64)
     nine.main(["--control", CONTROL])
-    assert Image.open("out/nine.png").size == (2 * 64, 16 + 2 * 64)
+    assert opened("out/nine.png").size == (2 * 64, 16 + 2 * 64)
     sd = load_sd(NANO)
     controls = {name: ControlNet.from_unet(sd.unet) for name in ("hough", "pose")}
     sheet = np.asarray(nine.side_by_side(sd, controls, HELD_OUT))
@@ -61,7 +61,7 @@ def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size():
     numbers = evaluate.evaluate(sd, {}, load_detector(DETECTOR), n=1)
     assert numbers["vae_db"] > 25 and numbers["conditions"] == {}
     scenes.main(["--n", "1", "--size", "128"])
-    assert Image.open("out/world.png").size == (10 * 128, 16 + 128)
+    assert opened("out/world.png").size == (10 * 128, 16 + 128)
     assert nine.side_by_side(sd, {}, HELD_OUT).size == (128, 16 + 2 * 128)
 
 
@@ -73,7 +73,18 @@ def large_base() -> StableDiffusion:
 
 # ---------------------------------------------------------------------------- its own trainings
 
+held_out = cache(scenes.held_out_scenes)  # drawn once for all of these tests
 
+
+@pytest.fixture
+def brief(hasty, monkeypatch):
+    """Looking takes little time: few pictures, each in two steps."""
+    monkeypatch.setattr(nano_train, "SHEET", 2)
+    monkeypatch.setattr(nano_train, "HELD_OUT_SCENES", 4)
+    monkeypatch.setattr(nano_train, "held_out_scenes", held_out)
+
+
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("part", ["vae", "decoder", "base"])
 def test_parts_of_the_base_are_trained_alone(part, tmp_path):
     flags = [] if part == "vae" else ["--base", NANO]
@@ -93,11 +104,15 @@ def test_parts_of_the_base_are_trained_alone(part, tmp_path):
         a, b = network(made).state_dict(), network(nano).state_dict()
         same = all(torch.equal(a[key], b[key].float()) for key in a)
         assert same == (name in kept[part]), name
-    images = held_out_scenes(None, 64)[0]
+    images = held_out(None, 64)[0]
     assert mean_latents(made, images).std() == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("part", ["vae", "decoder", "base", "detector"])
+SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("vae", "base")]
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("part", ["decoder", "detector", *SLOW])
 def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, capsys):
     flags = ["--base", NANO] if part in ("base", "decoder") else []
     flags += ["--steps", "4", "--batch-size", "2", "--save-every", "2", "--scenes", "9"]

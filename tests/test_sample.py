@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sample
-from conftest import CONFIGS, CONTROL, NANO, ROOT, refusal, write_pairs
+from conftest import CONFIGS, CONTROL, NANO, ROOT, opened, refusal, write_pairs
 from nanocontrol import DDPM, ControlNet, load_control, load_sd, save_control
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.plumbing.canny import canny
@@ -34,8 +34,8 @@ def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sheet.png" in done.stdout and "20/20" in done.stderr
-    assert Image.open(tmp_path / "out" / "sheet.png").size == (5 * 64, 64)
-    picture = Image.open(tmp_path / "out" / "003.png")
+    assert opened(tmp_path / "out" / "sheet.png").size == (5 * 64, 64)
+    picture = opened(tmp_path / "out" / "003.png")
     settings = json.loads(picture.text["settings"])
     assert settings["scale"] == load_sd(NANO).guidance and settings["steps"] == 20
     assert picture.text["seed"] == "0" and picture.text["prompt"] == settings["prompt"]
@@ -46,7 +46,7 @@ def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs):
         out = tmp_path / "out"
         shutil.rmtree(out, ignore_errors=True)
         sample.main([*flags, "--steps", "2", "--n", "1", "--out", str(out)])
-        return Image.open(out / "000.png").tobytes()
+        return opened(out / "000.png").tobytes()
 
     assert made("--seed", "1") == made("--seed", "1") != made("--seed", "2")
     Image.new("L", (140, 70)).save(tmp_path / "wide.png")
@@ -78,9 +78,9 @@ def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
     save_file(load_file(NANO) | load_file(CONTROL), tmp_path / "v1.0.safetensors", metadata)
     flags = ["--hint", str(pairs / "hint0.png"), "--n", "1", "--steps", "2", "--out", str(tmp_path)]
     sample.main(["--control", str(tmp_path / "v1.0.safetensors"), *flags])
-    inside = Image.open(tmp_path / "000.png").tobytes()
+    inside = opened(tmp_path / "000.png").tobytes()
     sample.main(["--base", NANO, "--control", CONTROL, *flags])
-    assert Image.open(tmp_path / "000.png").tobytes() == inside
+    assert opened(tmp_path / "000.png").tobytes() == inside
 
 
 def test_a_controlnet_that_does_not_say_its_heads_has_them_from_the_base(tmp_path, pairs, capsys):
@@ -169,7 +169,7 @@ def test_four_kinds_of_prompts(tmp_path):
         (["--prompt-from", str(caption)], "a yellow ball on a blue background"),
     ]:
         made(tmp_path / "out", *flags)
-        assert Image.open(tmp_path / "out" / "000.png").text["prompt"] == prompt
+        assert opened(tmp_path / "out" / "000.png").text["prompt"] == prompt
 
 
 def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs):
@@ -199,7 +199,7 @@ def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
     alone = made(tmp_path, "--hint", a)
     assert np.array_equal(made(tmp_path, *both, "--strength", "1", "--strength", "0"), alone)
     assert not np.array_equal(made(tmp_path, *both), alone)
-    assert Image.open(tmp_path / "sheet.png").size == (3 * 64, 64)
+    assert opened(tmp_path / "sheet.png").size == (3 * 64, 64)
     none = made(tmp_path, *both, "--control-from", "0.5", "--control-to", "0.5")
     plain = made(tmp_path, "--hint", a, "--strength", "0")
     assert np.array_equal(none, plain) and not np.array_equal(alone, plain)

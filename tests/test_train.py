@@ -19,6 +19,8 @@ from nanocontrol.nano.scores import scorer
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.run import RunFolder
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
@@ -27,12 +29,12 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def flags(pairs) -> list[str]:
-    """A run of six steps that saves after three."""
+    """A run of four steps that saves after two."""
     return ["--base", NANO, "--data", str(pairs), "--lr", "1e-3", "--batch-size", "2"] + [
         "--steps",
-        "6",
+        "4",
         "--save-every",
-        "3",
+        "2",
         "--sample-every",
         "9",
         "--device",
@@ -58,7 +60,7 @@ def stop_after(monkeypatch, steps: int) -> None:
 
 
 def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monkeypatch):
-    flags += ["--sample-every", "3"]
+    flags += ["--sample-every", "2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train.main([*flags, "--out", str(whole)])
     for name in ("settings.json", "control.safetensors", "film.png", "state.pt"):
@@ -66,12 +68,12 @@ def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monk
     metrics = json.loads((whole / "metrics.json").read_text())
     assert {"iou", "control_gain", "step_of_jump", "seconds"} <= metrics.keys()
     sheets = sorted(file.name for file in (whole / "samples").iterdir())
-    assert sheets == ["000000.png", "000003.png", "000006.png"]
+    assert sheets == ["000000.png", "000002.png", "000004.png"]
     losses = [entry["loss"] for entry in log(whole) if "loss" in entry]
-    assert len(losses) == 6
+    assert len(losses) == 4
 
     with monkeypatch.context() as patch:
-        stop_after(patch, 5)
+        stop_after(patch, 3)
         with pytest.raises(SystemExit, match="stopped; --resume"):
             train.main([*flags, "--out", str(cut)])
     assert len(log(cut)) < len(log(whole)) and not (cut / "metrics.json").exists()
@@ -90,12 +92,12 @@ def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, monk
 def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        stop_after(patch, 2)
+        stop_after(patch, 1)
         with pytest.raises(SystemExit):
             train.main([*flags, "--out", str(run)])
     assert not (run / "state.pt").exists()
     train.main(["--resume", str(run)])
-    assert [entry["step"] for entry in log(run) if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    assert [entry["step"] for entry in log(run) if "loss" in entry] == [1, 2, 3, 4]
 
 
 def test_a_controlnet_can_be_trained_on(flags, tmp_path):
@@ -118,9 +120,10 @@ def test_half_precision_learns_from_exact_weights(flags, tmp_path):
     train.main([*half, "--init-control", CONTROL, "--lr", "1e-9"])
     before, after = load_file(CONTROL), load_file(tmp_path / "a" / "control.safetensors")
     assert all(torch.allclose(after[k], before[k].float(), atol=1e-7) for k in before)
-    train.main([*flags, "--dtype", "bf16", "--sample-every", "3", "--out", str(tmp_path / "b")])
+    flags += ["--steps", "2"]
+    train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "b")])
     gains = [entry["control_gain"] for entry in log(tmp_path / "b") if "control_gain" in entry]
-    assert gains[0] == 0 and gains[1] != 0  # three steps on, residuals are zero no more
+    assert gains[0] == 0 and gains[1] != 0  # two steps on, residuals are zero no more
     train.main([*flags, "--out", str(tmp_path / "c")])
     losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "bc"]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
@@ -141,7 +144,7 @@ def test_the_locked_base_keeps_its_bits(flags, tmp_path, monkeypatch):
     seen = []
     original = train.models
     monkeypatch.setattr(train, "models", lambda args: seen.append(original(args)) or seen[-1])
-    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])
+    train.main([*flags, "--steps", "1", "--out", str(tmp_path / "run")])
     (sd, _, _), base = seen[0], load_sd(NANO)
     for part in ("unet", "vae", "text_encoder"):
         own, theirs = getattr(sd, part).state_dict(), getattr(base, part).state_dict()
@@ -150,11 +153,11 @@ def test_the_locked_base_keeps_its_bits(flags, tmp_path, monkeypatch):
 
 def test_a_finished_run_can_be_made_longer(flags, tmp_path):
     flags += ["--accumulate", "2"]
-    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "a")])
-    train.main(["--resume", str(tmp_path / "a"), "--steps", "4"])
-    train.main([*flags, "--steps", "4", "--out", str(tmp_path / "b")])
+    train.main([*flags, "--steps", "1", "--out", str(tmp_path / "a")])
+    train.main(["--resume", str(tmp_path / "a"), "--steps", "2"])
+    train.main([*flags, "--steps", "2", "--out", str(tmp_path / "b")])
     losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "ab"]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
 def test_the_step_of_the_jump(tmp_path):
@@ -170,7 +173,8 @@ def test_the_step_of_the_jump(tmp_path):
     assert jump("loss", [1.0, 0.5]) is None
 
 
-def test_a_control_knows_its_condition(tmp_path):
+def test_a_control_knows_its_condition(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "Scenes", lambda *which, n: Scenes(*which, n=min(n, 4)))
     flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
     train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "run")])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -291,7 +295,7 @@ def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
 
     def full(state, file):
-        if state["step"] > 3:
+        if state["step"] > 2:
             Path(file).write_bytes(b"half")
             raise OSError(28, "No space left on device")
         return original(state, file)
@@ -299,5 +303,5 @@ def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
     original = torch.save
     monkeypatch.setattr(torch, "save", full)
     assert "No space left" in refusal(train.main, capsys, *flags, "--out", str(run))
-    assert torch.load(run / "state.pt")["step"] == 3
+    assert torch.load(run / "state.pt")["step"] == 2
     assert not list(run.glob("*.tmp"))

@@ -1,18 +1,23 @@
 """What makes training fast or small does not change what is learnt."""
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import in_float64
 import train
-from conftest import CONTROL, NANO, ROOT, randomise, refusal, write_pairs
-from nanocontrol import DDPM, load_control, load_sd
+from conftest import CONTROL, NANO, randomise, refusal, write_pairs
+from in_float64 import ROUNDING
+from nanocontrol import DDPM, ControlNet, UNet, load_control, load_sd
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.machine import Conv3x3
 from nanocontrol.training import cache, optimizer
@@ -20,6 +25,8 @@ from nanocontrol.training.batches import Batch
 from nanocontrol.training.pairs import Folder
 from nanocontrol.training.processes import Processes
 from nanocontrol.unet import UNetConfig, res_block
+
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +71,15 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def test_cached_pairs_train_as_others_do(flags, tmp_path):
-    flags += ["--steps", "6", "--batch-size", "3"]
-    train.main([*flags, "--no-cache", "--out", "without"])
+    """With another pair's picture or prompt they would be off by a tenth and more."""
+    flags += ["--steps", "4", "--batch-size", "3"]
+    in_float64.main([*flags, "--no-cache", "--out", "without"])
     assert not (tmp_path / "cache").exists()
-    train.main([*flags, "--out", "with"])
+    in_float64.main([*flags, "--out", "with"])
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    assert losses("with") == pytest.approx(losses("without"), rel=1e-5)
+    assert losses("with") == pytest.approx(losses("without"), rel=10 * ROUNDING)
     times = [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
-    train.main([*flags, "--out", "again"])  # nothing is written anew
+    in_float64.main([*flags, "--out", "again"])  # nothing is written anew
     assert times == [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
     assert losses("again") == losses("with")
 
@@ -81,9 +89,15 @@ def test_pairs_that_are_seen_once_need_no_cache(flags, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.fixture
-def sd():
+@pytest.fixture(scope="module")
+def nano():
     return load_sd(NANO)
+
+
+@pytest.fixture
+def sd(nano):
+    """Nano, to be changed at will: its encoders are a test's own."""
+    return replace(nano, vae=copy.deepcopy(nano.vae), text_encoder=copy.deepcopy(nano.text_encoder))
 
 
 def fill(sd, dataset, folder: Path, precision: str = "fp32", *team: int) -> list[Path]:
@@ -103,6 +117,7 @@ def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
 def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "IN_FILE", 4)
     scenes = Scenes("depth", n=10)
+    sd.vae.double(), sd.text_encoder.double()  # where several at once differ from one by 1e-13
     files = fill(sd, scenes, tmp_path)
     assert len(files) == 3
     cached = cache.Cached(scenes, files)
@@ -111,10 +126,13 @@ def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
         mean, deviation, context, hint = cached[i]
         image, true_hint, prompt = scenes[i]
         with torch.no_grad():
-            true_mean, logvar = sd.vae.encode(image[None])
-            assert torch.allclose(mean, true_mean[0], atol=1e-5)
-            assert torch.allclose(deviation, (0.5 * logvar[0]).exp(), rtol=1e-4)
-            assert torch.allclose(context, sd.encode_prompts(prompt)[0], atol=1e-5)
+            true_mean, logvar = sd.vae.encode(image[None].double())
+            for ours, true in [
+                (mean, true_mean[0]),
+                (deviation, (0.5 * logvar[0]).exp()),
+                (context, sd.encode_prompts(prompt)[0]),
+            ]:
+                torch.testing.assert_close(ours, true, rtol=1e-9, atol=1e-9)
         assert torch.equal(hint, true_hint)
 
 
@@ -234,25 +252,30 @@ def test_a_latent_is_drawn_and_some_prompts_are_emptied(monkeypatch):
 # ------------------------------------------------------- a step, however it is divided or computed
 
 
+def assert_same_step(a: str, b: str) -> None:
+    """The losses are added up in float32 from means of 1024 squares (1e-5 has room for ten times
+    their rounding), the gradients are in float64. Another pair, draw or divisor: 1e-2 and more."""
+    assert losses(b) == pytest.approx(losses(a), rel=1e-5)
+    assert distance(gradients(a), gradients(b)) < ROUNDING
+
+
 def test_four_passes_are_a_batch_of_four(flags):
-    train.main([*flags, "--batch-size", "4", "--out", "batch"])
-    train.main([*flags, "--batch-size", "1", "--accumulate", "4", "--out", "passes"])
-    assert losses("passes") == pytest.approx(losses("batch"), rel=1e-5)
-    assert distance(gradients("batch"), gradients("passes")) < 1e-5
+    in_float64.main([*flags, "--batch-size", "4", "--out", "batch"])
+    in_float64.main([*flags, "--batch-size", "1", "--accumulate", "4", "--out", "passes"])
+    assert_same_step("batch", "passes")
 
 
-@pytest.mark.parametrize("only_mid", [False, True])
+@pytest.mark.parametrize("only_mid", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_are_one_with_twice_the_batch(flags, only_mid):
     flags += ["--batch-size", "1"] + ["--only-mid-control"] * only_mid
-    train.main([*flags, "--accumulate", "4", "--out", "one"])
+    in_float64.main([*flags, "--accumulate", "4", "--out", "one"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    torchrun += ["--standalone", str(ROOT / "train.py")]
+    torchrun += ["--standalone", in_float64.__file__]
     command = [*torchrun, *flags, "--accumulate", "2", "--out", "two"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
     assert done.returncode == 0, done.stderr
-    assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
-    assert distance(gradients("one"), gradients("two")) < 1e-5
+    assert_same_step("one", "two")
 
 
 def test_updating_early_changes_nothing(flags, monkeypatch):
@@ -277,10 +300,9 @@ def test_updating_early_changes_nothing(flags, monkeypatch):
 def test_low_memory_computes_the_same(flags):
     """Checkpointed blocks are computed anew: the gradients are the same ones."""
     flags += ["--batch-size", "2", "--accumulate", "2"]
-    train.main([*flags, "--out", "plain"])
-    train.main([*flags, "--low-memory", "--out", "small"])
-    assert losses("small") == losses("plain")
-    assert distance(gradients("plain"), gradients("small")) < 1e-6
+    in_float64.main([*flags, "--out", "plain"])
+    in_float64.main([*flags, "--low-memory", "--out", "small"])
+    assert_same_step("plain", "small")
 
 
 def test_checkpointed_blocks_keep_less(flags):
@@ -308,6 +330,7 @@ def test_checkpointed_blocks_keep_less(flags):
 def test_low_memory_in_half_precision_learns_from_exact_weights(flags, capsys):
     """float32 weights and the optimizer are in the CPU's memory, the device has a copy."""
     flags += ["--dtype", "bf16", "--low-memory", "--lr", "1e-6", "--steps", "3"]
+    flags += ["--batch-size", "1", "--accumulate", "2"]
     train.main([*flags, "--out", "a"])
     unet = load_sd(NANO).unet
     before, after = (load_control(file, unet) for file in (CONTROL, "a/control.safetensors"))
@@ -322,10 +345,9 @@ def test_low_memory_in_half_precision_learns_from_exact_weights(flags, capsys):
     train.main([*flags, "--steps", "1", "--out", "half"])
     train.main([*flags, "--steps", "1", "--dtype", "fp32", "--out", "exact"])
     assert 1e-4 < distance(gradients("exact"), gradients("half")) < 0.1
-    train.main([*flags, "--out", "c", "--save-every", "2", "--steps", "2"])
-    assert "contradicts" in refusal(train.main, capsys, "--resume", "c", "--lr", "1")
-    train.main(["--resume", "c", "--steps", "3"])
-    assert losses("c") == losses("a")
+    assert "contradicts" in refusal(train.main, capsys, "--resume", "half", "--lr", "1")
+    train.main(["--resume", "half", "--steps", "3"])
+    assert losses("half") == losses("a")
 
 
 def test_both_copies_step_together():
@@ -341,7 +363,7 @@ def test_both_copies_step_together():
 def test_small_maps_as_matrix_products():
     torch.manual_seed(0)
     for stride, (n, h, w) in [(1, (2, 4, 6)), (2, (1, 8, 6)), (2, (1, 5, 7))]:
-        conv, x = Conv3x3(640, 24, stride), torch.randn(n, 640, h, w)
+        conv, x = Conv3x3(640, 24, stride).double(), torch.randn(n, 640, h, w).double()
         results = []
         for compute in (conv, conv._conv_forward, conv.as_matrix_product):
             own = x.clone().requires_grad_()
@@ -354,13 +376,34 @@ def test_small_maps_as_matrix_products():
             out.square().sum().backward()
             results.append([out, own.grad, conv.weight.grad, conv.bias.grad])
         for a, b, c in zip(*results):
-            assert torch.allclose(b, c, rtol=1e-4, atol=1e-4) and torch.equal(a, c)
-    wide = Conv3x3(8, 24)
-    assert torch.equal(wide(x[:, :8]), wide._conv_forward(x[:, :8], wide.weight, wide.bias))
+            torch.testing.assert_close(b, c, rtol=1e-9, atol=1e-9)
+            assert torch.equal(a, c)
+    wide, x = Conv3x3(8, 24), x[:, :8].float()
+    assert torch.equal(wide(x), wide._conv_forward(x, wide.weight, wide.bias))
 
 
-def test_a_compiled_block_is_as_exact():
-    """Compiled bf16 is no farther from float32 than eager bf16, within a tenth."""
+def test_compiling_is_a_choice(flags, monkeypatch):
+    """Of U-Net and ControlNet. (What compiling makes of them is tested by the slow tests.)"""
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda network: seen.append(type(network)) or network)
+    for choice, compiled in ("--no-compile", []), ("--compile", [UNet, ControlNet]):
+        train.main([*flags, "--batch-size", "1", choice, "--out", choice.strip("-")])
+        assert seen == compiled
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """torch.compile calls a C++ compiler, and keeps what that makes in a folder."""
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+
+
+@pytest.mark.slow
+def test_a_compiled_block_is_as_exact(compiler):
+    """Compiled bf16 is no farther from float32 than eager bf16, within a half: to round every
+    number once more would be 1.4 times as far, to add up in bf16 or to drop a term far more."""
     config = UNetConfig(model_channels=32, context_dim=64)
     block = randomise(res_block(32, 64, level=0, config=config))
     inputs = torch.randn(2, 32, 8, 8), torch.randn(2, 128), torch.randn(2, 77, 64)
@@ -373,11 +416,11 @@ def test_a_compiled_block_is_as_exact():
 
     exact, eager = gradient(block, False), distance(gradient(block, False), gradient(block, True))
     assert 1e-3 < eager < 0.1
-    assert 1e-3 < distance(exact, gradient(torch.compile(block), True)) < 1.1 * eager
+    assert 1e-3 < distance(exact, gradient(torch.compile(block), True)) < 1.5 * eager
 
 
 @pytest.mark.slow
-def test_compiled_training_is_as_exact(flags):
+def test_compiled_training_is_as_exact(flags, compiler):
     """The same of all networks, by the command line."""
     found = {}
     for name, more in {
@@ -389,4 +432,4 @@ def test_compiled_training_is_as_exact(flags):
         found[name] = gradients(name)
     eager = distance(found["fp32"], found["bf16"])
     assert 1e-4 < eager < 0.1
-    assert 1e-4 < distance(found["fp32"], found["compiled"]) < 1.1 * eager
+    assert 1e-4 < distance(found["fp32"], found["compiled"]) < 1.5 * eager

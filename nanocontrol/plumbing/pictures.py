@@ -25,8 +25,8 @@ def open_picture(path: Path) -> Image.Image:
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height), upright. Reads the header only."""
-    image = open_picture(path)
-    return image.size[::-1] if orientation(path, image) > 4 else image.size
+    with open_picture(path) as image:
+        return image.size[::-1] if orientation(path, image) > 4 else image.size
 
 
 def orientation(path: Path, image: Image.Image) -> int:
@@ -42,15 +42,15 @@ def orientation(path: Path, image: Image.Image) -> int:
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """[3, H, W], RGB in [0, 1]; resized if a size (width, height) is given."""
     try:
-        image = open_picture(path)
-        if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
-            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-        if orientation(path, image) > 1:
-            image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:  # on black, which means nothing in hints and masks
-            black = Image.new("RGBA", image.size, "black")
-            image = Image.alpha_composite(black, image.convert("RGBA"))
-        image = image.convert("RGB")
+        with open_picture(path) as image:
+            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            if orientation(path, image) > 1:
+                image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:  # on black, which means nothing in hints and masks
+                black = Image.new("RGBA", image.size, "black")
+                image = Image.alpha_composite(black, image.convert("RGBA"))
+            image = image.convert("RGB")
     except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
         raise InputError(f"{path} is cut off or damaged ({error}); expected a picture") from None
     if size and size != image.size:
