@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from in_float64 import hasty_pictures
+from in_float64 import hasty_pictures, no_pictures
 from nanocontrol import VAE, ControlNet, StableDiffusion, UNet, UNetConfig, VAEConfig
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.nano.scenes import Scenes
@@ -99,6 +99,13 @@ def elsewhere(tmp_path, monkeypatch):
 def hasty():
     """Trainings look at pictures that are made in two steps: how good they are is not the point."""
     with hasty_pictures():
+        yield
+
+
+@pytest.fixture
+def blind():
+    """Trainings make no pictures and measure nothing (unless the test asks for `hasty` ones)."""
+    with no_pictures():
         yield
 
 

@@ -1,4 +1,4 @@
-"""train.py with its networks in float64 and with hasty pictures, by the same command line:
+"""train.py with its networks in float64 and without looking at pictures, by the same command line:
 
     python tests/in_float64.py --base ... --data ...
 
@@ -31,7 +31,21 @@ train_models = train.models
 @contextmanager
 def hasty_pictures():
     """The pictures that a training looks at are made in two steps instead of twenty."""
-    with mock.patch.object(measure, "sample", partial(sample, steps=2)):
+    with (
+        mock.patch.object(train, "measure", measure.measure),
+        mock.patch.object(measure, "sample", partial(sample, steps=2)),
+    ):
+        yield
+
+
+@contextmanager
+def no_pictures():
+    """A training looks at the true pictures instead of its own, and measures nothing."""
+
+    def unmeasured(sd, control, held_out, *others):
+        return [held_out.images], {}
+
+    with mock.patch.object(train, "measure", unmeasured):
         yield
 
 
@@ -52,7 +66,7 @@ def models(settings: train.Settings) -> tuple:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with hasty_pictures(), mock.patch.object(train, "models", models):
+    with no_pictures(), mock.patch.object(train, "models", models):
         train.main(argv)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +93,17 @@ def test_the_detectors_task_is_the_scenes_maps():
         assert kinds.tolist() == [float(bool(scene.of(kind))) for kind in KINDS]
 
 
+@cache
+def truths(condition: str, size: int) -> list:
+    """Ten scenes' drawings, pictures and maps."""
+    scenes = [Scenes(condition).scene(i) for i in range(10)]
+    return [(draw(scene, size), *truth(scene, size)[:2]) for scene in scenes]
+
+
 def perfect(condition: str, shift: int, scale: int = 1) -> float:
     """The mean score if the detector saw the truth, so many pixels (of 64) to the right."""
     scores = []
-    for scene in (Scenes(condition).scene(i) for i in range(10)):
-        drawing, (image, maps, _) = draw(scene, scale * 64), truth(scene, scale * 64)
+    for drawing, image, maps in truths(condition, scale * 64):
         picture, pixels = ((image + 1) / 2).permute(1, 2, 0).numpy(), scale * shift
         picture, maps = np.roll(picture, pixels, axis=1), np.roll(maps.numpy(), pixels, axis=2)
         scores.append(SCORES[condition](picture, maps, drawing))

@@ -142,7 +142,7 @@ def test_a_trained_detector_can_be_used(capsys):
     assert load_detector(Path("run/detector.safetensors")).size == 64
 
 
-def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch):
+def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch, brief):
     monkeypatch.setattr(nano_train, "measured_scale_factor", lambda sd: 1.0)  # takes seconds
     few = ["--steps", "1", "--batch-size", "2", "--scenes", "4"]
     nano_train.main(["vae", *few, "--size", "128", "--out", "vae"])

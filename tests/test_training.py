@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from nanocontrol.training.pairs import Folder
 from nanocontrol.training.processes import Processes
 from nanocontrol.unet import UNetConfig, res_block
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = pytest.mark.usefixtures("blind")
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +137,12 @@ def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
         assert torch.equal(hint, true_hint)
 
 
-def test_whatever_changes_makes_another_file(sd, pairs, tmp_path, monkeypatch):
+def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
     """A cache of other pictures, prompts, weights, precision or version is never read."""
+    pairs = write_pairs(tmp_path / "first", n=4)
     (file,) = fill(sd, Folder(pairs), tmp_path / "cache")
     changed = tmp_path / "pairs"
-    write_pairs(changed, n=10)
+    write_pairs(changed, n=4)
     assert fill(sd, Folder(changed), tmp_path / "cache") == [file]  # equal pairs elsewhere
     names = {file}
 
@@ -161,7 +163,7 @@ def test_whatever_changes_makes_another_file(sd, pairs, tmp_path, monkeypatch):
         if change == "text":
             sd.text_encoder.text_model.final_layer_norm.bias.data[0] += 1e-6
         if change == "size":
-            write_pairs(changed, n=10, size=(128, 64))
+            write_pairs(changed, n=4, size=(128, 64))
         if change == "precision":
             assert fill(sd, Folder(changed), tmp_path / "cache", "bf16")[0] not in names
             sd.vae.bfloat16(), sd.text_encoder.bfloat16()
@@ -266,14 +268,14 @@ def test_four_passes_are_a_batch_of_four(flags):
 
 
 @pytest.mark.parametrize("only_mid", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_are_one_with_twice_the_batch(flags, only_mid):
+def test_two_processes_are_one_with_twice_the_batch(flags, only_mid, tmp_path):
     flags += ["--batch-size", "1"] + ["--only-mid-control"] * only_mid
     in_float64.main([*flags, "--accumulate", "4", "--out", "one"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--standalone", in_float64.__file__]
     command = [*torchrun, *flags, "--accumulate", "2", "--out", "two"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
+    logs_here = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=logs_here)
     assert done.returncode == 0, done.stderr
     assert_same_step("one", "two")
 
@@ -393,9 +395,10 @@ def test_compiling_is_a_choice(flags, monkeypatch):
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """torch.compile calls a C++ compiler, and keeps what that makes in a folder."""
+    """torch.compile calls a C++ compiler, and keeps what that makes in temporary folders."""
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("no C++ compiler")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
 
