@@ -30,10 +30,10 @@ train_models = train.models
 
 @contextmanager
 def hasty_pictures():
-    """The pictures that a training looks at are made in two steps instead of twenty."""
+    """The pictures that a training looks at are made in one step instead of twenty."""
     with (
         mock.patch.object(train, "measure", measure.measure),
-        mock.patch.object(measure, "sample", partial(sample, steps=2)),
+        mock.patch.object(measure, "sample", partial(sample, steps=1)),
     ):
         yield
 

@@ -151,6 +151,7 @@ def test_round_trip(sd, tmp_path):
         assert expected <= json.loads(file.metadata()["nanocontrol"]).keys()
 
 
+@pytest.mark.parametrize("style", ["sd1"])
 def test_half_precision_files_come_as_what_is_asked_for(sd, tmp_path):
     tensors = {k: t.half() for k, t in contents(sd, tmp_path / "a.safetensors").items()}
     save_file(tensors, tmp_path / "half.safetensors")
@@ -289,6 +290,7 @@ def refused(path, unet=None) -> str:
     return message
 
 
+@pytest.mark.parametrize("style", ["sd1"])
 def test_files_that_are_none(tmp_path, sd):
     assert "does not exist" in refused(tmp_path / "missing.safetensors")
     (tmp_path / "text.txt").write_text("hello")
@@ -300,6 +302,7 @@ def test_files_that_are_none(tmp_path, sd):
         assert "cut off or no" in refused(tmp_path / name)
 
 
+@pytest.mark.parametrize("style", ["sd1"])
 def test_truncated_files(sd, tmp_path):
     tensors = contents(sd, tmp_path / "a.safetensors")
     torch.save(tensors, tmp_path / "b.ckpt")
@@ -311,6 +314,7 @@ def test_truncated_files(sd, tmp_path):
             assert "cut off" in refused(tmp_path / name)
 
 
+@pytest.mark.parametrize("style", ["sd1"])
 def test_missing_extra_and_misshapen_tensors_are_named(sd, tmp_path):
     path = tmp_path / "a.safetensors"
     tensors = contents(sd, path)
@@ -328,6 +332,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(sd, tmp_path):
         assert "lacks" in refused(path)
 
 
+@pytest.mark.parametrize("style", ["sd1"])
 def test_models_of_other_kinds(sd, unet, trained_control, tmp_path):
     path = tmp_path / "a.safetensors"
     tensors = contents(sd, path)

@@ -20,7 +20,7 @@ from nanocontrol.training.measure import mean_latents
 
 
 def test_evaluate_prints_its_numbers(capsys):
-    evaluate.main(["--n", "4"])
+    evaluate.main(["--n", "2"])
     numbers = json.loads(capsys.readouterr().out)
     measured = {"vae_db", "background", "colours", "shapes", "shapes_true", "iou", "conditions"}
     assert numbers.keys() == measured
@@ -40,7 +40,7 @@ def test_evaluate_prints_its_numbers(capsys):
     assert "bare.safetensors names no condition" in message
 
 
-def test_sheets_of_scenes_and_of_conditions(capsys):
+def test_sheets_of_scenes_and_of_conditions(capsys, hasty):
     scenes.main(["--n", "3"])
     assert opened("out/world.png").size == (10 * 64, 16 + 3 * 64)
     nine.main(["--control", CONTROL])
@@ -56,7 +56,7 @@ def test_sheets_of_scenes_and_of_conditions(capsys):
     assert "are for canny" in refusal(nine.main, capsys, "--control", CONTROL, CONTROL)
 
 
-def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size():
+def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size(hasty):
     sd = large_base()
     numbers = evaluate.evaluate(sd, {}, load_detector(DETECTOR), n=1)
     assert numbers["vae_db"] > 25 and numbers["conditions"] == {}
@@ -73,19 +73,20 @@ def large_base() -> StableDiffusion:
 
 # ---------------------------------------------------------------------------- its own trainings
 
+SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("vae", "base")]
 held_out = cache(scenes.held_out_scenes)  # drawn once for all of these tests
 
 
 @pytest.fixture
 def brief(hasty, monkeypatch):
-    """Looking takes little time: few pictures, each in two steps."""
+    """Looking takes little time: few pictures, each in one step."""
     monkeypatch.setattr(nano_train, "SHEET", 2)
     monkeypatch.setattr(nano_train, "HELD_OUT_SCENES", 4)
     monkeypatch.setattr(nano_train, "held_out_scenes", held_out)
 
 
 @pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize("part", ["vae", "decoder", "base"])
+@pytest.mark.parametrize("part", ["decoder", *SLOW])
 def test_parts_of_the_base_are_trained_alone(part, tmp_path):
     flags = [] if part == "vae" else ["--base", NANO]
     flags += ["--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
@@ -106,9 +107,6 @@ def test_parts_of_the_base_are_trained_alone(part, tmp_path):
         assert same == (name in kept[part]), name
     images = held_out(None, 64)[0]
     assert mean_latents(made, images).std() == pytest.approx(1, abs=0.1)
-
-
-SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("vae", "base")]
 
 
 @pytest.mark.usefixtures("brief")

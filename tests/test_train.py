@@ -176,7 +176,7 @@ def test_the_step_of_the_jump(tmp_path):
 
 
 def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
-    monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=min(n, 4)))
+    monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=min(n, 2)))
     flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
     train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "run")])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -73,7 +73,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 def test_cached_pairs_train_as_others_do(flags, tmp_path):
     """With another pair's picture or prompt they would be off by a tenth and more."""
-    flags += ["--steps", "4", "--batch-size", "3"]
+    flags += ["--steps", "2", "--batch-size", "5"]
     in_float64.main([*flags, "--no-cache", "--out", "without"])
     assert not (tmp_path / "cache").exists()
     in_float64.main([*flags, "--out", "with"])
@@ -331,14 +331,14 @@ def test_checkpointed_blocks_keep_less(flags):
 
 def test_low_memory_in_half_precision_learns_from_exact_weights(flags, capsys):
     """float32 weights and the optimizer are in the CPU's memory, the device has a copy."""
-    flags += ["--dtype", "bf16", "--low-memory", "--lr", "1e-6", "--steps", "3"]
+    flags += ["--dtype", "bf16", "--low-memory", "--lr", "1e-6", "--steps", "2"]
     flags += ["--batch-size", "1", "--accumulate", "2"]
     train.main([*flags, "--out", "a"])
     unet = load_sd(NANO).unet
     before, after = (load_control(file, unet) for file in (CONTROL, "a/control.safetensors"))
     moved = [(a - b).abs().max().item() for a, b in zip(after.parameters(), before.parameters())]
     # AdamW's first steps are about the learning rate, far below what bf16 could tell apart
-    assert 1e-6 < max(moved) < 4e-6
+    assert 1e-6 < max(moved) < 3e-6
     settings = train.parse([*flags, "--out", "b"])[0]
     _, control, trained = train.models(settings)
     exact = train.optimizer_for(settings, trained, Processes("cpu"))
@@ -348,7 +348,7 @@ def test_low_memory_in_half_precision_learns_from_exact_weights(flags, capsys):
     train.main([*flags, "--steps", "1", "--dtype", "fp32", "--out", "exact"])
     assert 1e-4 < distance(gradients("exact"), gradients("half")) < 0.1
     assert "contradicts" in refusal(train.main, capsys, "--resume", "half", "--lr", "1")
-    train.main(["--resume", "half", "--steps", "3"])
+    train.main(["--resume", "half", "--steps", "2"])
     assert losses("half") == losses("a")
 
 
