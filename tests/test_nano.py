@@ -56,6 +56,7 @@ def test_sheets_of_scenes_and_of_conditions(capsys, hasty):
     assert "are for canny" in refusal(nine.main, capsys, "--control", CONTROL, CONTROL)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size(hasty):
     sd = large_base()
     numbers = evaluate.evaluate(sd, {}, load_detector(DETECTOR), n=1)
