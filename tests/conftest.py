@@ -23,16 +23,6 @@ from nanocontrol.plumbing.pictures import to_pixels
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-
-def unless_hollow(initialise):
-    """A network that is made to be filled from a file has no memory for first values yet, but
-    PyTorch computes them (slowly): a quarter of the time of loading a small model."""
-    return lambda x, *args, **options: x if x.is_meta else initialise(x, *args, **options)
-
-
-for name in ("kaiming_uniform_", "uniform_", "normal_", "ones_", "zeros_"):
-    setattr(torch.nn.init, name, unless_hollow(getattr(torch.nn.init, name)))
-
 ROOT = Path(__file__).parents[1]
 NANO = str(ROOT / "weights" / "nano.safetensors")
 CONTROL = str(ROOT / "weights" / "nano-control-canny.safetensors")

@@ -161,6 +161,7 @@ def test_the_frechet_distance_of_known_distributions():
     assert frechet_distance(centred, 3 * centred) == pytest.approx((3 - 1) ** 2 * spread)
 
 
+@pytest.mark.slow
 def test_blurred_pictures_are_further_from_true_ones(detector):
     true = held_out_scenes(None, 40)[0]
 
@@ -174,6 +175,7 @@ def test_blurred_pictures_are_further_from_true_ones(detector):
     assert distances[1] > 0.1
 
 
+@pytest.mark.slow
 def test_crisp_is_a_ratio_of_distances(detector):
     numbers = evaluate_crisp(load_sd(NANO), detector, n=4)
     distances = numbers["distances"]

@@ -56,6 +56,7 @@ def test_sheets_of_scenes_and_of_conditions(capsys, hasty):
     assert "are for canny" in refusal(nine.main, capsys, "--control", CONTROL, CONTROL)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size(hasty):
     sd = large_base()
     numbers = evaluate.evaluate(sd, {}, load_detector(DETECTOR), n=1)
@@ -85,6 +86,7 @@ def brief(hasty, monkeypatch):
     monkeypatch.setattr(nano_train, "held_out_scenes", held_out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("part", ["decoder", *SLOW])
 def test_parts_of_the_base_are_trained_alone(part, tmp_path):
@@ -140,6 +142,7 @@ def test_a_trained_detector_can_be_used(capsys):
     assert load_detector(Path("run/detector.safetensors")).size == 64
 
 
+@pytest.mark.slow
 def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch, brief):
     monkeypatch.setattr(nano_train, "measured_scale_factor", lambda sd: 1.0)  # takes seconds
     few = ["--steps", "1", "--batch-size", "2", "--scenes", "4"]

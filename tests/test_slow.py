@@ -1,18 +1,19 @@
-"""What takes minutes: the bundled weights' floors, and the whole of `python train.py`.
+"""What takes minutes: the bundled weights' floors, whole runs of train.py; and an installed copy.
 
-Run with  pytest -m slow  (about half an hour).
+Run with  pytest -m slow  (about half an hour; README.md has the times).
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import CONTROL, NANO, ROOT
 from nanocontrol.nano.conditions import CONDITIONS
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
@@ -30,6 +31,25 @@ def test_every_condition_is_learnt_and_its_jump_found(condition, tmp_path):
     subprocess.run([*command, "--device", "cpu", "--out", str(run)], check=True)
     metrics = json.loads((run / "metrics.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    first = next(entry["score"] for entry in log if "score" in entry)
-    assert metrics["score"] >= first + 0.1 and metrics["control_gain"] > 0
-    assert metrics["step_of_jump"] is not None and metrics["seconds"] < 300
+    scores = [entry["score"] for entry in log if "score" in entry]  # all of the same scenes
+    assert scores[-1] >= scores[0] + 0.1 and metrics["control_gain"] > 0
+    assert metrics["step_of_jump"] is not None
+
+
+def test_an_installed_copy_works_from_another_folder(tmp_path):
+    pytest.importorskip("setuptools")
+    source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--target", str(site), str(source)], check=True)
+    weights = ["--base", NANO, "--control", CONTROL]
+    weights += ["--detector", str(Path(NANO).with_name("nano-detector.safetensors"))]
+    command = [sys.executable, "-m", "nanocontrol.nano.evaluate", "--n", "2", *weights]
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "canny" in json.loads(done.stdout)["conditions"]
+    where = [sys.executable, "-c", "import nanocontrol; print(nanocontrol.__file__)"]
+    found = subprocess.check_output(where, cwd=elsewhere, env=environment, text=True)
+    assert found.startswith(str(site))

@@ -153,6 +153,7 @@ def test_the_locked_base_keeps_its_bits(flags, tmp_path, monkeypatch):
         assert all(torch.equal(own[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_made_longer(flags, tmp_path):
     flags += ["--accumulate", "2"]
     train.main([*flags, "--steps", "1", "--out", str(tmp_path / "a")])

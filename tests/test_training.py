@@ -267,7 +267,8 @@ def test_four_passes_are_a_batch_of_four(flags):
     assert_same_step("batch", "passes")
 
 
-@pytest.mark.parametrize("only_mid", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("only_mid", [False, True])
 def test_two_processes_are_one_with_twice_the_batch(flags, only_mid, tmp_path):
     flags += ["--batch-size", "1"] + ["--only-mid-control"] * only_mid
     in_float64.main([*flags, "--accumulate", "4", "--out", "one"])
@@ -329,6 +330,7 @@ def test_checkpointed_blocks_keep_less(flags):
     assert kept("--low-memory") < 0.6 * kept()
 
 
+@pytest.mark.slow
 def test_low_memory_in_half_precision_learns_from_exact_weights(flags, capsys):
     """float32 weights and the optimizer are in the CPU's memory, the device has a copy."""
     flags += ["--dtype", "bf16", "--low-memory", "--lr", "1e-6", "--steps", "2"]
