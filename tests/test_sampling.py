@@ -44,8 +44,11 @@ def test_guidance_is_uncond_plus_scale_times_the_difference(sd, guided):
     arguments, _ = guided
     noise, t = arguments["noise"], torch.tensor([1, 1])  # the one step of one
     uncond, context = arguments["uncond"].expand(2, -1, -1), arguments["context"]
+    unet = sd.unet.double()  # of a larger batch, float32 would differ by some rounding, times 9
     with torch.no_grad():
-        without, with_prompt = sd.unet(noise, t, uncond), sd.unet(noise, t, context)
+        without, with_prompt = (
+            unet(noise.double(), t, c.double()).float() for c in (uncond, context)
+        )
     for scale in (0.0, 1.0, 9.0):
         eps = without + scale * (with_prompt - without)
         expected = DDIM().step(noise, eps, 1, None, 0.0)
