@@ -139,9 +139,9 @@ def diffusion_loss(
     x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
     t = machine.to_device(t, x0.device)
     residuals = control(x_t, hint, t, context)
-    # Neither weights nor inputs of the locked encoder ask for gradients, so autograd keeps nothing
-    # of it. Gradients pass through the locked decoder on their way to the residuals, but its
-    # weights collect none. (In the original they do: 2 GB that nobody uses.)
+    # Unless the base is unlocked, neither weights nor inputs of its encoder ask for gradients, so
+    # autograd keeps nothing of it. Gradients pass through the locked decoder on their way to the
+    # residuals, but its weights collect none. (In the original they do: 2 GB that nobody uses.)
     output = unet(x_t, t, context, residuals)
     return F.mse_loss(output.float(), target.float())
 
@@ -217,10 +217,11 @@ def train(settings: Settings, resume: bool = False) -> dict:
     with torch.no_grad(), precision():
         pairs, held_out, score_of = datasets(settings, sd)
         empty, size = sd.encode_prompts(""), held_out.size
-    # Training calls them compiled, or joined with other processes; pictures are made without that.
+    # In training compiled and, of several processes, joined; pictures are made without that.
     unet, control = (processes.join(compiled(settings, net)) for net in (sd.unet, controlnet))
     passes, n = settings.accumulate, settings.batch_size * processes.size  # n pairs in a pass
-    # Pairs that are seen more than once are encoded once; VAE and text encoder then leave the GPU.
+    # Pairs that are seen more than once are encoded once (`encoded_once`), after which VAE and text
+    # encoder are on the CPU: their home, to which measuring brings them back.
     cached = bool(settings.cache) and settings.steps * passes * n > len(pairs)
     home = "cpu" if cached else settings.device
 
@@ -234,6 +235,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
             dataset = encoded_once(
                 sd, pairs, settings.cache, settings.dtype, settings.batch_size, processes
             )
+        # (Batches are of one pass, draws of a whole step: the share of pass 0 here, of i below.)
         seen, share = start * passes * n, processes.share(0, settings.batch_size)
         batches = load_batches(sd, dataset, settings.seed, seen, n, share, settings.device)
 

@@ -95,9 +95,9 @@ def weighted(
     """A ControlNet's residuals, the first of the latent's height, times their weights."""
     n, height = len(residuals), residuals[0].shape[2]
     weights = strength if isinstance(strength, Sequence) else [strength] * n
-    if guess:  # the original's: a tenth at the shallowest, 1 in the middle
+    if guess:  # the original's: in Stable Diffusion a tenth at the shallowest, 1 in the middle
         weights = [w * 0.825 ** (n - 1 - i) for i, w in enumerate(weights)]
-    if resolution_weighting:  # the paper's, the other way round: 1 at the shallowest, then 8
+    if resolution_weighting:  # the paper's, the other way round: 1 at the shallowest, up to 8
         weights = [w * height / r.shape[2] for w, r in zip(weights, residuals)]
     return [w * r for w, r in zip(weights, residuals)]
 
@@ -167,7 +167,7 @@ def sample(
     guess: for hints without a prompt, the original's "guess mode": control where the prompt is
     given, none where it is not, and the weaker the shallower (0.825^(n-1-i) for residual i of n);
     resolution_weighting: the paper's own answer to that (section 3.4, CFG-RW): also only where the
-    prompt is given, and weighted H / h, the latent's height over the residual's. The two are meant
+    prompt is given, and weighted by the latent's height over the residual's. The two are meant
     as alternatives, and sample.py takes one of them; with both, the weights are multiplied;
     control_from, control_to: step i of S is controlled if control_from <= i / S < control_to.
 
@@ -188,7 +188,8 @@ def sample(
     under_control = controlled_steps(len(visited) - 1, control_from, control_to)
     x, repaint = begin(scheduler, noise, visited[0], image, mask, noised)
 
-    # Without the prompt, then with it, in one batch. The hint goes to all rows, or to the latter.
+    # Without the prompt, then with it, in one batch. The hint goes to all rows; with guess or
+    # resolution_weighting only to those with the prompt.
     prompts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in prompts]).to(weight)
     copies = 1 if guess or resolution_weighting else len(prompts)
@@ -196,7 +197,9 @@ def sample(
     alone = repeated(partial(predict, sd.unet, context, scale, []), x.device)
     with_control = repeated(partial(predict, sd.unet, context, scale, encoded), x.device)
 
-    ts = torch.tensor(visited[:-1], device=x.device).split(1)  # on the device, without waiting
+    ts = torch.tensor(visited[:-1], device=x.device).split(
+        1
+    )  # now, so that no step waits for a copy to the GPU
     for i, t in enumerate(tqdm(visited[:-1], "sampling", disable=not progress)):
         output = (with_control if under_control[i] else alone)(x, ts[i])
         fresh = torch.randn(x.shape, generator=generator).to(x) if scheduler.adds_noise else 0.0
