@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
-from nanocontrol.controlnet import ControlNet, M
+from nanocontrol.controlnet import ControlNet
+from nanocontrol.plumbing.checks import check_none, first_three
 from nanocontrol.plumbing.diffusers_names import from_diffusers, is_diffusers
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.tensors import (
@@ -19,7 +20,7 @@ from nanocontrol.plumbing.tensors import (
     Tensors,
     below,
     count,
-    first_three,
+    load_weights,
     open_tensors,
     reading_shapes_of,
     write_tensors,
@@ -31,6 +32,7 @@ from nanocontrol.vae import VAE, VAEConfig
 # Which network a tensor belongs to, by the beginning of its name.
 UNET_KEYS, VAE_KEYS, CONTROL_KEYS = "model.diffusion_model.", "first_stage_model.", "control_model."
 CLIP_KEYS, OPEN_CLIP_KEYS = "cond_stage_model.transformer.", "cond_stage_model.model."
+BASE_KEYS = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
 
 # The only names in a Stable Diffusion file that are passed over: what follows from the schedule,
 # running averages (`model_ema`; the U-Net proper is read), parts of the text encoders that Stable
@@ -110,27 +112,10 @@ def text_encoder_for(tensors: Tensors) -> tuple[TextEncoder, Tensors]:
 # ---------------------------------------------------------------------------------- loading
 
 
-def load_weights(module: M, tensors: Tensors, path: Path) -> M:
-    """Put tensors into a module built on "meta"; all must be there, and none left over."""
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    if missing := expected.keys() - tensors.keys():
-        raise InputError(f"{path} lacks {len(missing)} tensors: {first_three(missing)}")
-    if extra := tensors.keys() - expected.keys():
-        raise InputError(f"{path} holds {len(extra)} tensors without a place: {first_three(extra)}")
-    fitted = {}
-    for name, tensor in tensors.items():
-        # A 1x1 convolution [out, in, 1, 1] and a linear layer [out, in] are the same numbers.
-        if without_1x1(tensor.shape) != without_1x1(expected[name]):
-            shapes = f"{[*tensor.shape]}, expected {[*expected[name]]}"
-            raise InputError(f"{path}: {name} has the shape {shapes}")
-        fitted[name] = tensor.reshape(expected[name])
-    module.load_state_dict(fitted, assign=True)
-    return module
-
-
-def without_1x1(shape: torch.Size) -> torch.Size:
-    """[..., 1, 1] -> [...]"""
-    return shape[:-2] if shape[-2:] == (1, 1) else shape
+def check_places(file: TensorFile, places: tuple[str, ...]) -> None:
+    """Refuse a file with tensors that neither belong to these networks nor are passed over."""
+    extra = [name for name in file.tensors if not name.startswith(places)]
+    check_none(file.path, "without a place", [n for n in extra if not IGNORED.fullmatch(n)])
 
 
 def read_base(file: str | Path | TensorFile) -> tuple[TensorFile, UNetConfig]:
@@ -141,10 +126,8 @@ def read_base(file: str | Path | TensorFile) -> tuple[TensorFile, UNetConfig]:
     if not holds_base(tensors):
         what = "only a ControlNet" if holds_control(tensors) else f"only {first_three(tensors)} ..."
         raise InputError(f"{path} holds {what}; expected a whole Stable Diffusion checkpoint")
+    check_places(file, BASE_KEYS)
     tensors = {name: t for name, t in tensors.items() if not IGNORED.fullmatch(name)}
-    places = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
-    if extra := [name for name in tensors if not name.startswith(places)]:
-        raise InputError(f"{path} holds {len(extra)} tensors without a place: {first_three(extra)}")
     with reading_shapes_of(path):
         return file._replace(tensors=tensors), unet_config(file, below(UNET_KEYS, tensors))
 
@@ -170,6 +153,8 @@ def load_sd(
         vae = VAE(vae_config(vae_tensors, metadata))
         text_encoder, text_tensors = text_encoder_for(tensors)
     networks = (unet, unet_tensors), (vae, vae_tensors), (text_encoder, text_tensors)
+    if sum(len(its_tensors) for _, its_tensors in networks) < len(tensors):
+        raise InputError(f"{path} holds two text encoders; expected one")
     for network, its_tensors in networks:
         load_weights(network, its_tensors, path).requires_grad_(False).to(device, dtype)
     if prediction == "auto":
@@ -219,10 +204,12 @@ def read_control(file: str | Path | TensorFile, base: UNetConfig | None = None) 
         raise InputError(f"{path} is the shuffle model, which needs a pooling; expected another")
     if not holds_control(tensors):
         raise InputError(f"{path} holds only {first_three(tensors)} ...; expected a ControlNet")
-    if is_diffusers(tensors):
-        tensors = from_diffusers(tensors)
-    tensors = below(CONTROL_KEYS, tensors) or tensors
+    if own := below(CONTROL_KEYS, tensors):  # else every tensor is a ControlNet's
+        check_places(file, BASE_KEYS if holds_base(tensors) else ())
+        tensors = own
     with reading_shapes_of(path), torch.device("meta"):
+        if is_diffusers(tensors):
+            tensors = from_diffusers(tensors)
         control = ControlNet(unet_config(file, tensors, base))
     return load_weights(control, tensors, path)
 

@@ -77,6 +77,8 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, context_dim: int, config: UNetConfig):
         super().__init__()
         self.heads = channels // config.head_dim if config.head_dim else config.num_heads
+        if channels % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share {channels} channels")
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_dim, channels, bias=False)
         self.to_v = nn.Linear(context_dim, channels, bias=False)

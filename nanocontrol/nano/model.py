@@ -13,7 +13,7 @@ from nanocontrol.clip import CLIPTextEncoder, TextConfig
 from nanocontrol.controlnet import ControlNet, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.world import COLOURS, KINDS
-from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.errors import LONGEST, InputError
 from nanocontrol.plumbing.tensors import TensorFile, open_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.unet import ResBlock, SpatialTransformer, UNet, UNetConfig
@@ -98,6 +98,7 @@ def controls_by_condition(files: list[Path], sd: StableDiffusion) -> dict[str, C
         condition = condition_of(file)
         if condition in found:
             both = f"{found[condition]} and {file}"
-            raise InputError(f"{both} are for {condition}: expected one for each condition")
+            message = f"{both} are for {condition}: expected one for each condition"
+            raise InputError(message, longest=2 * LONGEST)
         found[condition] = file
     return {name: load_control(found[name], sd.unet) for name in CONDITIONS if name in found}

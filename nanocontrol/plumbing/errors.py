@@ -1,12 +1,37 @@
 """What is refused ends in one sentence that names the flag or the file."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 299  # characters of a message that names one file
+
 
 class InputError(Exception):
-    """A file, flag or folder that cannot be used; the message is one sentence that names it."""
+    """A file, flag or folder that cannot be used; the message is one sentence that names it, one
+    printable line. longest: of a message that names several."""
+
+    def __init__(self, message: str, longest: int = LONGEST):
+        # One from a process that reads pairs is made anew, of that process's whole traceback.
+        if message.startswith("Caught InputError in DataLoader worker"):
+            message = message.strip().splitlines()[-1].removeprefix(f"{__name__}.InputError: ")
+        # A folder's name may be long, and the file's own stands at the end of it.
+        message = re.sub(r"\S{121,}", lambda word: one_line(word[0], 120), message)
+        super().__init__(one_line(message, longest))
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """A text that may come from a file, to be printed: the middle of a long one is left out, and
+    what is not printable (a terminal could obey it) is escaped as Python does it."""
+    text = without_middle(text, longest)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return without_middle(text, longest)
+
+
+def without_middle(text: str, longest: int) -> str:
+    half = (longest - 3) // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 @contextmanager
@@ -15,7 +40,7 @@ def blame(flag: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{flag}: {error}") from None
+        raise InputError(f"{flag}: {error}", max(LONGEST, len(str(error)))) from None
 
 
 @contextmanager
@@ -26,10 +51,7 @@ def one_sentence(
     try:
         yield
     except InputError as error:
-        # One from a process that reads pairs comes at the end of that process's traceback.
-        message = str(error).strip().splitlines()[-1]
-        message = message.removeprefix(f"{InputError.__module__}.InputError: ")
-        print(f"{program}: {message}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:  # PyTorch's is the first, on a CPU too
         if isinstance(error, RuntimeError) and "allocate" not in str(error):

@@ -5,20 +5,31 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from nanocontrol.plumbing.checks import (
+    beginning_of,
+    check_metadata,
+    check_none,
+    check_weights,
+    first_three,
+    plain_tensors,
+    shown,
+)
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
 
 Tensors = dict[str, Tensor]
+LONGEST_HEADER = 2**24  # bytes of a safetensors header; published ones have a hundredth of that
+M = TypeVar("M", bound=nn.Module)
 
 
 class TensorFile(NamedTuple):
@@ -60,16 +71,43 @@ def read_tensors(path: Path) -> tuple[Tensors, dict]:
     """A checkpoint's tensors by name, mapped from disk, and our metadata ({} if it has none)."""
     if not os.path.isfile(path):  # (Path's own method raises where a name is too long)
         raise InputError(f"{path} does not exist or is not a file; expected a checkpoint")
-    if path.suffix in (".ckpt", ".pth", ".pt", ".bin"):
-        return read_pickle(path), {}
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt", ".bin"):
         raise InputError(f"{path}: expected a .safetensors, .ckpt or .pth file")
+    # The header of a safetensors file: its length (below 4 GB), then "{".
+    is_safetensors = beginning_of(path)[4:9] == b"\0\0\0\0{"
+    if is_safetensors or path.suffix == ".safetensors":  # which is never read as a pickle
+        tensors, metadata = read_safetensors(path)
+    else:
+        tensors, metadata = read_pickle(path), {}
+    return plain_tensors(path, tensors), check_metadata(path, metadata)
+
+
+def read_safetensors(path: Path) -> tuple[Tensors, Any]:
     try:
+        header = header_of(path)
         with safe_open(path, "pt") as file:
-            metadata = dict(json.loads((file.metadata() or {}).get("nanocontrol", "{}")))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is cut off or not a safetensors file ({error})") from None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return tensors, json.loads(header.get("__metadata__", {}).get("nanocontrol", "{}"))
+    except Exception as error:  # a damaged file can raise nearly anything
+        why = shown(str(error) or type(error).__name__)
+        raise InputError(f"{path} is cut off or not a safetensors file ({why})") from None
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The JSON that a safetensors file begins with: of each tensor type, shape and place, of
+    "__metadata__" texts by name. Raises ValueError if it is none, or has a name twice (of which
+    every reader takes another one)."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError(f"the header claims {length} bytes")
+        return json.loads(file.read(length), object_pairs_hook=without_doubles)
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return found
 
 
 def read_pickle(path: Path) -> Tensors:
@@ -98,7 +136,7 @@ def reading_shapes_of(path: Path) -> Iterator[None]:
         yield
     except KeyError as key:
         raise InputError(f"{path} lacks {key}, expected a whole checkpoint") from None
-    except (ValueError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
         raise InputError(f"{path} is of an unknown architecture ({error})") from None
 
 
@@ -110,8 +148,10 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict) -> None:
 
 def count(tensors: Tensors, prefix: str) -> int:
     """How many of prefix.format(0), prefix.format(1), ... some name begins with."""
+    before, after = prefix.split("{}")
+    found = {name.split(after)[0] for name in below(before, tensors)}
     i = 0
-    while any(name.startswith(prefix.format(i)) for name in tensors):
+    while str(i) in found:
         i += 1
     return i
 
@@ -121,5 +161,24 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def first_three(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)[:3])
+def load_weights(module: M, tensors: Tensors, path: Path) -> M:
+    """Put tensors into a module built on "meta"; all must be there, and none left over."""
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if missing := expected.keys() - tensors.keys():
+        raise InputError(f"{path} lacks {len(missing)} tensors: {first_three(missing)}")
+    check_none(path, "without a place", tensors.keys() - expected.keys())
+    check_weights(path, tensors)
+    fitted = {}
+    for name, tensor in tensors.items():
+        # A 1x1 convolution [out, in, 1, 1] and a linear layer [out, in] are the same numbers.
+        if without_1x1(tensor.shape) != without_1x1(expected[name]):
+            shapes = f"{[*tensor.shape]}, expected {[*expected[name]]}"
+            raise InputError(f"{path}: {name} has the shape {shapes}")
+        fitted[name] = tensor.reshape(expected[name])
+    module.load_state_dict(fitted, assign=True)
+    return module
+
+
+def without_1x1(shape: torch.Size) -> torch.Size:
+    """[..., 1, 1] -> [...]"""
+    return shape[:-2] if shape[-2:] == (1, 1) else shape

@@ -19,9 +19,10 @@ from nanocontrol.checkpoint import (
     read_control,
 )
 from nanocontrol.nano.model import UNET
+from nanocontrol.plumbing.checks import first_three
 from nanocontrol.plumbing.diffusers_names import is_diffusers
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.tensors import TensorFile, Tensors, first_three, open_tensors
+from nanocontrol.plumbing.tensors import TensorFile, Tensors, open_tensors
 from nanocontrol.unet import UNetConfig
 
 PREFIXES = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS, CONTROL_KEYS)

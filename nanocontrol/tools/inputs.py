@@ -11,7 +11,7 @@ from nanocontrol.nano.model import NANO, NANO_CONTROL, condition_of
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing.canny import canny
-from nanocontrol.plumbing.errors import InputError, blame
+from nanocontrol.plumbing.errors import LONGEST, InputError, blame
 from nanocontrol.plumbing.pictures import picture_size, read_caption, read_picture, size_to_sample
 from nanocontrol.plumbing.tensors import TensorFile, open_tensors
 from nanocontrol.sampling import Strength
@@ -115,7 +115,8 @@ def check_numbers(args: argparse.Namespace, controls: list[TensorFile], drawn: b
         given += [f"--strength {listed(values)}" for values in args.strength]
         raise InputError(
             f"{' '.join(given)}: expected one --hint for each --control, and one --strength for "
-            "each or none"
+            "each or none",
+            longest=LONGEST * (1 + len(given)),
         )
     whole = (args.control_from, args.control_to) == (0, 1)
     if not controls and (args.guess or args.resolution_weighting or not whole):
@@ -134,7 +135,8 @@ def check_control(
     if control.config != config:
         raise InputError(
             f"--control: {file.path} is a ControlNet for {name_of(control.config)}, but {base} is "
-            f"{name_of(config)}"
+            f"{name_of(config)}",
+            longest=2 * LONGEST,
         )
     n = len(control.zero_convs) + 1
     if len(strength) not in (1, n):
@@ -194,7 +196,8 @@ def common_size(args: argparse.Namespace, short_side: int) -> tuple[int, int]:
             other_flag, other = named_pictures(args)[0]
             raise InputError(
                 f"{flag}: {file} is for {times(sizes[-1])}, {other_flag} {other} for "
-                f"{times(sizes[0])}; expected one shape, or --width and --height"
+                f"{times(sizes[0])}; expected one shape, or --width and --height",
+                longest=2 * LONGEST,
             )
     if args.mask:
         with blame("--mask"):
@@ -202,7 +205,8 @@ def common_size(args: argparse.Namespace, short_side: int) -> tuple[int, int]:
         if mask_size != own:  # the image's: it is the last of the files
             raise InputError(
                 f"--mask: {args.mask} is {times(mask_size)}, but the picture {args.image} is "
-                f"{times(own)}; expected a mask of that size"
+                f"{times(own)}; expected a mask of that size",
+                longest=2 * LONGEST,
             )
     return sizes[0] if sizes else (args.width or short_side, args.height or short_side)
 

@@ -20,13 +20,12 @@ from nanocontrol.checkpoint import (
     UNET_KEYS,
     holds_base,
     load_sd,
-    load_weights,
     metadata_of,
     read_base,
     read_control,
 )
-from nanocontrol.plumbing.errors import InputError, blame, one_sentence
-from nanocontrol.plumbing.tensors import Tensors, below, open_tensors, write_tensors
+from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence
+from nanocontrol.plumbing.tensors import Tensors, below, load_weights, open_tensors, write_tensors
 from nanocontrol.tools.explain import name_of
 from nanocontrol.unet import UNet
 
@@ -55,7 +54,8 @@ def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
     if not c.config == config_a == config_b:
         raise InputError(
             f"--control {control} is for {name_of(c.config)}, --from {base_a} is "
-            f"{name_of(config_a)}, --to {base_b} is {name_of(config_b)}; expected one architecture"
+            f"{name_of(config_a)}, --to {base_b} is {name_of(config_b)}; expected one architecture",
+            longest=3 * LONGEST,
         )
     with blame("--from"):  # what they predict does not matter here
         unet_a = load_sd(file_a, prediction="eps").unet.state_dict()
