@@ -1,0 +1,229 @@
+"""What a strange file is, how it is tried, and how it may end.
+
+A case is a small function that writes a file into a folder and returns its path; its name is a
+sentence, and the decorator says the expected end:
+
+    @loads                                     # exactly the right weights
+    @refused(says="is cut off")                # one line that names the file, with these words
+
+Each is tried in a process of its own, forked from one that has imported torch already, with two
+seconds of processor time and a bound on its memory. (Python and torch alone: Linux has the rest.)
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.tensors import open_tensors
+
+TESTS = Path(__file__).parents[1]
+KINDS = ["pickles"]  # the files of cases
+
+CPU_SECONDS = 2.0
+# A process that waits, for a pipe for instance, uses no processor time. So long because the machine
+# may be busy: two seconds of work, a tenth of a processor.
+SECONDS = 20
+# How much memory may be held at the peak, above what the process held before. In terms of the file:
+# its pages are mapped (once), or it is read (once) and its tensors are copied out (once); what
+# is inflated may be as large again. What does not grow with the file: 16 MB of a pickle and what is
+# made of them, and the pages of libraries that are used for the first time.
+MEMORY = 4, 64 * 2**20  # times the size, plus bytes
+
+MARKER = "it-ran"  # every payload makes a file of this name in the case's folder
+
+
+def small_model() -> dict[str, Tensor]:
+    """2.5 kB: several shapes, two precisions, a number alone, and the integers of real files."""
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator)
+    return {
+        "conv.weight": draw(8, 4, 3, 3),
+        "conv.bias": draw(8),
+        "linear.weight": draw(16, 8),
+        "half.weight": draw(5, 7).half(),
+        "scale": draw(()),
+        "position_ids": torch.arange(12).reshape(1, 12),
+    }
+
+
+WEIGHTS = small_model()
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    return open_tensors(path).tensors
+
+
+class Case(NamedTuple):
+    name: str
+    write: Callable[[Path], Path]
+    ends: str  # "loads", "refused", or "either" (of a file that is damaged at random)
+    read: Callable[[Path], dict[str, Tensor]]
+    weights: dict[str, Tensor]
+    says: str  # the message has these words
+    blind: bool  # the numbers may differ: there is no checksum (names, shapes and dtypes may not)
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(ends, write=None, read=read_file, weights=WEIGHTS, says="", blind=False):
+    def add(write):
+        assert write.__name__ not in CASES, write.__name__
+        CASES[write.__name__] = Case(write.__name__, write, ends, read, weights, says, blind)
+        return write
+
+    return add(write) if write else add
+
+
+loads = partial(case, "loads")
+refused = partial(case, "refused")
+
+
+def find(name: str) -> Case:
+    for kind in KINDS:
+        import_module(f"strange.{kind}")
+    return CASES[name]
+
+
+# ------------------------------------------------------------------ in the process of the case
+
+
+def complaint(case: Case, path: Path) -> str:
+    """Read the file; what is wrong with the end, "" if nothing."""
+    forget_peak()
+    before, size = memory("VmRSS"), path.stat().st_size if path.is_file() else 0
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        tensors, message = case.read(path), None
+    except InputError as error:
+        tensors, message = {}, str(error)
+    grown, allowed = memory("VmHWM") - before, MEMORY[0] * size + MEMORY[1]
+    if (path.parent / MARKER).exists():
+        return "what the file carries was run"
+    if grown > allowed:
+        return f"took {grown:,} bytes of memory, of {allowed:,}"
+    if case.ends == "refused" and message is None:
+        return "was loaded, expected a refusal"
+    if case.ends == "loads" and message is not None:
+        return f"was refused, expected the weights: {message}"
+    return difference(tensors, case) if message is None else fault(message, path, case)
+
+
+def difference(tensors: dict[str, Tensor], case: Case) -> str:
+    """How tensors differ from the right ones, to the bit."""
+    if tensors.keys() != case.weights.keys():
+        return f"wrong names: {sorted(tensors.keys() ^ case.weights.keys())}"
+    for name, right in case.weights.items():
+        tensor = tensors[name]
+        if (tensor.dtype, tensor.shape) != (right.dtype, right.shape):
+            return f"{name} is {tensor.dtype}, {[*tensor.shape]}"
+        if not case.blind and bits(tensor) != bits(right):
+            return f"{name} has wrong numbers"
+    return ""
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def fault(message: str, path: Path, case: Case) -> str:
+    """What is wrong with a message: it is one printable line that names the file."""
+    good = message.isprintable() and len(message) < 300 and path.name in message
+    return "" if good and case.says in message else f"says {message[:400]!r}"
+
+
+def memory(which: str) -> int:
+    """Bytes that this process holds ("VmRSS"), or held at the peak ("VmHWM")."""
+    return 1024 * int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def can_try() -> bool:
+    """Whether this system tells a process how much memory it used (Linux does)."""
+    try:
+        forget_peak()
+        return memory("VmHWM") > 0
+    except (OSError, TypeError):
+        return False
+
+
+def run(name: str, folder: Path, out: int) -> None:
+    """Try a case, and write what is wrong."""
+    try:
+        case = find(name)
+        said = complaint(case, case.write(folder))
+    except BaseException as error:
+        said = f"ended in {type(error).__name__}: {error}"[:1000]
+    os.write(out, json.dumps(said).encode())
+
+
+# ------------------------------------------------------------------- the process that is forked
+
+
+def serve() -> None:
+    """For each line [name, folder], a line with what is wrong."""
+    warnings.simplefilter("error")  # as in the other tests: they are lines, too
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        name, folder = json.loads(line)
+        print(json.dumps(forked(name, Path(folder))), flush=True)
+
+
+def forked(name: str, folder: Path) -> str:
+    find(name)  # imported before the fork, once
+    back, out = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(back)
+        run(name, folder, out)
+        os._exit(0)
+    os.close(out)
+    with open(back, "rb") as file:
+        said = file.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        killed = signal.Signals(os.WTERMSIG(status)).name
+        why = {"SIGPROF": f"above {CPU_SECONDS} s of processor time", "SIGALRM": "waited"}
+        return f"ended in {killed}: {why.get(killed, 'crashed')}"
+    return json.loads(said)
+
+
+class Server:
+    """The process that cases are forked from, for the tests."""
+
+    def __enter__(self):
+        path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from strange.harness import serve; serve()"],
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def complaint(self, name: str, folder: Path) -> str:
+        """What is wrong with the end of this case, "" if nothing."""
+        self.process.stdin.write(json.dumps([name, str(folder)]) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def __exit__(self, *_):
+        self.process.communicate()

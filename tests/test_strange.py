@@ -1,0 +1,24 @@
+"""Files from strangers: each ends in exactly the right weights, or in one line that names the file.
+The cases are in strange/, a file for each kind; strange/README.md says how they are tried."""
+
+from importlib import import_module
+
+import pytest
+
+from strange.harness import CASES, KINDS, Server, can_try
+
+for kind in KINDS:
+    import_module(f"strange.{kind}")
+
+pytestmark = pytest.mark.skipif(not can_try(), reason="only Linux tells what memory was used")
+
+
+@pytest.fixture(scope="session")
+def server():
+    with Server() as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_strange_file_ends_in_the_right_weights_or_one_line(server, name, tmp_path):
+    assert server.complaint(name, tmp_path) == ""
