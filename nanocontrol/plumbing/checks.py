@@ -1,5 +1,5 @@
-"""What is checked in a file from a stranger, beside its form: that it is not plainly something else,
-that its tensors are plain ones, that its metadata makes sense."""
+"""What is checked in a file from a stranger, beside its form: that it is not plainly another kind of
+file, that its tensors are plain ones, that its metadata makes sense."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,7 +31,7 @@ def beginning_of(path: Path) -> bytes:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not first:
-        raise InputError(f"{path} is empty; expected a checkpoint (was it cut off or not loaded?)")
+        raise InputError(f"{path} is empty: it is cut off or not a checkpoint")
     text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for beginning, what in SOMETHING_ELSE.items():
         if text.startswith(beginning):
@@ -43,7 +43,7 @@ def beginning_of(path: Path) -> bytes:
 
 
 def plain_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as bare ones, without gradients or lazy negation; refuse what is not dense, not
+    """The tensors as bare ones, without gradients, their signs done; refuse what is not dense, not
     in the CPU's memory, or larger than what the file holds for it."""
     for name, tensor in tensors.items():
         if kind := strangeness(tensor):
@@ -53,7 +53,7 @@ def plain_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     held = sum(storage.nbytes() for storage in storages.values())
     if sum(tensor.nbytes for tensor in tensors.values()) > 4 * held:
         raise InputError(f"{path}: its tensors are over four times as large as what it holds")
-    return {name: tensor.detach().resolve_neg() for name, tensor in tensors.items()}
+    return {name: tensor.detach().resolve_conj().resolve_neg() for name, tensor in tensors.items()}
 
 
 def strangeness(tensor: Tensor) -> str:

@@ -49,7 +49,8 @@ def table(levels: int, res_blocks: int) -> dict[str, str]:
 
 
 def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
-    """Each tensor with the beginning of its name replaced; one that is not in the table stays."""
+    """Each tensor with the beginning of its name replaced; one that is not in the table stays.
+    Raises ValueError if two come to have one name."""
 
     def rename(name: str) -> str:
         for old, new in names.items():
@@ -57,7 +58,10 @@ def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
                 return new + name.removeprefix(old)
         return name
 
-    return {rename(name): tensor for name, tensor in tensors.items()}
+    found = {rename(name): tensor for name, tensor in tensors.items()}
+    if len(found) < len(tensors):
+        raise ValueError("two tensors of one name")
+    return found
 
 
 def is_diffusers(tensors: Tensors) -> bool:

@@ -28,8 +28,12 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
 
 Tensors = dict[str, Tensor]
+SMALL = 10**9  # bytes of a file that is read into memory, and all of it checked
 LONGEST_HEADER = 2**24  # bytes of a safetensors header; published ones have a hundredth of that
 M = TypeVar("M", bound=nn.Module)
+
+
+TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # what torch.save's zips and pickles begin with
 
 
 class TensorFile(NamedTuple):
@@ -61,10 +65,30 @@ STAND_INS: list[Any] = [
 
 
 def open_tensors(file: str | Path | TensorFile) -> TensorFile:
-    """Open a file; one that is open already is not opened again. Raises InputError, naming it."""
+    """Open a file; one that is open already is not opened again. Raises InputError, naming it.
+
+    Up to 1 GB the tensors are copies in memory, so whatever becomes of the file changes nothing.
+    Larger ones are mapped from disk: a file that is replaced goes on to be there for who holds it,
+    but reading one that was cut off or overwritten meanwhile ends the process or gives other
+    numbers.
+    """
     if isinstance(file, TensorFile):
         return file
-    return TensorFile(Path(file), *read_tensors(Path(file)))
+    path, before = Path(file), state_of(file)
+    tensors, metadata = read_tensors(path)
+    if os.path.getsize(path) <= SMALL:
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    if state_of(path) != before:
+        raise InputError(f"{path} was changed while it was read: try again")
+    return TensorFile(path, tensors, metadata)
+
+
+def state_of(path: str | Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; nothing if there is none."""
+    if not os.path.isfile(path):
+        return ()
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict]:
@@ -74,8 +98,11 @@ def read_tensors(path: Path) -> tuple[Tensors, dict]:
     if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt", ".bin"):
         raise InputError(f"{path}: expected a .safetensors, .ckpt or .pth file")
     # The header of a safetensors file: its length (below 4 GB), then "{".
-    is_safetensors = beginning_of(path)[4:9] == b"\0\0\0\0{"
-    if is_safetensors or path.suffix == ".safetensors":  # which is never read as a pickle
+    first = beginning_of(path)
+    is_safetensors = first[4:9] == b"\0\0\0\0{"
+    if path.suffix == ".safetensors" and not is_safetensors and first.startswith(TORCH):
+        raise InputError(f"{path} is a file of PyTorch, not safetensors: it should be called .pth")
+    if is_safetensors or path.suffix == ".safetensors":  # which is never unpickled
         tensors, metadata = read_safetensors(path)
     else:
         tensors, metadata = read_pickle(path), {}
@@ -172,8 +199,9 @@ def load_weights(module: M, tensors: Tensors, path: Path) -> M:
     for name, tensor in tensors.items():
         # A 1x1 convolution [out, in, 1, 1] and a linear layer [out, in] are the same numbers.
         if without_1x1(tensor.shape) != without_1x1(expected[name]):
-            shapes = f"{[*tensor.shape]}, expected {[*expected[name]]}"
-            raise InputError(f"{path}: {name} has the shape {shapes}")
+            shape = shown(str([*tensor.shape]))
+            shapes = f"{shape}, expected {[*expected[name]]}"
+            raise InputError(f"{path}: {shown(name)} has the shape {shapes}")
         fitted[name] = tensor.reshape(expected[name])
     module.load_state_dict(fitted, assign=True)
     return module
