@@ -1,10 +1,8 @@
 """Reading and writing files of tensors. Nothing in a file is executed."""
 
 import json
+import math
 import os
-import pickle
-import re
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nanocontrol.plumbing.checks import (
+    FLOATS,
     beginning_of,
     check_metadata,
     check_none,
@@ -26,6 +25,7 @@ from nanocontrol.plumbing.checks import (
 )
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
+from nanocontrol.plumbing.pickles import read_pickle
 
 Tensors = dict[str, Tensor]
 SMALL = 10**9  # bytes of a file that is read into memory, and all of it checked
@@ -44,38 +44,18 @@ class TensorFile(NamedTuple):
     metadata: dict  # our own; {} if it has none
 
 
-class Inert:
-    """Stands in for the objects that original .ckpt files carry beside their tensors. It keeps and
-    does nothing, so reading them takes neither pytorch_lightning nor any of numpy's own code."""
-
-    def __init__(self, *args):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-STAND_INS: list[Any] = [
-    (Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-    (Inert, "numpy.core.multiarray.scalar"),  # numpy 1, in the published files
-    (Inert, "numpy._core.multiarray.scalar"),  # numpy 2
-    (Inert, "numpy.dtype"),
-    (Inert, "_codecs.encode"),
-]
-
-
-def open_tensors(file: str | Path | TensorFile) -> TensorFile:
+def open_tensors(file: str | Path | TensorFile, check: bool = False) -> TensorFile:
     """Open a file; one that is open already is not opened again. Raises InputError, naming it.
 
     Up to 1 GB the tensors are copies in memory, so whatever becomes of the file changes nothing.
     Larger ones are mapped from disk: a file that is replaced goes on to be there for who holds it,
     but reading one that was cut off or overwritten meanwhile ends the process or gives other
-    numbers.
+    numbers. check: every byte, as in `read_tensors`.
     """
     if isinstance(file, TensorFile):
         return file
     path, before = Path(file), state_of(file)
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, check)
     if os.path.getsize(path) <= SMALL:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     if state_of(path) != before:
@@ -91,12 +71,18 @@ def state_of(path: str | Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def read_tensors(path: Path) -> tuple[Tensors, dict]:
-    """A checkpoint's tensors by name, mapped from disk, and our metadata ({} if it has none)."""
+def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
+    """A checkpoint's tensors by name, mapped from disk, and our metadata ({} if it has none).
+
+    check: every byte, that is the checksums of archives (other files have none) and whether all
+    weights are finite. Files of up to 1 GB always are; larger ones are not, so that they are
+    open in a moment.
+    """
     if not os.path.isfile(path):  # (Path's own method raises where a name is too long)
         raise InputError(f"{path} does not exist or is not a file; expected a checkpoint")
     if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt", ".bin"):
         raise InputError(f"{path}: expected a .safetensors, .ckpt or .pth file")
+    check = check or os.path.getsize(path) <= SMALL
     # The header of a safetensors file: its length (below 4 GB), then "{".
     first = beginning_of(path)
     is_safetensors = first[4:9] == b"\0\0\0\0{"
@@ -105,8 +91,20 @@ def read_tensors(path: Path) -> tuple[Tensors, dict]:
     if is_safetensors or path.suffix == ".safetensors":  # which is never unpickled
         tensors, metadata = read_safetensors(path)
     else:
-        tensors, metadata = read_pickle(path), {}
-    return plain_tensors(path, tensors), check_metadata(path, metadata)
+        tensors, metadata = read_pickle(path, check), {}
+    tensors = plain_tensors(path, tensors)
+    if check:
+        check_finite(path, tensors)
+    return tensors, check_metadata(path, metadata)
+
+
+def check_finite(path: Path, tensors: Tensors) -> None:
+    """Refuse NaN and infinity in any tensor."""
+    for name, tensor in tensors.items():
+        if tensor.dtype in FLOATS and tensor.numel():
+            smallest, largest = tensor.aminmax()  # NaN if there is one
+            if not math.isfinite(smallest) or not math.isfinite(largest):
+                raise InputError(f"{path}: {shown(name)} holds NaN or infinity; expected weights")
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, Any]:
@@ -135,25 +133,6 @@ def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a name stands twice in the header")
     return found
-
-
-def read_pickle(path: Path) -> Tensors:
-    """The tensors of a torch.save file. Nothing in it is executed."""
-    try:
-        with torch.serialization.safe_globals(STAND_INS):
-            # Files from before torch 1.6 are no zip archives and cannot be mapped.
-            mapped = zipfile.is_zipfile(path)
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged file can raise nearly anything
-        asked = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL (\S+)", str(error))
-        why = f"asks for {asked[1]} and is refused" if asked else "is cut off or not a checkpoint"
-        raise InputError(f"{path} {why}; expected a file of tensors") from None
-    while isinstance(tensors, dict) and "state_dict" in tensors:
-        tensors = tensors["state_dict"]
-    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
-    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise InputError(f"{path} holds other things than named tensors; expected a checkpoint")
-    return tensors
 
 
 @contextmanager
