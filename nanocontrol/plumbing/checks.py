@@ -1,5 +1,5 @@
-"""What is checked in a file from a stranger, beside its form: that it is not plainly another kind of
-file, that its tensors are plain ones, that its metadata makes sense."""
+"""What is checked in a file from a stranger, beside its form: that it is not plainly another kind
+of file, that its tensors are plain ones, that its metadata makes sense."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,10 +1,10 @@
 """Reading what torch.save wrote, without torch.load.
 
 A pickle is a program: it names Python's functions and has them called. This reader knows the few
-operations that torch.save uses, and calls nothing: of a call it makes a note, `Call`, and a note that
-says how a tensor lies in the file becomes that part of the file. So that nothing in a file is run
-rests on this page, on zips.py, and on what these take apart bytes with: Python's pickletools (which
-only lists a pickle's operations), struct and zlib, and torch.frombuffer.
+operations that torch.save uses, and calls nothing: of a call it makes a note, `Call`, and a note
+that says how a tensor lies in the file becomes that part of the file. So that nothing in a file is
+run rests on this page, on zips.py, and on what these take bytes apart with: Python's pickletools
+(which only lists a pickle's operations), struct and zlib, and torch.frombuffer.
 """
 
 import io
@@ -22,7 +22,7 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.zips import Bytes, content_of, records_of
 
 # Of a pickle, without the tensors' numbers. Published files have 0.3 MB and 70,000 operations.
-MOST_BYTES, MOST_OPERATIONS = 2**24, 400_000
+MOST_BYTES, MOST_OPERATIONS = 2**24, 1_000_000
 MOST_DIMENSIONS = 64  # of a tensor, as in PyTorch
 EXPANSION = 4  # a packed file may be so many times smaller than its content (or this is small)
 
@@ -37,7 +37,8 @@ STORAGES = {
     **{"torch.ByteStorage": torch.uint8, "torch.BoolStorage": torch.bool},
     **{"torch.ComplexFloatStorage": torch.complex64},
     **{"torch.ComplexDoubleStorage": torch.complex128},
-    "torch.storage.UntypedStorage": torch.uint8,
+    **{"torch.QInt8Storage": torch.int8, "torch.QUInt8Storage": torch.uint8},
+    **{"torch.QInt32Storage": torch.int32, "torch.storage.UntypedStorage": torch.uint8},
 }
 TENSOR = "torch._utils._rebuild_tensor"  # and _v2, _v3
 PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -61,7 +62,6 @@ BESIDE = {
     "torch.serialization._get_layout",
     "torch.per_tensor_affine",
     "torch.per_channel_affine",
-    "torch.QInt8Storage",
     "builtins.set",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "numpy.core.multiarray.scalar",  # numpy 1
@@ -279,7 +279,7 @@ def read_zip(path: Path, data: memoryview, check: bool) -> tuple[Any, dict[str, 
 
 
 def read_old(path: Path, data: memoryview) -> tuple[Any, dict[str, Tensor]]:
-    """The same of a file from before torch 1.6: five pickles, then the numbers one after another."""
+    """The same of a file from before torch 1.6: five pickles, then the numbers of each storage."""
     file = io.BytesIO(data[:MOST_BYTES])
     if [Pickle(path).read(file) for _ in range(2)] != [MAGIC_NUMBER, PROTOCOL_VERSION]:
         raise ValueError("not a torch.save file")
@@ -304,8 +304,8 @@ def read_old(path: Path, data: memoryview) -> tuple[Any, dict[str, Tensor]]:
 
 
 def numbers(storage: Storage, content: Bytes) -> Tensor:
-    """The bytes of a storage as numbers of its type [length]; copied only where they do not lie at a
-    multiple of a number's size."""
+    """The bytes of a storage as numbers of its type [length]; copied only where they do not lie at
+    a multiple of a number's size."""
     dtype, length = STORAGES[storage.name], storage.arguments[1]
     if len(content) != length * dtype.itemsize:
         raise ValueError("another length")
@@ -337,7 +337,7 @@ def tensor_of(path: Path, name: str, call: Any, numbers: dict[str, Tensor]) -> T
     if call.name == f"{TENSOR}_v3":
         flat = flat.view(DTYPES[rest.pop(2).name])
     if len(rest) > 2 and rest[2]:
-        raise InputError(f"{path}: {name} has its signs or conjugates elsewhere; expected plain")
+        raise InputError(f"{path}: {name} notes signs apart from its numbers; expected plain ones")
     if why := misfit(offset, shape, strides, len(flat)):
         raise InputError(f"{path}: {name} {why}; expected plain tensors")
     return flat.as_strided(shape, strides, offset)
@@ -347,7 +347,7 @@ def misfit(offset: Any, shape: Any, strides: Any, length: int) -> str:
     """Why a tensor is no part of so many numbers, each taken once; "" if it is."""
     whole = (type(shape), type(strides)) == (tuple, tuple) and len(shape) == len(strides)
     if not whole or len(shape) > MOST_DIMENSIONS:
-        return "has a shape that is none"
+        return f"has no shape of at most {MOST_DIMENSIONS} dimensions"
     if not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)):
         return "has a shape that is none"
     if math.prod(shape) == 0:

@@ -30,7 +30,7 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.tensors import open_tensors
 
 TESTS = Path(__file__).parents[1]
-KINDS = ["pickles"]  # the files of cases
+KINDS = ["pickles", "safetensors_files", "tensors", "names", "other_files"]  # the files of cases
 
 CPU_SECONDS = 2.0
 # A process that waits, for a pipe for instance, uses no processor time. So long because the machine
