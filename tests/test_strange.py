@@ -1,11 +1,15 @@
 """Files from strangers: each ends in exactly the right weights, or in one line that names the file.
 The cases are in strange/, a file for each kind; strange/README.md says how they are tried."""
 
+import pickle
+from contextlib import suppress
 from importlib import import_module
 
 import pytest
 
-from strange.harness import CASES, KINDS, Server, can_try
+from strange.harness import CASES, KINDS, MARKER, Server, can_try
+from strange.making import END, START, touch
+from strange.pickles import PAYLOADS
 
 for kind in KINDS:
     import_module(f"strange.{kind}")
@@ -22,3 +26,11 @@ def server():
 @pytest.mark.parametrize("name", CASES)
 def test_a_strange_file_ends_in_the_right_weights_or_one_line(server, name, tmp_path):
     assert server.complaint(name, tmp_path) == ""
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+@pytest.mark.filterwarnings("ignore")
+def test_payloads_would_run_if_their_pickle_were_executed(name, tmp_path):
+    with suppress(Exception):
+        pickle.loads(START + PAYLOADS[name](touch(tmp_path)) + END)
+    assert (tmp_path / MARKER).exists()

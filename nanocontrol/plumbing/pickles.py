@@ -63,6 +63,7 @@ BESIDE = {
     "torch.per_tensor_affine",
     "torch.per_channel_affine",
     "builtins.set",
+    "__builtin__.set",  # its name in older protocols
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "numpy.core.multiarray.scalar",  # numpy 1
     "numpy._core.multiarray.scalar",  # numpy 2
