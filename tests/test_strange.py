@@ -34,3 +34,22 @@ def test_payloads_would_run_if_their_pickle_were_executed(name, tmp_path):
     with suppress(Exception):
         pickle.loads(START + PAYLOADS[name](touch(tmp_path)) + END)
     assert (tmp_path / MARKER).exists()
+
+
+def complaints(server, numbers, folder) -> dict[int, str]:
+    """What is wrong with the ends of files that are damaged at random."""
+    found = {}
+    for number in numbers:
+        (place := folder / str(number)).mkdir()
+        if said := server.complaint(str(number), place):
+            found[number] = said
+    return found
+
+
+def test_files_that_are_damaged_at_random(server, tmp_path):
+    assert complaints(server, range(100), tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_files_that_are_damaged_at_random_5000_times(server, tmp_path):
+    assert complaints(server, range(5000), tmp_path) == {}

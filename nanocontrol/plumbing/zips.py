@@ -13,7 +13,7 @@ Bytes = memoryview | bytes
 MOST_RECORDS = 100_000  # published files have two thousand
 STORED, DEFLATED = 0, 8
 ENCRYPTED, KNOWN_FLAGS = 1, 0b1000_0000_1111  # encryption, deflate's level, sizes behind, UTF-8
-SIZES_BEHIND = 8  # the local header has no sizes: they stand behind the data
+SIZES_BEHIND = 8  # the local header has no checksum and sizes: they stand behind the data
 IN_64_BITS = 0xFFFFFFFF  # instead of a number: it stands elsewhere, in 64 bits
 
 
@@ -88,7 +88,7 @@ def record_at(path: Path, data: Bytes, at: int) -> tuple[Record, int]:
         raise InputError(f"{path}: its record {name} {what}")
     long = in_64_bits(data[at + 46 + n : at + 46 + n + extra])
     size, packed, header = (next(long) if v == IN_64_BITS else v for v in (size, packed, header))
-    begin = begin_of(path, data, header, (raw, flags, method, packed, size))
+    begin = begin_of(path, data, header, (raw, flags, method, crc, packed, size))
     if method == STORED and packed != size or begin + packed > len(data):
         raise ValueError("sizes")
     record = Record(name, method, crc, packed, size, header, begin)
@@ -107,14 +107,13 @@ def in_64_bits(extra: Bytes):
 
 def begin_of(path: Path, data: Bytes, header: int, expected: tuple) -> int:
     """Where a record's data begins: behind a header of its own, which has to say the same."""
-    magic, flags, method, packed, size, n, extra = struct.unpack_from("<4s2xHH8xLLHH", data, header)
+    layout = struct.Struct("<4s2xHH4xLLLHH")
+    magic, flags, method, *sums, n, extra = layout.unpack_from(data, header)
     raw = bytes(data[header + 30 : header + 30 + n])
     if flags & SIZES_BEHIND:
-        said = (raw, flags, method, *expected[3:])
-    else:
-        sizes = (e if s == IN_64_BITS else s for s, e in zip((packed, size), expected[3:]))
-        said = (raw, flags, method, *sizes)
-    if magic != b"PK\3\4" or said != expected:
+        sums = expected[3:]
+    sums = [right if said == IN_64_BITS else said for said, right in zip(sums, expected[3:])]
+    if magic != b"PK\3\4" or (raw, flags, method, *sums) != expected:
         name = expected[0].decode()
         raise InputError(f"{path} is forged or damaged: its record {name} is described twice")
     return header + 30 + n + extra

@@ -30,7 +30,7 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.tensors import open_tensors
 
 TESTS = Path(__file__).parents[1]
-KINDS = ["pickles", "safetensors_files", "tensors", "names", "other_files"]  # the files of cases
+KINDS = ["pickles", "zips", "safetensors_files", "tensors", "names", "other_files"]
 
 CPU_SECONDS = 2.0
 # A process that waits, for a pipe for instance, uses no processor time. So long because the machine
@@ -93,6 +93,9 @@ refused = partial(case, "refused")
 
 
 def find(name: str) -> Case:
+    """The case of a name, or of a number (one that is damaged at random)."""
+    if name.isdecimal():
+        return import_module("strange.mutations").mutation(int(name))
     for kind in KINDS:
         import_module(f"strange.{kind}")
     return CASES[name]
