@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from nanocontrol.checkpoint import (
     CLIP_KEYS,
@@ -21,7 +21,7 @@ from nanocontrol.checkpoint import (
 from nanocontrol.nano.model import UNET
 from nanocontrol.plumbing.checks import first_three
 from nanocontrol.plumbing.diffusers_names import is_diffusers
-from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.errors import InputError, one_line
 from nanocontrol.plumbing.tensors import TensorFile, Tensors, open_tensors
 from nanocontrol.unet import UNetConfig
 
@@ -48,7 +48,7 @@ def explain(path: Path) -> str:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     facts["tensors"] = f"{len(tensors)}, of {numbers:,} numbers, {size:,.1f} MB"
     facts["metadata"] = header_of(path)
-    return "\n".join(f"{name + ':':<11}{value}" for name, value in facts.items())
+    return "\n".join(f"{name + ':':<11}{one_line(value, 500)}" for name, value in facts.items())
 
 
 def content(tensors: Tensors) -> str:
@@ -81,10 +81,11 @@ def use(file: TensorFile) -> dict[str, str]:
 
 
 def header_of(path: Path) -> str:
-    if path.suffix != ".safetensors":
+    try:
+        with safe_open(path, "pt") as file:
+            return json.dumps(file.metadata() or {})
+    except SafetensorError:
         return "none (only safetensors files have it)"
-    with safe_open(path, "pt") as file:
-        return json.dumps(file.metadata() or {})
 
 
 def name_of(config: UNetConfig) -> str:

@@ -341,9 +341,13 @@ def a_file_that_fails_when_it_is_read(folder: Path) -> Path:
 
 def read_as_nobody(path: Path) -> dict[str, Tensor]:
     os.chdir(path.parent)  # the folders above may be closed to others
-    if os.geteuid() == 0:  # who may read everything
+    user = os.geteuid()
+    if user == 0:  # who may read everything
         os.seteuid(65534)
-    return read_file(Path(path.name))
+    try:
+        return read_file(Path(path.name))
+    finally:
+        os.seteuid(user)
 
 
 @refused(read=read_as_nobody, says="cannot be read: Permission denied")
