@@ -1,5 +1,6 @@
 """What is refused ends in one sentence that names the flag or the file."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,14 @@ from contextlib import contextmanager
 
 class InputError(Exception):
     """A file, flag or folder that cannot be used; the message is one sentence that names it."""
+
+
+class Stopped(KeyboardInterrupt):
+    """By the signal of this number; the message is one sentence."""
+
+    def __init__(self, number: int, message: str = "stopped"):
+        super().__init__(message)
+        self.number = number
 
 
 @contextmanager
@@ -19,10 +28,9 @@ def blame(flag: str) -> Iterator[None]:
 
 
 @contextmanager
-def one_sentence(
-    program: str, when_memory_is_full: str = "more is needed", when_stopped: str = "stopped"
-) -> Iterator[None]:
-    """End with one sentence where something is refused (status 2) or stopped (status 1)."""
+def one_sentence(program: str, when_memory_is_full: str = "more is needed") -> Iterator[None]:
+    """End with one sentence where something is refused (status 2) or stopped (as shells have it,
+    128 and the signal's number: 130 by Ctrl-C, 143 by SIGTERM)."""
     try:
         yield
     except InputError as error:
@@ -35,5 +43,6 @@ def one_sentence(
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         sys.exit(f"{program}: there is not enough memory; {when_memory_is_full}")
-    except KeyboardInterrupt:
-        sys.exit(f"{program}: {when_stopped}")
+    except KeyboardInterrupt as stop:
+        print(f"{program}: {str(stop) or 'stopped'}", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
