@@ -39,7 +39,8 @@ from nanocontrol.training.measure import HeldOut, Scores, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, split
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.settings import knob, new_folder, parser_for, settings_of_run
+from nanocontrol.training.settings import knob, parser_for, settings_of_run
+from nanocontrol.training.start import Signals, check_new, run_alone, typed
 from nanocontrol.training.watch import Watch
 from nanocontrol.unet import Block
 
@@ -207,7 +208,7 @@ def learning_rate(lr: float, schedule: str, step: int, steps: int) -> float:
     return lr if schedule == "constant" else lr * min(1, 4 * (1 - step / steps))
 
 
-def train(settings: Settings, resume: bool = False) -> dict:
+def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     """Leaves a run's folder -> its final numbers, as in metrics.json."""
     processes = Processes(settings.device)
     sd, controlnet, trained = models(settings)
@@ -227,7 +228,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
 
     save = partial(save_weights, sd, optimizer.networks, settings.condition)
     look = partial(measured, settings, sd, controlnet, held_out, score_of, home)
-    watch = Watch(settings, optimizer, processes, partial(look, SHEET), save)
+    watch = Watch(settings, optimizer, processes, partial(look, SHEET), save, signals)
     start = watch.begin(resume)
     with precision():
         dataset: Any = pairs
@@ -322,6 +323,7 @@ def save_weights(
 def resolve(given: dict[str, Any]) -> Settings:
     """Every setting: as given, or by a preset, or its default, or by what this machine has."""
     check(given)
+    check_new(given.get("out"))
     low_memory = LOW_MEMORY_PRESET if given.get("low_memory") else {}
     settings = Settings(**({} if "base" in given else NANO_PRESET) | low_memory | given)
     condition = settings.condition or (None if settings.data else "canny")
@@ -333,7 +335,6 @@ def resolve(given: dict[str, Any]) -> Settings:
         base=settings.base or str(NANO),
         condition=condition,
         scenes=settings.scenes or max(SCENES, pairs_seen // 4),
-        out=new_folder(settings.out, condition or "control"),
         device=on,
         dtype=settings.dtype or machine.default_dtype(on),
         compile=long if settings.compile is None else settings.compile,
@@ -392,13 +393,12 @@ def print_settings(settings: Settings) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     machine.keep_freed_memory()
-    stopped = "stopped; --resume continues from the last save"
-    with one_sentence("train.py", "use a smaller --batch-size, or --low-memory", stopped):
+    with one_sentence("train.py", "use a smaller --batch-size, or --low-memory"):
         settings, resume, dry_run = parse(argv)
         if dry_run:
             print_settings(settings)
         else:
-            train(settings, resume)
+            run_alone(train, settings, resume, settings.condition or "control", typed(__file__))
 
 
 if __name__ == "__main__":

@@ -37,11 +37,12 @@ from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, pos
 from nanocontrol.plumbing.tensors import read_tensors, write_tensors
 from nanocontrol.schedulers import DDPM, STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.batches import generator_of, groups, loader, shuffled
+from nanocontrol.training.batches import apart, generator_of, groups, loader, shuffled
 from nanocontrol.training.measure import HeldOut, held_out_loss, make_pictures, mean_latents
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.settings import knob, new_folder, parser_for, settings_of_run
+from nanocontrol.training.settings import knob, parser_for, settings_of_run
+from nanocontrol.training.start import Signals, check_new, run_alone
 from nanocontrol.training.watch import Watch
 from nanocontrol.vae import sample_posterior
 
@@ -87,7 +88,7 @@ class Part(NamedTuple):
     save: Callable[[Path], None]  # into a folder
 
 
-def train(settings: Settings, resume: bool = False) -> dict:
+def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     """Leaves a run's folder -> its final numbers. One loop for all parts."""
     machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # of the first weights
@@ -96,7 +97,8 @@ def train(settings: Settings, resume: bool = False) -> dict:
     processes = Processes(settings.device)
     if processes.size > 1:
         raise InputError("the small model's parts are trained by one process, without torchrun")
-    watch = Watch(settings, optimizer, processes, partial(part.look, SHEET), part.save)
+    look = partial(part.look, SHEET)
+    watch = Watch(settings, optimizer, processes, look, part.save, signals)
     start = watch.begin(resume)
     order = shuffled(len(part.data), settings.seed, start * settings.batch_size)
     batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
@@ -232,14 +234,17 @@ def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
     n = min(settings.scenes, settings.steps * settings.batch_size)
     scenes, file = Scenes(None, n=n, size=sd.size), Path(settings.out) / "latents.safetensors"
     prompts = [scenes.scene(i).prompt for i in range(len(scenes))]
-    if not file.exists():
+    made_from = {"base": settings.base, "scenes": n, "size": sd.size, "seed": settings.seed}
+    # (A run that was killed before it had settings.json leaves what need not be this one's.)
+    if not file.exists() or read_tensors(file)[1] != made_from:
         generator, latents = generator_of(settings.seed, 0, ENCODING), []
-        for images, *_ in tqdm(DataLoader(scenes, batch_size=64, num_workers=1), "encoding"):
+        drawn = DataLoader(scenes, batch_size=64, num_workers=1, worker_init_fn=apart)
+        for images, *_ in tqdm(drawn, "encoding"):
             mean, deviation = sd.encode(images)
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             latents.append(sd.scale_factor * (mean + deviation * noise).float().cpu())
         make_folder("--out", file.parent)
-        write_tensors(file, {"latents": torch.cat(latents)}, {})
+        write_tensors(file, {"latents": torch.cat(latents)}, made_from)
     return list(zip(read_tensors(file)[0]["latents"], prompts))
 
 
@@ -316,10 +321,11 @@ def resolve(given: dict[str, Any]) -> Settings:
             raise InputError(f"--{name.replace('_', '-')} has no meaning for {part}")
     if part in USED_BY["base"] and "base" not in given:
         raise InputError(f"{part}: expected --base FILE, with a trained VAE (train vae first)")
+    check_new(given.get("out"))
     settings = Settings(**PRESETS[part] | given)
     on = settings.device or machine.default_device()
     dtype = settings.dtype or machine.default_dtype(on)
-    return replace(settings, out=new_folder(settings.out, part), device=on, dtype=dtype)
+    return replace(settings, device=on, dtype=dtype)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -330,10 +336,10 @@ def main(argv: list[str] | None = None) -> None:
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")
     machine.keep_freed_memory()
-    stopped = "stopped; --resume continues from the last save"
-    with one_sentence("train", "use a smaller --batch-size", stopped):
+    with one_sentence("train", "use a smaller --batch-size"):
         settings = settings_of_run(Settings, Path(resume), given) if resume else resolve(given)
-        train(settings, bool(resume))
+        command = f"-m nanocontrol.nano.train {settings.part}"
+        run_alone(train, settings, bool(resume), settings.part, command)
 
 
 if __name__ == "__main__":

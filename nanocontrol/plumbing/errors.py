@@ -1,6 +1,7 @@
 """What is refused ends in one sentence that names the flag or the file."""
 
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,14 @@ def without_middle(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
+class Stopped(KeyboardInterrupt):
+    """By the signal of this number; the message is one sentence."""
+
+    def __init__(self, number: int, message: str = "stopped"):
+        super().__init__(message)
+        self.number = number
+
+
 @contextmanager
 def blame(flag: str) -> Iterator[None]:
     """Name the flag whose value was refused."""
@@ -44,10 +53,9 @@ def blame(flag: str) -> Iterator[None]:
 
 
 @contextmanager
-def one_sentence(
-    program: str, when_memory_is_full: str = "more is needed", when_stopped: str = "stopped"
-) -> Iterator[None]:
-    """End with one sentence where something is refused (status 2) or stopped (status 1)."""
+def one_sentence(program: str, when_memory_is_full: str = "more is needed") -> Iterator[None]:
+    """End with one sentence where something is refused (status 2) or stopped (as shells have it,
+    128 and the signal's number: 130 by Ctrl-C, 143 by SIGTERM)."""
     try:
         yield
     except InputError as error:
@@ -57,5 +65,6 @@ def one_sentence(
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         sys.exit(f"{program}: there is not enough memory; {when_memory_is_full}")
-    except KeyboardInterrupt:
-        sys.exit(f"{program}: {when_stopped}")
+    except KeyboardInterrupt as stop:
+        print(f"{program}: {str(stop) or 'stopped'}", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))

@@ -1,6 +1,7 @@
 """Batches of encoded pairs, in an order that the seed decides."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -60,10 +61,25 @@ def readers(device: str) -> int:
     return 4 if is_gpu(device) else 0
 
 
+def apart(_: int) -> None:
+    """At the beginning of a process that reads: Ctrl-C, which goes to the whole group of processes,
+    is not for it. The training ends it, when its step is finished."""
+    if hasattr(os, "setsid"):  # not on Windows
+        os.setsid()
+
+
 def loader(dataset: Dataset, indices: Iterator[list[int]], device: str) -> Iterator:
     """Batches of the items with these indices."""
     workers, pin = readers(device), is_gpu(device)
-    return iter(DataLoader(dataset, batch_sampler=indices, num_workers=workers, pin_memory=pin))
+    return iter(
+        DataLoader(
+            dataset,
+            batch_sampler=indices,
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=apart,
+        )
+    )
 
 
 def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Iterator[Batch]:

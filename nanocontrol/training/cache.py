@@ -16,15 +16,16 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 from nanocontrol.plumbing.tensors import read_tensors, write_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.batches import encode, readers
+from nanocontrol.training.batches import apart, encode, readers
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
 
 VERSION = 1  # to be raised when the same pairs and weights come to give other numbers
 IN_FILE = 256  # pairs
+AN_HOUR = 3600  # seconds: what was not written to for so long is not being written by another run
 
 
 class Cached(Dataset):
@@ -71,6 +72,7 @@ def encode_all(
     Interrupted, it loses one file at most. Raises InputError if there is no space for it.
     """
     make_folder("--cache", folder)
+    remove_temporary_files(folder, AN_HOUR)
     files = [folder / f"{name}.safetensors" for name in names(sd, pairs, precision, rank == 0)]
     # (Each looks only for its own: meanwhile the others may be writing theirs.)
     missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
@@ -80,7 +82,7 @@ def encode_all(
         bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
         for i in missing:
             some = Pictures(pairs, range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)])
-            batches = DataLoader(some, batch_size, num_workers=workers)
+            batches = DataLoader(some, batch_size, num_workers=workers, worker_init_fn=apart)
             mean, deviation, context = zip(*(encode(sd, *batch) for batch in batches))
             columns = {"mean": mean, "deviation": deviation, "context": context}
             write_tensors(files[i], {name: torch.cat(parts) for name, parts in columns.items()}, {})

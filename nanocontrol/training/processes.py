@@ -2,7 +2,7 @@
 
 import os
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,9 @@ class Processes:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         a_day = timedelta(days=1)  # the others wait while one encodes, saves or measures
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=a_day)
+        self.cpus: Any = dist.new_group(
+            backend="gloo", timeout=a_day
+        )  # no GPU has to be waited for
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def share(self, number: int, batch_size: int) -> slice:
@@ -53,6 +56,14 @@ class Processes:
         if self.size > 1:
             dist.all_reduce(values)
         return values / self.size
+
+    def largest(self, number: int) -> int:
+        """Of all processes' numbers, which are on the CPU."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, self.cpus)
+        return int(numbers)
 
     def wait(self) -> None:
         """Until all have come here."""

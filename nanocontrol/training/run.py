@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.files import make_folder, write_atomically
+from nanocontrol.plumbing.files import make_folder, remove_temporary_files, sync, write_atomically
 from nanocontrol.plumbing.pictures import columns_with_titles, grid, save_picture
 from nanocontrol.training.optimizer import Optimizer
 
@@ -21,8 +21,11 @@ class RunFolder:
         self.history: list[dict] = []  # what is in log.jsonl
 
     def create(self, settings: dict, start: int) -> None:
-        """The folder of a run that begins with this step: the log ends there."""
+        """The folder of a run that begins with this step: what a run that was killed left of later
+        ones goes."""
         make_folder("--out", self.path / "samples")
+        for folder in (self.path, self.path / "samples"):
+            remove_temporary_files(folder)
         write_json(self.path / "settings.json", settings)
         self.forget_after(start)
 
@@ -39,8 +42,14 @@ class RunFolder:
         return [(e["step"], e[name]) for e in self.history if e.get(name) is not None]
 
     def save(self, step: int, seconds: float, optimizer: Optimizer) -> None:
+        """All that a run goes on from is in one file, and the log until then."""
         state = {"step": step, "seconds": seconds} | optimizer.state()
-        write_atomically(self.path / "state.pt", lambda temporary: torch.save(state, temporary))
+
+        def write(temporary: Path) -> None:
+            sync(self.path / "log.jsonl")  # first: no state may outlive its log
+            torch.save(state, temporary)
+
+        write_atomically(self.path / "state.pt", write)
 
     def restore(self, optimizer: Optimizer) -> tuple[int, float]:
         """Go back to the last save -> its step and the seconds till then; (0, 0) without one."""
@@ -55,10 +64,16 @@ class RunFolder:
         return state["step"], state["seconds"]
 
     def forget_after(self, step: int) -> None:
-        """Drop from the log what came after the last save: it will be done again."""
-        file = self.path / "log.jsonl"
-        lines = file.read_text().splitlines() if step and file.exists() else []
-        entries = [json.loads(line) for line in lines if line.endswith("}")]  # one may be cut off
+        """Drop log and sheets of what came after the last save: it will be done again."""
+        for sheet in self.sheets():
+            if int(sheet.stem) > step:
+                sheet.unlink()
+        file, entries = self.path / "log.jsonl", []
+        for line in file.read_bytes().splitlines() if step and file.exists() else []:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:  # the last one, cut off
+                break
         self.history = [entry for entry in entries if entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomically(file, lambda temporary: temporary.write_text(text))
@@ -70,10 +85,15 @@ class RunFolder:
         """Rows of pictures, each [n, 3, H, W] in [-1, 1]; what the model makes is the last row."""
         save_picture(grid(rows), self.path / "samples" / f"{step:06d}.png")
 
+    def sheets(self) -> list[Path]:
+        """In the order of their steps."""
+        files = [file for file in (self.path / "samples").glob("*.png") if file.stem.isdecimal()]
+        return sorted(files, key=lambda file: int(file.stem))
+
     def film(self, height: int, width: int) -> None:
         """The contact sheets' first row, then their last rows over the steps, each as a column; of
         more than 25 sheets, 25 evenly spaced ones."""
-        files = sorted((self.path / "samples").glob("*.png"), key=lambda file: int(file.stem))
+        files = self.sheets()
         if len(files) > 25:
             chosen = np.linspace(0, len(files) - 1, 25).round().astype(int)
             files = [files[i] for i in chosen]

@@ -83,15 +83,3 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
         if new[name] != value and not grows:
             raise InputError(f"{flag_of(name)} {value} contradicts {run}, which has {new[name]}")
     return settings(**new | given)
-
-
-def new_folder(out: str | None, kind: str) -> str:
-    """`out`, or the first free one of runs/kind-1, runs/kind-2, ..."""
-    if out is None:
-        number = 1
-        while (path := Path("runs") / f"{kind}-{number}").exists():
-            number += 1
-        return absolute(str(path))
-    if (Path(out) / "settings.json").exists():
-        raise InputError(f"--out {out} already holds a run: expected a new folder, or --resume")
-    return out

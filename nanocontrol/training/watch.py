@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.errors import InputError, Stopped
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.run import RunFolder
+from nanocontrol.training.start import Signals
 
 LOG_EVERY = 10  # steps: reading a loss makes the CPU wait for the GPU, so it is done seldom
 
@@ -27,7 +29,7 @@ class Watch:
     """Of several processes the first one looks, saves and writes.
 
     settings: with out, steps, sample_every and save_every; look: measures the networks; save:
-    writes what sample.py takes into the folder.
+    writes what sample.py takes into the folder; signals: a first one stops the run after its step.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Watch:
         processes: Processes,
         look: Look,
         save: Callable[[Path], None],
+        signals: Signals,
     ):
         self.settings, self.optimizer, self.processes = settings, optimizer, processes
-        self.look, self.save = look, save
+        self.look, self.save, self.signals = look, save, signals
         self.run = RunFolder(Path(settings.out))
         self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # those that are not logged yet
@@ -50,31 +53,39 @@ class Watch:
         start, seconds = self.run.restore(self.optimizer) if resume else (0, 0.0)
         self.began -= seconds
         if self.writes:
+            if resume and start == 0:
+                print(f"{self.run.path} holds no saved state: beginning anew", file=sys.stderr)
             self.run.create(asdict(self.settings), start)
         return start
 
     def steps(self, start: int) -> Iterator[int]:
         """The steps that are left, from `start` on, with a progress bar. After each call `done`."""
+        self.signals.noting = True
         if start == 0 and self.writes:
             self.observe(0)
         left, total = range(start, self.settings.steps), self.settings.steps
         hidden = not self.writes
         self.bar = tqdm(left, "training", total, initial=start, smoothing=0.05, disable=hidden)
         yield from self.bar
+        self.signals.noting = False
 
     def done(self, step: int, loss: Tensor) -> None:
         """After each step, from 0 on. The loss is this process's own."""
         self.losses.append(loss)
         done = step + 1
-        last = done == self.settings.steps
+        last, stopped = done == self.settings.steps, self.processes.largest(self.signals.noted)
         looks = last or done % self.settings.sample_every == 0
-        saves = last or done % self.settings.save_every == 0
+        saves = last or stopped > 0 or done % self.settings.save_every == 0
         if looks or saves or done % LOG_EVERY == 0:
             self.log_losses(done)
         if looks and self.writes:
             self.observe(done)
         if saves and self.writes:
             self.write(done)
+        if stopped:
+            self.processes.wait()
+            self.processes.leave()
+            raise Stopped(stopped)
 
     def log_losses(self, done: int) -> None:
         values = self.processes.mean(torch.stack(self.losses)).tolist()
@@ -94,12 +105,16 @@ class Watch:
     def write(self, step: int) -> None:
         if not all(parameter.isfinite().all() for parameter in self.optimizer.parameters):
             raise self.diverged(step)
+        # In this order: where a kill comes between the two, the last weights are not missing from a
+        # run that is taken for finished.
         self.save(self.run.path)
         self.run.save(step, time.monotonic() - self.began, self.optimizer)
 
     def finish(self, look: Look, film_size: tuple[int, int] | None = None) -> dict:
         """Measure once more and write the numbers; of a ControlNet, with pictures of film_size
         (height, width), also a film and the step of the jump -> the numbers."""
+        if self.signals.noted:  # while the last step was looked at
+            raise Stopped(self.signals.noted)
         metrics: dict = {}
         if self.writes:
             _, metrics = look()

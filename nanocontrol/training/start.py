@@ -1,0 +1,146 @@
+"""A training begins in a folder that no other one has, and stops without losing a step."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from nanocontrol.plumbing.errors import InputError, Stopped
+from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.flags import absolute
+
+
+class Signals:
+    """Ctrl-C, and SIGTERM, which a machine sends before it goes down. They stop the program at
+    once, but while `noting` the first one is only noted: `Watch` has the step finished and saved.
+
+    A second Ctrl-C stops at once all the same. A second SIGTERM does not: where a machine sends it
+    to every process, torchrun passes it on to those that have it already.
+    """
+
+    def __init__(self) -> None:
+        self.noting, self.noted = False, 0  # the number of the signal
+
+    def __enter__(self) -> "Signals":
+        both = signal.SIGINT, signal.SIGTERM
+        self.before = {number: signal.signal(number, self.receive) for number in both}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if self.noted and number == signal.SIGTERM:
+            return
+        if not self.noting or self.noted:
+            raise Stopped(number)
+        self.noted = number
+
+
+def run_alone(train: Callable, settings: Any, resume: bool, kind: str, command: str) -> None:
+    """Call train(settings, signals, resume) with a folder of its own as `out`: if none is given,
+    the first free one of runs/kind-1, runs/kind-2, ... Where it is stopped, say how it goes on.
+
+    Processes that torchrun started are one run: the first of them has the folder.
+    """
+    first = int(os.environ.get("RANK", 0)) == 0
+    held = folder_held(settings.out, kind, resume) if first else nullcontext(settings.out or kind)
+    with Signals() as signals, held as out:
+        try:
+            train(replace(settings, out=out), signals, resume)
+        except KeyboardInterrupt as stop:
+            number = getattr(stop, "number", signal.SIGINT)
+            if not first:  # one sentence is enough
+                sys.exit(128 + number)
+            raise Stopped(number, how_to_go_on(Path(out), command)) from None
+
+
+def how_to_go_on(out: Path, command: str) -> str:
+    if not (out / "settings.json").exists():
+        return "stopped before the run began: nothing was written"
+    python = "python"
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        python = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
+    return f"stopped; to go on from the last save: {python} {command} --resume {typed(out)}"
+
+
+def typed(path: str | Path) -> str:
+    """As one would type it here."""
+    here, path = Path.cwd(), Path(path).resolve()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+# ------------------------------------------------------------------------------------ the folder
+
+
+def check_new(out: str | None) -> None:
+    """Refuse a folder that holds a run."""
+    if out and (Path(out) / "settings.json").exists():
+        raise InputError(f"--out {out} already holds a run: expected a new folder, or --resume")
+
+
+@contextmanager
+def folder_held(out: str | None, kind: str, resume: bool) -> Iterator[str]:
+    """The folder's path. The lock is the system's own, so it ends with the process, however that
+    ends. A folder that was made for nothing is taken away.
+
+    Raises InputError if another run has it.
+    """
+    flag = "--resume" if resume else "--out"
+    made = out is None or not Path(out).exists()
+    path = make_folder(flag, Path(out)) if out else numbered_folder(kind)
+    try:
+        file = open(path / "lock", "ab")
+    except OSError as error:
+        raise InputError(f"{flag}: {path} cannot be written to: {error.strerror}") from None
+    with file:
+        if not lock(file):
+            raise InputError(f"{flag} {path}: another run is at work there; expected no other one")
+        try:
+            yield absolute(str(path))
+        finally:
+            if made and os.listdir(path) == ["lock"]:
+                with suppress(OSError):
+                    os.unlink(file.name)
+                    path.rmdir()
+
+
+def numbered_folder(kind: str) -> Path:
+    """Made here: of two runs that start at once only one can make it."""
+    folder, number = make_folder("--out", Path("runs")), 1
+    while True:
+        path = folder / f"{kind}-{number}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InputError(f"--out: {path} cannot be made: {error.strerror}") from None
+
+
+def lock(file: IO) -> bool:
+    """Whether this process has the file's lock now. It loses it with its end, and its children
+    never have it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # (Its last owner may have taken the file away since it was opened.)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        return False
+    except OSError:  # a file system without locks, as some clusters have: then care is the user's
+        return True
