@@ -18,6 +18,7 @@ from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.run import RunFolder
 
+MOST_SKIPPED = 10  # steps in a row: after so many something is wrong
 LOG_EVERY = 10  # steps: reading a loss makes the CPU wait for the GPU, so it is done seldom
 
 Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
@@ -42,13 +43,16 @@ class Watch:
         self.look, self.save = look, save
         self.run = RunFolder(Path(settings.out))
         self.writes = processes.rank == 0
-        self.losses: list[Tensor] = []  # those that are not logged yet
+        self.losses: list[Tensor] = []  # of the steps that are not logged yet
+        self.taken: list[Tensor] = []  # after each of them, how many steps changed the weights
+        self.taken_before, self.skipped_in_a_row = 0.0, 0
         self.began = time.monotonic()
 
     def begin(self, resume: bool) -> int:
         """Write the folder, or go back to its last save -> the step to begin with."""
         start, seconds = self.run.restore(self.optimizer) if resume else (0, 0.0)
         self.began -= seconds
+        self.taken_before = self.optimizer.steps_taken().item()
         if self.writes:
             self.run.create(asdict(self.settings), start)
         return start
@@ -65,6 +69,7 @@ class Watch:
     def done(self, step: int, loss: Tensor) -> None:
         """After each step, from 0 on. The loss is this process's own."""
         self.losses.append(loss)
+        self.taken.append(self.optimizer.steps_taken())
         done = step + 1
         last = done == self.settings.steps
         looks = last or done % self.settings.sample_every == 0
@@ -77,13 +82,18 @@ class Watch:
             self.write(done)
 
     def log_losses(self, done: int) -> None:
-        values = self.processes.mean(torch.stack(self.losses)).tolist()
-        for step, loss in enumerate(values, done - len(values) + 1):
-            if not math.isfinite(loss):
-                raise self.diverged(step)
+        losses = self.processes.mean(torch.stack(self.losses)).tolist()
+        taken = torch.stack(self.taken).tolist()
+        for step, loss, count in zip(range(done - len(losses) + 1, done + 1), losses, taken):
+            skipped = {"skipped": True} if count == self.taken_before else {}
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+            self.taken_before = count
             if self.writes:
-                self.run.log(step, loss=loss)
+                self.run.log(step, loss=loss if math.isfinite(loss) else None, **skipped)
+            if self.skipped_in_a_row == MOST_SKIPPED:
+                raise self.diverged(step, f"were not finite for {MOST_SKIPPED} steps in a row")
         self.losses.clear()
+        self.taken.clear()
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
     def observe(self, step: int) -> None:
@@ -92,8 +102,8 @@ class Watch:
         self.run.log(step, **numbers)
 
     def write(self, step: int) -> None:
-        if not all(parameter.isfinite().all() for parameter in self.optimizer.parameters):
-            raise self.diverged(step)
+        if not all(weight.isfinite().all() for weight in self.optimizer.weights):
+            raise self.diverged(step, "grew until weights were not finite")
         self.save(self.run.path)
         self.run.save(step, time.monotonic() - self.began, self.optimizer)
 
@@ -107,14 +117,15 @@ class Watch:
                 metrics["step_of_jump"] = step_of_jump(self.run.measured)
                 self.run.film(*film_size)
             seconds = round(time.monotonic() - self.began, 1)
-            self.run.finish(metrics | {"seconds": seconds})
+            skipped = len(self.run.measured("skipped"))
+            self.run.finish(metrics | {"skipped_steps": skipped, "seconds": seconds})
             print(f"{self.run.path}: {json.dumps(metrics)}")
         self.processes.leave()
         return metrics
 
-    def diverged(self, step: int) -> InputError:
+    def diverged(self, step: int, how: str) -> InputError:
         return InputError(
-            f"--lr {self.settings.lr:g}: the loss or the weights are not finite at step {step}; "
-            "start a new run with a lower rate (the last save, if any, is kept in "
+            f"--lr {self.settings.lr:g}: losses or gradients {how}, until step {step}; start a new "
+            "run with a lower rate, or with --dtype fp32 (the last save, if any, is kept in "
             f"{self.run.path}; --init-control takes it)"
         )
