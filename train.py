@@ -211,7 +211,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
     """Leaves a run's folder -> its final numbers, as in metrics.json."""
     processes = Processes(settings.device)
     sd, controlnet, trained = models(settings)
-    optimizer = optimizer_for(settings, trained, processes)
+    optimizer = optimizer_for(settings, trained)
     diffusion = DDPM(sd.prediction)
     precision = partial(machine.autocast, settings.device, settings.dtype)
     with torch.no_grad(), precision():
@@ -251,8 +251,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
                 loss = training_loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
             optimizer.backward(loss / passes)
             total += loss.detach() / passes
-        optimizer.step()  # (or the rest of it: parts may have been taken in the backward pass)
-        watch.done(step, total)
+        watch.done(step, optimizer.step(processes.mean(total)))
     return watch.finish(partial(look, len(held_out.images)), film_size=size)
 
 
@@ -276,12 +275,9 @@ def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, S
     return scenes, HeldOut.of(sd, others), scorer(condition, others)
 
 
-def optimizer_for(
-    settings: Settings, trained: dict[str, nn.Module], processes: Processes
-) -> Optimizer:
+def optimizer_for(settings: Settings, trained: dict[str, nn.Module]) -> Optimizer:
     on_cpu = settings.low_memory and settings.dtype == "bf16"
-    early = settings.accumulate == 1 and processes.size == 1 and not on_cpu
-    return Optimizer(trained, settings.lr, early=early, exact_on_cpu=on_cpu)
+    return Optimizer(trained, settings.lr, exact_on_cpu=on_cpu)
 
 
 def compiled(settings: Settings, network: Any) -> Any:

@@ -119,7 +119,7 @@ class Training:
         self.settings = settings = settings_of(args, *flags)
         self.processes = Processes(settings.device)
         self.sd, self.control, trained = train.models(settings)
-        self.optimizer = train.optimizer_for(settings, trained, self.processes)
+        self.optimizer = train.optimizer_for(settings, trained)
         self.diffusion = DDPM(self.sd.prediction)
         self.precision = partial(machine.autocast, settings.device, settings.dtype)
         with torch.no_grad(), self.precision():
@@ -161,8 +161,7 @@ class Training:
             loss = self.loss(batches, draws.of(self.processes.share(i, settings.batch_size)))
             self.optimizer.backward(loss / passes)
             total += loss.detach() / passes
-        self.optimizer.step()
-        return total
+        return self.optimizer.step(self.processes.mean(total))
 
 
 def ours(args: argparse.Namespace, *flags: str) -> Callable[[], object]:
@@ -172,8 +171,7 @@ def ours(args: argparse.Namespace, *flags: str) -> Callable[[], object]:
 
 
 def fine_tuning(args: argparse.Namespace) -> Callable[[], object]:
-    """Stable Diffusion itself, all weights of the U-Net, without a ControlNet, by the same means
-    (but AdamW takes its step after the backward pass, not in parts during it)."""
+    """Stable Diffusion itself, all weights of the U-Net, without a ControlNet, by our means."""
     settings, given = settings_of(args), inputs(args)
     sd = load_sd(args.base, args.device)
     sd.vae.cpu(), sd.text_encoder.cpu()
@@ -189,7 +187,7 @@ def fine_tuning(args: argparse.Namespace) -> Callable[[], object]:
             output = unet(x_t, machine.to_device(t, args.device), context)
             loss = F.mse_loss(output.float(), target)
         optimizer.backward(loss)
-        optimizer.step()
+        optimizer.step(loss.detach())
 
     return step
 

@@ -92,7 +92,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
     machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # of the first weights
     part = PARTS[settings.part](settings)
-    optimizer = Optimizer(part.trained, settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = Optimizer(part.trained, settings.lr, clip=1.0, betas=(0.9, 0.99), weight_decay=0.0)
     processes = Processes(settings.device)
     if processes.size > 1:
         raise InputError("the small model's parts are trained by one process, without torchrun")
@@ -105,9 +105,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
         with machine.autocast(settings.device, settings.dtype):
             loss = part.loss(step, next(batches), generator_of(settings.seed, step))
         optimizer.backward(loss)
-        nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
-        optimizer.step()
-        watch.done(step, loss.detach())
+        watch.done(step, optimizer.step(loss.detach()))
     return watch.finish(partial(part.look, HELD_OUT_SCENES))
 
 
