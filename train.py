@@ -251,8 +251,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
             loss = training_loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
             optimizer.backward(loss / passes)
             total += loss.detach() / passes
-        optimizer.step()
-        watch.done(step, total)
+        watch.done(step, optimizer.step(processes.mean(total)))
     return watch.finish(partial(look, len(held_out.images)), film_size=size)
 
 

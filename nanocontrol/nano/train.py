@@ -96,7 +96,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
     part = PARTS[settings.part](settings)
     adamw: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.0}
     on = settings.device, settings.dtype
-    optimizer = Optimizer(part.trained, settings.lr, *on, largest_norm=1.0, **adamw)
+    optimizer = Optimizer(part.trained, settings.lr, *on, clip=1.0, **adamw)
     processes = Processes(settings.device)
     if processes.size > 1:
         raise InputError("the small model's parts are trained by one process, without torchrun")
@@ -108,8 +108,7 @@ def train(settings: Settings, resume: bool = False) -> dict:
         optimizer.set_lr(learning_rate(settings.lr, step, settings.steps))
         loss = part.loss(step, next(batches), generator_of(settings.seed, step))
         optimizer.backward(loss)
-        optimizer.step()
-        watch.done(step, loss.detach())
+        watch.done(step, optimizer.step(loss.detach()))
     return watch.finish(partial(part.look, HELD_OUT_SCENES))
 
 

@@ -1,6 +1,7 @@
-"""AdamW on float32 weights, whatever precision the networks compute in."""
+"""AdamW on float32 weights, whatever precision the networks compute in, that skips bad steps."""
 
-from typing import Any, cast
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,8 @@ class Optimizer:
     is multiplied by a large number before the backward pass, and the gradients are divided by it
     (section 3.2).
 
-    A step whose loss or gradients are not finite changes nothing, in any precision.
-
     on_cpu: the exact weights, and AdamW's two moments of each, are in the CPU's memory;
-    largest_norm: longer gradients are shortened to it.
+    clip: what the gradients' norm is cut off at.
     """
 
     def __init__(
@@ -32,10 +31,10 @@ class Optimizer:
         device: str,
         dtype: str = "fp32",
         on_cpu: bool = False,
-        largest_norm: float | None = None,
+        clip: float = math.inf,
         **adamw: Any,
     ):
-        self.networks, self.device, self.largest_norm = networks, device, largest_norm
+        self.networks, self.device, self.clip = networks, device, clip
         every = [p for network in networks.values() for p in network.parameters()]
         self.computing: list[Tensor] = [p for p in every if p.requires_grad]
         self.weights = self.computing
@@ -52,9 +51,7 @@ class Optimizer:
         shared = self.computing if pinned else []
         self.between = [torch.empty_like(p, device="cpu", pin_memory=True) for p in shared]
         self.adamw = torch.optim.AdamW(self.weights, lr, fused=True, **adamw)
-        self.scaled = dtype == "fp16"
-        scale = 2.0**16 if self.scaled else 1.0
-        self.scaler = torch.amp.GradScaler(torch.device(home).type, init_scale=scale)
+        self.scaler = torch.amp.GradScaler(torch.device(home).type, enabled=dtype == "fp16")
 
     def set_lr(self, lr: float) -> None:
         for group in self.adamw.param_groups:
@@ -62,34 +59,47 @@ class Optimizer:
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those of the step."""
-        # A loss that is not finite is divided by 0, so that its gradients are not finite either.
-        self.scaler.scale(loss / loss.isfinite()).backward()
+        self.scaler.scale(loss).backward()
 
     @torch.no_grad()
-    def step(self) -> None:
-        self.collect_gradients()
-        if self.largest_norm:
-            self.scaler.unscale_(self.adamw)
-            nn.utils.clip_grad_norm_(self.weights, self.largest_norm)
-        self.scaler.step(self.adamw)  # not if a gradient is not finite; a GPU decides that itself
-        self.scaler.update(None if self.scaled else 1.0)
+    def step(self, loss: Tensor) -> Tensor:
+        """Take the step, unless its loss [] or the norm of its gradients is not finite: then
+        weights, moments and AdamW's counters stay as they are, to the bit -> the loss, or NaN where
+        the step was skipped.
+
+        Only after the backward pass are all gradients known, so no weight may move before. (A
+        norm that overflows counts, too: AdamW's second moment, of squares, would.)
+        """
+        gradients = self.collect_gradients()
+        self.scaler.unscale_(self.adamw)
+        norm = nn.utils.get_total_norm(gradients)
+        bad = ~(norm + loss.to(norm.device)).isfinite()
+        if self.clip < math.inf:
+            nn.utils.clip_grads_with_norm_(self.weights, self.clip, norm)
+        # The fused AdamW reads it on the device, as GradScaler would have it: no CPU waits for a
+        # GPU to decide. It does nothing where it is 1, and takes its count of steps back.
+        self.adamw.found_inf = bad.float()  # type: ignore[attr-defined]
+        self.adamw.step()
+        self.scaler.update()
         for parameter in (*self.weights, *self.computing):
             parameter.grad = None
         self.round_weights()
+        return torch.where(bad.to(loss.device), math.nan, loss)
 
-    def collect_gradients(self) -> None:
+    def collect_gradients(self) -> list[Tensor]:
         """Those of the networks become those of the exact weights."""
+        found = [p.grad for p in self.computing if p.grad is not None]
         if self.weights is self.computing:
-            return
-        found = [cast(Tensor, p.grad) for p in self.computing]
+            return found
         if self.between:
             torch._foreach_copy_(self.between, found, non_blocking=True)
             torch.cuda.synchronize(self.device)
             found = self.between
-        exact = [torch.empty_like(weight) for weight in self.weights]
-        torch._foreach_copy_(exact, found)
-        for weight, gradient in zip(self.weights, exact):
+        gradients = [torch.empty_like(weight) for weight in self.weights]
+        torch._foreach_copy_(gradients, found)
+        for weight, gradient in zip(self.weights, gradients):
             weight.grad = gradient
+        return gradients
 
     @torch.no_grad()
     def round_weights(self) -> None:
@@ -101,11 +111,6 @@ class Optimizer:
             torch._foreach_copy_(self.computing, self.between, non_blocking=True)
         else:
             torch._foreach_copy_(self.computing, self.weights)
-
-    def steps_taken(self) -> Tensor:
-        """How many steps changed the weights: a number [] on their device."""
-        states = list(self.adamw.state.values())
-        return states[0]["step"].clone() if states else torch.zeros(())
 
     def state(self) -> dict:
         weights = {name: network.state_dict() for name, network in self.networks.items()}

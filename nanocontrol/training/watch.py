@@ -16,10 +16,10 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.run import RunFolder
+from nanocontrol.training.run import RunFolder, finite_or_none
 
-MOST_SKIPPED = 10  # steps in a row: after so many something is wrong
 LOG_EVERY = 10  # steps: reading a loss makes the CPU wait for the GPU, so it is done seldom
+TOO_MANY = 10  # steps skipped in a row: the run is stopped
 
 Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 
@@ -43,16 +43,14 @@ class Watch:
         self.look, self.save = look, save
         self.run = RunFolder(Path(settings.out))
         self.writes = processes.rank == 0
-        self.losses: list[Tensor] = []  # of the steps that are not logged yet
-        self.taken: list[Tensor] = []  # after each of them, how many steps changed the weights
-        self.taken_before, self.skipped_in_a_row = 0.0, 0
+        self.losses: list[Tensor] = []  # those that are not logged yet
+        self.skipped_in_a_row = 0
         self.began = time.monotonic()
 
     def begin(self, resume: bool) -> int:
         """Write the folder, or go back to its last save -> the step to begin with."""
         start, seconds = self.run.restore(self.optimizer) if resume else (0, 0.0)
         self.began -= seconds
-        self.taken_before = self.optimizer.steps_taken().item()
         if self.writes:
             self.run.create(asdict(self.settings), start)
         return start
@@ -67,9 +65,8 @@ class Watch:
         yield from self.bar
 
     def done(self, step: int, loss: Tensor) -> None:
-        """After each step, from 0 on. The loss is this process's own."""
+        """After each step, from 0 on. loss: as Optimizer.step returns it, of all processes."""
         self.losses.append(loss)
-        self.taken.append(self.optimizer.steps_taken())
         done = step + 1
         last = done == self.settings.steps
         looks = last or done % self.settings.sample_every == 0
@@ -82,19 +79,25 @@ class Watch:
             self.write(done)
 
     def log_losses(self, done: int) -> None:
-        losses = self.processes.mean(torch.stack(self.losses)).tolist()
-        taken = torch.stack(self.taken).tolist()
-        for step, loss, count in zip(range(done - len(losses) + 1, done + 1), losses, taken):
-            skipped = {"skipped": True} if count == self.taken_before else {}
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-            self.taken_before = count
-            if self.writes:
-                self.run.log(step, loss=loss if math.isfinite(loss) else None, **skipped)
-            if self.skipped_in_a_row == MOST_SKIPPED:
-                raise self.diverged(step, f"were not finite for {MOST_SKIPPED} steps in a row")
+        values, longest = torch.stack(self.losses).tolist(), 0
+        for step, loss in enumerate(values, done - len(values) + 1):
+            taken = math.isfinite(loss)
+            self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
+            longest = max(longest, self.skipped_in_a_row)
+            if self.writes and taken:
+                self.run.log(step, loss=loss)
+            elif self.writes:
+                self.run.log(step, skipped=self.run.skipped + 1)
         self.losses.clear()
-        self.taken.clear()
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if longest >= TOO_MANY:
+            if self.writes:
+                self.write(done)  # the state before these steps: they changed nothing
+            self.processes.wait()
+            raise self.diverged(
+                f"{TOO_MANY} steps in a row were skipped until step {done}, as their losses or "
+                "gradients were not finite"
+            )
 
     def observe(self, step: int) -> None:
         rows, numbers = self.look()
@@ -103,7 +106,7 @@ class Watch:
 
     def write(self, step: int) -> None:
         if not all(weight.isfinite().all() for weight in self.optimizer.weights):
-            raise self.diverged(step, "grew until weights were not finite")
+            raise self.diverged(f"the weights are not finite at step {step}")
         self.save(self.run.path)
         self.run.save(step, time.monotonic() - self.began, self.optimizer)
 
@@ -112,20 +115,19 @@ class Watch:
         (height, width), also a film and the step of the jump -> the numbers."""
         metrics: dict = {}
         if self.writes:
-            _, metrics = look()
+            metrics = finite_or_none(look()[1])
             if film_size:
                 metrics["step_of_jump"] = step_of_jump(self.run.measured)
                 self.run.film(*film_size)
             seconds = round(time.monotonic() - self.began, 1)
-            skipped = len(self.run.measured("skipped"))
-            self.run.finish(metrics | {"skipped_steps": skipped, "seconds": seconds})
+            self.run.finish(metrics | {"skipped": self.run.skipped, "seconds": seconds})
             print(f"{self.run.path}: {json.dumps(metrics)}")
         self.processes.leave()
         return metrics
 
-    def diverged(self, step: int, how: str) -> InputError:
+    def diverged(self, why: str) -> InputError:
+        precision = "" if self.settings.dtype == "fp32" else " or --dtype fp32"
         return InputError(
-            f"--lr {self.settings.lr:g}: losses or gradients {how}, until step {step}; start a new "
-            "run with a lower rate, or with --dtype fp32 (the last save, if any, is kept in "
-            f"{self.run.path}; --init-control takes it)"
+            f"--lr {self.settings.lr:g}: {why}; begin a new run with a lower rate{precision}, and "
+            f"look for NaN in the data (the last good state, if any, is kept in {self.run.path})"
         )
