@@ -36,7 +36,7 @@ from nanocontrol.schedulers import STEPS
 from nanocontrol.training.batches import Batch, generator_of, load_batches
 from nanocontrol.training.cache import encoded_once
 from nanocontrol.training.measure import HeldOut, Scores, measure
-from nanocontrol.training.optimizer import Optimizer
+from nanocontrol.training.optimizer import PRECISIONS, Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, split
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.settings import knob, parser_for, settings_of_run
@@ -71,11 +71,13 @@ class Settings:
     prediction: Literal["auto", "eps", "v"] = knob("auto", "what the base predicts")
     seed: int = knob(0, "of weights, order and noise", seed)
     device: str = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
-    dtype: Literal["fp32", "bf16"] = knob(None, "default: bf16 on a GPU that has it")
+    dtype: Literal["fp32", "bf16", "fp16"] = knob(
+        None, "default: bf16 on a GPU that has it, fp16 on others, fp32 on a CPU"
+    )
     low_memory: bool = knob(
         False,
-        "for small GPUs, slower: gradient checkpointing, --batch-size 1 --accumulate 4, and with "
-        "bf16 the optimizer in the CPU's memory",
+        "for small GPUs, slower: gradient checkpointing, and with bf16 or fp16 the optimizer in "
+        "the CPU's memory",
     )
     compile: bool = knob(None, "torch.compile (default: on a GPU, for 2000 steps or more)")
     cache: str = knob("cache", "where encoded pairs are kept", absolute)
@@ -92,7 +94,6 @@ NANO_PRESET: dict[str, Any] = {
     "save_every": 200,
     "sample_every": 25,
 }
-LOW_MEMORY_PRESET: dict[str, Any] = {"batch_size": 1, "accumulate": 4}
 
 SCENES = 2000  # drawn ones; a run that would see each more than four times draws more
 COMPILE_FROM = 2000  # steps: compiling pays from about there on (not measured)
@@ -138,13 +139,15 @@ def diffusion_loss(
     t [B] in 0..999, on the CPU, as the schedule is: reading it from a GPU would make the CPU wait.
     """
     x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
+    dtype = next(control.parameters()).dtype  # in which the networks compute
+    x_t, hint, context = x_t.to(dtype), hint.to(dtype), context.to(dtype)
     t = machine.to_device(t, x0.device)
     residuals = control(x_t, hint, t, context)
     # Unless the base is unlocked, neither weights nor inputs of its encoder ask for gradients, so
     # autograd keeps nothing of it. Gradients pass through the locked decoder on their way to the
     # residuals, but its weights collect none. (In the original they do: 2 GB that nobody uses.)
     output = unet(x_t, t, context, residuals)
-    return F.mse_loss(output.float(), target.float())
+    return F.mse_loss(output.float(), target)
 
 
 def training_loss(
@@ -171,8 +174,8 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
     """The base model, the ControlNet, and the networks with weights to be trained, by name."""
     machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # of the condition encoder's first weights
-    with blame("--base"):
-        sd = load_sd(settings.base, settings.device, prediction=settings.prediction)
+    with blame("--base"):  # (on the CPU, where the file is mapped, in its own precision)
+        sd = load_sd(settings.base, prediction=settings.prediction)
     if settings.init_control:
         with blame("--init-control"):
             control = load_control(settings.init_control, sd.unet)
@@ -190,13 +193,16 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
         sd.unet.requires_grad_(True)
     if settings.unlock:
         trained["unet"] = sd.unet
+    if not settings.unlock:  # (a base that is trained is saved as well: its other parts stay exact)
+        precision = PRECISIONS[settings.dtype]
+        sd.unet.to(precision), sd.text_encoder.to(precision)
+        if settings.dtype == "bf16":  # (fp16 ends at 65504, and Stable Diffusion's VAE goes beyond)
+            sd.vae.to(precision)
+    sd.unet.to(settings.device), sd.vae.to(settings.device), sd.text_encoder.to(settings.device)
     for network in (sd.unet, sd.vae, control):
-        if (
-            machine.is_gpu(settings.device) or sd.unet.config == UNET
-        ):  # on a CPU large ones lose by it
+        # (On a CPU large networks lose by it.)
+        if machine.is_gpu(settings.device) or sd.unet.config == UNET:
             network.to(memory_format=torch.channels_last)
-    if settings.dtype == "bf16" and not settings.unlock:  # only what is trained needs more
-        sd.unet.bfloat16(), sd.vae.bfloat16(), sd.text_encoder.bfloat16()
     for module in [*sd.unet.modules(), *control.modules()]:
         if isinstance(module, Block):
             module.checkpointed = settings.low_memory
@@ -212,10 +218,9 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     """Leaves a run's folder -> its final numbers, as in metrics.json."""
     processes = Processes(settings.device)
     sd, controlnet, trained = models(settings)
-    optimizer = optimizer_for(settings, trained, processes)
+    optimizer = optimizer_for(settings, trained)
     diffusion = DDPM(sd.prediction)
-    precision = partial(machine.autocast, settings.device, settings.dtype)
-    with torch.no_grad(), precision():
+    with torch.no_grad():
         pairs, held_out, score_of = datasets(settings, sd)
         empty, size = sd.encode_prompts(""), held_out.size
     # In training compiled and, of several processes, joined; pictures are made without that.
@@ -226,34 +231,28 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     cached = bool(settings.cache) and settings.steps * passes * n > len(pairs)
     home = "cpu" if cached else settings.device
 
-    save = partial(save_weights, sd, optimizer.networks, settings.condition)
+    save = partial(save_weights, sd, trained, settings.condition)
     look = partial(measured, settings, sd, controlnet, held_out, score_of, home)
     watch = Watch(settings, optimizer, processes, partial(look, SHEET), save, signals)
     start = watch.begin(resume)
-    with precision():
-        dataset: Any = pairs
-        if cached:
-            dataset = encoded_once(
-                sd, pairs, settings.cache, settings.dtype, settings.batch_size, processes
-            )
-        # (Batches are of one pass, draws of a whole step: the share of pass 0 here, of i below.)
-        seen, share = start * passes * n, processes.share(0, settings.batch_size)
-        batches = load_batches(sd, dataset, settings.seed, seen, n, share, settings.device)
+    dataset: Any = pairs
+    if cached:
+        dataset = encoded_once(sd, pairs, settings.cache, settings.batch_size, processes)
+    # (Batches are of one pass, draws of a whole step: the share of pass 0 here, of i below.)
+    seen, share = start * passes * n, processes.share(0, settings.batch_size)
+    batches = load_batches(sd, dataset, settings.seed, seen, n, share, settings.device)
 
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
         draws = random_draws(settings.seed, step, passes * n, size, settings.drop_prompt)
         total = torch.zeros((), device=settings.device)
         for i in range(passes):
-            processes.average_next(optimizer.every_pass or i + 1 == passes, unet, control)
-            mine = draws.of(processes.share(i, settings.batch_size))
-            with precision():
-                batch = next(batches)
-                loss = training_loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
+            processes.average_next(i + 1 == passes, unet, control)
+            batch, mine = next(batches), draws.of(processes.share(i, settings.batch_size))
+            loss = training_loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
             optimizer.backward(loss / passes)
             total += loss.detach() / passes
-        optimizer.step()  # (or the rest of it: parts may have been taken in the backward pass)
-        watch.done(step, total)
+        watch.done(step, optimizer.step(processes.mean(total)))
     return watch.finish(partial(look, len(held_out.images)), film_size=size)
 
 
@@ -277,12 +276,10 @@ def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, S
     return scenes, HeldOut.of(sd, others), scorer(condition, others)
 
 
-def optimizer_for(
-    settings: Settings, trained: dict[str, nn.Module], processes: Processes
-) -> Optimizer:
-    on_cpu = settings.low_memory and settings.dtype == "bf16"
-    early = settings.accumulate == 1 and processes.size == 1 and not on_cpu
-    return Optimizer(trained, settings.lr, early=early, exact_on_cpu=on_cpu)
+def optimizer_for(settings: Settings, trained: dict[str, nn.Module]) -> Optimizer:
+    """The networks then compute in the precision that is set, on their device."""
+    on_cpu = settings.low_memory and settings.dtype != "fp32"
+    return Optimizer(trained, settings.lr, settings.device, settings.dtype, on_cpu)
 
 
 def compiled(settings: Settings, network: Any) -> Any:
@@ -301,10 +298,7 @@ def measured(
     """On the first n of the held-out pairs: rows of pictures, and numbers. home: the device where
     VAE and text encoder are otherwise."""
     loss = partial(diffusion_loss, sd.unet, control, DDPM(sd.prediction))
-    with (
-        machine.autocast(settings.device, settings.dtype),
-        machine.moved([sd.vae, sd.text_encoder], settings.device, back_to=home),
-    ):
+    with machine.moved([sd.vae, sd.text_encoder], settings.device, back_to=home):
         return measure(sd, control, held_out.first(n), loss, score_of, settings.batch_size)
 
 
@@ -324,8 +318,7 @@ def resolve(given: dict[str, Any]) -> Settings:
     """Every setting: as given, or by a preset, or its default, or by what this machine has."""
     check(given)
     check_new(given.get("out"))
-    low_memory = LOW_MEMORY_PRESET if given.get("low_memory") else {}
-    settings = Settings(**({} if "base" in given else NANO_PRESET) | low_memory | given)
+    settings = Settings(**({} if "base" in given else NANO_PRESET) | given)
     condition = settings.condition or (None if settings.data else "canny")
     on = settings.device or machine.default_device()
     pairs_seen = settings.steps * settings.accumulate * settings.batch_size

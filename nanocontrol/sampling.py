@@ -28,8 +28,8 @@ Encoded = tuple[ControlNet, Tensor, Callable]
 
 def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """[n, 4, height/8, width/8], for pictures of that size. The generator is the CPU's, so that a
-    seed gives the same noise on every device."""
-    return torch.randn((n, 4, height // 8, width // 8), generator=generator)
+    seed gives the same noise on every device, and whatever PyTorch's default dtype may be."""
+    return torch.randn((n, 4, height // 8, width // 8), generator=generator, dtype=torch.float32)
 
 
 def timesteps_to_visit(scheduler: DDPM, steps: int, noised: float | None) -> list[int | None]:
@@ -197,11 +197,12 @@ def sample(
     alone = repeated(partial(predict, sd.unet, context, scale, []), x.device)
     with_control = repeated(partial(predict, sd.unet, context, scale, encoded), x.device)
 
-    ts = torch.tensor(visited[:-1], device=x.device).split(
-        1
-    )  # now, so that no step waits for a copy to the GPU
+    # Now, so that no step waits for a copy to the GPU.
+    ts = torch.tensor(visited[:-1], device=x.device).split(1)
     for i, t in enumerate(tqdm(visited[:-1], "sampling", disable=not progress)):
         output = (with_control if under_control[i] else alone)(x, ts[i])
-        fresh = torch.randn(x.shape, generator=generator).to(x) if scheduler.adds_noise else 0.0
+        fresh: Tensor | float = 0.0
+        if scheduler.adds_noise:
+            fresh = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
         x = repaint(scheduler.step(x, output, t, visited[i + 1], fresh), visited[i + 1])
     return x

@@ -119,10 +119,9 @@ class Training:
         self.settings = settings = settings_of(args, *flags)
         self.processes = Processes(settings.device)
         self.sd, self.control, trained = train.models(settings)
-        self.optimizer = train.optimizer_for(settings, trained, self.processes)
+        self.optimizer = train.optimizer_for(settings, trained)
         self.diffusion = DDPM(self.sd.prediction)
-        self.precision = partial(machine.autocast, settings.device, settings.dtype)
-        with torch.no_grad(), self.precision():
+        with torch.no_grad():
             self.empty = self.sd.encode_prompts("")
         networks = self.sd.unet, self.control
         self.networks = [train.compiled(settings, network) for network in networks]
@@ -143,9 +142,8 @@ class Training:
 
     def loss(self, batches: Iterator[Batch], draws: train.Draws) -> Tensor:
         """Of one pass."""
-        with self.precision():
-            given = self.sd.scale_factor, next(batches), draws, self.empty
-            return train.training_loss(*self.networks, self.diffusion, *given)
+        given = self.sd.scale_factor, next(batches), draws, self.empty
+        return train.training_loss(*self.networks, self.diffusion, *given)
 
     def draws(self, size: int) -> train.Draws:
         n = self.settings.batch_size * self.settings.accumulate
@@ -161,8 +159,7 @@ class Training:
             loss = self.loss(batches, draws.of(self.processes.share(i, settings.batch_size)))
             self.optimizer.backward(loss / passes)
             total += loss.detach() / passes
-        self.optimizer.step()
-        return total
+        return self.optimizer.step(self.processes.mean(total))
 
 
 def ours(args: argparse.Namespace, *flags: str) -> Callable[[], object]:
@@ -172,24 +169,22 @@ def ours(args: argparse.Namespace, *flags: str) -> Callable[[], object]:
 
 
 def fine_tuning(args: argparse.Namespace) -> Callable[[], object]:
-    """Stable Diffusion itself, all weights of the U-Net, without a ControlNet, by the same means
-    (but AdamW takes its step after the backward pass, not in parts during it)."""
+    """Stable Diffusion itself, all weights of the U-Net, without a ControlNet, by our means."""
     settings, given = settings_of(args), inputs(args)
-    sd = load_sd(args.base, args.device)
-    sd.vae.cpu(), sd.text_encoder.cpu()
+    sd = load_sd(args.base)
     sd.unet.requires_grad_(True)
     channels_last(args, sd.unet)
-    optimizer, diffusion = Optimizer({"unet": sd.unet}, settings.lr), DDPM(sd.prediction)
+    optimizer = Optimizer({"unet": sd.unet}, settings.lr, args.device, settings.dtype)
+    diffusion, dtype = DDPM(sd.prediction), next(sd.unet.parameters()).dtype
     x, noise, context = (given[k].to(args.device) for k in ("x", "noise", "context"))
     unet, t = train.compiled(settings, sd.unet), given["t"]
 
     def step() -> None:
-        with machine.autocast(settings.device, settings.dtype):
-            x_t, target = diffusion.add_noise(x, noise, t), diffusion.target(x, noise, t)
-            output = unet(x_t, machine.to_device(t, args.device), context)
-            loss = F.mse_loss(output.float(), target)
+        x_t, target = diffusion.add_noise(x, noise, t), diffusion.target(x, noise, t)
+        output = unet(x_t.to(dtype), machine.to_device(t, args.device), context.to(dtype))
+        loss = F.mse_loss(output.float(), target)
         optimizer.backward(loss)
-        optimizer.step()
+        optimizer.step(loss.detach())
 
     return step
 

@@ -73,7 +73,8 @@ def shows_colours(images: Tensor, scenes: list[Scene]) -> np.ndarray:
 
 def shows_kinds(detector: Detector, images: Tensor, scenes: list[Scene]) -> float:
     """Share of pictures in which the detector sees the scene's kinds of things and no other."""
-    return (detector(images)[1] > 0).eq(kinds_shown(scenes)).all(dim=1).float().mean().item()
+    shown = detector(images.to(next(detector.parameters())))[1].cpu() > 0
+    return shown.eq(kinds_shown(scenes)).all(dim=1).float().mean().item()
 
 
 def has_kinds(detector: Detector, images: Tensor, scenes: list[Scene]) -> np.ndarray:

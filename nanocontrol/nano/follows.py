@@ -28,7 +28,7 @@ def follows(
     """images [B, 3, H, W] in [-1, 1], which were to follow the scenes -> the share of the things
     that are right; None if no thing counts. Without a condition things of all kinds count."""
     images = detector.fitted(images.float())
-    logits = detector(images)[0][:, KIND].float()  # under autocast they are bf16
+    logits = detector(images)[0][:, KIND]
     drawings = [draw(scene, detector.size) for scene in scenes]
     pictures = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
     right = [

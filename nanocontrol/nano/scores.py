@@ -63,7 +63,7 @@ def scorer(condition: str, scenes: Scenes) -> Scores:
 def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:
     """images [B, 3, H, W] in [-1, 1], which were to follow the scenes -> the mean score."""
     images = detector.fitted(images.float())
-    found = detector(images)[0].float().sigmoid().numpy()  # under autocast it is bf16
+    found = detector(images)[0].sigmoid().numpy()
     pictures = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
     drawings = [draw(scene, detector.size) for scene in scenes]
     return float(np.mean([SCORES[condition](*three) for three in zip(pictures, found, drawings)]))

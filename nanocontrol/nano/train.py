@@ -62,7 +62,9 @@ class Settings:
     size: int = knob(None, "of a picture (default: --base's; without a base 64)", int, SIZES)
     seed: int = knob(0, "of weights, order and noise", seed)
     device: str = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
-    dtype: Literal["fp32", "bf16"] = knob(None, "default: bf16 on a GPU that has it")
+    dtype: Literal["fp32", "bf16", "fp16"] = knob(
+        None, "default: bf16 on a GPU that has it, fp16 on others, fp32 on a CPU"
+    )
     save_every: int = knob(500, "steps between saves", at_least(1))
     sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
 
@@ -93,7 +95,9 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # of the first weights
     part = PARTS[settings.part](settings)
-    optimizer = Optimizer(part.trained, settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    adamw: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.0}
+    on = settings.device, settings.dtype
+    optimizer = Optimizer(part.trained, settings.lr, *on, clip=1.0, **adamw)
     processes = Processes(settings.device)
     if processes.size > 1:
         raise InputError("the small model's parts are trained by one process, without torchrun")
@@ -104,12 +108,9 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, step, settings.steps))
-        with machine.autocast(settings.device, settings.dtype):
-            loss = part.loss(step, next(batches), generator_of(settings.seed, step))
+        loss = part.loss(step, next(batches), generator_of(settings.seed, step))
         optimizer.backward(loss)
-        nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
-        optimizer.step()
-        watch.done(step, loss.detach())
+        watch.done(step, optimizer.step(loss.detach()))
     return watch.finish(partial(part.look, HELD_OUT_SCENES))
 
 
@@ -166,8 +167,9 @@ def random_quarter(images: Tensor, generator: Generator) -> Tensor:
 
 def vae_loss(sd: StableDiffusion, images: Tensor, generator: Generator) -> Tensor:
     """How far rebuilt pictures are from the true ones."""
-    mean, logvar = sd.vae.encode(images)
-    rebuilt = sd.vae.decode(sample_posterior(mean, logvar, generator))
+    mean, logvar = sd.vae.encode(images.to(next(sd.vae.parameters())))
+    rebuilt = sd.vae.decode(sample_posterior(mean, logvar, generator)).float()
+    mean, logvar = mean.float(), logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     # Absolute errors keep edges crisp; square ones alone would blur them, and alone would be best
     # for the signal-to-noise ratio.
@@ -178,8 +180,7 @@ def look_at_reconstructions(
     settings: Settings, sd: StableDiffusion, n: int
 ) -> tuple[list[Tensor], dict]:
     images = held_out_scenes(None, n, size=sd.size)[0]
-    with machine.autocast(settings.device, settings.dtype):
-        rebuilt = rebuild(sd, images)
+    rebuilt = rebuild(sd, images)
     return [images, rebuilt], {"vae_db": psnr(rebuilt, images)}
 
 
@@ -201,7 +202,8 @@ def base(settings: Settings) -> Part:
     def denoising_loss(x0: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Rombach et al. 2022, equation 3: as train.py's diffusion_loss, without a ControlNet."""
         x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
-        return F.mse_loss(sd.unet(x_t, t.to(x0.device), context).float(), target.float())
+        output = sd.unet(x_t.to(context.dtype), t.to(x0.device), context)
+        return F.mse_loss(output.float(), target)
 
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
         x0, prompts = batch
@@ -217,10 +219,9 @@ def base(settings: Settings) -> Part:
 
     def look(n: int) -> tuple[list[Tensor], dict]:
         images, hints, prompts, _ = held_out_scenes(None, n, size=sd.size)
-        with machine.autocast(settings.device, settings.dtype):
-            pairs = HeldOut(images, hints, list(prompts), mean_latents(sd, images))
-            made = make_pictures(sd, prompts, None, hints, at_once=2 * settings.batch_size)
-            number = held_out_loss(sd, pairs, without_hint, settings.batch_size)
+        pairs = HeldOut(images, hints, list(prompts), mean_latents(sd, images))
+        made = make_pictures(sd, prompts, None, hints, at_once=2 * settings.batch_size)
+        number = held_out_loss(sd, pairs, without_hint, settings.batch_size)
         return [images, made], {"held_out_loss": number}
 
     trained: dict[str, nn.Module] = {"unet": sd.unet, "text_encoder": sd.text_encoder}
@@ -280,14 +281,16 @@ def detector(settings: Settings) -> Part:
 
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
         images, maps, kinds = (x.to(settings.device) for x in batch)
-        found, shown = network(spoilt(images, generator))
-        loss = F.binary_cross_entropy_with_logits(found, maps)
-        return loss + 0.1 * F.binary_cross_entropy_with_logits(shown, kinds)
+        images = spoilt(images, generator).to(next(network.parameters()))
+        found, shown = network(images)
+        loss = F.binary_cross_entropy_with_logits(found.float(), maps)
+        return loss + 0.1 * F.binary_cross_entropy_with_logits(shown.float(), kinds)
 
     @torch.no_grad()
     def look(n: int) -> tuple[list[Tensor], dict]:
         images, _, _, scenes = held_out_scenes(None, n, size=settings.size)
-        found = network(images.to(settings.device))[0][:, DEPTH : DEPTH + 1].sigmoid().cpu()
+        found = network(images.to(next(network.parameters())))[0][:, DEPTH : DEPTH + 1]
+        found = found.float().sigmoid().cpu()
         right = shows_kinds(network, images, scenes)
         return [images, found.repeat(1, 3, 1, 1) * 2 - 1], {"shapes_true": right}
 

@@ -34,16 +34,10 @@ def default_device() -> str:
 
 
 def default_dtype(device: str) -> str:
-    """bf16 on a GPU whose hardware has it."""
-    if is_gpu(device) and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16"
-    return "fp32"
-
-
-def autocast(device: str, dtype: str) -> torch.autocast:
-    """Float32 weights compute in bf16, if that is the dtype. To be entered anew for every pass:
-    within one autocast a weight is cast once and remembered."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, dtype == "bf16")
+    """On a GPU bf16, or fp16 where its hardware has no bf16."""
+    if not is_gpu(device):
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def allow_tf32(device: str) -> None:
@@ -129,7 +123,5 @@ class Replayed:
 
 def repeated(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
     """The function, for many calls with tensors of the same shapes: on a GPU its second call is
-    recorded and then replayed, elsewhere it stays as it is. (Not under autocast, which keeps copies
-    of the weights that a recording cannot rely on.)"""
-    replay = device.type == "cuda" and not torch.is_autocast_enabled()
-    return Replayed(function) if replay else function
+    recorded and then replayed, elsewhere it stays as it is."""
+    return Replayed(function) if device.type == "cuda" else function

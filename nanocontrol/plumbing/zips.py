@@ -111,7 +111,7 @@ def begin_of(path: Path, data: Bytes, header: int, expected: tuple) -> int:
     magic, flags, method, *sums, n, extra = layout.unpack_from(data, header)
     raw = bytes(data[header + 30 : header + 30 + n])
     if flags & SIZES_BEHIND:
-        sums = expected[3:]
+        sums = list(expected[3:])
     sums = [right if said == IN_64_BITS else said for said, right in zip(sums, expected[3:])]
     if magic != b"PK\3\4" or (raw, flags, method, *sums) != expected:
         name = expected[0].decode()

@@ -60,20 +60,18 @@ def encode_all(
     sd: StableDiffusion,
     pairs: Pairs,
     folder: Path,
-    precision: str,
     batch_size: int,
     rank: int = 0,
     processes: int = 1,
 ) -> list[Path]:
     """The cache's files for a data set, in order. Those that are missing are written first; of
     several processes each writes its share, and those of others may still be missing at the end.
-    precision: a name for that of the computation, which need not be the weights'.
 
     Interrupted, it loses one file at most. Raises InputError if there is no space for it.
     """
     make_folder("--cache", folder)
     remove_temporary_files(folder, AN_HOUR)
-    files = [folder / f"{name}.safetensors" for name in names(sd, pairs, precision, rank == 0)]
+    files = [folder / f"{name}.safetensors" for name in names(sd, pairs, rank == 0)]
     # (Each looks only for its own: meanwhile the others may be writing theirs.)
     missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
     check_space(folder, sd, pairs, IN_FILE * len(missing))
@@ -91,25 +89,20 @@ def encode_all(
 
 
 def encoded_once(
-    sd: StableDiffusion,
-    pairs: Pairs,
-    folder: str,
-    precision: str,
-    batch_size: int,
-    processes: Processes,
+    sd: StableDiffusion, pairs: Pairs, folder: str, batch_size: int, processes: Processes
 ) -> Cached:
     """The pairs as the cache has them; what it lacks is encoded now. VAE and text encoder, which
     are not needed any more, leave the GPU."""
     rank, size = processes.rank, processes.size
-    files = encode_all(sd, pairs, Path(folder), precision, batch_size, rank, size)
+    files = encode_all(sd, pairs, Path(folder), batch_size, rank, size)
     processes.wait()  # until the others have written theirs
     sd.vae.cpu(), sd.text_encoder.cpu()
     return Cached(pairs, files)
 
 
-def names(sd: StableDiffusion, pairs: Pairs, precision: str, show: bool) -> Iterator[str]:
+def names(sd: StableDiffusion, pairs: Pairs, show: bool) -> Iterator[str]:
     """For each file a hash of all that its content follows from."""
-    common = f"{VERSION} {precision} {encoders_hash(sd)}".encode()
+    common = f"{VERSION} {encoders_hash(sd)}".encode()
     digest = hashlib.sha256(common)
     bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
     for i in bar:

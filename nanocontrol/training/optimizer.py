@@ -1,97 +1,140 @@
-"""AdamW, and two ways to make it take less memory."""
+"""AdamW on float32 weights, whatever precision the networks compute in, that skips bad steps."""
 
-import copy
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-EARLY = 2**26  # weights: when that many have their gradients, AdamW takes its step for them
+from nanocontrol.plumbing import machine
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Optimizer:
     """The original's: AdamW with PyTorch's defaults, for all weights that ask for gradients.
 
-    early: take the step in parts during the backward pass. Only for steps of one pass, in one
-    process.
-    exact_on_cpu: the networks work in bf16, and their float32 weights (with gradients and AdamW's
-    two moments) are in the CPU's memory.
+    In bf16 and fp16 the networks compute with rounded weights, and AdamW changes exact ones, in
+    float32: rounding would swallow most steps (Micikevicius et al. 2018, section 3.1). The
+    networks' `state_dict()` gives the exact ones. fp16 cannot hold small gradients: there the loss
+    is multiplied by a large number before the backward pass, and the gradients are divided by it
+    (section 3.2).
+
+    on_cpu: the exact weights, and AdamW's two moments of each, are in the CPU's memory;
+    clip: what the gradients' norm is cut off at.
     """
 
     def __init__(
         self,
         networks: dict[str, nn.Module],
         lr: float,
-        early: bool = False,
-        exact_on_cpu: bool = False,
+        device: str,
+        dtype: str = "fp32",
+        on_cpu: bool = False,
+        clip: float = math.inf,
         **adamw: Any,
     ):
-        self.networks, self.working = networks, {}  # what is saved; with exact_on_cpu, what works
-        if exact_on_cpu:
-            self.working, self.networks = networks, {}
-            for name, network in networks.items():
-                device = next(network.parameters()).device
-                self.networks[name] = copy.deepcopy(network.cpu())
-                network.to(device, torch.bfloat16)
-        every = (p for network in self.networks.values() for p in network.parameters())
-        self.parameters = [p for p in every if p.requires_grad]
-        self.adamw = torch.optim.AdamW(self.parameters, lr, fused=True, **adamw)
-        self.every_pass = exact_on_cpu  # gradients are moved, so they must be averaged by then
-        self.ready = 0
-        for parameter in self.parameters if early else []:
-            parameter.register_post_accumulate_grad_hook(self.step_early)
+        self.networks, self.device, self.clip = networks, device, clip
+        every = [p for network in networks.values() for p in network.parameters()]
+        self.computing: list[Tensor] = [p for p in every if p.requires_grad]
+        self.weights = self.computing
+        home = "cpu" if on_cpu else device
+        if dtype != "fp32":
+            copies = [keep_exact(network, home) for network in networks.values()]
+            self.weights = [weight for copy in copies for weight in copy]
+        for network in networks.values():
+            network.to(device)
+            if dtype != "fp32":
+                network.to(PRECISIONS[dtype])
+        # What passes between exact weights on a CPU and a GPU waits in memory that both can reach.
+        pinned = on_cpu and machine.is_gpu(device)
+        shared = self.computing if pinned else []
+        self.between = [torch.empty_like(p, device="cpu", pin_memory=True) for p in shared]
+        self.adamw = torch.optim.AdamW(self.weights, lr, fused=True, **adamw)
+        self.scaler = torch.amp.GradScaler(torch.device(home).type, enabled=dtype == "fp16")
 
     def set_lr(self, lr: float) -> None:
-        """Before the step's first backward pass."""
         for group in self.adamw.param_groups:
             group["lr"] = lr
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those of the step."""
-        loss.backward()
-        for name, network in self.working.items():
-            move_gradients(network, self.networks[name])
+        self.scaler.scale(loss).backward()
 
-    def step(self) -> None:
+    @torch.no_grad()
+    def step(self, loss: Tensor) -> Tensor:
+        """Take the step, unless its loss [] or the norm of its gradients is not finite: then
+        weights, moments and AdamW's counters stay as they are, to the bit -> the loss, or NaN where
+        the step was skipped.
+
+        Only after the backward pass are all gradients known, so no weight may move before. (A
+        norm that overflows counts, too: AdamW's second moment, of squares, would.)
+        """
+        gradients = self.collect_gradients()
+        self.scaler.unscale_(self.adamw)
+        norm = nn.utils.get_total_norm(gradients)
+        bad = ~(norm + loss.to(norm.device)).isfinite()
+        if self.clip < math.inf:
+            nn.utils.clip_grads_with_norm_(self.weights, self.clip, norm)
+        # The fused AdamW reads it on the device, as GradScaler would have it: no CPU waits for a
+        # GPU to decide. It does nothing where it is 1, and takes its count of steps back.
+        self.adamw.found_inf = bad.float()  # type: ignore[attr-defined]
         self.adamw.step()
-        self.adamw.zero_grad()
-        self.ready = 0
-        for name, network in self.working.items():
-            copy_weights(self.networks[name], network)
+        self.scaler.update()
+        for parameter in (*self.weights, *self.computing):
+            parameter.grad = None
+        self.round_weights()
+        return torch.where(bad.to(loss.device), math.nan, loss)
 
-    def step_early(self, parameter: nn.Parameter) -> None:
-        """Called when the backward pass is done with a weight. AdamW takes its step for all such
-        weights while the pass goes on to others, so that few gradients exist at a time: of Stable
-        Diffusion's ControlNet at most 0.3 GB of 1.4."""
-        self.ready += parameter.numel()
-        if self.ready >= EARLY:
-            self.adamw.step()
-            self.adamw.zero_grad()
-            self.ready = 0
+    def collect_gradients(self) -> list[Tensor]:
+        """Those of the networks become those of the exact weights."""
+        found = [p.grad for p in self.computing if p.grad is not None]
+        if self.weights is self.computing:
+            return found
+        if self.between:
+            torch._foreach_copy_(self.between, found, non_blocking=True)
+            torch.cuda.synchronize(self.device)
+            found = self.between
+        gradients = [torch.empty_like(weight) for weight in self.weights]
+        torch._foreach_copy_(gradients, found)
+        for weight, gradient in zip(self.weights, gradients):
+            weight.grad = gradient
+        return gradients
+
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """The networks' weights become the exact ones, rounded."""
+        if self.weights is self.computing:
+            return
+        if self.between:
+            torch._foreach_copy_(self.between, self.weights)
+            torch._foreach_copy_(self.computing, self.between, non_blocking=True)
+        else:
+            torch._foreach_copy_(self.computing, self.weights)
 
     def state(self) -> dict:
         weights = {name: network.state_dict() for name, network in self.networks.items()}
-        return {"weights": weights, "optimizer": self.adamw.state_dict()}
+        own = {"optimizer": self.adamw.state_dict(), "scaler": self.scaler.state_dict()}
+        return {"weights": weights} | own
 
+    @torch.no_grad()
     def restore(self, state: dict) -> None:
         for name, network in self.networks.items():
-            network.load_state_dict(state["weights"][name])
+            for key, weight in network.state_dict().items():
+                weight.copy_(state["weights"][name][key])
         self.adamw.load_state_dict(state["optimizer"])
-        for name, network in self.working.items():
-            copy_weights(self.networks[name], network)
+        self.scaler.load_state_dict(state["scaler"])
+        self.round_weights()
 
 
-def move_gradients(working: nn.Module, exact: nn.Module) -> None:
-    """Add the working network's gradients to the exact one's, and drop them."""
-    for own, kept in zip(working.parameters(), exact.parameters(), strict=True):
-        if own.grad is not None:
-            if kept.grad is None:
-                kept.grad = torch.zeros_like(kept)
-            kept.grad += own.grad.to(kept)
-            own.grad = None
+def keep_exact(network: nn.Module, device: str) -> list[Tensor]:
+    """Float32 copies of the weights that ask for gradients, on the device, which take their places
+    in the network's `state_dict()`."""
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    exact = {name: p.detach().to(device, torch.float32, copy=True) for name, p in trained.items()}
 
+    def show(_: nn.Module, state: dict, prefix: str, *rest: Any) -> None:
+        state.update({prefix + name: weight for name, weight in exact.items()})
 
-@torch.no_grad()
-def copy_weights(exact: nn.Module, working: nn.Module) -> None:
-    for kept, own in zip(exact.parameters(), working.parameters(), strict=True):
-        own.copy_(kept)
+    network.register_state_dict_post_hook(show)
+    return list(exact.values())

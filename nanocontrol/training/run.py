@@ -1,6 +1,7 @@
 """The folder that a training run leaves behind. README.md in this folder lists its files."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class RunFolder:
         self.forget_after(start)
 
     def log(self, step: int, **numbers: float | None) -> None:
-        self.history.append({"step": step, **numbers})
+        self.history.append({"step": step, **finite_or_none(numbers)})
         try:
             with open(self.path / "log.jsonl", "a") as file:
                 file.write(json.dumps(self.history[-1]) + "\n")
@@ -40,6 +41,11 @@ class RunFolder:
     def measured(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a number, where the log has it."""
         return [(e["step"], e[name]) for e in self.history if e.get(name) is not None]
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped till now."""
+        return len(self.measured("skipped"))
 
     def save(self, step: int, seconds: float, optimizer: Optimizer) -> None:
         """All that a run goes on from is in one file, and the log until then."""
@@ -106,3 +112,8 @@ class RunFolder:
 def write_json(path: Path, content: dict) -> None:
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def finite_or_none(numbers: dict) -> dict:
+    """As JSON can have them: it knows no NaN and no infinity."""
+    return {name: x if x is None or math.isfinite(x) else None for name, x in numbers.items()}

@@ -17,10 +17,11 @@ from nanocontrol.plumbing.errors import InputError, Stopped
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.run import RunFolder
+from nanocontrol.training.run import RunFolder, finite_or_none
 from nanocontrol.training.start import Signals
 
 LOG_EVERY = 10  # steps: reading a loss makes the CPU wait for the GPU, so it is done seldom
+TOO_MANY = 10  # steps skipped in a row: the run is stopped
 
 Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 
@@ -46,6 +47,7 @@ class Watch:
         self.run = RunFolder(Path(settings.out))
         self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # those that are not logged yet
+        self.skipped_in_a_row = 0
         self.began = time.monotonic()
 
     def begin(self, resume: bool) -> int:
@@ -70,7 +72,7 @@ class Watch:
         self.signals.noting = False
 
     def done(self, step: int, loss: Tensor) -> None:
-        """After each step, from 0 on. The loss is this process's own."""
+        """After each step, from 0 on. loss: as Optimizer.step returns it, of all processes."""
         self.losses.append(loss)
         done = step + 1
         last, stopped = done == self.settings.steps, self.processes.largest(self.signals.noted)
@@ -88,14 +90,25 @@ class Watch:
             raise Stopped(stopped)
 
     def log_losses(self, done: int) -> None:
-        values = self.processes.mean(torch.stack(self.losses)).tolist()
+        values, longest = torch.stack(self.losses).tolist(), 0
         for step, loss in enumerate(values, done - len(values) + 1):
-            if not math.isfinite(loss):
-                raise self.diverged(step)
-            if self.writes:
+            taken = math.isfinite(loss)
+            self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
+            longest = max(longest, self.skipped_in_a_row)
+            if self.writes and taken:
                 self.run.log(step, loss=loss)
+            elif self.writes:
+                self.run.log(step, skipped=self.run.skipped + 1)
         self.losses.clear()
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if longest >= TOO_MANY:
+            if self.writes:
+                self.write(done)  # the state before these steps: they changed nothing
+            self.processes.wait()
+            raise self.diverged(
+                f"{TOO_MANY} steps in a row were skipped until step {done}, as their losses or "
+                "gradients were not finite"
+            )
 
     def observe(self, step: int) -> None:
         rows, numbers = self.look()
@@ -103,8 +116,8 @@ class Watch:
         self.run.log(step, **numbers)
 
     def write(self, step: int) -> None:
-        if not all(parameter.isfinite().all() for parameter in self.optimizer.parameters):
-            raise self.diverged(step)
+        if not all(weight.isfinite().all() for weight in self.optimizer.weights):
+            raise self.diverged(f"the weights are not finite at step {step}")
         # In this order: where a kill comes between the two, the last weights are not missing from a
         # run that is taken for finished.
         self.save(self.run.path)
@@ -117,19 +130,19 @@ class Watch:
             raise Stopped(self.signals.noted)
         metrics: dict = {}
         if self.writes:
-            _, metrics = look()
+            metrics = finite_or_none(look()[1])
             if film_size:
                 metrics["step_of_jump"] = step_of_jump(self.run.measured)
                 self.run.film(*film_size)
             seconds = round(time.monotonic() - self.began, 1)
-            self.run.finish(metrics | {"seconds": seconds})
+            self.run.finish(metrics | {"skipped": self.run.skipped, "seconds": seconds})
             print(f"{self.run.path}: {json.dumps(metrics)}")
         self.processes.leave()
         return metrics
 
-    def diverged(self, step: int) -> InputError:
+    def diverged(self, why: str) -> InputError:
+        precision = "" if self.settings.dtype == "fp32" else " or --dtype fp32"
         return InputError(
-            f"--lr {self.settings.lr:g}: the loss or the weights are not finite at step {step}; "
-            "start a new run with a lower rate (the last save, if any, is kept in "
-            f"{self.run.path}; --init-control takes it)"
+            f"--lr {self.settings.lr:g}: {why}; begin a new run with a lower rate{precision}, and "
+            f"look for NaN in the data (the last good state, if any, is kept in {self.run.path})"
         )

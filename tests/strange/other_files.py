@@ -210,7 +210,8 @@ def a_pickle_that_is_called_safetensors(folder: Path) -> Path:
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
-    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 4265146304\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+    b"size 4265146304\n"
 )
 PAGE = b"\n<!DOCTYPE html>\n<html lang='en'><head><title>404</title></head></html>"
 ENDINGS = ("safetensors", "pth", "ckpt", "bin")
