@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence("sample.py", when_memory_is_full="try a lower --n or --width"):
         if args.explain:
             with blame("--explain"):
-                print(explain(args.explain))
+                print(explain(args.explain, args.check))
         else:
             run(args)
 

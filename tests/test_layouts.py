@@ -1,6 +1,7 @@
 """diffusers' layout, the transfer to other bases, and what --explain says."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from conftest import CONFIGS, randomise
 from nanocontrol import ControlNet, InputError, UNet, load_control, load_sd, save_control, save_sd
+from nanocontrol.plumbing import tensors
 from nanocontrol.plumbing.diffusers_names import from_diffusers, to_diffusers
+from nanocontrol.tools import explain as explain_module
 from nanocontrol.tools.explain import explain, name_of
 from nanocontrol.tools.to_diffusers import config_of
 from nanocontrol.tools.to_diffusers import main as export
@@ -185,6 +188,26 @@ def test_transfer_refuses(bases, tmp_path, capsys):
 
 def facts(path: Path) -> dict[str, str]:
     return {k: v.strip() for k, v in (line.split(":", 1) for line in explain(path).splitlines())}
+
+
+def test_explain_says_what_was_checked(tmp_path, monkeypatch):
+    weights = load_file(CONTROL)
+    torch.save(weights, old := tmp_path / "a.pth")
+    assert facts(Path(CONTROL))["checked"].endswith("finite; it has no checksum")
+    assert "checksums are right" in facts(old)["checked"]
+    weights["control_model.middle_block_out.0.bias"][0] = math.nan
+    save_file(weights, bad := tmp_path / "bad.safetensors")
+    monkeypatch.setattr(explain_module, "SMALL", 1000)
+    monkeypatch.setattr(tensors, "SMALL", 1000)  # so all files are large ones
+    assert "--check" in facts(bad)["checked"]
+    with pytest.raises(InputError, match="bad.safetensors: control_model.+ holds NaN"):
+        explain(bad, check=True)
+    data = bytearray(old.read_bytes())
+    data[len(data) // 2] ^= 1
+    old.write_bytes(data)
+    assert "--check" in facts(old)["checked"]
+    with pytest.raises(InputError, match="a.pth"):
+        explain(old, check=True)
 
 
 def test_explain_a_base_and_a_controlnet():

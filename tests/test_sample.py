@@ -114,7 +114,8 @@ def test_every_checkpoint_is_opened_once(tmp_path, pairs, monkeypatch):
     hint, opened = ["--hint", str(pairs / "hint0.png")], []
     read = read_tensors
     monkeypatch.setattr(
-        "nanocontrol.plumbing.tensors.read_tensors", lambda path: opened.append(path) or read(path)
+        "nanocontrol.plumbing.tensors.read_tensors",
+        lambda path, check: opened.append(path) or read(path, check),
     )
     for flags, files in [
         ([], [CONTROL, NANO]),

@@ -1,4 +1,4 @@
-"""Reading and writing files of tensors. Nothing in a file is executed."""
+"""Reading and writing files of tensors. Nothing in them is run (pickles.py: what that rests on)."""
 
 import json
 import math
@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from nanocontrol.plumbing.checks import (
     FLOATS,
@@ -31,8 +32,6 @@ Tensors = dict[str, Tensor]
 SMALL = 10**9  # bytes of a file that is read into memory, and all of it checked
 LONGEST_HEADER = 2**24  # bytes of a safetensors header; published ones have a hundredth of that
 M = TypeVar("M", bound=nn.Module)
-
-
 TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # what torch.save's zips and pickles begin with
 
 
@@ -100,7 +99,8 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
 
 def check_finite(path: Path, tensors: Tensors) -> None:
     """Refuse NaN and infinity in any tensor."""
-    for name, tensor in tensors.items():
+    quick = os.path.getsize(path) <= SMALL
+    for name, tensor in tqdm(tensors.items(), "checking", leave=False, disable=quick):
         if tensor.dtype in FLOATS and tensor.numel():
             smallest, largest = tensor.aminmax()  # NaN if there is one
             if not math.isfinite(smallest) or not math.isfinite(largest):

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 
@@ -22,19 +23,20 @@ from nanocontrol.nano.model import UNET
 from nanocontrol.plumbing.checks import first_three
 from nanocontrol.plumbing.diffusers_names import is_diffusers
 from nanocontrol.plumbing.errors import InputError, one_line
-from nanocontrol.plumbing.tensors import TensorFile, Tensors, open_tensors
+from nanocontrol.plumbing.tensors import SMALL, TensorFile, Tensors, open_tensors
 from nanocontrol.unet import UNetConfig
 
 PREFIXES = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS, CONTROL_KEYS)
 
 
-def explain(path: Path) -> str:
+def explain(path: Path, check: bool = False) -> str:
     """What a checkpoint holds and what it can be used with, a fact a line. Whatever it holds is
     put into its network, so "use" is never promised for a file that would be refused.
+    check: read every byte, as is always done up to 1 GB.
 
     Raises InputError, naming the file, if it is no file of tensors.
     """
-    _, tensors, _ = file = open_tensors(path)
+    _, tensors, _ = file = open_tensors(path, check)
     facts = {"file": str(path), "holds": content(tensors)}
     facts |= use(file)
     prefixes = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors)]
@@ -48,6 +50,7 @@ def explain(path: Path) -> str:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     facts["tensors"] = f"{len(tensors)}, of {numbers:,} numbers, {size:,.1f} MB"
     facts["metadata"] = header_of(path)
+    facts["checked"] = what_was_checked(path, check)
     return "\n".join(f"{name + ':':<11}{one_line(value, 500)}" for name, value in facts.items())
 
 
@@ -78,6 +81,13 @@ def use(file: TensorFile) -> dict[str, str]:
     except InputError as error:
         facts["use as"] = f"nothing: {error}"
     return facts or {"use as": "nothing: expected a base model or a ControlNet"}
+
+
+def what_was_checked(path: Path, check: bool) -> str:
+    if path.stat().st_size > SMALL and not check:
+        return "form, names and shapes; not the numbers, for which --check reads every byte"
+    sums = "the archive's checksums are right" if is_zipfile(path) else "it has no checksum"
+    return f"every byte: all weights are finite; {sums}"
 
 
 def header_of(path: Path) -> str:

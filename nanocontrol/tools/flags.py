@@ -97,6 +97,8 @@ def add_output(add: Callable) -> None:
     add("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
     add("--explain", type=Path, metavar="FILE", help="say what a checkpoint is, and stop")
+    every = "with --explain: read every byte (of files up to 1 GB this is always done)"
+    add("--check", action="store_true", help=every)
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -110,6 +112,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"{order}; expected numbers from 0 to 1, in this order")
     if (args.mask or args.noise is not None) and not args.image:
         parser.error("--mask and --noise are for a picture: they need --image")
+    if args.check and not args.explain:
+        parser.error("--check needs --explain FILE, the checkpoint to be read")
     if args.canny and not args.hint:
         parser.error("--canny is for a picture: it needs --hint")
     for low, high in args.canny.values():

@@ -1,0 +1,407 @@
+"""Trainings that are killed, stopped, short of space or doubled lose nothing, and end at the same
+bits.
+
+Every run is a process of its own: forked, to begin at once, from one that has imported train.py.
+Where it is killed is drawn from a seeded generator: after a share of the time that the whole run
+took, or while the n-th file is being written.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import time
+from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import train
+from conftest import NANO, ROOT, write_pairs
+from in_float64 import hasty_pictures
+from nanocontrol.nano import train as nano_train
+from nanocontrol.training import batches, cache
+
+STEPS = 12
+SHORT = ["--steps", str(STEPS), "--batch-size", "2", "--save-every", "1", "--sample-every", "5"]
+SHORT += ["--device", "cpu", "--dtype", "fp32"]
+PARTS = {
+    "vae": ["--scenes", "9"],
+    "base": ["--scenes", "40", "--base", NANO],
+    "decoder": ["--scenes", "9", "--base", NANO],
+    "detector": ["--scenes", "9"],
+}
+PATIENCE = 300  # seconds: whoever waits that long has found a defect
+
+# ------------------------------------------------------------------------- processes of their own
+
+
+def child(folder: str, argv: list[str], readers: int, limit: int, environment: dict) -> None:
+    """What a command does that is started there. What it prints goes to `output`.
+
+    argv: of train.py, or a part of nano and its flags; limit: what a file may grow to, in bytes.
+    """
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1), os.dup2(output, 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    part = argv[0] in PARTS
+    with ExitStack() as changed:
+        changed.enter_context(hasty_pictures())
+        changed.enter_context(mock.patch.multiple(nano_train, SHEET=2, HELD_OUT_SCENES=4))
+        for module in (batches, cache) if readers else ():
+            changed.enter_context(mock.patch.object(module, "readers", lambda _: readers))
+        (nano_train if part else train).main(argv)
+
+
+@pytest.fixture(scope="module")
+def forks() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_interrupted"])
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    context.Process(target=int).start()  # the server starts, with this path
+    os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+    return context
+
+
+@pytest.fixture
+def begin(forks, tmp_path):
+    """begin(*argv) -> a process that has started. What is left of them at the end is killed."""
+    running: list[BaseProcess] = []
+
+    def begin(*argv, readers: int = 0, limit: int = 0, folder: Path = tmp_path, **environment):
+        folder.mkdir(exist_ok=True)
+        given = str(folder), [*map(str, argv)], readers, limit, environment
+        running.append(forks.Process(target=child, args=given))
+        running[-1].start()
+        return running[-1]
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.join()
+
+
+def ended(process: BaseProcess) -> int:
+    process.join(PATIENCE)
+    assert process.exitcode is not None, "it does not end"
+    return process.exitcode
+
+
+def said(folder: Path) -> str:
+    """The last line that the process printed."""
+    text = (folder / "output").read_text()
+    assert "Traceback" not in text, text
+    return re.split(r"[\r\n]+", text.strip())[-1]
+
+
+def wait_until(holds, process: BaseProcess) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert process.is_alive(), "it ended before"
+        assert time.monotonic() < end, "nothing happens"
+        time.sleep(0.001)
+
+
+# ------------------------------------------------------------------------------- what a run leaves
+
+
+def content(file: Path):
+    """What must be equal: all but the time that was needed and where the folder is."""
+    if file.name == "state.pt":
+        state = torch.load(file, weights_only=True)
+        return {name: value.numpy().tobytes() for name, value in flat(state) if name != "/seconds"}
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name).numpy().tobytes() for name in opened.keys()}
+            return tensors, opened.metadata()
+    if file.suffix == ".json":
+        return {
+            k: v for k, v in json.loads(file.read_text()).items() if k not in ("seconds", "out")
+        }
+    return file.read_bytes()
+
+
+def flat(value, name: str = ""):
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from flat(item, f"{name}/{key}")
+    else:
+        yield name, torch.as_tensor(value if value is not None else -1)
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    names = [sorted(p.relative_to(r) for p in r.rglob("*") if p.is_file()) for r in (run, whole)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert content(run / name) == content(whole / name), name
+    assert torch.load(run / "state.pt", weights_only=True)["step"] == STEPS
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two of them held out
+
+
+@pytest.fixture
+def flags(pairs) -> list[str]:
+    return ["--data", str(pairs), *SHORT]
+
+
+def finished(begin, *argv) -> tuple[Path, float]:
+    """The uninterrupted run, and how long it took."""
+    began = time.monotonic()
+    assert ended(begin(*argv, "--out", "whole")) == 0
+    return Path("whole"), time.monotonic() - began
+
+
+# ----------------------------------------------------------------------------------------- killed
+
+
+def go_on(begin, argv, run: str, **more) -> BaseProcess:
+    """As one would by hand: with --resume where there is something to resume."""
+    if not (Path(run) / "settings.json").exists():
+        return begin(*argv, "--out", run, **more)
+    part = argv[:1] if argv[0] in PARTS else []
+    return begin(*part, "--resume", run, **more)
+
+
+def await_files(process: BaseProcess, folders: list[Path], n: int) -> None:
+    """Until the n-th file is being written from now on, or the process ends."""
+    before = {file for folder in folders for file in folder.glob("*.tmp")}
+    seen: set[Path] = set()
+    while len(seen) < n and process.is_alive():
+        seen |= {file for folder in folders for file in folder.glob("*.tmp")} - before
+        time.sleep(0.0005)
+
+
+def kill_and_compare(begin, argv, kills: int, runs: int, seed: int = 0) -> None:
+    """Each of the runs is killed `kills` times, the last ones while they resume, then goes on to
+    its end. Half of the kills come at any time, half while a file is being written."""
+    whole, seconds = finished(begin, *argv)
+    generator, inside = random.Random(seed), 0
+    for i in range(runs):
+        run, done = Path(f"run{i}"), 0
+        while done < kills:
+            process = go_on(begin, argv, str(run))
+            if generator.random() < 0.5:
+                await_files(
+                    process, [run, run / "samples", Path("cache")], generator.randint(1, 20)
+                )
+            else:
+                process.join(generator.uniform(0, seconds))
+            process.kill()
+            killed = ended(process) == -signal.SIGKILL
+            assert killed or process.exitcode == 0
+            done += killed
+            inside += any(run.rglob("*.tmp"))
+        assert ended(go_on(begin, argv, str(run))) == 0, said(Path())
+        assert_same(run, whole)
+    assert inside > 0 or kills * runs < 10, "no kill came while a file was being written"
+
+
+def test_a_run_that_is_killed_ends_at_the_same_bits(begin, flags):
+    kill_and_compare(begin, flags, kills=2, runs=1)
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments(begin, flags):
+    kill_and_compare(begin, flags, kills=3, runs=10, seed=1)
+
+
+@pytest.mark.slow
+def test_ten_kills_with_accumulation(begin, flags):
+    kill_and_compare(begin, [*flags, "--accumulate", "2"], kills=2, runs=5, seed=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_ten_kills_of_each_of_nanos_trainings(begin, part):
+    kill_and_compare(begin, [part, *PARTS[part], *SHORT], kills=2, runs=5, seed=3)
+
+
+# ------------------------------------------------------------------------------- two processes
+
+
+def begin_two(begin, *argv) -> list[BaseProcess]:
+    """As torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    both |= {"MASTER_PORT": port}
+    return [
+        begin(*argv, **both, RANK=str(i), LOCAL_RANK=str(i), folder=Path(f"p{i}")) for i in (0, 1)
+    ]
+
+
+@pytest.mark.slow
+def test_ten_kills_of_two_processes(begin, flags):
+    flags = [*flags, "--cache", Path("cache").resolve()]
+    began = time.monotonic()
+    assert [ended(p) for p in begin_two(begin, *flags, "--out", Path("whole").resolve())] == [0, 0]
+    seconds, generator = time.monotonic() - began, random.Random(4)
+    for i in range(5):
+        run, kills = Path(f"run{i}").resolve(), 0
+        while True:
+            held = (run / "settings.json").exists()
+            argv = ["--resume", run] if held else [*flags, "--out", run]
+            pair = begin_two(begin, *argv)
+            if kills < 2:
+                pair[0].join(generator.uniform(0, seconds))
+                for process in pair:
+                    process.kill()
+            codes = [ended(process) for process in pair]
+            if codes == [0, 0]:
+                break
+            assert set(codes) <= {0, -signal.SIGKILL}, said(Path("p0"))
+            kills += 1
+        assert_same(run, Path("whole"))
+
+
+# -------------------------------------------------------------------------------------- stopped
+
+STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def saved(run: str, n: int = 1):
+    """Whether n steps are in the log."""
+
+    def holds() -> bool:
+        file = Path(run, "log.jsonl")
+        return file.exists() and file.read_text().count('"loss"') >= n
+
+    return holds
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(begin, flags, number):
+    whole, _ = finished(begin, *flags)
+    process = begin(*flags, "--out", "run")
+    wait_until(saved("run", 2), process)
+    os.kill(process.pid, number)
+    assert ended(process) == STOPS[number]
+    assert said(Path()).endswith("train.py --resume run") and "stopped" in said(Path())
+    kept = torch.load("run/state.pt", weights_only=True)["step"]
+    logged = [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert 2 <= kept < STEPS and max(logged) == kept and not list(Path("run").glob("*.tmp"))
+    assert ended(begin("--resume", "run")) == 0
+    assert_same(Path("run"), whole)
+
+
+def test_a_signal_while_pairs_are_encoded_stops_at_once(begin, flags):
+    process = begin(*flags, "--out", "run")
+    output = Path("output")
+    wait_until(lambda: output.exists() and "encoding" in output.read_text(), process)
+    os.kill(process.pid, signal.SIGINT)
+    assert ended(process) in (130, 0)  # (0: it was through with all before)
+    assert "Traceback" not in Path("output").read_text()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(begin, flags):
+    process = begin(*flags, "--steps", "2000", "--sample-every", "1", "--out", "run")
+    wait_until(saved("run"), process)
+    while process.is_alive():  # (each is noted, or stops what is going on)
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.01)
+    assert ended(process) == 130 and "--resume run" in said(Path())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_nanos_trainings_stop_too(begin, part):
+    process = begin(part, *PARTS[part], *SHORT, "--steps", "500", "--out", "run")
+    wait_until(saved("run"), process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert ended(process) == 143
+    assert re.search(rf"nanocontrol.nano.train {part} --resume run$", said(Path()))
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step(begin, flags):
+    flags = [*flags, "--steps", "500", "--cache", Path("cache").resolve()]
+    pair = begin_two(begin, *flags, "--out", Path("run").resolve())
+    wait_until(saved("run"), pair[0])
+    os.kill(pair[1].pid, signal.SIGTERM)  # one of them is enough
+    assert [ended(process) for process in pair] == [143, 143]
+    assert "torchrun --nproc-per-node 2" in said(Path("p0"))
+    kept = torch.load("run/state.pt", weights_only=True)["step"]
+    logged = [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert max(logged) == kept
+
+
+# ------------------------------------------------------------------------------------ a full disk
+
+
+# Bytes that a file may grow to, and which one is larger: the ControlNet has 9 MB, the state 28 MB.
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [
+        pytest.param(15_000_000, "state.pt", marks=pytest.mark.slow),
+        (5_000_000, "control.safetensors"),
+        (1, "settings.json"),
+    ],
+)
+def test_a_full_disk_is_reported_and_the_older_state_is_kept(begin, flags, limit, name):
+    process = begin(*flags, "--out", "run")
+    wait_until(saved("run", 3), process)
+    os.kill(process.pid, signal.SIGINT)
+    assert ended(process) == 130
+    before = {file: content(Path("run", file)) for file in ("state.pt", "control.safetensors")}
+    assert ended(begin("--resume", "run", limit=limit)) == 2
+    assert f"run/{name} could not be written" in said(Path())
+    assert not list(Path("run").rglob("*.tmp"))
+    assert content(Path("run/state.pt")) == before["state.pt"]
+    if name != "state.pt":
+        assert content(Path("run/control.safetensors")) == before["control.safetensors"]
+
+
+def test_a_cache_that_does_not_fit_is_reported(begin, flags):
+    assert ended(begin(*flags, "--out", "run", limit=20_000)) == 2
+    assert "could not be written" in said(Path()) and not list(Path("cache").glob("*.tmp"))
+
+
+# ---------------------------------------------------------------------------------- two at once
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(begin, flags, tmp_path):
+    first = begin(*flags, "--out", "run", "--steps", "500")
+    wait_until(saved("run"), first)
+    for argv in (["--resume", tmp_path / "run"], [*flags, "--out", tmp_path / "run"]):
+        assert ended(begin(*argv, folder=tmp_path / "second")) == 2
+        words = "another run is at work" if "--resume" in argv else "already holds a run"
+        assert words in said(tmp_path / "second")
+    os.kill(first.pid, signal.SIGKILL)
+    assert ended(first) == -signal.SIGKILL  # its lock ends with it
+    process = begin("--resume", "run")
+    wait_until(saved("run", 3), process)
+
+
+@pytest.mark.slow
+def test_two_that_start_at_once_have_a_folder_each(begin, flags):
+    pair = [begin(*flags, "--steps", "1") for _ in range(2)]
+    assert [ended(process) for process in pair] == [0, 0]
+    runs = sorted(path.name for path in Path("runs").iterdir())
+    assert runs == ["control-1", "control-2"]
+    assert all(Path("runs", run, "metrics.json").exists() for run in runs)
+
+
+def test_of_two_that_are_given_one_new_folder_the_second_is_refused(begin, flags):
+    pair = [begin(*flags, "--out", "run") for _ in range(2)]
+    assert sorted(ended(process) for process in pair) == [0, 2]
