@@ -32,14 +32,19 @@ def default_dtype() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def something_else() -> None:
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> str:
+    return str(write_pairs(tmp_path_factory.mktemp("pairs"), n=6))  # one of them held out
+
+
+def something_else(pairs: str) -> None:
     """What others may do in a process: draw from every global generator, load and train another
-    model."""
+    model, make other pictures."""
     torch.manual_seed(1234)
     random.seed(5), np.random.seed(6)
     torch.rand(7), random.random(), np.random.rand(8)
-    train.main([*TRAIN, "--seed", "9", "--scenes", "8", "--no-cache", "--out", "another"])
-    sample.main(["--steps", "1", "--n", "1", "--seed", "3", "--out", "other-pictures"])
+    train.main([*TRAIN, "--seed", "9", "--base", NANO, "--data", pairs, "--out", "something"])
+    sample.main(["--steps", "1", "--n", "1", "--seed", "3", "--out", "something-else"])
 
 
 def trained(folder: str) -> dict[str, torch.Tensor]:
@@ -61,44 +66,49 @@ def assert_same_run(a: str, b: str) -> None:
 # ------------------------------------------------------------------------ whatever ran before
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_pictures_do_not_depend_on_what_ran_before(sampler, hasty, default_dtype):
-    flags = ["--sampler", sampler, "--steps", "3", "--n", "2", "--device", "cpu"]
-    sample.main([*flags, "--out", "before"])
-    something_else()
+def test_pictures_do_not_depend_on_what_ran_before(pairs, blind, default_dtype):
+    def pictures(folder: str, *flags: str) -> np.ndarray:
+        flags += "--steps", "2", "--n", "1", "--device", "cpu", "--out"
+        sample.main([*flags, f"{folder}/ddim"])
+        sample.main(["--sampler", "ddpm", *flags, f"{folder}/ddpm"])
+        files = f"{folder}/ddim/sheet.png", f"{folder}/ddpm/sheet.png"
+        return np.stack([np.asarray(opened(file)) for file in files])
+
+    before = pictures("before")
+    something_else(pairs)
     torch.set_default_dtype(torch.float64)
-    sample.main([*flags, "--out", "after"])
-    sample.main([*flags, "--seed", "1", "--out", "another-seed"])
-    before, after, other = (
-        np.asarray(opened(f"{folder}/000.png")) for folder in ("before", "after", "another-seed")
-    )
-    assert (before == after).all() and (before != other).any()
+    assert (before == pictures("after")).all()
+    assert (before != pictures("other", "--seed", "1")).any()
 
 
-def test_a_training_does_not_depend_on_what_ran_before(hasty):
-    flags = [*TRAIN, "--scenes", "8", "--no-cache"]
+def test_a_training_does_not_depend_on_what_ran_before(pairs, blind):
+    flags = [*TRAIN, "--base", NANO, "--data", pairs]
     train.main([*flags, "--out", "before"])
-    something_else()
+    something_else(pairs)
     train.main([*flags, "--out", "after"])
     assert_same_run("before", "after")
 
 
-@pytest.mark.parametrize("part", ["base", "detector"])
-def test_a_training_of_nano_does_not_depend_on_what_ran_before(part, hasty, monkeypatch):
-    monkeypatch.setattr(nano_train, "HELD_OUT_SCENES", 4)
-    monkeypatch.setattr(nano_train, "SHEET", 2)
-    flags = [part, *TRAIN, "--scenes", "8", *(["--base", NANO] if part == "base" else [])]
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["vae", "base", "decoder", "detector"])
+def test_a_training_of_nano_does_not_depend_on_what_ran_before(part, pairs, blind):
+    flags = [
+        part,
+        *TRAIN,
+        "--scenes",
+        "8",
+        *(["--base", NANO] if part in ("base", "decoder") else []),
+    ]
     nano_train.main([*flags, "--out", "before"])
-    something_else()
+    something_else(pairs)
     nano_train.main([*flags, "--out", "after"])
     assert_same_run("before", "after")
 
 
 @pytest.mark.parametrize("data", ["pairs", "pairs, encoded once", "scenes"])
-def test_processes_that_read_pairs_change_no_bit(data, blind, tmp_path, monkeypatch):
-    flags = [*TRAIN, "--scenes", "8"]
-    if data != "scenes":
-        flags = [*TRAIN, "--base", NANO, "--data", str(write_pairs(tmp_path / "pairs", n=6))]
+def test_processes_that_read_pairs_change_no_bit(data, pairs, blind, monkeypatch):
+    flags = [*TRAIN, "--scenes", "8"] if data == "scenes" else [*TRAIN, "--base", NANO]
+    flags += [] if data == "scenes" else ["--data", pairs]
     for readers in (0, 2):
         for module in (batches, cache):
             monkeypatch.setattr(module, "readers", lambda device: readers)
@@ -109,37 +119,28 @@ def test_processes_that_read_pairs_change_no_bit(data, blind, tmp_path, monkeypa
 
 # ------------------------------------------------------------------------------ every device
 
-DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"}
-DRAWS |= {"rand_like", "randn_like", "randint_like", "dropout"}
+DRAWS = r"torch\.(rand|randn|randint|randperm|normal|bernoulli|multinomial)(_like)?"
+DRAWS += r"|(?!nn\.init).*\.(normal|uniform|random|bernoulli|exponential)_|(F|nn)\.[dD]ropout.*"
 FIRST_WEIGHTS = "new_nano"  # drawn after torch.manual_seed, on the CPU, as PyTorch's own are
-
-
-def draws_of(file: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Calls that draw at random or make a generator, each with the function it stands in."""
-    for function in ast.walk(ast.parse(file.read_text())):
-        if isinstance(function, ast.FunctionDef):
-            for node in ast.walk(function):
-                if isinstance(node, ast.Call):
-                    name = ast.unparse(node.func)
-                    if re.fullmatch(r"(torch|F|nn)\.\w+", name):
-                        yield function.name, node
 
 
 def test_noise_is_drawn_on_the_cpu_from_generators_of_its_own():
     """So it is the same on every device. Seen in the code, as other devices are not at hand."""
-    seen = 0
+    found = []
     for file in FILES:
-        for function, call in draws_of(file):
+        functions = [
+            f for f in ast.walk(ast.parse(file.read_text())) if isinstance(f, ast.FunctionDef)
+        ]
+        functions = [function for function in functions if function.name != FIRST_WEIGHTS]
+        for call in (c for f in functions for c in ast.walk(f) if isinstance(c, ast.Call)):
+            name, where = ast.unparse(call.func), f"{file.name}: {ast.unparse(call)}"
             given = {keyword.arg for keyword in call.keywords}
-            where = f"{file.name}, {function}: {ast.unparse(call)}"
-            name = ast.unparse(call.func).split(".")[-1]
-            if name == "Generator":
-                assert [ast.unparse(x) for x in call.args] in ([], ["'cpu'"]), where
-                assert not given, where
-            if name in DRAWS and function != FIRST_WEIGHTS:
+            if name.endswith("Generator"):
+                assert where.endswith(("Generator()", "Generator('cpu')")), where
+            elif re.fullmatch(DRAWS, name):
                 assert "generator" in given and "device" not in given, where
-            seen += name in DRAWS or name == "Generator"
-    assert seen > 10
+                found.append(where)
+    assert len(found) > 10
 
 
 # --------------------------------------------------------------- other instructions of the CPU
