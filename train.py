@@ -35,7 +35,7 @@ from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, pos
 from nanocontrol.schedulers import STEPS
 from nanocontrol.training.batches import Batch, generator_of, load_batches
 from nanocontrol.training.cache import encoded_once
-from nanocontrol.training.measure import HeldOut, Scores, measure
+from nanocontrol.training.measure import HeldOut, Scores, how_made, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, split
 from nanocontrol.training.processes import Processes
@@ -227,7 +227,8 @@ def train(settings: Settings, resume: bool = False) -> dict:
 
     save = partial(save_weights, sd, optimizer.networks, settings.condition)
     look = partial(measured, settings, sd, controlnet, held_out, score_of, home)
-    watch = Watch(settings, optimizer, processes, partial(look, SHEET), save)
+    caption = how_made(sd)
+    watch = Watch(settings, optimizer, processes, partial(look, SHEET), caption, save)
     start = watch.begin(resume)
     with precision():
         dataset: Any = pairs

@@ -26,8 +26,8 @@ Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 class Watch:
     """Of several processes the first one looks, saves and writes.
 
-    settings: with out, steps, sample_every and save_every; look: measures the networks; save:
-    writes what sample.py takes into the folder.
+    settings: with out, steps, sample_every and save_every; look: measures the networks; caption:
+    how its pictures are made; save: writes what sample.py takes into the folder.
     """
 
     def __init__(
@@ -36,10 +36,11 @@ class Watch:
         optimizer: Optimizer,
         processes: Processes,
         look: Look,
+        caption: str,
         save: Callable[[Path], None],
     ):
         self.settings, self.optimizer, self.processes = settings, optimizer, processes
-        self.look, self.save = look, save
+        self.look, self.caption, self.save = look, caption, save
         self.run = RunFolder(Path(settings.out))
         self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # those that are not logged yet
@@ -88,7 +89,7 @@ class Watch:
 
     def observe(self, step: int) -> None:
         rows, numbers = self.look()
-        self.run.contact_sheet(step, rows)
+        self.run.contact_sheet(step, rows, self.caption)
         self.run.log(step, **numbers)
 
     def write(self, step: int) -> None:
