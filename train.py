@@ -35,7 +35,7 @@ from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, pos
 from nanocontrol.schedulers import STEPS
 from nanocontrol.training.batches import Batch, generator_of, load_batches
 from nanocontrol.training.cache import encoded_once
-from nanocontrol.training.measure import HeldOut, Scores, measure
+from nanocontrol.training.measure import HeldOut, Scores, how_made, measure
 from nanocontrol.training.optimizer import PRECISIONS, Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, split
 from nanocontrol.training.processes import Processes
@@ -233,7 +233,8 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
 
     save = partial(save_weights, sd, trained, settings.condition)
     look = partial(measured, settings, sd, controlnet, held_out, score_of, home)
-    watch = Watch(settings, optimizer, processes, partial(look, SHEET), save, signals)
+    caption = how_made(sd)
+    watch = Watch(settings, optimizer, processes, partial(look, SHEET), caption, save, signals)
     start = watch.begin(resume)
     dataset: Any = pairs
     if cached:

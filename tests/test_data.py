@@ -30,6 +30,7 @@ from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import SCORES, f1, score
 from nanocontrol.nano.world import KINDS, draw, joints_of, random_scene
 from nanocontrol.plumbing.pictures import read_picture, to_pixels
+from nanocontrol.training.film import COLUMNS, CURVES, chosen, film
 from nanocontrol.training.measure import find_objects, iou, mean_iou
 from nanocontrol.training.pairs import Folder
 
@@ -236,3 +237,21 @@ def test_lists_with_odd_marks_in_their_text(tmp_path):
     text = json.dumps(entry, ensure_ascii=False) + "\r\n"
     (tmp_path / "prompt.json").write_text(text, encoding="utf-8-sig")
     assert Folder(tmp_path)[0][2] == "one\u2028two"
+
+
+@pytest.mark.parametrize("n", [1, 2, 12, 13, 17, 24, 500])
+def test_a_film_has_few_columns_the_first_and_the_last_among_them(n):
+    steps = [25 * i for i in range(n)]
+    columns = chosen(steps)
+    assert columns[0] == 0 and columns[-1] == steps[-1] and len(columns) <= COLUMNS
+    assert len({b - a for a, b in zip(columns[1:], columns[2:])}) <= 1  # evenly spaced
+
+
+def test_a_films_curves_run_from_zero_to_their_largest_value():
+    strip = np.zeros((64, 2 * 64, 3), np.uint8)
+    made = {0: strip, 50: strip, 100: strip}
+    leap = [(0, 0.0), (50, 0.0), (100, 0.8)]
+    picture = np.asarray(film(strip, made, 64, {"follows": leap}))[16 + 2 * 64 :]
+    red = (picture[..., 0] > 150) & (picture[..., 1] < 60)
+    first, middle, last = (int(np.flatnonzero(red[:, x]).mean()) for x in (97, 159, 223))
+    assert abs(first - (CURVES - 6)) <= 1 and abs(middle - (CURVES - 6)) <= 1 and abs(last - 6) <= 1

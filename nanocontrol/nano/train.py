@@ -77,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 USED_BY = {"base": ("base", "decoder"), "drop_prompt": ("base",)}
 SHEET, HELD_OUT_SCENES = 8, 32  # to look at during a run, and to measure on at its end
+REBUILT = "true pictures, and rebuilt by the VAE"
 ENCODING = 2  # beside (seed, 0): draws from the posterior are no step's draw
 
 
@@ -87,6 +88,7 @@ class Part(NamedTuple):
     data: Any  # a data set
     loss: Callable[[int, Any, Generator], Tensor]  # of a step and its batch
     look: Callable[[int], tuple[list[Tensor], dict]]  # on n scenes: rows of pictures, and numbers
+    caption: str  # of these pictures
     save: Callable[[Path], None]  # into a folder
 
 
@@ -102,7 +104,7 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     if processes.size > 1:
         raise InputError("the small model's parts are trained by one process, without torchrun")
     look = partial(part.look, SHEET)
-    watch = Watch(settings, optimizer, processes, look, part.save, signals)
+    watch = Watch(settings, optimizer, processes, look, part.caption, part.save, signals)
     start = watch.begin(resume)
     order = shuffled(len(part.data), settings.seed, start * settings.batch_size)
     batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
@@ -138,7 +140,7 @@ def vae(settings: Settings) -> Part:
         save_sd(sd, folder / "base.safetensors")
 
     look = partial(look_at_reconstructions, settings, sd)
-    return Part({"vae": sd.vae}, scenes_for(settings, sd), loss, look, save)
+    return Part({"vae": sd.vae}, scenes_for(settings, sd), loss, look, REBUILT, save)
 
 
 def decoder(settings: Settings) -> Part:
@@ -151,7 +153,7 @@ def decoder(settings: Settings) -> Part:
         return vae_loss(sd, batch[0].to(settings.device), generator)
 
     look = partial(look_at_reconstructions, settings, sd)
-    return Part(trained, scenes_for(settings, sd), loss, look, partial(save_base, sd))
+    return Part(trained, scenes_for(settings, sd), loss, look, REBUILT, partial(save_base, sd))
 
 
 def scenes_for(settings: Settings, sd: StableDiffusion) -> Scenes:
@@ -224,8 +226,9 @@ def base(settings: Settings) -> Part:
         number = held_out_loss(sd, pairs, without_hint, settings.batch_size)
         return [images, made], {"held_out_loss": number}
 
+    caption = f"true pictures, and from their prompts alone: 20 steps, guidance {sd.guidance:g}"
     trained: dict[str, nn.Module] = {"unet": sd.unet, "text_encoder": sd.text_encoder}
-    return Part(trained, latents_of(settings, sd), loss, look, partial(save_base, sd))
+    return Part(trained, latents_of(settings, sd), loss, look, caption, partial(save_base, sd))
 
 
 @torch.no_grad()
@@ -298,7 +301,9 @@ def detector(settings: Settings) -> Part:
         weights = {name: weight.half().cpu() for name, weight in network.state_dict().items()}
         write_tensors(folder / "detector.safetensors", weights, {"size": network.size})
 
-    return Part({"detector": network}, data, loss, look, save)
+    return Part(
+        {"detector": network}, data, loss, look, "true pictures, and the depth found in them", save
+    )
 
 
 def spoilt(images: Tensor, generator: Generator) -> Tensor:

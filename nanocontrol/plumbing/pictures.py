@@ -12,6 +12,8 @@ from torch import Tensor
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
 
+CAPTION = 16  # pixels
+
 
 def open_picture(path: Path) -> Image.Image:
     """Reads the header only, which knows the size."""
@@ -108,6 +110,14 @@ def columns_with_titles(strips: list[np.ndarray], titles: list[str], width: int)
     for i, title in enumerate(titles):
         ImageDraw.Draw(image).text((i * width + width // 2, 2), title, fill="black", anchor="ma")
     return image
+
+
+def with_caption(image: Image.Image, text: str) -> Image.Image:
+    """The picture with a line of text under it, CAPTION pixels high."""
+    whole = Image.new("RGB", (image.width, image.height + CAPTION), "white")
+    whole.paste(image)
+    ImageDraw.Draw(whole).text((4, image.height + 2), text, fill="black")
+    return whole
 
 
 def save_picture(image: Image.Image, path: Path, text: PngInfo | None = None) -> None:

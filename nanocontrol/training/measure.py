@@ -81,6 +81,11 @@ def make_pictures(
     return torch.cat(images).clamp(-1, 1)
 
 
+def how_made(sd: StableDiffusion) -> str:
+    """The pictures of `make_pictures`, for a line under them."""
+    return f"DDIM, 20 steps, guidance {sd.guidance:g}, control strength 1"
+
+
 # ------------------------------------------------------------------------- pairs to measure with
 
 

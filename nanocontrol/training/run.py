@@ -12,8 +12,11 @@ from torch import Tensor
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files, sync, write_atomically
-from nanocontrol.plumbing.pictures import columns_with_titles, grid, save_picture
+from nanocontrol.plumbing.pictures import CAPTION, grid, save_picture, with_caption
+from nanocontrol.training.film import chosen, film
 from nanocontrol.training.optimizer import Optimizer
+
+FOLLOWED = ("follows", "iou")  # of these the film has the first that was measured
 
 
 class RunFolder:
@@ -87,9 +90,11 @@ class RunFolder:
     def finish(self, metrics: dict) -> None:
         write_json(self.path / "metrics.json", metrics)
 
-    def contact_sheet(self, step: int, rows: Sequence[Tensor]) -> None:
-        """Rows of pictures, each [n, 3, H, W] in [-1, 1]; what the model makes is the last row."""
-        save_picture(grid(rows), self.path / "samples" / f"{step:06d}.png")
+    def contact_sheet(self, step: int, rows: Sequence[Tensor], caption: str) -> None:
+        """Rows of pictures, each [n, 3, H, W] in [-1, 1]; what the model makes is the last row.
+        caption: how it was made."""
+        sheet = with_caption(grid(rows), f"step {step}: {caption}")
+        save_picture(sheet, self.path / "samples" / f"{step:06d}.png")
 
     def sheets(self) -> list[Path]:
         """In the order of their steps."""
@@ -97,16 +102,16 @@ class RunFolder:
         return sorted(files, key=lambda file: int(file.stem))
 
     def film(self, height: int, width: int) -> None:
-        """The contact sheets' first row, then their last rows over the steps, each as a column; of
-        more than 25 sheets, 25 evenly spaced ones."""
-        files = self.sheets()
-        if len(files) > 25:
-            chosen = np.linspace(0, len(files) - 1, 25).round().astype(int)
-            files = [files[i] for i in chosen]
-        sheets = [np.asarray(Image.open(file)) for file in files]
-        strips = [sheets[0][:height]] + [sheet[-height:] for sheet in sheets]
-        titles = ["hint"] + [str(int(file.stem)) for file in files]
-        save_picture(columns_with_titles(strips, titles, width), self.path / "film.png")
+        """From the contact sheets, whose first row are the hints and whose last is what was made,
+        and from the log."""
+        files = {int(file.stem): file for file in self.sheets()}
+        sheets = {step: np.asarray(Image.open(files[step])) for step in chosen([*files])}
+        hints = next(iter(sheets.values()))[:height]
+        made = {step: sheet[-height - CAPTION : -CAPTION] for step, sheet in sheets.items()}
+        best = next((name for name in FOLLOWED if self.measured(name)), "control_gain")
+        curves = {name: self.measured(name) for name in (best, "held_out_loss")}
+        curves = {name: curve for name, curve in curves.items() if curve}
+        save_picture(film(hints, made, width, curves), self.path / "film.png")
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -29,8 +29,9 @@ Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 class Watch:
     """Of several processes the first one looks, saves and writes.
 
-    settings: with out, steps, sample_every and save_every; look: measures the networks; save:
-    writes what sample.py takes into the folder; signals: a first one stops the run after its step.
+    settings: with out, steps, sample_every and save_every; look: measures the networks; caption:
+    how its pictures are made; save: writes what sample.py takes into the folder; signals: a first
+    one stops the run after its step.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Watch:
         optimizer: Optimizer,
         processes: Processes,
         look: Look,
+        caption: str,
         save: Callable[[Path], None],
         signals: Signals,
     ):
         self.settings, self.optimizer, self.processes = settings, optimizer, processes
-        self.look, self.save, self.signals = look, save, signals
+        self.look, self.caption, self.save, self.signals = look, caption, save, signals
         self.run = RunFolder(Path(settings.out))
         self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # those that are not logged yet
@@ -112,7 +114,7 @@ class Watch:
 
     def observe(self, step: int) -> None:
         rows, numbers = self.look()
-        self.run.contact_sheet(step, rows)
+        self.run.contact_sheet(step, rows, self.caption)
         self.run.log(step, **numbers)
 
     def write(self, step: int) -> None:
