@@ -194,6 +194,7 @@ def test_a_skipped_step_is_counted_and_the_state_is_that_before_it(flags, bad_dr
     assert [numbers["skipped"] for numbers in metrics] == [0, 2]
 
 
+@pytest.mark.slow
 def test_one_bad_pass_skips_the_step(flags, bad_draws):
     flags += ["--accumulate", "3"]
     train.main([*flags, "--steps", "1", "--out", "before"])
@@ -249,12 +250,14 @@ def test_ten_bad_steps_in_a_row_end_a_run_and_nothing_good_is_lost(flags, bad_dr
     assert same(good, worse)
 
 
+@pytest.mark.slow
 def test_nine_bad_steps_in_a_row_do_not_end_a_run(flags, bad_draws):
     bad_draws([*range(0, 9), *range(10, 19)])
     train.main([*flags, "--steps", "21", "--out", "run"])
     assert strictly(Path("run", "metrics.json").read_text())["skipped"] == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["vae", "detector"])
 def test_trainings_of_nano_skip_too(part, monkeypatch):
     calls, original = [], nano_train.PARTS[part]

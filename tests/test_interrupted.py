@@ -304,6 +304,7 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(begin, flags, number):
     assert_same(Path("run"), whole)
 
 
+@pytest.mark.slow
 def test_a_signal_while_pairs_are_encoded_stops_at_once(begin, flags):
     process = begin(*flags, "--out", "run")
     output = Path("output")
@@ -355,7 +356,6 @@ def test_two_processes_stop_after_the_same_step(begin, flags):
     [
         pytest.param(15_000_000, "state.pt", marks=pytest.mark.slow),
         (5_000_000, "control.safetensors"),
-        (1, "settings.json"),
     ],
 )
 def test_a_full_disk_is_reported_and_the_older_state_is_kept(begin, flags, limit, name):

@@ -36,8 +36,8 @@ def sync(path: Path) -> None:
 
 
 def remove_temporary_files(folder: Path, seconds: float = 0) -> None:
-    """Those that `write_atomically` left when it was killed (or safetensors, which makes some of its
-    own), if nobody wrote to them for that long: where others write too, theirs must stay."""
+    """Those that `write_atomically`, or safetensors within it, left when it was killed, if nobody
+    wrote to them for that long: where others write too, theirs must stay."""
     for file in [*folder.glob("*." + "[0-9a-f]" * 8 + ".tmp"), *folder.glob(".tmp??????")]:
         with suppress(OSError):  # another may be faster
             if file.stat().st_mtime <= time.time() - seconds:
