@@ -30,15 +30,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Until the disk has it: what only the system has yet is lost in a power cut."""
+    """Wait until the file is on the disk: what only the system has yet is lost in a power cut."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def remove_temporary_files(folder: Path, seconds: float = 0) -> None:
-    """Those that `write_atomically`, or safetensors within it, left when it was killed, if nobody
-    wrote to them for that long: where others write too, theirs must stay."""
-    for file in [*folder.glob("*." + "[0-9a-f]" * 8 + ".tmp"), *folder.glob(".tmp??????")]:
+    """Those that `write_atomically` left when it was killed, if nobody wrote to them for that long:
+    where others write too, theirs must stay."""
+    for file in folder.glob("*." + "[0-9a-f]" * 8 + ".tmp"):
         with suppress(OSError):  # another may be faster
             if file.stat().st_mtime <= time.time() - seconds:
                 file.unlink()

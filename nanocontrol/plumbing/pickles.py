@@ -170,6 +170,8 @@ class Pickle:
             stack.append(self.known(value.replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
             function, module = stack.pop(), stack.pop()
+            if type(module) is not str or type(function) is not str:
+                self.refuse("calls what is no function")
             stack.append(self.known(f"{module}.{function}"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = stack.pop(), stack.pop()
@@ -292,6 +294,8 @@ def read_old(path: Path, data: memoryview) -> tuple[Any, dict[str, Tensor]]:
         raise ValueError("more than the tensors")
     at, contents = file.tell(), {}
     for key in keys:
+        if type(key) is not str:  # (hashing tuples of tuples may take forever)
+            raise ValueError("a key that is no text")
         storage = pickle.storages.pop(key)
         length = int.from_bytes(data[at : at + 8], sys.byteorder)
         size = length * STORAGES[storage.name].itemsize
@@ -334,6 +338,8 @@ def tensor_of(path: Path, name: str, call: Any, numbers: dict[str, Tensor]) -> T
     if not call.name.startswith(TENSOR):
         raise InputError(f"{path} holds other things than named tensors; expected a checkpoint")
     storage, offset, shape, strides, *rest = call.arguments
+    if type(storage) is not Storage:  # (a note of a call could have any arguments)
+        raise InputError(f"{path}: {name} has no numbers; expected plain tensors")
     flat = numbers[storage.arguments[0]]
     if call.name == f"{TENSOR}_v3":
         flat = flat.view(DTYPES[rest.pop(2).name])

@@ -30,6 +30,10 @@ class RunFolder:
         make_folder("--out", self.path / "samples")
         for folder in (self.path, self.path / "samples"):
             remove_temporary_files(folder)
+        if (self.path / "settings.json").exists():  # (what else is in a folder is somebody's own)
+            for file in self.path.glob(".tmp??????"):  # safetensors' temporary files
+                file.unlink()
+            self.forget_sheets_after(start)
         write_json(self.path / "settings.json", settings)
         self.forget_after(start)
 
@@ -67,16 +71,18 @@ class RunFolder:
             return 0, 0.0
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
+            optimizer.restore(state)
+            return state["step"], state["seconds"]
         except Exception:  # a damaged file can raise nearly anything
-            raise InputError(f"--resume: {file} is damaged") from None
-        optimizer.restore(state)
-        return state["step"], state["seconds"]
+            raise InputError(f"--resume: {file} is damaged or of another version") from None
 
-    def forget_after(self, step: int) -> None:
-        """Drop log and sheets of what came after the last save: it will be done again."""
+    def forget_sheets_after(self, step: int) -> None:
         for sheet in self.sheets():
             if int(sheet.stem) > step:
                 sheet.unlink()
+
+    def forget_after(self, step: int) -> None:
+        """Drop from the log what came after the last save: it will be done again."""
         file, entries = self.path / "log.jsonl", []
         for line in file.read_bytes().splitlines() if step and file.exists() else []:
             try:

@@ -92,23 +92,24 @@ class Watch:
             raise Stopped(stopped)
 
     def log_losses(self, done: int) -> None:
-        values, longest = torch.stack(self.losses).tolist(), 0
+        values, last_bad = torch.stack(self.losses).tolist(), 0
         for step, loss in enumerate(values, done - len(values) + 1):
             taken = math.isfinite(loss)
             self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
-            longest = max(longest, self.skipped_in_a_row)
+            if self.skipped_in_a_row >= TOO_MANY:
+                last_bad = step
             if self.writes and taken:
                 self.run.log(step, loss=loss)
             elif self.writes:
                 self.run.log(step, skipped=self.run.skipped + 1)
         self.losses.clear()
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if longest >= TOO_MANY:
+        if last_bad:
             if self.writes:
-                self.write(done)  # the state before these steps: they changed nothing
+                self.write(done)  # it is good: bad steps changed nothing
             self.processes.wait()
             raise self.diverged(
-                f"{TOO_MANY} steps in a row were skipped until step {done}, as their losses or "
+                f"{TOO_MANY} steps in a row were skipped until step {last_bad}, as their losses or "
                 "gradients were not finite"
             )
 

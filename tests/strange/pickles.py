@@ -225,6 +225,27 @@ def a_googol_of_tuples_as_the_length_of_a_storage(folder: Path) -> Path:
     return write_beside(folder, googol_inside(begin, b"tQ"))
 
 
+@refused(says="is refused")
+def a_googol_of_tuples_as_a_module(folder: Path) -> Path:
+    return write_beside(folder, googol_inside(b"", text("load") + b"\x93"))
+
+
+@refused(says="w has no numbers")
+def a_googol_of_tuples_as_the_arguments_of_another_storage(folder: Path) -> Path:
+    bomb = b"j" + struct.pack("<I", 0x10064)
+    other = named("torch.Size") + b"(" + bomb + b"tR"
+    bombs = several(laughs(b")", b"(?t"))
+    beside = dictionary(googol=bombs, state_dict=dictionary(w=tensor(other)))
+    return write_zip(folder, archive(START + beside + END, {}))
+
+
+@refused(says="is cut off")
+def a_googol_of_tuples_among_the_keys_of_an_old_file(folder: Path) -> Path:
+    keys = b"]" + googol_inside(b"", b"") + b"a"
+    own = whole(0x1950A86A20F9469CFC6C), whole(1001), dictionary(little_endian=b"\x88")
+    return write_old(folder, *own, dictionary(w=tensor()), keys)
+
+
 @refused(says="w has a shape that is none")
 def a_googol_of_tuples_as_a_shape(folder: Path) -> Path:
     shape = googol_inside(b"", b"")
@@ -548,7 +569,9 @@ beside(
     "a_place_without_a_type",
     several(text("storage"), b"N", text("0"), text("cpu"), whole(8)) + b"Q",
 )
-beside("a_function_whose_module_is_a_number", b"K\1" + text("x") + b"\x93", asks("1.x"))
+beside(
+    "a_function_whose_module_is_a_number", b"K\1" + text("x") + b"\x93", "calls what is no function"
+)
 beside("a_function_without_a_name", b"c\n\n", asks("."))
 beside(
     "a_function_with_a_line_break_in_its_name", text("a\nb") + text("\x1b[2J") + b"\x93", "asks for"
@@ -600,7 +623,7 @@ w("the_same_number_everywhere", tensor(strides=wholes(0, 0)), repeated)
 w("rows_that_overlap", tensor(strides=wholes(2, 1)), repeated)
 w("no_number_far_away", tensor(shape=wholes(0, 4), offset=whole(2**40)), outside)
 w("numbers_that_are_a_text", tensor(text("0")))
-w("numbers_that_are_a_tensor", tensor(tensor()))
+w("numbers_that_are_a_tensor", tensor(tensor()), "w has no numbers")
 w("numbers_of_which_there_is_no_record", tensor(storage("1")))
 w("numbers_under_the_key_of_a_folder_above", tensor(storage("../data.pkl")))
 w(
