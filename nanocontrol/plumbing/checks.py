@@ -43,8 +43,9 @@ def beginning_of(path: Path) -> bytes:
 
 
 def plain_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as bare ones, without gradients, their signs done; refuse what is not dense, not
-    in the CPU's memory, or larger than what the file holds for it."""
+    """The tensors as bare ones, without gradients, conjugated or negated where they are only marked
+    so. Refuse what is not dense, not in the CPU's memory, or larger than what the file holds for
+    it."""
     for name, tensor in tensors.items():
         if kind := strangeness(tensor):
             raise InputError(f"{path}: {shown(name)} is {kind}; expected plain tensors")

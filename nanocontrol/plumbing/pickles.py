@@ -24,21 +24,29 @@ from nanocontrol.plumbing.zips import Bytes, content_of, records_of
 # Of a pickle, without the tensors' numbers. Published files have 0.3 MB and 70,000 operations.
 MOST_BYTES, MOST_OPERATIONS = 2**24, 1_000_000
 MOST_DIMENSIONS = 64  # of a tensor, as in PyTorch
-EXPANSION = 4  # a packed file may be so many times smaller than its content (or this is small)
+# What a packed file holds may be so many times larger than it, or 16 MB.
+EXPANSION, SMALL_CONTENT = 4, 2**24
 
 MAGIC_NUMBER, PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001  # files from before torch 1.6
 
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 STORAGES = {
-    **{"torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32},
-    **{"torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16},
-    **{"torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32},
-    **{"torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8},
-    **{"torch.ByteStorage": torch.uint8, "torch.BoolStorage": torch.bool},
-    **{"torch.ComplexFloatStorage": torch.complex64},
-    **{"torch.ComplexDoubleStorage": torch.complex128},
-    **{"torch.QInt8Storage": torch.int8, "torch.QUInt8Storage": torch.uint8},
-    **{"torch.QInt32Storage": torch.int32, "torch.storage.UntypedStorage": torch.uint8},
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
+    "torch.QInt8Storage": torch.int8,
+    "torch.QUInt8Storage": torch.uint8,
+    "torch.QInt32Storage": torch.int32,
+    "torch.storage.UntypedStorage": torch.uint8,
 }
 TENSOR = "torch._utils._rebuild_tensor"  # and _v2, _v3
 PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -261,7 +269,7 @@ def read_zip(path: Path, data: memoryview, check: bool) -> tuple[Any, dict[str, 
     if outside := [name for name in records if not name.startswith(folder)]:
         raise InputError(f"{path}: its record {outside[0]} is outside of {folder}")
     unpacked = sum(record.size for record in records.values())
-    if unpacked > max(EXPANSION * len(data), 2**24):
+    if unpacked > max(EXPANSION * len(data), SMALL_CONTENT):
         raise InputError(f"{path} is packed more than tightly: it says it holds {unpacked:,} bytes")
 
     def content(name: str, check: bool = True) -> Bytes:
@@ -278,7 +286,7 @@ def read_zip(path: Path, data: memoryview, check: bool) -> tuple[Any, dict[str, 
     if file.read(1) or kept != {f"{folder}data/{key}" for key in pickle.storages}:
         raise ValueError("more than the tensors")
     contents = {key: content(f"data/{key}", check) for key in pickle.storages}
-    return found, {key: numbers(pickle.storages[key], contents[key]) for key in contents}
+    return found, {key: numbers_of(pickle.storages[key], contents[key]) for key in contents}
 
 
 def read_old(path: Path, data: memoryview) -> tuple[Any, dict[str, Tensor]]:
@@ -301,14 +309,14 @@ def read_old(path: Path, data: memoryview) -> tuple[Any, dict[str, Tensor]]:
         size = length * STORAGES[storage.name].itemsize
         if length != storage.arguments[1]:
             raise ValueError("another length")
-        contents[key] = numbers(storage, data[at + 8 : at + 8 + size])
+        contents[key] = numbers_of(storage, data[at + 8 : at + 8 + size])
         at += 8 + size
     if at != len(data):
         raise ValueError("more than the tensors")
     return found, contents
 
 
-def numbers(storage: Storage, content: Bytes) -> Tensor:
+def numbers_of(storage: Storage, content: Bytes) -> Tensor:
     """The bytes of a storage as numbers of its type [length]; copied only where they do not lie at
     a multiple of a number's size."""
     dtype, length = STORAGES[storage.name], storage.arguments[1]

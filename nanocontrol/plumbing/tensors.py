@@ -108,6 +108,8 @@ def check_finite(path: Path, tensors: Tensors) -> None:
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, Any]:
+    """Tensors, mapped from disk, and our metadata; only the header is read, so the numbers may be
+    anything. Raises InputError, naming the file."""
     try:
         header = header_of(path)
         with safe_open(path, "pt") as file:

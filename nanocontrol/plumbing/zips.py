@@ -1,5 +1,6 @@
 """What a zip archive holds, read strictly. Python's zipfile, miniz (in PyTorch) and unzip each read
-a damaged or forged archive in their own way; here it is refused unless all would read the same."""
+a damaged or forged archive in their own way. Here it is refused unless all of them would read the
+same."""
 
 import struct
 import zlib

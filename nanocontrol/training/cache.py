@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files
-from nanocontrol.plumbing.tensors import read_tensors, write_tensors
+from nanocontrol.plumbing.tensors import read_safetensors, write_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.batches import apart, encode, readers
 from nanocontrol.training.pairs import Pairs
@@ -33,7 +33,7 @@ class Cached(Dataset):
 
     def __init__(self, pairs: Pairs, files: list[Path]):
         self.pairs = pairs
-        self.parts = [read_tensors(file)[0] for file in files]
+        self.parts = [read_safetensors(file)[0] for file in files]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -123,9 +123,10 @@ def encoders_hash(sd: StableDiffusion) -> str:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether it is there and can be read. (A safetensors file that is cut off cannot.)"""
+    """Whether it is there and can be read. (A safetensors file that is cut off cannot. Its header
+    tells: all the numbers of a large data set would take minutes to read.)"""
     try:
-        tensors, _ = read_tensors(file)
+        tensors, _ = read_safetensors(file)
     except InputError:
         return False
     return tensors.keys() == {"mean", "deviation", "context"}

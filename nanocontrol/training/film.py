@@ -1,5 +1,6 @@
 """The film of a run: pictures from the same noise over the steps, and the curves below them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ Curve = list[tuple[int, float]]  # (step, value)
 def chosen(steps: Sequence[int]) -> list[int]:
     """The first of the steps, and counted from the last every one, every second, every third, ...,
     so that there are at most COLUMNS."""
-    every = -(-(len(steps) - 1) // (COLUMNS - 1)) or 1
+    every = max(1, math.ceil((len(steps) - 1) / (COLUMNS - 1)))
     return sorted({steps[0], *steps[::-every]})
 
 

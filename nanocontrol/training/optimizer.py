@@ -12,7 +12,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class Optimizer:
-    """The original's: AdamW with PyTorch's defaults, for all weights that ask for gradients.
+    """The original's: AdamW with PyTorch's defaults, for all weights that ask for gradients. It
+    moves the networks to the device, and rounds them to dtype.
 
     In bf16 and fp16 the networks compute with rounded weights, and AdamW changes exact ones, in
     float32: rounding would swallow most steps (Micikevicius et al. 2018, section 3.1). The
@@ -47,9 +48,10 @@ class Optimizer:
             if dtype != "fp32":
                 network.to(PRECISIONS[dtype])
         # What passes between exact weights on a CPU and a GPU waits in memory that both can reach.
-        pinned = on_cpu and machine.is_gpu(device)
-        shared = self.computing if pinned else []
-        self.between = [torch.empty_like(p, device="cpu", pin_memory=True) for p in shared]
+        self.between: list[Tensor] = []
+        if on_cpu and machine.is_gpu(device):
+            shared = (torch.empty_like(p, device="cpu", pin_memory=True) for p in self.computing)
+            self.between = list(shared)
         self.adamw = torch.optim.AdamW(self.weights, lr, fused=True, **adamw)
         self.scaler = torch.amp.GradScaler(torch.device(home).type, enabled=dtype == "fp16")
 
@@ -63,9 +65,9 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, loss: Tensor) -> Tensor:
-        """Take the step, unless its loss [] or the norm of its gradients is not finite: then
-        weights, moments and AdamW's counters stay as they are, to the bit -> the loss, or NaN where
-        the step was skipped.
+        """Take the step, unless its loss (a scalar) or the norm of its gradients is not finite:
+        then weights, moments and AdamW's counters stay as they are, to the bit -> the loss, or NaN
+        where the step was skipped.
 
         Only after the backward pass are all gradients known, so no weight may move before. (A
         norm that overflows counts, too: AdamW's second moment, of squares, would.)

@@ -29,9 +29,8 @@ class Processes:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         a_day = timedelta(days=1)  # the others wait while one encodes, saves or measures
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=a_day)
-        self.cpus: Any = dist.new_group(
-            backend="gloo", timeout=a_day
-        )  # no GPU has to be waited for
+        # For numbers that are on the CPU: no GPU has to be waited for.
+        self.cpus: Any = dist.new_group(backend="gloo", timeout=a_day)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def share(self, number: int, batch_size: int) -> slice:

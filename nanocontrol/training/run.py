@@ -77,6 +77,7 @@ class RunFolder:
             raise InputError(f"--resume: {file} is damaged or of another version") from None
 
     def forget_sheets_after(self, step: int) -> None:
+        """They will be made again."""
         for sheet in self.sheets():
             if int(sheet.stem) > step:
                 sheet.unlink()

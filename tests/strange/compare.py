@@ -7,9 +7,7 @@ of harness.py. Payloads make an empty file in a temporary folder, and nothing el
 """
 
 import argparse
-import json
 import os
-import signal
 import sys
 import tempfile
 import warnings
@@ -27,22 +25,22 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from strange.harness import (  # noqa: E402
     CASES,
-    CPU_SECONDS,
+    CRASHED,
     KINDS,
-    MARKER,
-    MEMORY,
-    SECONDS,
+    RAN,
+    TOO_MUCH_MEMORY,
+    TOO_SLOW,
     Case,
+    attempt,
     difference,
     fault,
-    forget_peak,
-    memory,
+    forked,
     read_file,
 )
 
-RIGHT, LINE = "right weights", "one line"
-ENDS = [RIGHT, LINE, "accepted", "wrong weights", "another exception"]
-ENDS += ["too slow", "too much memory", "crash", "payload ran"]
+RIGHT, LINE, ACCEPTED, WRONG = "right weights", "one line", "accepted", "wrong weights"
+ANOTHER = "another exception"
+ENDS = [RIGHT, LINE, ACCEPTED, WRONG, ANOTHER, TOO_SLOW, TOO_MUCH_MEMORY, CRASHED, RAN]
 
 
 def with_diffusers() -> Callable:
@@ -72,47 +70,26 @@ def unwrapped(found: object) -> object:
 
 
 def end_of(case: Case, read: Callable, folder: Path) -> str:
-    path = case.write(folder)
-    forget_peak()
-    before, size = memory("VmRSS"), os.path.getsize(path) if os.path.isfile(path) else 0
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    message, found = None, None
-    try:
-        found = unwrapped(read(path))
-    except Exception as error:  # whatever it may be
-        message = str(error)
-    if (path.parent / MARKER).exists():
-        return "payload ran"
-    if memory("VmHWM") - before > MEMORY[0] * size + MEMORY[1]:
-        return "too much memory"
+    found, message, trouble = attempt(read, path := case.write(folder), Exception)
+    if trouble:
+        return trouble
     if message is not None:
-        return "another exception" if fault(message, path, case._replace(says="")) else LINE
+        return ANOTHER if fault(message, path, case._replace(says="")) else LINE
     if case.ends == "refused":
-        return "accepted"
-    same = isinstance(found, dict) and not difference(found, case)
-    return RIGHT if same else "wrong weights"
+        return ACCEPTED
+    found = unwrapped(found)
+    return RIGHT if isinstance(found, dict) and not difference(found, case) else WRONG
 
 
 def tried(case: Case, read: Callable) -> str:
-    back, out = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
-        if os.fork() == 0:
+
+        def quietly() -> str:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-            try:
-                said = end_of(case, read, Path(folder))
-            except BaseException as error:
-                said = f"another exception ({type(error).__name__})"
-            os.write(out, json.dumps(said).encode())
-            os._exit(0)
-        os.close(out)
-        with open(back, "rb") as file:
-            said = file.read()
-        _, status = os.wait()
-    if os.WIFSIGNALED(status):
-        slow = os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
-        return "too slow" if slow else "crash"
-    return json.loads(said).split(" (")[0]
+            return end_of(case, read, Path(folder))
+
+        said = forked(quietly)
+    return said if said in ENDS else ANOTHER
 
 
 def suits(name: str, suffix: str) -> bool:

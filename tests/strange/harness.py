@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ SECONDS = 20
 # is inflated may be as large again. What does not grow with the file: 16 MB of a pickle and what is
 # made of them, and the pages of libraries that are used for the first time.
 MEMORY = 4, 64 * 2**20  # times the size, plus bytes
+
+RAN, TOO_MUCH_MEMORY, TOO_SLOW = "payload ran", "too much memory", "too slow"
+CRASHED = "crash"
 
 MARKER = "it-ran"  # every payload makes a file of this name in the case's folder
 
@@ -104,21 +107,29 @@ def find(name: str) -> Case:
 # ------------------------------------------------------------------ in the process of the case
 
 
-def complaint(case: Case, path: Path) -> str:
-    """Read the file; what is wrong with the end, "" if nothing."""
+def attempt(read: Callable, path: Path, refusal: type[Exception]) -> tuple[Any, str | None, str]:
+    """Read the file within the bounds -> what was read, the message of a refusal (None without
+    one), and what went wrong besides ("" if nothing)."""
     forget_peak()
     before, size = memory("VmRSS"), os.path.getsize(path) if os.path.isfile(path) else 0
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    found, message = None, None
     try:
-        tensors, message = case.read(path), None
-    except InputError as error:
-        tensors, message = {}, str(error)
-    grown, allowed = memory("VmHWM") - before, MEMORY[0] * size + MEMORY[1]
+        found = read(path)
+    except refusal as error:
+        message = str(error)
     if (path.parent / MARKER).exists():
-        return "what the file carries was run"
-    if grown > allowed:
-        return f"took {grown:,} bytes of memory, of {allowed:,}"
+        return found, message, RAN
+    too_much = memory("VmHWM") - before > MEMORY[0] * size + MEMORY[1]
+    return found, message, TOO_MUCH_MEMORY if too_much else ""
+
+
+def complaint(case: Case, path: Path) -> str:
+    """Read the file; what is wrong with the end, "" if nothing."""
+    tensors, message, trouble = attempt(case.read, path, InputError)
+    if trouble:
+        return trouble
     if case.ends == "refused" and message is None:
         return "was loaded, expected a refusal"
     if case.ends == "loads" and message is not None:
@@ -168,16 +179,6 @@ def can_try() -> bool:
         return False
 
 
-def run(name: str, folder: Path, out: int) -> None:
-    """Try a case, and write what is wrong."""
-    try:
-        case = find(name)
-        said = complaint(case, case.write(folder))
-    except BaseException as error:
-        said = f"ended in {type(error).__name__}: {error}"[:1000]
-    os.write(out, json.dumps(said).encode())
-
-
 # ------------------------------------------------------------------- the process that is forked
 
 
@@ -187,25 +188,30 @@ def serve() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         name, folder = json.loads(line)
-        print(json.dumps(forked(name, Path(folder))), flush=True)
+        case = find(name)  # imported before the fork, once
+        said = forked(lambda case=case, folder=folder: complaint(case, case.write(Path(folder))))
+        print(json.dumps(said), flush=True)
 
 
-def forked(name: str, folder: Path) -> str:
-    find(name)  # imported before the fork, once
+def forked(function: Callable[[], str]) -> str:
+    """What the function says in a process of its own, or how that ended."""
     back, out = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(back)
-        run(name, folder, out)
+        try:
+            said = function()
+        except BaseException as error:
+            said = f"ended in {type(error).__name__}: {error}"[:1000]
+        os.write(out, json.dumps(said).encode())
         os._exit(0)
     os.close(out)
     with open(back, "rb") as file:
         said = file.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        killed = signal.Signals(os.WTERMSIG(status)).name
-        why = {"SIGPROF": f"above {CPU_SECONDS} s of processor time", "SIGALRM": "waited"}
-        return f"ended in {killed}: {why.get(killed, 'crashed')}"
+        waited = os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
+        return TOO_SLOW if waited else CRASHED
     return json.loads(said)
 
 
