@@ -145,5 +145,5 @@ def refusal(main, capsys, *flags: str) -> str:
         assert "\n" not in end.value.code
         return end.value.code
     message = capsys.readouterr().err.splitlines()[-1]
-    assert end.value.code == (130 if "stopped;" in message else 2)
+    assert end.value.code == (130 if "stopped" in message else 2)
     return message

@@ -217,17 +217,17 @@ def test_a_run_that_is_killed_ends_at_the_same_bits(begin, flags):
     kill_and_compare(begin, flags, kills=2, runs=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_thirty_kills_at_random_moments(begin, flags):
     kill_and_compare(begin, flags, kills=3, runs=10, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_kills_with_accumulation(begin, flags):
     kill_and_compare(begin, [*flags, "--accumulate", "2"], kills=2, runs=5, seed=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part", PARTS)
 def test_ten_kills_of_each_of_nanos_trainings(begin, part):
     kill_and_compare(begin, [part, *PARTS[part], *SHORT], kills=2, runs=5, seed=3)
@@ -248,7 +248,7 @@ def begin_two(begin, *argv) -> list[BaseProcess]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_kills_of_two_processes(begin, flags):
     flags = [*flags, "--cache", Path("cache").resolve()]
     began = time.monotonic()

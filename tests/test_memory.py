@@ -69,7 +69,7 @@ def sampling(number: int) -> None:
         call(sd, "a red ball", controls=controls, n=1, seed=seed, steps=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the memory")
 @pytest.mark.parametrize(("what", "number"), [("training", 1500), ("sampling", 300)])
 def test_memory_does_not_grow(what, number, tmp_path):

@@ -1,6 +1,6 @@
 """What takes minutes: the bundled weights' floors, whole runs of train.py; and an installed copy.
 
-Run with  pytest -m slow  (about half an hour; README.md has the times).
+Run with  pytest -m long  (README.md has the times).
 """
 
 import json
@@ -14,9 +14,8 @@ import pytest
 from conftest import CONTROL, NANO, ROOT
 from nanocontrol.nano.conditions import CONDITIONS
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.long
 def test_bundled_weights_reach_their_floors():
     command = [sys.executable, "-m", "nanocontrol.nano.evaluate"]
     numbers = json.loads(subprocess.check_output(command, cwd=ROOT))
@@ -24,6 +23,7 @@ def test_bundled_weights_reach_their_floors():
     assert numbers["background"] >= 0.95 and numbers["colours"] >= 0.90
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_every_condition_is_learnt_and_its_jump_found(condition, tmp_path):
     run = tmp_path / "run"
@@ -36,6 +36,7 @@ def test_every_condition_is_learnt_and_its_jump_found(condition, tmp_path):
     assert metrics["step_of_jump"] is not None
 
 
+@pytest.mark.slow
 def test_an_installed_copy_works_from_another_folder(tmp_path):
     pytest.importorskip("setuptools")
     source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"

@@ -50,6 +50,6 @@ def test_files_that_are_damaged_at_random(server, tmp_path):
     assert complaints(server, range(100), tmp_path) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_that_are_damaged_at_random_5000_times(server, tmp_path):
     assert complaints(server, range(5000), tmp_path) == {}

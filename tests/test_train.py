@@ -91,15 +91,35 @@ def test_training_leaves_everything_and_resumes_to_the_bit(
     sample.main(["--control", control, *hint, "--out", str(tmp_path / "out")])
 
 
-def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch):
+def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
-        with pytest.raises(SystemExit):
-            train.main([*flags, "--out", str(run)])
+        message = refusal(train.main, capsys, *flags, "--out", str(run))
+    assert "before anything was saved" in message and "--resume" in message
     assert not (run / "state.pt").exists()
     train.main(["--resume", str(run)])
     assert [entry["step"] for entry in log(run) if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_what_somebody_keeps_in_a_folder_stays_there(flags, tmp_path):
+    run = tmp_path / "run"
+    kept = [run / "notes.txt", run / ".tmpabcdef", run / "samples" / "000009.png"]
+    for file in kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    train.main([*flags, "--steps", "1", "--out", str(run)])
+    assert [file.read_text() for file in kept] == ["mine"] * 3
+
+
+def test_a_state_that_lacks_something_is_refused(flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main([*flags, "--steps", "1", "--out", str(run)])
+    state = torch.load(run / "state.pt", weights_only=True)
+    for name in state:
+        torch.save({key: value for key, value in state.items() if key != name}, run / "state.pt")
+        message = refusal(train.main, capsys, "--resume", str(run))
+        assert "state.pt is damaged or of another version" in message, name
 
 
 def test_a_controlnet_can_be_trained_on(flags, tmp_path):

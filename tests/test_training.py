@@ -391,7 +391,7 @@ def compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_block_is_as_exact(compiler):
     """Compiled bf16 is no farther from float32 than eager bf16, within a half: to round every
     number once more would be 1.4 times as far, to add up in bf16 or to drop a term far more."""
@@ -413,7 +413,7 @@ def test_a_compiled_block_is_as_exact(compiler):
     assert 1e-3 < distance(exact, gradient(torch.compile(block), True)) < 1.5 * eager
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_training_is_as_exact(flags, compiler):
     """The same of all networks, by the command line."""
     found = {}

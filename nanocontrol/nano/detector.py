@@ -27,7 +27,7 @@ class Detector(nn.Module):
     """image [B, 3, H, W] in [-1, 1] -> logits of the maps [B, 27, size, size], and of whether each
     of KINDS is shown [B, 5]. size: of the pictures that it was trained on."""
 
-    def __init__(self, size: int = PIXELS, widths: tuple[int, ...] = (32, 64, 96)):
+    def __init__(self, size: int = PIXELS, widths: tuple[int, ...] = (16, 32, 64, 96)):
         super().__init__()
         self.size = size
         self.first = nn.Conv2d(3, widths[0], 4, stride=2, padding=1)  # half the size is quicker
@@ -46,7 +46,7 @@ class Detector(nn.Module):
         return F.pixel_shuffle(self.maps(x), 2), kinds
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The middle [B, 96, size / 8, size / 8], and what is before each halving."""
+        """The middle [B, 96, size / 16, size / 16], and what is before each halving."""
         x, skips = self.first(self.fitted(image)), []
         for down in self.down:
             skips.append(x)

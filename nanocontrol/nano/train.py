@@ -196,9 +196,10 @@ def measured_scale_factor(sd: StableDiffusion) -> float:
 
 
 def base(settings: Settings) -> Part:
+    """From where --base is: untrained as `vae` leaves it, or trained, to go on at a larger size."""
     sd = load_base(settings)
-    new = channels_last(new_nano(sd.size))
-    sd.unet, sd.text_encoder = new.unet.to(settings.device), new.text_encoder.to(settings.device)
+    for network in (sd.unet, sd.text_encoder):
+        network.requires_grad_(True)
     diffusion = DDPM(sd.prediction)
 
     def denoising_loss(x0: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -279,14 +280,15 @@ def save_base(sd: StableDiffusion, folder: Path) -> None:
 def detector(settings: Settings) -> Part:
     network = Detector(settings.size).to(settings.device)
     scenes = tqdm(range(settings.scenes), "drawing")
-    images, maps, kinds = zip(*(truth(random_scene(seed), settings.size) for seed in scenes))
+    truths = (truth(random_scene(seed), settings.size) for seed in scenes)
+    images, maps, kinds = zip(*((image, maps.half(), kinds) for image, maps, kinds in truths))
     data = TensorDataset(torch.stack(images), torch.stack(maps), torch.stack(kinds))
 
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
         images, maps, kinds = (x.to(settings.device) for x in batch)
         images = spoilt(images, generator).to(next(network.parameters()))
         found, shown = network(images)
-        loss = F.binary_cross_entropy_with_logits(found.float(), maps)
+        loss = F.binary_cross_entropy_with_logits(found.float(), maps.float())
         return loss + 0.1 * F.binary_cross_entropy_with_logits(shown.float(), kinds)
 
     @torch.no_grad()

@@ -35,6 +35,11 @@ def without_middle(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
+def memory_is_full(error: Exception) -> bool:
+    """PyTorch raises a RuntimeError then, on a CPU too."""
+    return isinstance(error, MemoryError) or "allocate" in str(error)
+
+
 class Stopped(KeyboardInterrupt):
     """By the signal of this number; the message is one sentence."""
 
@@ -61,8 +66,8 @@ def one_sentence(program: str, when_memory_is_full: str = "more is needed") -> I
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
-    except (RuntimeError, MemoryError) as error:  # PyTorch's is the first, on a CPU too
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not memory_is_full(error):
             raise
         sys.exit(f"{program}: there is not enough memory; {when_memory_is_full}")
     except KeyboardInterrupt as stop:

@@ -55,7 +55,7 @@ def open_tensors(file: str | Path | TensorFile, check: bool = False) -> TensorFi
         return file
     path, before = Path(file), state_of(file)
     tensors, metadata = read_tensors(path, check)
-    if os.path.getsize(path) <= SMALL:
+    if size_of(path) <= SMALL:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     if state_of(path) != before:
         raise InputError(f"{path} was changed while it was read: try again")
@@ -64,10 +64,19 @@ def open_tensors(file: str | Path | TensorFile, check: bool = False) -> TensorFi
 
 def state_of(path: str | Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced; nothing if there is none."""
-    if not os.path.isfile(path):
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return ()
-    found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def size_of(path: Path) -> int:
+    """In bytes. Raises InputError if the file was taken away."""
+    try:
+        return os.path.getsize(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
@@ -81,7 +90,7 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
         raise InputError(f"{path} does not exist or is not a file; expected a checkpoint")
     if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt", ".bin"):
         raise InputError(f"{path}: expected a .safetensors, .ckpt or .pth file")
-    check = check or os.path.getsize(path) <= SMALL
+    check = check or size_of(path) <= SMALL
     # The header of a safetensors file: its length (below 4 GB), then "{".
     first = beginning_of(path)
     is_safetensors = first[4:9] == b"\0\0\0\0{"
@@ -99,7 +108,7 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
 
 def check_finite(path: Path, tensors: Tensors) -> None:
     """Refuse NaN and infinity in any tensor."""
-    quick = os.path.getsize(path) <= SMALL
+    quick = size_of(path) <= SMALL
     for name, tensor in tqdm(tensors.items(), "checking", leave=False, disable=quick):
         if tensor.dtype in FLOATS and tensor.numel():
             smallest, largest = tensor.aminmax()  # NaN if there is one

@@ -15,7 +15,8 @@ MOST_RECORDS = 100_000  # published files have two thousand
 STORED, DEFLATED = 0, 8
 ENCRYPTED, KNOWN_FLAGS = 1, 0b1000_0000_1111  # encryption, deflate's level, sizes behind, UTF-8
 SIZES_BEHIND = 8  # the local header has no checksum and sizes: they stand behind the data
-IN_64_BITS = 0xFFFFFFFF  # instead of a number: it stands elsewhere, in 64 bits
+# Instead of a number of 32 or 16 bits: it stands elsewhere, in 64 bits.
+IN_64_BITS, COUNT_IN_64_BITS = 0xFFFFFFFF, 0xFFFF
 
 
 class Record(NamedTuple):
@@ -63,8 +64,9 @@ def directory_of(data: Bytes) -> tuple[int, int, int]:
     if end >= 20 and data[end - 20 : end - 16] == b"PK\6\7":  # the same again, in 64 bits
         (at,) = struct.unpack_from("<8xQ", data, end - 20)
         magic, length, here, count, size, begin = struct.unpack_from("<4sQ12xQQQQ", data, at)
-        for short, long in zip(said, (here, count, size, begin)):
-            if short not in (long, IN_64_BITS, 0xFFFF):
+        elsewhere = COUNT_IN_64_BITS, COUNT_IN_64_BITS, IN_64_BITS, IN_64_BITS
+        for short, long, marker in zip(said, (here, count, size, begin), elsewhere):
+            if short not in (long, marker):
                 raise ValueError("two directories")
         if magic != b"PK\6\6" or at + 12 + length != end - 20:
             raise ValueError("two directories")
@@ -109,12 +111,12 @@ def in_64_bits(extra: Bytes):
 def begin_of(path: Path, data: Bytes, header: int, expected: tuple) -> int:
     """Where a record's data begins: behind a header of its own, which has to say the same."""
     layout = struct.Struct("<4s2xHH4xLLLHH")
-    magic, flags, method, *sums, n, extra = layout.unpack_from(data, header)
+    magic, flags, method, crc, *sizes, n, extra = layout.unpack_from(data, header)
     raw = bytes(data[header + 30 : header + 30 + n])
     if flags & SIZES_BEHIND:
-        sums = list(expected[3:])
-    sums = [right if said == IN_64_BITS else said for said, right in zip(sums, expected[3:])]
-    if magic != b"PK\3\4" or (raw, flags, method, *sums) != expected:
+        crc, *sizes = expected[3:]
+    sizes = [right if said == IN_64_BITS else said for said, right in zip(sizes, expected[4:])]
+    if magic != b"PK\3\4" or (raw, flags, method, crc, *sizes) != expected:
         name = expected[0].decode()
         raise InputError(f"{path} is forged or damaged: its record {name} is described twice")
     return header + 30 + n + extra

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.errors import InputError, memory_is_full
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files, sync, write_atomically
 from nanocontrol.plumbing.pictures import CAPTION, grid, save_picture, with_caption
 from nanocontrol.training.film import chosen, film
@@ -73,7 +73,9 @@ class RunFolder:
             state = torch.load(file, map_location="cpu", weights_only=True)
             optimizer.restore(state)
             return state["step"], state["seconds"]
-        except Exception:  # a damaged file can raise nearly anything
+        except Exception as error:  # a damaged file can raise nearly anything
+            if memory_is_full(error):
+                raise
             raise InputError(f"--resume: {file} is damaged or of another version") from None
 
     def forget_sheets_after(self, step: int) -> None:
@@ -111,11 +113,12 @@ class RunFolder:
     def film(self, height: int, width: int) -> None:
         """From the contact sheets, whose first row are the hints and whose last is what was made,
         and from the log."""
-        files = {int(file.stem): file for file in self.sheets()}
+        best = next((name for name in FOLLOWED if self.measured(name)), "control_gain")
+        looked = {e["step"] for e in self.history if not e.keys() & {"loss", "skipped"}}
+        files = {int(file.stem): file for file in self.sheets() if int(file.stem) in looked}
         sheets = {step: np.asarray(Image.open(files[step])) for step in chosen([*files])}
         hints = next(iter(sheets.values()))[:height]
         made = {step: sheet[-height - CAPTION : -CAPTION] for step, sheet in sheets.items()}
-        best = next((name for name in FOLLOWED if self.measured(name)), "control_gain")
         curves = {name: self.measured(name) for name in (best, "held_out_loss")}
         curves = {name: curve for name, curve in curves.items() if curve}
         save_picture(film(hints, made, width, curves), self.path / "film.png")

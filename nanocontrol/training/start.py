@@ -68,7 +68,10 @@ def how_to_go_on(out: Path, command: str) -> str:
     python = "python"
     if "LOCAL_WORLD_SIZE" in os.environ:
         python = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
-    return f"stopped; to go on from the last save: {python} {command} --resume {typed(out)}"
+    how = f"{python} {command} --resume {typed(out)}"
+    if not (out / "state.pt").exists():
+        return f"stopped before anything was saved; to begin again: {how}"
+    return f"stopped; to go on from the last save: {how}"
 
 
 def typed(path: str | Path) -> str:

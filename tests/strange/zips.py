@@ -433,6 +433,12 @@ def sizes_in_64_bits_that_are_not_there(a: Archive) -> None:
 
 
 @forged(FORGED)
+def a_local_checksum_of_ones_only(a: Archive) -> None:
+    """They stand for 64 bits in a size, but not in a checksum."""
+    a.set(FIRST, SUM, 0xFFFFFFFF, "local")
+
+
+@forged(FORGED)
 def another_size_in_the_local_header(a: Archive) -> None:
     a.set(FIRST, SIZE, 4, "local")
 
@@ -648,6 +654,13 @@ def directories_in_32_and_64_bits_of_two_lengths(a: Archive) -> None:
 @forged(CUT)
 def directories_in_32_and_64_bits_at_two_places(a: Archive) -> None:
     in_64_bits(a, begin=1)
+
+
+@forged(CUT)
+def directories_in_32_and_64_bits_of_which_one_has_16_bits_of_ones(a: Archive) -> None:
+    """They stand for 64 bits in a number of records, but not in a length."""
+    in_64_bits(a)
+    a.put(len(a.data) - 10, (0xFFFF).to_bytes(4, "little"))
 
 
 @forged(CUT)
