@@ -24,7 +24,7 @@ from tqdm import tqdm
 from nanocontrol import DDIM, DDPM, StableDiffusion, load_control, load_sd, sample
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.files import make_folder
-from nanocontrol.plumbing.machine import keep_freed_memory
+from nanocontrol.plumbing.machine import for_sampling, is_gpu, keep_freed_memory
 from nanocontrol.plumbing.pictures import save_picture, to_bytes, to_pixels
 from nanocontrol.sampling import Control, initial_noise
 from nanocontrol.tools.explain import explain
@@ -95,8 +95,9 @@ def load(
         sd = load_sd(inputs.base, device, dtype, prediction)
     with blame("--control"):
         nets = [load_control(file, sd.unet) for file in inputs.controls]
-    if device.startswith("cuda"):  # convolutions are fastest with it there
-        for network in (sd.unet, sd.vae, *nets):
+    if is_gpu(device):
+        for_sampling()
+        for network in (sd.unet, sd.vae, *nets):  # convolutions are fastest with it there
             network.to(memory_format=torch.channels_last)
     if dtype == torch.float16:  # the VAE's values can leave its range, and pictures become black
         sd.vae.float()

@@ -284,7 +284,11 @@ def optimizer_for(settings: Settings, trained: dict[str, nn.Module]) -> Optimize
 
 
 def compiled(settings: Settings, network: Any) -> Any:
-    return torch.compile(network) if settings.compile else network
+    """Where a compiler is missing PyTorch says so, and the network stays as it is."""
+    if not settings.compile:
+        return network
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(network)
 
 
 def measured(

@@ -22,8 +22,8 @@ from nanocontrol.unet import UNet
 Strength = float | Sequence[float]
 # A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength.
 Control = tuple[ControlNet, Tensor, Strength]
-# The same with the hint encoded, and the function that weighs the residuals.
-Encoded = tuple[ControlNet, Tensor, Callable]
+# A network, its strength, and whether `guess` and `resolution_weighting` hold.
+Way = tuple[ControlNet, Strength, bool, bool]
 
 
 def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -74,23 +74,21 @@ def begin(
     return repaint(noise if noised is None else image_at(t), t), repaint
 
 
-def encode_hints(
-    controls: Sequence[Control], x: Tensor, copies: int, guess: bool, resolution_weighting: bool
-) -> list[Encoded]:
-    """The hints encoded, [copies * B, c, h, w], which are the same at every step, and how to weigh
-    the residuals. x [B, 4, h, w]: for the size, and in the networks' precision."""
-    encoded: list[Encoded] = []
+def encode_hints(controls: Sequence[Control], x: Tensor, copies: int) -> list[Tensor]:
+    """The hints encoded, [copies * B, c, h, w], which are the same at every step. x [B, 4, h, w]:
+    for the size, and in the networks' precision."""
+    encoded: list[Tensor] = []
     for net, hint, strength in controls:
         n = len(net.zero_convs) + 1
         if isinstance(strength, Sequence) and len(strength) != n:
             raise ValueError(f"{len(strength)} strengths for {n} residuals")
-        h = net.encode_hint(hint.to(x), x).expand(len(x), -1, -1, -1).repeat(copies, 1, 1, 1)
-        encoded.append((net, h, partial(weighted, strength, guess, resolution_weighting)))
+        h = net.encode_hint(hint.to(x), x)
+        encoded.append(h.expand(len(x), -1, -1, -1).repeat(copies, 1, 1, 1))
     return encoded
 
 
 def weighted(
-    strength: Strength, guess: bool, resolution_weighting: bool, residuals: list[Tensor]
+    residuals: list[Tensor], strength: Strength, guess: bool, resolution_weighting: bool
 ) -> list[Tensor]:
     """A ControlNet's residuals, the first of the latent's height, times their weights."""
     n, height = len(residuals), residuals[0].shape[2]
@@ -103,37 +101,48 @@ def weighted(
 
 
 def sum_of_residuals(
-    controls: list[Encoded], x: Tensor, t: Tensor, context: Tensor
+    ways: list[Way], hints: Sequence[Tensor], x: Tensor, t: Tensor, context: Tensor
 ) -> list[Tensor] | None:
-    """All ControlNets' residuals, weighted and added up (section 3.4); None if there are none.
+    """All ControlNets' residuals, weighted and added up (section 3.4); None without hints.
 
     x [N, 4, h, w], t [N], context [N, 77, D]: of these rows the last are controlled, as many as
-    there are encoded hints; the others get zeros.
+    an encoded hint has; the others get zeros.
     """
     total = None
-    for net, hint, weigh in controls:
+    for (net, strength, guess, resolution_weighting), hint in zip(ways, hints):
         n, others = len(hint), len(x) - len(hint)
-        residuals = weigh(net.residuals(x[-n:], hint, t[-n:], context[-n:]))
+        residuals = net.residuals(x[-n:], hint, t[-n:], context[-n:])
+        residuals = weighted(residuals, strength, guess, resolution_weighting)
         residuals = [torch.cat([r.new_zeros(others, *r.shape[1:]), r]) for r in residuals]
         total = residuals if total is None else [a + b for a, b in zip(total, residuals)]
     return total
 
 
 def predict(
-    unet: UNet, context: Tensor, scale: float, controls: list[Encoded], x: Tensor, t: Tensor
+    unet: UNet, ways: list[Way], scale: float, x: Tensor, t: Tensor, context: Tensor, *hints: Tensor
 ) -> Tensor:
-    """What the U-Net makes of x [B, 4, h, w] at step t [1], under control and with guidance.
+    """What the U-Net makes of x [B, 4, h, w] at step t [1], with guidance, and under control where
+    there are encoded hints, one for each way.
 
     context [N, 77, D]: of the prompts; before them, unless scale is 1, of the negative ones.
     """
     x_in = x.repeat(len(context) // len(x), 1, 1, 1).to(context.dtype)
     t_in = t.expand(len(x_in))
-    residuals = sum_of_residuals(controls, x_in, t_in, context)
+    residuals = sum_of_residuals(ways, hints, x_in, t_in, context)
     output = unet(x_in, t_in, context, residuals).float()
     if scale == 1:
         return output
     without, with_prompt = output.chunk(2)
     return without + scale * (with_prompt - without)
+
+
+def predictor(
+    sd: StableDiffusion, controls: Sequence[Control], scale: float, guess: bool, weighting: bool
+) -> Callable[..., Tensor]:
+    """`predict` of x, t, context and hints, for this base and these controls."""
+    ways = [(net, strength, guess, weighting) for net, _, strength in controls]
+    networks = [sd.unet, *(net for net, *_ in controls)]
+    return repeated(partial(predict, sd.unet, ways, scale), networks, sd.graphs)
 
 
 @torch.no_grad()
@@ -193,14 +202,13 @@ def sample(
     prompts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in prompts]).to(weight)
     copies = 1 if guess or resolution_weighting else len(prompts)
-    encoded = encode_hints(controls, x.to(weight), copies, guess, resolution_weighting)
-    alone = repeated(partial(predict, sd.unet, context, scale, []), x.device)
-    with_control = repeated(partial(predict, sd.unet, context, scale, encoded), x.device)
+    hints = encode_hints(controls, x.to(weight), copies)
+    output_of = predictor(sd, controls, scale, guess, resolution_weighting)
 
     # Now, so that no step waits for a copy to the GPU.
     ts = torch.tensor(visited[:-1], device=x.device).split(1)
     for i, t in enumerate(tqdm(visited[:-1], "sampling", disable=not progress)):
-        output = (with_control if under_control[i] else alone)(x, ts[i])
+        output = output_of(x, ts[i], context, *(hints if under_control[i] else []))
         fresh: Tensor | float = 0.0
         if scheduler.adds_noise:
             fresh = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)

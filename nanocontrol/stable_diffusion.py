@@ -1,7 +1,7 @@
 """A base model: the three networks of Stable Diffusion together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class StableDiffusion:
     scale_factor: float = 0.18215  # the U-Net sees latents times this, of about unit variance
     guidance: float = 9.0  # scale of classifier-free guidance to sample with, unless told otherwise
     size: int = 512  # of the pictures that it was trained on, in pixels
+    graphs: dict = field(default_factory=dict, repr=False)  # of the last picture; see `repeated`
 
     def tokenize(self, prompts: Sequence[str] | str) -> Tensor:
         """Prompts -> tokens [B, 77], int64; longer ones are cut."""

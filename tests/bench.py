@@ -2,12 +2,18 @@
 
     pip install -e ".[bench]"  # brings diffusers; without it the rows beside it are left out
     python tests/bench.py [--size 256] [--rounds 2] [--only training sampling ...]
+    python tests/bench.py --only training sampling --minutes 10  # a short visit to a GPU
 
 Everything is of Stable Diffusion 1's size, with random weights unless --base and --control name
 files. Each contender runs in a process of its own, so that its peak memory is known; the contenders
-of a section take turns, `rounds` times. Printed are medians. On a GPU training is in bf16, with
-batches doubled until memory is full, and sampling in bf16; on a CPU all is float32 and of one
-picture. It takes 20 GB of free disk and, on a CPU, 16 GB of memory (fine-tuning the base alone).
+of a section take turns, `rounds` times. Printed are medians; they are in --out after every process.
+On a GPU training is in bf16, with batches doubled until memory is full, and sampling in bf16; on a
+CPU all is float32 and of one picture. With --minutes training has two batches (the paper's 4, and
+the largest that fits), and what is not reached in time is left out. It takes 20 GB of free disk
+and, on a CPU, 16 GB of memory (fine-tuning the base alone).
+
+The C library keeps freed memory for our side, as our scripts have it; rows "memory kept" are
+diffusers' with the same setting, which is not its own.
 
 | section  | what                                                                                |
 |----------|-------------------------------------------------------------------------------------|
@@ -31,6 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -330,11 +337,17 @@ CONTENDERS = {
     "training": {
         "ours": ours,
         "diffusers' networks": diffusers_step,
+        "diffusers' networks, memory kept": diffusers_step,
         "ours, encoding": lambda args: ours(args, "--no-cache"),
         "diffusers, encoding": partial(diffusers_step, encoding=True),
+        "diffusers, encoding, memory kept": partial(diffusers_step, encoding=True),
         "fine-tuning": fine_tuning,
     },
-    "sampling": {"ours": our_picture, "diffusers": diffusers_picture},
+    "sampling": {
+        "ours": our_picture,
+        "diffusers": diffusers_picture,
+        "diffusers, memory kept": diffusers_picture,
+    },
 }
 
 
@@ -366,7 +379,7 @@ def measure(args: argparse.Namespace, section: str, name: str) -> dict:
     """What a process of its own says of one contender."""
     if section == "load":
         return {"step": [seconds(args, lambda: load_and_step(args))]}
-    if "diffusers" not in name:
+    if "diffusers" not in name or "memory kept" in name:
         machine.keep_freed_memory()  # as train.py and sample.py do
     if section == "memory":
         return counted_memory(args, name.split())
@@ -384,7 +397,10 @@ def measure_training(args: argparse.Namespace, step: Callable[[], object]) -> di
     rate = matrix_rate(args)
     step(), step()
     times = [seconds(args, step) for _ in range(TIMED)]
-    return {"rate": rate, "step": times, "peak": peak_memory(args), "flop": flop(step)}
+    numbers = {"rate": rate, "step": times, "peak": peak_memory(args)}
+    with suppress(torch.cuda.OutOfMemoryError):  # to be counted, compiled code runs uncompiled
+        numbers["flop"] = flop(step)
+    return numbers
 
 
 def measure_sampling(args: argparse.Namespace, picture: Callable[..., object]) -> dict:
@@ -428,7 +444,11 @@ def counted_memory(args: argparse.Namespace, flags: list[str]) -> dict:
         networks += [training.sd.vae, training.sd.text_encoder]
     weights = [parameter for network in networks for parameter in network.parameters()]
     moments = [x for state in optimizer.adamw.state.values() for x in state.values()]
-    held = bytes_of(weights) + (0 if optimizer.working else bytes_of(moments))
+    held = bytes_of(weights)
+    if not training.settings.low_memory or training.settings.dtype == "fp32":
+        held += bytes_of(moments)
+        if training.settings.dtype != "fp32":
+            held += bytes_of(optimizer.weights)
     gradients = bytes_of(p.grad for p in weights if p.grad is not None)
 
     args.size = 512
@@ -451,10 +471,14 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def in_a_process(args: argparse.Namespace, section: str, name: str) -> dict | None:
-    """Its numbers, or None if it ran out of memory."""
+    """Its numbers, or None if it ran out of memory or time."""
     given = vars(args) | {"section": section, "name": name}
     command = [sys.executable, __file__, "--worker", json.dumps(given, default=str)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    left = args.deadline - time.monotonic() if args.deadline else None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        return None
     if done.returncode:
         if "OutOfMemory" in done.stderr or done.returncode == -9:  # killed for memory
             return None
@@ -462,18 +486,22 @@ def in_a_process(args: argparse.Namespace, section: str, name: str) -> dict | No
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_turns(args: argparse.Namespace, section: str, names: list[str], rounds: int) -> dict:
-    """Medians over the rounds of what every contender says."""
+def in_turns(args: argparse.Namespace, section: str, names: list[str]) -> Iterator[dict]:
+    """After each process, medians over the rounds of what every contender has said."""
     said: dict[str, list[dict]] = {name: [] for name in names}
-    turns = [name for _ in range(rounds) for name in names]
+    # (Memory is counted, not timed: it is the same in every round.)
+    turns = [name for _ in range(1 if section == "memory" else args.rounds) for name in names]
     for name in tqdm(turns, f"{section}, batch {args.batch}"):
+        if args.deadline and time.monotonic() > args.deadline:
+            break
         if (numbers := in_a_process(args, section, name)) is not None:
             said[name].append(numbers)
-    return {name: medians(numbers) for name, numbers in said.items() if numbers}
+        yield {name: medians(numbers) for name, numbers in said.items() if numbers}
 
 
 def medians(rounds: list[dict]) -> dict:
-    lists = {key: [numbers[key] for numbers in rounds] for key in rounds[0]}
+    keys = dict.fromkeys(key for numbers in rounds for key in numbers)
+    lists = {key: [numbers[key] for numbers in rounds if key in numbers] for key in keys}
     lists["step"] = list(itertools.chain(*lists.get("step", [])))
     return {key: median(values) for key, values in lists.items() if values}
 
@@ -482,25 +510,53 @@ def diffusers_is_here() -> bool:
     return bool(find_spec("diffusers") and find_spec("transformers"))
 
 
-def numbers_of(args: argparse.Namespace, section: str) -> dict:
+def numbers_of(args: argparse.Namespace, section: str) -> Iterator[dict]:
+    """A section's numbers, more and more of them."""
     if section == "nano":
-        scripts = "sample", "train"
-        return {script: seconds(args, partial(run_nano, args, script)) for script in scripts}
+        numbers: dict = {}
+        for script in "sample", "train":
+            numbers[script] = seconds(args, partial(run_nano, args, script))
+            yield numbers
+        return
+    kept = " memory kept" if machine.is_gpu(args.device) else "none"  # a CPU's affair
     names = {"load": ["ours"], "settings": SETTINGS, "memory": SETTINGS} | {
-        section: [name for name in contenders if diffusers_is_here() or "diffusers" not in name]
+        section: [
+            name
+            for name in contenders
+            if (diffusers_is_here() or "diffusers" not in name) and kept not in name
+        ]
         for section, contenders in CONTENDERS.items()
     }
-    if section != "training":  # memory is counted, not timed: it is the same in every round
-        rounds = 1 if section == "memory" else args.rounds
-        return in_turns(args, section, names[section], rounds)
-    batches = {}
-    for n in (1, 2, 4, 8, 16, 32, 64, 128) if machine.is_gpu(args.device) else (1,):
-        args.batch = n
-        if not (numbers := in_turns(args, section, names[section], args.rounds)):
+    if section != "training":
+        yield from in_turns(args, section, names[section])
+        return
+    batches: dict = {}
+    for n in batches_to_measure(args):
+        args.batch, numbers = n, {}
+        for numbers in in_turns(args, section, names[section]):
+            yield batches | {n: numbers}
+        if not numbers:
             break
         batches[n] = numbers
     args.batch = 1
-    return batches
+
+
+def batches_to_measure(args: argparse.Namespace) -> list[int]:
+    """--batches, or all powers of 2 on a GPU, or with --minutes 4 and the largest that will fit."""
+    if args.batches or not machine.is_gpu(args.device):
+        return args.batches or [1]
+    powers = [2**i for i in range(8)]
+    if not args.deadline:
+        return powers
+    peaks = []
+    for n in 4, 8:
+        args.batch = n
+        peaks.append((in_a_process(args, "settings", "--no-compile") or {}).get("peak"))
+    if None in peaks:
+        return [4]
+    each = max(1, (peaks[1] - peaks[0]) / 4)  # bytes of one more pair
+    room = 0.9 * torch.cuda.get_device_properties(0).total_memory - (peaks[0] - 4 * each)
+    return [4, max(n for n in powers if n == 4 or n * each < room)]
 
 
 def run_nano(args: argparse.Namespace, script: str) -> None:
@@ -540,10 +596,11 @@ def table(title: str, contenders: dict[str, dict], reference: str) -> None:
     for name, n in contenders.items():
         ratio = f"{n['step'] / base:.2f}" if base else ""
         picture = f"{n['picture']:.2f}" if "picture" in n else ""
-        share = n["flop"] / n["step"] / n["rate"]
+        flop, rate = n.get("flop", 0), n["rate"]
+        share = f"{flop / n['step'] / rate:.0%} of {rate / 1e12:.3g} TFLOP/s" if flop else ""
         print(
             f"| {name} | {n['step']:.3g} | {ratio} | {picture} | {n['peak'] / 1e9:.2f} "
-            f"| {n['flop'] / 1e12:.3f} | {share:.0%} of {n['rate'] / 1e12:.3g} TFLOP/s |"
+            f"| {flop / 1e12:.3f} | {share} |"
         )
 
 
@@ -570,6 +627,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", type=device, default=machine.default_device())
     parser.add_argument("--size", type=multiple_of_64, help="default: 512 on a GPU, else 256")
     parser.add_argument("--rounds", type=at_least(1), default=2, help="default: 2")
+    count = at_least(1)
+    parser.add_argument("--batches", type=count, nargs="+", help="pairs in a training step")
+    parser.add_argument("--minutes", type=count, help="stop then (default: when all is measured)")
     parser.add_argument("--out", default="bench.json", help="default: bench.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -579,21 +639,24 @@ def main() -> None:
     args = parse()
     if args.worker:
         given = argparse.Namespace(**json.loads(args.worker))
-        given.folder = Path(given.folder)
+        given.folder, given.deadline = Path(given.folder), None
         print(json.dumps(measure(given, given.section, given.name)))
         return
     gpu = machine.is_gpu(args.device)
     args.size, args.batch = args.size or (512 if gpu else 256), 1
-    found = {"machine": this_machine(gpu)}
+    args.deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
+    args.rounds = 1 if args.minutes else args.rounds
+    found: dict = {"machine": this_machine(gpu)}
     if not diffusers_is_here():
         print('diffusers is not here: pip install -e ".[bench]" brings it', file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
         random_files(args)
         gc.collect()
-        for section in (section for section in SECTIONS if section in args.only):
-            found[section] = numbers_of(args, section)
-            Path(args.out).write_text(json.dumps(found, indent=2) + "\n")
+        for section in [name for name in SECTIONS if name in args.only]:
+            for numbers in numbers_of(args, section):
+                found[section] = numbers
+                Path(args.out).write_text(json.dumps(found, indent=2) + "\n")
     report(args, found)
     print(f"\n{found['machine']}")
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,9 @@ def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
     assert len(files) == 3
     cached = cache.Cached(scenes, files)
     assert len(cached) == 10
+    # A process that reads is given the files' names, and opens them itself.
+    elsewhere = pickle.loads(pickle.dumps(cached))
+    assert not elsewhere.parts and torch.equal(elsewhere[5][0], cached[5][0])
     for i in (0, 5, 9):
         mean, deviation, context, hint = cached[i]
         image, true_hint, prompt = scenes[i]
@@ -389,6 +393,15 @@ def compiler(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+
+
+def test_without_a_compiler_a_network_stays_as_it_is(flags, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    network, x = nn.Linear(3, 5), torch.randn(2, 3)
+    compiled = train.compiled(train.parse([*flags, "--compile"])[0], network)
+    assert compiled is not network and torch.equal(compiled(x), network(x))
 
 
 @pytest.mark.long

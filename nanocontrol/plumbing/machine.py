@@ -1,9 +1,11 @@
 """This machine: what it has, and what makes it fast without changing a result."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +25,20 @@ def keep_freed_memory() -> None:
 def available(name: str) -> bool:
     """Whether PyTorch can use this device here."""
     try:
+        if name == "cuda" and "LOCAL_RANK" in os.environ:
+            own_gpu()
         torch.zeros(1, device=name).item()
     except Exception:  # every kind of device has its own way of not being there
         return False
     return True
+
+
+def own_gpu() -> torch.device:
+    """The one of this process of several, which torchrun started. From here on "cuda" means it, so
+    this comes before anything is put on a GPU: on the first one each would leave half a GB."""
+    number = int(os.environ["LOCAL_RANK"])
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def default_device() -> str:
@@ -44,6 +56,14 @@ def allow_tf32(device: str) -> None:
     """On a GPU, products of float32 numbers may have 10 bits of mantissa."""
     if is_gpu(device):
         torch.set_float32_matmul_precision("high")
+
+
+def for_sampling() -> None:
+    """On a GPU: convolutions of float32 numbers are as exact as matrix products are (by PyTorch's
+    default they have 10 bits of mantissa). And cuDNN's attention is left out: for every new shape
+    it would build a plan, which takes seconds, and there are twenty steps only."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def is_gpu(device: str) -> bool:
@@ -92,36 +112,60 @@ class Conv3x3(nn.Conv2d):
         return rearrange(out, "c (n h w) -> n c h w", n=n, h=-(-h // stride))
 
 
-class Replayed:
-    """On a GPU: a function whose second call is recorded as a CUDA graph, which is then replayed.
+class Recorded:
+    """On a GPU: a call of a function, recorded as a CUDA graph. Called again, with inputs of the
+    same shapes, it is replayed, and overwrites its last output."""
 
-    Launching a step's many small kernels one by one can take longer than computing them. (At the
-    first call libraries choose their kernels, which cannot be recorded.) Inputs keep their shapes;
-    the output is overwritten by the next call.
-    """
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]):
+        self.inputs, self.last = [x.clone() for x in inputs], inputs
+        self.graph = torch.cuda.CUDAGraph()
+        # (Only what this thread does is recorded; in training another one pins memory.)
+        with torch.cuda.device(inputs[0].device):
+            stream = torch.cuda.Stream()
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                self.output = function(*self.inputs)
 
-    def __init__(self, function: Callable[..., Tensor]):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == 1:
-            return self.function(*inputs)
-        if self.calls == 2:
-            self.inputs = [x.clone() for x in inputs]
-            self.graph = torch.cuda.CUDAGraph()
-            # (Only what this thread does is recorded; in training another one pins memory.)
-            with torch.cuda.device(inputs[0].device):
-                stream = torch.cuda.Stream()
-                with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-                    self.output = self.function(*self.inputs)
-        for own, new in zip(self.inputs, inputs):
-            own.copy_(new)
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        for own, new, last in zip(self.inputs, inputs, self.last):
+            if new is not last:
+                own.copy_(new)
+        self.last = inputs
         self.graph.replay()
         return self.output
 
 
-def repeated(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """The function, for many calls with tensors of the same shapes: on a GPU its second call is
-    recorded and then replayed, elsewhere it stays as it is."""
-    return Replayed(function) if device.type == "cuda" else function
+class Replayed:
+    """On a GPU: a function of which the second call with inputs of the same shapes is recorded, and
+    from then on replayed: launching a step's many small kernels one by one can take longer than
+    computing them. (At the first call libraries choose their kernels, which cannot be recorded.)"""
+
+    MOST = 2  # recorded calls that are kept: a step with control, and one without
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function = function
+        self.recorded: dict[tuple, Recorded | None] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self.recorded:
+            if len(self.recorded) == self.MOST:
+                del self.recorded[next(iter(self.recorded))]
+            self.recorded[shapes] = None
+            return self.function(*inputs)
+        call = self.recorded[shapes] = self.recorded[shapes] or Recorded(self.function, inputs)
+        return call(inputs)
+
+
+def repeated(function: partial, networks: Sequence[nn.Module], kept: dict) -> Callable[..., Tensor]:
+    """The function, for many calls: on a GPU recorded and replayed, elsewhere as it is.
+
+    networks: whose weights it uses; kept: what was recorded last time. That is used again if the
+    function's own arguments are the same, and the weights are where they were.
+    """
+    weights = [weight for network in networks for weight in network.parameters()]
+    if weights[0].device.type != "cuda":
+        return function
+    key = function.args, [weight.data_ptr() for weight in weights]
+    if kept.get("key") != key:
+        kept.update(key=key, replayed=Replayed(function))
+    return kept["replayed"]

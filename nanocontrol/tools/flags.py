@@ -14,7 +14,7 @@ from nanocontrol.plumbing.flags import (
     numbers,
     seed,
 )
-from nanocontrol.plumbing.machine import default_device
+from nanocontrol.plumbing.machine import default_device, default_dtype
 
 SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 OF_STEPS: dict[str, Any] = {"type": fraction, "metavar": "FRACTION"}
@@ -36,6 +36,7 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     add_image(parser.add_argument)
     add_output(parser.add_argument)
     args = parser.parse_args(argv)
+    args.dtype = args.dtype or default_dtype(args.device)
     check(parser, args)
     return args
 
@@ -94,7 +95,8 @@ def add_output(add: Callable) -> None:
     add("--height", type=multiple_of_64, help=size)
     add("--width", type=multiple_of_64)
     add("--device", type=device, default=default_device(), help="default: a GPU if there is one")
-    add("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32")
+    dtype = "default: bf16 on a GPU that has it, fp16 on others, fp32 (exact) on a CPU"
+    add("--dtype", choices=["fp32", "bf16", "fp16"], help=dtype)
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
     add("--explain", type=Path, metavar="FILE", help="say what a checkpoint is, and stop")
     every = "with --explain: read every byte (of files up to 1 GB this is always done)"

@@ -6,6 +6,8 @@ stale or foreign is ever read; what is missing is computed. The files are mapped
 """
 
 import hashlib
+import itertools
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,28 +34,30 @@ class Cached(Dataset):
     """The pairs of a data set, each as mean, deviation, context (see `encode`) and hint."""
 
     def __init__(self, pairs: Pairs, files: list[Path]):
-        self.pairs = pairs
-        self.parts = [read_safetensors(file)[0] for file in files]
+        self.pairs, self.files = pairs, files
+        self.parts: list[dict[str, Tensor]] = []
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def __getstate__(self) -> dict:
+        """What goes to a process that reads: the files' names, not what is mapped of them."""
+        return self.__dict__ | {"parts": []}
+
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self.parts = self.parts or [read_safetensors(file)[0] for file in self.files]
         part, row = self.parts[i // IN_FILE], i % IN_FILE
         return part["mean"][row], part["deviation"][row], part["context"][row], self.pairs.hint(i)
 
 
 class Pictures(Dataset):
-    """A range of a data set's images and prompts, without hints."""
+    """A data set's images and prompts, without hints."""
 
-    def __init__(self, pairs: Pairs, indices: range):
-        self.pairs, self.indices = pairs, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
+    def __init__(self, pairs: Pairs):
+        self.pairs = pairs
 
     def __getitem__(self, i: int) -> tuple[Tensor, str]:
-        return self.pairs.picture(self.indices[i])
+        return self.pairs.picture(i)
 
 
 def encode_all(
@@ -75,17 +79,30 @@ def encode_all(
     # (Each looks only for its own: meanwhile the others may be writing theirs.)
     missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
     check_space(folder, sd, pairs, IN_FILE * len(missing))
-    workers = readers(str(next(sd.vae.parameters()).device))
+    parts = [range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)] for i in missing]
+    batches = iter(pictures_of(sd, pairs, parts, batch_size))
     with tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0) as bar:
         bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
-        for i in missing:
-            some = Pictures(pairs, range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)])
-            batches = DataLoader(some, batch_size, num_workers=workers, worker_init_fn=apart)
-            mean, deviation, context = zip(*(encode(sd, *batch) for batch in batches))
+        for i, part in zip(missing, parts):
+            some = itertools.islice(batches, math.ceil(len(part) / batch_size))
+            mean, deviation, context = zip(*(encode(sd, *batch) for batch in some))
             columns = {"mean": mean, "deviation": deviation, "context": context}
-            write_tensors(files[i], {name: torch.cat(parts) for name, parts in columns.items()}, {})
-            bar.update(min(len(some) * processes, len(pairs) - bar.n))
+            write_tensors(files[i], {name: torch.cat(rows) for name, rows in columns.items()}, {})
+            bar.update(min(len(part) * processes, len(pairs) - bar.n))
     return files
+
+
+def pictures_of(
+    sd: StableDiffusion, pairs: Pairs, parts: list[range], batch_size: int
+) -> DataLoader:
+    """Batches of images and prompts, none of which goes beyond the end of a part."""
+    batches = [
+        [*part[i : i + batch_size]] for part in parts for i in range(0, len(part), batch_size)
+    ]
+    workers = readers(str(next(sd.vae.parameters()).device))
+    return DataLoader(
+        Pictures(pairs), batch_sampler=batches, num_workers=workers, worker_init_fn=apart
+    )
 
 
 def encoded_once(

@@ -78,6 +78,7 @@ def make_pictures(
         controls = [(control, hints[part], 1.0)] if control else []
         latents = sample(sd, noise[part], context, uncond, controls, scale=sd.guidance)
         images += [sd.decode(latent[None]).cpu() for latent in latents]  # one by one
+    sd.graphs.clear()  # on a GPU they hold memory that training needs
     return torch.cat(images).clamp(-1, 1)
 
 

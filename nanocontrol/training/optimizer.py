@@ -36,17 +36,15 @@ class Optimizer:
         **adamw: Any,
     ):
         self.networks, self.device, self.clip = networks, device, clip
+        home, exact = "cpu" if on_cpu else device, []
+        for network in networks.values():
+            if dtype != "fp32":
+                exact += keep_exact(network, home)
+                network.to(PRECISIONS[dtype])
+            network.to(device)
         every = [p for network in networks.values() for p in network.parameters()]
         self.computing: list[Tensor] = [p for p in every if p.requires_grad]
-        self.weights = self.computing
-        home = "cpu" if on_cpu else device
-        if dtype != "fp32":
-            copies = [keep_exact(network, home) for network in networks.values()]
-            self.weights = [weight for copy in copies for weight in copy]
-        for network in networks.values():
-            network.to(device)
-            if dtype != "fp32":
-                network.to(PRECISIONS[dtype])
+        self.weights = exact or self.computing
         # What passes between exact weights on a CPU and a GPU waits in memory that both can reach.
         self.between: list[Tensor] = []
         if on_cpu and machine.is_gpu(device):

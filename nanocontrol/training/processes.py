@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError
 
 N = TypeVar("N", bound=nn.Module)
@@ -25,10 +26,12 @@ class Processes:
             return
         if device not in ("cpu", "cuda"):
             raise InputError(f"--device {device}: with torchrun, expected cpu or cuda")
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         a_day = timedelta(days=1)  # the others wait while one encodes, saves or measures
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=a_day)
+        if device == "cuda":
+            own = machine.own_gpu()
+            dist.init_process_group("nccl", timeout=a_day, device_id=own)
+        else:
+            dist.init_process_group("gloo", timeout=a_day)
         # For numbers that are on the CPU: no GPU has to be waited for.
         self.cpus: Any = dist.new_group(backend="gloo", timeout=a_day)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()

@@ -1,0 +1,156 @@
+"""Sampling and training on a GPU that is not there (fake_gpu.py), in a process of its own:
+
+    python tests/rehearsal.py sampling|training [--base FILE]
+
+prints what was counted, and what became of planted mistakes, as JSON.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py is
+
+import sample
+import train
+from conftest import small, write_pairs
+from fake_gpu import FakeGPU, rehearsed
+from in_float64 import no_pictures
+from nanocontrol import ControlNet, load_sd, sampling, save_sd, unet
+from nanocontrol.training import batches, cache
+
+# ------------------------------------------------------------------------------- planted mistakes
+
+weighted, embedding, encode_hint = (
+    sampling.weighted,
+    unet.timestep_embedding,
+    ControlNet.encode_hint,
+)
+
+
+def on_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def changed(*given) -> Tensor:
+        return torch.zeros(function(*given).shape)
+
+    return changed
+
+
+def weighted_by_an_item(residuals: list[Tensor], *rest) -> list[Tensor]:
+    return weighted([r * r.mean().item() for r in residuals], *rest)
+
+
+def weighted_by_the_cpus(residuals: list[Tensor], *rest) -> list[Tensor]:
+    return weighted([r * torch.ones(1).to(r) for r in residuals], *rest)
+
+
+PLANTED = {
+    "a device mixed up": (unet, "timestep_embedding", on_the_cpu(embedding)),
+    "an item": (sampling, "weighted", weighted_by_an_item),
+    "a copy from the CPU": (sampling, "weighted", weighted_by_the_cpus),
+    "a hint left on the CPU": (ControlNet, "encode_hint", on_the_cpu(encode_hint)),
+}
+
+
+# ------------------------------------------------------------------------------------ rehearsals
+
+
+def rehearse_sampling(gpu: FakeGPU, base: str) -> dict:
+    """A picture, the next one with its graph, and a third with each of the mistakes."""
+    sd = load_sd(base, "cuda", torch.bfloat16)
+    made = dict(gpu.made_of)
+    control = ControlNet(sd.unet.config).to("cuda", torch.bfloat16)
+    hint, counted = torch.zeros(1, 3, sd.size, sd.size), []
+    picture = partial(sample.generate, sd, "a red ball", controls=[(control, hint, 1.0)], n=1)
+    for _ in range(2):
+        gpu.launches.clear()
+        picture(steps=4)
+        counted.append({"launches": gpu.launches.total(), "graphs": len(gpu.recorded)})
+    found = {}
+    for name, plant in PLANTED.items():
+        sd.graphs.clear()
+        with mock.patch.object(*plant):
+            found[name] = error_of(partial(picture, steps=2))
+    return {
+        "made_while_loading": made,
+        "pictures": counted,
+        "launches_of_a_step": gpu.recorded[0],
+        "mistakes": found,
+    }
+
+
+def error_of(call: Callable) -> str:
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def rehearse_training(gpu: FakeGPU, base: str) -> dict:
+    """A few steps, and the same with a mistake: what the third one takes. (--low-memory is not
+    rehearsed: gradient checkpointing would compute a block anew for each tensor that it kept.)"""
+    pairs, found = str(write_pairs(Path("pairs"), n=20)), {}
+    flags = ["--base", base, "--data", pairs, "--device", "cuda", "--steps", "4", "--no-compile"]
+    for name, more, loss in (
+        ("bf16", [], train.training_loss),
+        ("fp16", ["--dtype", "fp16"], train.training_loss),
+        ("mistake", [], partial(and_wait, train.training_loss)),
+    ):
+        with counting_steps(gpu, loss) as steps:
+            train.main([*flags, *more, "--out", name])
+        (waits, launches), (waits_after, launches_after) = steps[2:4]
+        found[name] = {
+            "waits": dict(waits_after - waits),
+            "launches": (launches_after - launches).total(),
+        }
+    return found
+
+
+def and_wait(loss: Callable[..., Tensor], *given) -> Tensor:
+    value = loss(*given)
+    value.item()
+    return value
+
+
+@contextmanager
+def counting_steps(gpu: FakeGPU, loss: Callable[..., Tensor]) -> Iterator[list]:
+    """What was counted before each step's loss, from the first one's on."""
+    counted: list = []
+
+    def counting(*given) -> Tensor:
+        counted.append((gpu.waits.copy(), gpu.launches.copy()))
+        return loss(*given)
+
+    with (
+        no_pictures(),
+        mock.patch.object(train, "training_loss", counting),
+        mock.patch.object(batches, "readers", lambda _: 0),
+        mock.patch.object(cache, "readers", lambda _: 0),
+        mock.patch.object(torch, "save", lambda _, file: Path(file).touch()),
+    ):
+        yield counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["sampling", "training"])
+    parser.add_argument("--base", help="a base model's file (default: a small one is made)")
+    args = parser.parse_args()
+    if args.base is None:
+        args.base = "base.safetensors"
+        save_sd(small("sd1"), args.base)
+    with rehearsed() as gpu:
+        rehearse = {"sampling": rehearse_sampling, "training": rehearse_training}[args.what]
+        print(json.dumps(rehearse(gpu, args.base), default=list))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What only a GPU does, on one that is not there: see fake_gpu.py."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from fake_gpu import MISSING
+
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+
+def counted(what: str) -> dict:
+    command = [sys.executable, str(ROOT / "tests" / "rehearsal.py"), what]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_sampling_is_recorded_once_and_mistakes_are_found():
+    found = counted("sampling")
+    # Half precision is made on the CPU: nothing else ever takes place on the GPU.
+    assert found["made_while_loading"].keys() == {"torch.bfloat16"}
+    first, second = found["pictures"]
+    assert first["graphs"] == second["graphs"] == 1  # the next picture is made with the same one
+    assert second["launches"] < first["launches"] / 2
+    for name, words in {
+        "a device mixed up": "two devices|from or to the CPU",
+        "an item": "the CPU waits in a recorded call",
+        "a copy from the CPU": "from or to the CPU in a recorded call",
+        "a hint left on the CPU": "two devices",
+    }.items():
+        assert any(word in found["mistakes"][name] for word in words.split("|")), found["mistakes"]
+
+
+@pytest.mark.slow
+def test_a_training_step_never_waits_for_the_gpu():
+    found = counted("training")
+    assert found["bf16"]["waits"] == found["fp16"]["waits"] == {}
+    assert found["mistake"]["waits"] == {"_local_scalar_dense": 1}
