@@ -68,6 +68,8 @@ def test_training_leaves_everything_and_resumes_to_the_bit(
     train.main([*flags, "--out", str(whole)])
     for name in ("settings.json", "control.safetensors", "film.png", "state.pt"):
         assert (whole / name).stat().st_size > 0
+    # Whoever may read one of them may read all.
+    assert len({file.stat().st_mode for file in whole.iterdir() if file.is_file()}) == 1
     metrics = json.loads((whole / "metrics.json").read_text())
     assert {"iou", "control_gain", "step_of_jump", "seconds"} <= metrics.keys()
     sheets = sorted(file.name for file in (whole / "samples").iterdir())

@@ -18,7 +18,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     # (No process id: two machines, or two containers, that share a folder may have the same.)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # others may read it, as any file (safetensors lets only its owner)
         sync(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
