@@ -63,7 +63,9 @@ class Settings:
     batch_size: int = knob(4, "pairs in a pass", at_least(1))
     accumulate: int = knob(1, "passes in a step", at_least(1))
     lr: float = knob(1e-5, "learning rate", positive)
-    schedule: Literal["constant", "cooldown"] = knob("constant", "cooldown: at last it falls to 0")
+    schedule: Literal["constant", "cooldown"] = knob(
+        "constant", "cooldown: it falls to 0 in the last quarter"
+    )
     drop_prompt: float = knob(0.5, "share of the prompts that are emptied", fraction)
     hint_init: Literal["pytorch", "variance"] = knob("pytorch", "the condition encoder's start")
     unlock: Literal["decoder", "all"] | None = knob(None, "train this part of the base, too")
@@ -174,7 +176,7 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
     """The base model, the ControlNet, and the networks with weights to be trained, by name."""
     machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # of the condition encoder's first weights
-    with blame("--base"):  # (on the CPU, where the file is mapped, in its own precision)
+    with blame("--base"):  # (on the CPU, where the file is mapped)
         sd = load_sd(settings.base, prediction=settings.prediction)
     if settings.init_control:
         with blame("--init-control"):

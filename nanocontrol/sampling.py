@@ -22,8 +22,8 @@ from nanocontrol.unet import UNet
 Strength = float | Sequence[float]
 # A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength.
 Control = tuple[ControlNet, Tensor, Strength]
-# A network, its strength, and whether `guess` and `resolution_weighting` hold.
-Way = tuple[ControlNet, Strength, bool, bool]
+# For each control its network, its strength, and whether `guess` and `resolution_weighting` hold.
+Ways = Sequence[tuple[ControlNet, Strength, bool, bool]]
 
 
 def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -101,7 +101,7 @@ def weighted(
 
 
 def sum_of_residuals(
-    ways: list[Way], hints: Sequence[Tensor], x: Tensor, t: Tensor, context: Tensor
+    ways: Ways, hints: Sequence[Tensor], x: Tensor, t: Tensor, context: Tensor
 ) -> list[Tensor] | None:
     """All ControlNets' residuals, weighted and added up (section 3.4); None without hints.
 
@@ -119,7 +119,7 @@ def sum_of_residuals(
 
 
 def predict(
-    unet: UNet, ways: list[Way], scale: float, x: Tensor, t: Tensor, context: Tensor, *hints: Tensor
+    unet: UNet, ways: Ways, scale: float, x: Tensor, t: Tensor, context: Tensor, *hints: Tensor
 ) -> Tensor:
     """What the U-Net makes of x [B, 4, h, w] at step t [1], with guidance, and under control where
     there are encoded hints, one for each way.
@@ -140,7 +140,8 @@ def predictor(
     sd: StableDiffusion, controls: Sequence[Control], scale: float, guess: bool, weighting: bool
 ) -> Callable[..., Tensor]:
     """`predict` of x, t, context and hints, for this base and these controls."""
-    ways = [(net, strength, guess, weighting) for net, _, strength in controls]
+    strengths = (tuple(s) if isinstance(s, Sequence) else s for *_, s in controls)
+    ways = [(net, s, guess, weighting) for (net, *_), s in zip(controls, strengths)]
     networks = [sd.unet, *(net for net, *_ in controls)]
     return repeated(partial(predict, sd.unet, ways, scale), networks, sd.graphs)
 

@@ -18,6 +18,7 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+AT_ONCE = 2**16  # bytes that a copy takes from anywhere without waiting (CUDA's documentation)
 COPIES = "copy_", "_to_copy", "_foreach_copy_"
 NO_KERNEL = "_unsafe_view", "empty.memory_format", "empty_like", "new_empty", "empty_strided"
 MISSING = None  # why it cannot be rehearsed here
@@ -37,6 +38,7 @@ class FakeGPU(TorchDispatchMode):
         self.waits: Counter = Counter()
         self.made_of: Counter = Counter()  # tensors, by type
         self.recording, self.recorded = False, []
+        self.pinned: dict[int, Tensor] = {}  # by address; kept, so that none is used again
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -50,21 +52,24 @@ class FakeGPU(TorchDispatchMode):
         if name == "_local_scalar_dense":  # .item()
             self.wait(name)
             return given[0].dtype is torch.bool
-        if any(is_real(x) and x.dim() for x in given):  # (one number may come from anywhere)
-            waits = not kwargs.get("non_blocking") and not any(x is True for x in args)
-            self.from_or_to_the_cpu(name, waits)
+        real = [x for x in given if is_real(x)]
+        if name in COPIES and real:
+            told = kwargs.get("non_blocking") or any(x is True for x in args)
+            self.copied(name, real, not told)
+        elif any(x.dim() for x in real):  # (one number may come from anywhere)
+            raise RuntimeError(f"{name}: tensors on two devices")
         with self.fake:
             made = function(*tree_map_only(Tensor, self.faked, args), **kwargs)
         if function.is_view:
             return made
         return self.made(name, args, made)
 
-    def from_or_to_the_cpu(self, name: str, waits: bool) -> None:
-        if name not in COPIES:
-            raise RuntimeError(f"{name}: tensors on two devices")
+    def copied(self, name: str, real: list[Tensor], waits: bool) -> None:
+        """From or to the CPU. (A large tensor that is not pinned makes the CPU wait anyway.)"""
         if self.recording:
             raise RuntimeError(f"{name}: a copy from or to the CPU in a recorded call")
-        if waits:
+        large = [x for x in real if x.nbytes > AT_ONCE]
+        if waits or any(x.untyped_storage().data_ptr() not in self.pinned for x in large):
             self.wait(name)
 
     def made(self, name: str, args: tuple, made):
@@ -80,6 +85,12 @@ class FakeGPU(TorchDispatchMode):
         if name in COPIES:
             self.wait(name)
         return torch.zeros(made.shape, dtype=made.dtype)
+
+    def pin(self, x: Tensor) -> Tensor:
+        """As Tensor.pin_memory."""
+        copy = x.clone()
+        self.pinned[copy.untyped_storage().data_ptr()] = copy
+        return copy
 
     def faked(self, x: Tensor) -> FakeTensor:
         return self.fake.from_tensor(x) if is_real(x) else x
@@ -122,7 +133,7 @@ def rehearsed() -> Iterator[FakeGPU]:
     }
     with ExitStack() as changed:
         changed.enter_context(mock.patch.multiple(torch.cuda, **there))
-        changed.enter_context(mock.patch.object(Tensor, "pin_memory", lambda x: x))
+        changed.enter_context(mock.patch.object(Tensor, "pin_memory", lambda x: gpu.pin(x)))
         changed.enter_context(mock.patch.object(Tensor, "backward", backward))
         changed.enter_context(mock.patch.object(nn.Module, "_apply", replace_tensors))
         changed.enter_context(

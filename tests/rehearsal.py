@@ -9,13 +9,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py is
 
@@ -25,7 +26,9 @@ from conftest import small, write_pairs
 from fake_gpu import FakeGPU, rehearsed
 from in_float64 import no_pictures
 from nanocontrol import ControlNet, load_sd, sampling, save_sd, unet
+from nanocontrol.plumbing.flags import absolute
 from nanocontrol.training import batches, cache
+from nanocontrol.training.optimizer import Optimizer
 
 # ------------------------------------------------------------------------------- planted mistakes
 
@@ -95,10 +98,11 @@ def error_of(call: Callable) -> str:
 
 
 def rehearse_training(gpu: FakeGPU, base: str) -> dict:
-    """A few steps, and the same with a mistake: what the third one takes. (--low-memory is not
-    rehearsed: gradient checkpointing would compute a block anew for each tensor that it kept.)"""
+    """A few steps with cached pairs, and the same with a mistake: what the third one takes.
+    (--low-memory is not rehearsed: gradient checkpointing would compute a block anew for each
+    tensor that it kept.)"""
     pairs, found = str(write_pairs(Path("pairs"), n=20)), {}
-    flags = ["--base", base, "--data", pairs, "--device", "cuda", "--steps", "4", "--no-compile"]
+    flags = ["--base", base, "--data", pairs, "--device", "cuda", "--steps", "6", "--no-compile"]
     for name, more, loss in (
         ("bf16", [], train.training_loss),
         ("fp16", ["--dtype", "fp16"], train.training_loss),
@@ -111,7 +115,17 @@ def rehearse_training(gpu: FakeGPU, base: str) -> dict:
             "waits": dict(waits_after - waits),
             "launches": (launches_after - launches).total(),
         }
+    found["scale_on"] = str(after_a_step_with_weights_on_the_cpu().scaler._scale.device)
     return found
+
+
+def after_a_step_with_weights_on_the_cpu() -> Optimizer:
+    network = nn.Linear(4, 4)
+    optimizer = Optimizer({"network": network}, 1e-3, "cuda", "fp16", on_cpu=True)
+    loss = network(torch.zeros(1, 4, device="cuda", dtype=torch.float16)).float().sum()
+    optimizer.backward(loss)
+    optimizer.step(loss.detach())
+    return optimizer
 
 
 def and_wait(loss: Callable[..., Tensor], *given) -> Tensor:
@@ -139,17 +153,21 @@ def counting_steps(gpu: FakeGPU, loss: Callable[..., Tensor]) -> Iterator[list]:
         yield counted
 
 
+def small_base() -> str:
+    save_sd(small("sd1"), "base.safetensors")
+    return "base.safetensors"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["sampling", "training"])
-    parser.add_argument("--base", help="a base model's file (default: a small one is made)")
+    parser.add_argument(
+        "--base", type=absolute, help="a base model's file (default: a small one is made)"
+    )
     args = parser.parse_args()
-    if args.base is None:
-        args.base = "base.safetensors"
-        save_sd(small("sd1"), args.base)
-    with rehearsed() as gpu:
+    with TemporaryDirectory() as folder, chdir(folder), rehearsed() as gpu:
         rehearse = {"sampling": rehearse_sampling, "training": rehearse_training}[args.what]
-        print(json.dumps(rehearse(gpu, args.base), default=list))
+        print(json.dumps(rehearse(gpu, args.base or small_base())))
 
 
 if __name__ == "__main__":

@@ -40,3 +40,5 @@ def test_a_training_step_never_waits_for_the_gpu():
     found = counted("training")
     assert found["bf16"]["waits"] == found["fp16"]["waits"] == {}
     assert found["mistake"]["waits"] == {"_local_scalar_dense": 1}
+    # The loss's scale is where the gradients are: between devices it would be read too early.
+    assert found["scale_on"] == "cpu"

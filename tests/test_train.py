@@ -114,6 +114,14 @@ def test_what_somebody_keeps_in_a_folder_stays_there(flags, tmp_path):
     assert [file.read_text() for file in kept] == ["mine"] * 3
 
 
+def test_a_run_goes_on_with_as_many_processes(flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main([*flags, "--steps", "1", "--out", str(run)])
+    state = torch.load(run / "state.pt", weights_only=True)
+    torch.save(state | {"processes": 2}, run / "state.pt")
+    assert "expected torchrun with 2" in refusal(train.main, capsys, "--resume", str(run))
+
+
 def test_a_state_that_lacks_something_is_refused(flags, tmp_path, capsys):
     run = tmp_path / "run"
     train.main([*flags, "--steps", "1", "--out", str(run)])
@@ -154,9 +162,12 @@ def test_half_precision_learns_from_exact_weights(flags, tmp_path, monkeypatch, 
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
 
 
-@pytest.mark.parametrize("unlock", ["decoder", "all"])
-def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock):
-    train.main([*flags, "--steps", "1", "--unlock", unlock, "--out", str(tmp_path / "run")])
+@pytest.mark.parametrize(
+    ("unlock", "dtype"), [("decoder", "fp32"), ("decoder", "bf16"), ("all", "fp32")]
+)
+def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock, dtype):
+    flags += ["--steps", "1", "--unlock", unlock, "--dtype", dtype]
+    train.main([*flags, "--out", str(tmp_path / "run")])
     before = load_sd(NANO).unet.state_dict()
     after = load_sd(tmp_path / "run" / "base.safetensors").unet.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}

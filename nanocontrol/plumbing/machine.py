@@ -1,4 +1,4 @@
-"""This machine: what it has, and what makes it fast without changing a result."""
+"""This machine: what it has, and what makes it fast."""
 
 import ctypes
 import os
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from nanocontrol.plumbing.errors import InputError
 
 
 def keep_freed_memory() -> None:
@@ -36,7 +38,9 @@ def available(name: str) -> bool:
 def own_gpu() -> torch.device:
     """The one of this process of several, which torchrun started. From here on "cuda" means it, so
     this comes before anything is put on a GPU: on the first one each would leave half a GB."""
-    number = int(os.environ["LOCAL_RANK"])
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= there:
+        raise InputError(f"torchrun --nproc-per-node: expected at most {there}, one for each GPU")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -49,7 +53,8 @@ def default_dtype(device: str) -> str:
     """On a GPU bf16, or fp16 where its hardware has no bf16."""
     if not is_gpu(device):
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    with torch.cuda.device(device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def allow_tf32(device: str) -> None:
@@ -117,7 +122,7 @@ class Recorded:
     same shapes, it is replayed, and overwrites its last output."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]):
-        self.inputs, self.last = [x.clone() for x in inputs], inputs
+        self.inputs = [x.clone() for x in inputs]
         self.graph = torch.cuda.CUDAGraph()
         # (Only what this thread does is recorded; in training another one pins memory.)
         with torch.cuda.device(inputs[0].device):
@@ -126,10 +131,8 @@ class Recorded:
                 self.output = function(*self.inputs)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        for own, new, last in zip(self.inputs, inputs, self.last):
-            if new is not last:
-                own.copy_(new)
-        self.last = inputs
+        for own, new in zip(self.inputs, inputs):
+            own.copy_(new)
         self.graph.replay()
         return self.output
 
@@ -146,7 +149,7 @@ class Replayed:
         self.recorded: dict[tuple, Recorded | None] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        shapes = tuple(x.shape for x in inputs)
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
         if shapes not in self.recorded:
             if len(self.recorded) == self.MOST:
                 del self.recorded[next(iter(self.recorded))]
@@ -165,7 +168,7 @@ def repeated(function: partial, networks: Sequence[nn.Module], kept: dict) -> Ca
     weights = [weight for network in networks for weight in network.parameters()]
     if weights[0].device.type != "cuda":
         return function
-    key = function.args, [weight.data_ptr() for weight in weights]
+    key = function.args, [(weight.data_ptr(), weight.dtype) for weight in weights]
     if kept.get("key") != key:
         kept.update(key=key, replayed=Replayed(function))
     return kept["replayed"]

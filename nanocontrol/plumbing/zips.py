@@ -34,12 +34,15 @@ class Record(NamedTuple):
 def records_of(path: Path, data: Bytes) -> dict[str, Record]:
     """The records of an archive by name, none of which overlap. Raises InputError, or struct.error
     or ValueError where it is cut off."""
-    count, at, end = directory_of(data)
+    count, begin, end = directory_of(data)
     records: dict[str, Record] = {}
+    names, at = set(), begin
     for _ in range(count):
         record, at = record_at(path, data, at)
-        if record.name in records:
+        name = record.name.split("\0")[0].lower()  # as PyTorch compares them
+        if name in names:
             raise InputError(f"{path} holds the record {record.name} twice")
+        names.add(name)
         records[record.name] = record
     if at != end:
         raise ValueError("the directory is longer than its records")
@@ -48,7 +51,7 @@ def records_of(path: Path, data: Bytes) -> dict[str, Record]:
         if record.header < free:
             raise InputError(f"{path}: its record {record.name} overlaps another one")
         free = record.begin + record.packed
-    if free > end:
+    if free > begin:
         raise ValueError("data in the directory's place")
     return records
 

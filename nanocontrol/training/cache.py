@@ -35,7 +35,7 @@ class Cached(Dataset):
 
     def __init__(self, pairs: Pairs, files: list[Path]):
         self.pairs, self.files = pairs, files
-        self.parts: list[dict[str, Tensor]] = []
+        self.parts = [read_safetensors(file)[0] for file in files]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -78,8 +78,8 @@ def encode_all(
     files = [folder / f"{name}.safetensors" for name in names(sd, pairs, rank == 0)]
     # (Each looks only for its own: meanwhile the others may be writing theirs.)
     missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
-    check_space(folder, sd, pairs, IN_FILE * len(missing))
     parts = [range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)] for i in missing]
+    check_space(folder, sd, pairs, processes * sum(map(len, parts)))
     batches = iter(pictures_of(sd, pairs, parts, batch_size))
     with tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0) as bar:
         bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))

@@ -52,6 +52,9 @@ class Optimizer:
             self.between = list(shared)
         self.adamw = torch.optim.AdamW(self.weights, lr, fused=True, **adamw)
         self.scaler = torch.amp.GradScaler(torch.device(home).type, enabled=dtype == "fp16")
+        self.scaler.scale(
+            torch.ones((), device=home)
+        )  # its numbers are where the gradients will be
 
     def set_lr(self, lr: float) -> None:
         for group in self.adamw.param_groups:
@@ -128,13 +131,17 @@ class Optimizer:
 
 
 def keep_exact(network: nn.Module, device: str) -> list[Tensor]:
-    """Float32 copies of the weights that ask for gradients, on the device, which take their places
-    in the network's `state_dict()`."""
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    exact = {name: p.detach().to(device, torch.float32, copy=True) for name, p in trained.items()}
+    """Float32 copies of all weights, which take their places in the network's `state_dict()`: of
+    those that ask for gradients on the device -> these; of the others on the CPU."""
+    exact, trained = {}, []
+    for name, p in network.named_parameters():
+        place = device if p.requires_grad else "cpu"
+        exact[name] = p.detach().to(place, torch.float32, copy=True)
+        if p.requires_grad:
+            trained.append(exact[name])
 
     def show(_: nn.Module, state: dict, prefix: str, *rest: Any) -> None:
         state.update({prefix + name: weight for name, weight in exact.items()})
 
     network.register_state_dict_post_hook(show)
-    return list(exact.values())
+    return trained

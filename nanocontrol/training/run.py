@@ -54,9 +54,9 @@ class RunFolder:
         """How many steps were skipped till now."""
         return len(self.measured("skipped"))
 
-    def save(self, step: int, seconds: float, optimizer: Optimizer) -> None:
+    def save(self, progress: dict, optimizer: Optimizer) -> None:
         """All that a run goes on from is in one file, and the log until then."""
-        state = {"step": step, "seconds": seconds} | optimizer.state()
+        state = progress | optimizer.state()
 
         def write(temporary: Path) -> None:
             sync(self.path / "log.jsonl")  # first: no state may outlive its log
@@ -64,15 +64,16 @@ class RunFolder:
 
         write_atomically(self.path / "state.pt", write)
 
-    def restore(self, optimizer: Optimizer) -> tuple[int, float]:
-        """Go back to the last save -> its step and the seconds till then; (0, 0) without one."""
+    def restore(self, optimizer: Optimizer, progress: dict) -> dict:
+        """Go back to the last save -> its progress, with the keys of the one that is given: that is
+        the beginning's, which is returned if nothing was saved."""
         file = self.path / "state.pt"
         if not file.exists():
-            return 0, 0.0
+            return progress
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
             optimizer.restore(state)
-            return state["step"], state["seconds"]
+            return {key: state[key] for key in progress}
         except Exception as error:  # a damaged file can raise nearly anything
             if memory_is_full(error):
                 raise

@@ -54,13 +54,30 @@ class Watch:
 
     def begin(self, resume: bool) -> int:
         """Write the folder, or go back to its last save -> the step to begin with."""
-        start, seconds = self.run.restore(self.optimizer) if resume else (0, 0.0)
-        self.began -= seconds
+        progress = self.progress(0)
+        if resume:
+            progress = self.run.restore(self.optimizer, progress)
+        start, processes = progress["step"], progress["processes"]
+        if processes != self.processes.size:  # each takes a batch of its own
+            how = f"torchrun with {processes}" if processes > 1 else "no torchrun"
+            both = f"{self.run.path} was trained by {processes} processes"
+            raise InputError(f"--resume: {both}, not {self.processes.size}: expected {how}")
+        self.began -= progress["seconds"]
+        self.skipped_in_a_row = progress["skipped_in_a_row"]
         if self.writes:
             if resume and start == 0:
                 print(f"{self.run.path} holds no saved state: beginning anew", file=sys.stderr)
             self.run.create(asdict(self.settings), start)
         return start
+
+    def progress(self, step: int) -> dict:
+        """What a run that goes on has to know, beside its weights and AdamW's numbers."""
+        return {
+            "step": step,
+            "seconds": time.monotonic() - self.began,
+            "processes": self.processes.size,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def steps(self, start: int) -> Iterator[int]:
         """The steps that are left, from `start` on, with a progress bar. After each call `done`."""
@@ -124,7 +141,7 @@ class Watch:
         # In this order: where a kill comes between the two, the last weights are not missing from a
         # run that is taken for finished.
         self.save(self.run.path)
-        self.run.save(step, time.monotonic() - self.began, self.optimizer)
+        self.run.save(self.progress(step), self.optimizer)
 
     def finish(self, look: Look, film_size: tuple[int, int] | None = None) -> dict:
         """Measure once more and write the numbers; of a ControlNet, with pictures of film_size

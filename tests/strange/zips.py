@@ -257,6 +257,18 @@ def a_bomb_of_1000_small_ones(folder: Path) -> Path:
     return write_zip(folder, FILES | bombs, zipfile.ZIP_DEFLATED)
 
 
+for name in ("a_name_in_capitals", "a_name_with_more_behind_a_zero"):
+
+    def write(folder: Path, capitals: bool = "capitals" in name) -> Path:
+        """PyTorch takes it for the name of another record."""
+        path = write_zip(folder, FILES | {FIRST.upper() if capitals else f"{FIRST}_more": NUMBERS})
+        path.write_bytes(path.read_bytes().replace(b"0_more", b"0\0more"))
+        return path
+
+    write.__name__ = name
+    refused(write, says="twice")
+
+
 # ---------------------------------------------------------------------- forged byte by byte
 
 LOCAL, CENTRAL = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
