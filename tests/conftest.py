@@ -3,6 +3,7 @@ pairs to train on, and how a command refuses."""
 
 import json
 import os
+import re
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 NANO = str(ROOT / "weights" / "nano.safetensors")
 CONTROL = str(ROOT / "weights" / "nano-control-canny.safetensors")
 
+SIZE = 128  # of nano's pictures
 SMALL = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_levels": (0,)}
 CONFIGS = {
     "sd1": UNetConfig(model_channels=32, context_dim=64, **SMALL),
@@ -145,5 +147,5 @@ def refusal(main, capsys, *flags: str) -> str:
         assert "\n" not in end.value.code
         return end.value.code
     message = capsys.readouterr().err.splitlines()[-1]
-    assert end.value.code == (130 if "stopped" in message else 2)
+    assert end.value.code == (130 if re.search("stopped(;| before)", message) else 2)
     return message

@@ -183,7 +183,8 @@ def test_a_skipped_step_is_counted_and_the_state_is_that_before_it(flags, bad_dr
     bad_draws([2, 4])
     train.main([*flags, "--steps", "3", "--out", "after"])
     before, after = state("before"), state("after")
-    assert (before.pop("/step"), after.pop("/step")) == (2, 3)
+    for name, numbers in {"step": (2, 3), "skipped_in_a_row": (0, 1)}.items():
+        assert (before.pop(f"/{name}"), after.pop(f"/{name}")) == numbers
     assert same(before, after)
     train.main([*flags, "--steps", "6", "--out", "long"])
     entries = [entry for entry in log("long") if len(entry) > 1]
@@ -246,7 +247,8 @@ def test_ten_bad_steps_in_a_row_end_a_run_and_nothing_good_is_lost(flags, bad_dr
     bad_draws(range(4, 30))
     refusal(train.main, capsys, *flags, "--out", "worse")
     good, worse = state("good"), state("worse")
-    assert (good.pop("/step"), worse.pop("/step")) == (4, 20)
+    for name, numbers in {"step": (4, 20), "skipped_in_a_row": (0, 16)}.items():
+        assert (good.pop(f"/{name}"), worse.pop(f"/{name}")) == numbers
     assert same(good, worse)
 
 

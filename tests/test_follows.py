@@ -126,9 +126,9 @@ def test_what_a_condition_does_not_show_does_not_count(detector):
 
 
 def test_pictures_of_another_size_than_the_detectors(detector):
-    images, _, _, scenes = held_out_scenes("canny", 8, size=128)
-    assert images.shape[-1] == 128 and detector.size == 64
-    assert detector(images)[0].shape[-1] == 64 and features_of(detector, images).shape == (8, 96)
+    images, _, _, scenes = held_out_scenes("canny", 8, size=256)
+    assert images.shape[-1] == 256 and detector.size == 128
+    assert detector(images)[0].shape[-1] == 128 and features_of(detector, images).shape == (8, 96)
     assert follows("canny", images, scenes, detector) == 1
     assert follows("canny", images.roll(1, dims=0), scenes, detector) < 0.2
     large, drawing = Detector(128), draw(scenes[0], 128)

@@ -213,6 +213,7 @@ def kill_and_compare(begin, argv, kills: int, runs: int, seed: int = 0) -> None:
     assert inside > 0 or kills * runs < 10, "no kill came while a file was being written"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_at_the_same_bits(begin, flags):
     kill_and_compare(begin, flags, kills=2, runs=1)
 
@@ -402,6 +403,7 @@ def test_two_that_start_at_once_have_a_folder_each(begin, flags):
     assert all(Path("runs", run, "metrics.json").exists() for run in runs)
 
 
+@pytest.mark.slow
 def test_of_two_that_are_given_one_new_folder_the_second_is_refused(begin, flags):
     pair = [begin(*flags, "--out", "run") for _ in range(2)]
     assert sorted(ended(process) for process in pair) == [0, 2]

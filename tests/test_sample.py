@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sample
-from conftest import CONFIGS, CONTROL, NANO, ROOT, opened, refusal, write_pairs
+from conftest import CONFIGS, CONTROL, NANO, ROOT, SIZE, opened, refusal, write_pairs
 from nanocontrol import DDPM, ControlNet, load_control, load_sd, save_control
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.plumbing.canny import canny
@@ -26,7 +26,9 @@ from nanocontrol.plumbing.tensors import read_tensors
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two of them held out
+    return write_pairs(
+        tmp_path_factory.mktemp("pairs"), n=20, size=(SIZE, SIZE)
+    )  # two of them held out
 
 
 def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
@@ -34,7 +36,7 @@ def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sheet.png" in done.stdout and "20/20" in done.stderr
-    assert opened(tmp_path / "out" / "sheet.png").size == (5 * 64, 64)
+    assert opened(tmp_path / "out" / "sheet.png").size == (5 * SIZE, SIZE)
     picture = opened(tmp_path / "out" / "003.png")
     settings = json.loads(picture.text["settings"])
     assert settings["scale"] == load_sd(NANO).guidance and settings["steps"] == 20
@@ -51,7 +53,7 @@ def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs):
     assert made("--seed", "1") == made("--seed", "1") != made("--seed", "2")
     Image.new("L", (140, 70)).save(tmp_path / "wide.png")
     size = len(made("--hint", str(tmp_path / "wide.png")))
-    assert size == 3 * 128 * 64
+    assert size == 3 * 256 * 128
     plain = ["--base", NANO, "--prompt", "a yellow ball", "--height", "64", "--width", "128"]
     assert len(made(*plain)) == 3 * 128 * 64
     assert made(*plain) != made(*plain, "--negative", "a blue ring")
@@ -140,14 +142,14 @@ def test_what_is_read_is_frozen_and_the_flags_stay_as_they_were(pairs):
 
 def test_generate_from_other_code():
     """Loaded networks and values in, pictures out: what the command makes, without it."""
-    sd, (_, hint, prompt) = load_sd(NANO), Scenes("canny", HELD_OUT)[0]
+    sd, (_, hint, prompt) = load_sd(NANO), Scenes("canny", HELD_OUT, size=SIZE)[0]
     control = load_control(CONTROL, sd.unet)
     controls = [(control, hint[None], 1.0)]
     (picture,) = sample.generate(sd, prompt, controls=controls, n=1, steps=2)
-    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+    assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
     assert np.array_equal(picture, made(Path("out")))
     ddpm = {"scheduler": DDPM(sd.prediction), "guess": True}
-    (picture,) = sample.generate(sd, "", "", controls, 1, 64, 64, 3, 2, **ddpm)
+    (picture,) = sample.generate(sd, "", "", controls, 1, SIZE, SIZE, 3, 2, **ddpm)
     flags = ["--prompt", "", "--guess", "--sampler", "ddpm", "--seed", "3"]
     Image.fromarray(to_bytes(hint)).save("hint.png")
     assert np.array_equal(picture, made(Path("out"), "--hint", "hint.png", *flags))
@@ -200,7 +202,7 @@ def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
     alone = made(tmp_path, "--hint", a)
     assert np.array_equal(made(tmp_path, *both, "--strength", "1", "--strength", "0"), alone)
     assert not np.array_equal(made(tmp_path, *both), alone)
-    assert opened(tmp_path / "sheet.png").size == (3 * 64, 64)
+    assert opened(tmp_path / "sheet.png").size == (3 * SIZE, SIZE)
     none = made(tmp_path, *both, "--control-from", "0.5", "--control-to", "0.5")
     plain = made(tmp_path, "--hint", a, "--strength", "0")
     assert np.array_equal(none, plain) and not np.array_equal(alone, plain)
@@ -210,16 +212,18 @@ def test_canny_is_of_the_hint_before_it(tmp_path, pairs):
     picture, edges = str(pairs / "image0.png"), canny(read_picture(pairs / "image0.png"), 20, 50)
     edges = to_bytes(edges)
     made(tmp_path, "--hint", picture, "--canny", "20", "50")
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "sheet.png"))[:, :64], edges)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "sheet.png"))[:, :SIZE], edges)
     two = ["--control", CONTROL, "--control", CONTROL, "--hint", picture]
     made(tmp_path, *two, "--hint", picture, "--canny", "20", "50")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert np.array_equal(sheet[:, 64:128], edges) and not np.array_equal(sheet[:, :64], edges)
+    assert np.array_equal(sheet[:, SIZE : 2 * SIZE], edges) and not np.array_equal(
+        sheet[:, :SIZE], edges
+    )
 
 
 def test_what_the_flags_become(tmp_path, pairs, monkeypatch):
     """What `sample` of the package is called with."""
-    mask, seen, original = np.zeros((64, 64), np.uint8), [], sample.sample
+    mask, seen, original = np.zeros((SIZE, SIZE), np.uint8), [], sample.sample
     mask[7:9, 20], mask[40:, 40:] = 255, 100  # grey is not white
     Image.fromarray(mask).save(tmp_path / "mask.png")
 
@@ -262,12 +266,12 @@ def test_photographs_of_all_kinds(tmp_path):
     assert read_picture(file)[:, :8].min() == 1 and read_picture(file)[:, 8:].max() == 0
     Image.fromarray(np.full((64, 64), 2**15, np.uint16)).save(file := tmp_path / "depth.png")
     assert 0.49 < read_picture(file).mean() < 0.51
-    assert made(tmp_path / "out", "--hint", str(tmp_path / "phone.png")).shape == (128, 64, 3)
+    assert made(tmp_path / "out", "--hint", str(tmp_path / "phone.png")).shape == (256, 128, 3)
 
 
 @pytest.mark.parametrize("control", [True, False])
 def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control):
-    image, mask = np.asarray(Image.open(pairs / "image0.png")), np.zeros((64, 64), np.uint8)
+    image, mask = np.asarray(Image.open(pairs / "image0.png")), np.zeros((SIZE, SIZE), np.uint8)
     mask[5:30, 20:51] = 255  # its borders are no multiples of 8
     Image.fromarray(mask).save(tmp_path / "mask.png")
     flags = ["--image", str(pairs / "image0.png"), "--mask", str(tmp_path / "mask.png")]
@@ -295,7 +299,7 @@ def test_sizes_of_pictures(tmp_path):
     Image.new("RGB", (300, 150)).save(tmp_path / "wide.png")
     wide = ["--hint", str(tmp_path / "wide.png")]
     for flags, size in [
-        ([], (64, 128)),
+        ([], (128, 256)),
         (["--width", "64"], (64, 64)),
         (["--height", "128"], (128, 256)),
         (["--height", "64", "--width", "64"], (64, 64)),
@@ -318,7 +322,7 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
     cut.write_bytes(Path(NANO).read_bytes()[:100_000])
     (empty := tmp_path / "empty.txt").write_text("\n")
     Image.new("L", (128, 64)).save(wide := str(tmp_path / "wide.png"))
-    Image.new("L", (64, 64)).save(black := str(tmp_path / "black.png"))
+    Image.new("L", (SIZE, SIZE)).save(black := str(tmp_path / "black.png"))
     save_control(ControlNet(CONFIGS["sd1"]), other := str(tmp_path / "other.safetensors"))
     hint = str(pairs / "hint0.png")
     for flags, words in [
@@ -329,7 +333,7 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--control", str(cut)], "--control"),
         (["--hint", str(text)], "--hint"),
         (["--hint", "missing.png"], "missing.png does not exist"),
-        (["--width", "128"], "--width"),
+        (["--width", "256"], "--width"),
         (
             ["--base", NANO, "--hint", hint],
             f"--hint {hint}: expected one --hint for each --control",

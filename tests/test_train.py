@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import sample
 import train
-from conftest import CONTROL, NANO, refusal, write_pairs
+from conftest import CONTROL, NANO, SIZE, refusal, write_pairs
 from nanocontrol import load_control, load_sd
 from nanocontrol.checkpoint import save_sd
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
@@ -217,23 +217,23 @@ def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
     assert 0 <= metrics["follows"] < 0.7 and "follows" in log(tmp_path / "run")[0]
-    scenes = Scenes("pose", HELD_OUT, n=8)
+    scenes = Scenes("pose", HELD_OUT, n=8, size=SIZE)
     true_pictures = torch.stack([scenes[i][0] for i in range(8)])
     scores = scorer("pose", scenes)(true_pictures)
     assert scores["score"] > 0.8 and scores["follows"] > 0.9
     control = ["--control", str(tmp_path / "run" / "control.safetensors")]
     sample.main([*control, "--n", "1", "--steps", "2", "--seed", "5"])
-    hint = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))[:, :64]
-    drawn = Scenes("pose", HELD_OUT)[5][1].permute(1, 2, 0).numpy()
+    hint = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))[:, :SIZE]
+    drawn = Scenes("pose", HELD_OUT, size=SIZE)[5][1].permute(1, 2, 0).numpy()
     assert np.abs(hint / 255 - drawn).max() < 0.005
 
 
 def test_scenes_are_drawn_at_the_bases_size(tmp_path, capsys):
     sd, settings = load_sd(NANO), train.resolve({"condition": "pose", "out": str(tmp_path / "run")})
-    sd.size = 128
+    sd.size = 64
     pairs, held_out, scores = train.datasets(settings, sd)
-    assert pairs[0][0].shape == pairs.hint(0).shape == (3, 128, 128)
-    assert held_out.images.shape == (32, 3, 128, 128) and held_out.x0.shape == (32, 4, 16, 16)
+    assert pairs[0][0].shape == pairs.hint(0).shape == (3, 64, 64)
+    assert held_out.images.shape == (32, 3, 64, 64) and held_out.x0.shape == (32, 4, 8, 8)
     assert scores(held_out.images[:8])["follows"] > 0.9
     sd.size = 512
     save_sd(sd, large := tmp_path / "large.safetensors")

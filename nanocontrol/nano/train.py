@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vae": {"steps": 14_000, "batch_size": 8, "lr": 1.2e-3, "scenes": HELD_OUT, "size": PIXELS},
     "base": {},
     "decoder": {"batch_size": 4, "lr": 6e-4, "scenes": HELD_OUT},
-    "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 8000, "size": PIXELS},
+    "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 6000, "size": 2 * PIXELS},
 }
 USED_BY = {"base": ("base", "decoder"), "drop_prompt": ("base",)}
 SHEET, HELD_OUT_SCENES = 8, 32  # to look at during a run, and to measure on at its end
