@@ -281,6 +281,7 @@ def detector(settings: Settings) -> Part:
     network = Detector(settings.size).to(settings.device)
     scenes = tqdm(range(settings.scenes), "drawing")
     truths = (truth(random_scene(seed), settings.size) for seed in scenes)
+    # (Maps of 128 pixels take 10 GB in float32.)
     images, maps, kinds = zip(*((image, maps.half(), kinds) for image, maps, kinds in truths))
     data = TensorDataset(torch.stack(images), torch.stack(maps), torch.stack(kinds))
 

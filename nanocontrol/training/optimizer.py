@@ -52,9 +52,8 @@ class Optimizer:
             self.between = list(shared)
         self.adamw = torch.optim.AdamW(self.weights, lr, fused=True, **adamw)
         self.scaler = torch.amp.GradScaler(torch.device(home).type, enabled=dtype == "fp16")
-        self.scaler.scale(
-            torch.ones((), device=home)
-        )  # its numbers are where the gradients will be
+        # From now on its numbers are where the gradients will be.
+        self.scaler.scale(torch.ones((), device=home))
 
     def set_lr(self, lr: float) -> None:
         for group in self.adamw.param_groups:

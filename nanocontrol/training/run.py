@@ -115,6 +115,7 @@ class RunFolder:
         """From the contact sheets, whose first row are the hints and whose last is what was made,
         and from the log."""
         best = next((name for name in FOLLOWED if self.measured(name)), "control_gain")
+        # (Sheets of other steps are not this run's.)
         looked = {e["step"] for e in self.history if not e.keys() & {"loss", "skipped"}}
         files = {int(file.stem): file for file in self.sheets() if int(file.stem) in looked}
         sheets = {step: np.asarray(Image.open(files[step])) for step in chosen([*files])}
