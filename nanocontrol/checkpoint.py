@@ -1,8 +1,8 @@
 """Reading and writing checkpoints: the original Stable Diffusion and ControlNet files, and our own.
 
 Attribute names are the original's keys, so files are loaded part by part, strictly, without a table
-of names. Networks are built without memory (on the "meta" device), then the file's tensors are put
-in their places. They are mapped from disk: only what changes device or precision is copied.
+of names. Networks are built without memory, then the file's tensors are put in their places. They
+are mapped from disk: only what changes device or precision is copied.
 """
 
 import re
@@ -23,6 +23,7 @@ from nanocontrol.plumbing.tensors import (
     load_weights,
     open_tensors,
     reading_shapes_of,
+    without_weights,
     write_tensors,
 )
 from nanocontrol.stable_diffusion import StableDiffusion, TextEncoder
@@ -148,7 +149,7 @@ def load_sd(
     """
     (path, tensors, metadata), config = read_base(path)
     unet_tensors, vae_tensors = below(UNET_KEYS, tensors), below(VAE_KEYS, tensors)
-    with reading_shapes_of(path), torch.device("meta"):
+    with reading_shapes_of(path), without_weights():
         unet = UNet(config)
         vae = VAE(vae_config(vae_tensors, metadata))
         text_encoder, text_tensors = text_encoder_for(tensors)
@@ -207,7 +208,7 @@ def read_control(file: str | Path | TensorFile, base: UNetConfig | None = None) 
     if own := below(CONTROL_KEYS, tensors):  # else every tensor is a ControlNet's
         check_places(file, BASE_KEYS if holds_base(tensors) else ())
         tensors = own
-    with reading_shapes_of(path), torch.device("meta"):
+    with reading_shapes_of(path), without_weights():
         if is_diffusers(tensors):
             tensors = from_diffusers(tensors)
         control = ControlNet(unet_config(file, tensors, base))

@@ -19,6 +19,7 @@ def counted(what: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_sampling_is_recorded_once_and_mistakes_are_found():
     found = counted("sampling")
     # Half precision is made on the CPU: nothing else ever takes place on the GPU.

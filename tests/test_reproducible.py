@@ -20,6 +20,7 @@ import sample
 import train
 from conftest import NANO, ROOT, opened, write_pairs
 from nanocontrol.nano import train as nano_train
+from nanocontrol.nano.scenes import Scenes
 from nanocontrol.training import batches, cache
 
 TRAIN = ["--steps", "3", "--batch-size", "2", "--device", "cpu", "--dtype", "fp32", "--save-every"]
@@ -107,7 +108,8 @@ def test_a_training_of_nano_does_not_depend_on_what_ran_before(part, pairs, blin
 
 @pytest.mark.parametrize("data", ["pairs", "pairs, encoded once", "scenes"])
 def test_processes_that_read_pairs_change_no_bit(data, pairs, blind, monkeypatch):
-    flags = [*TRAIN, "--scenes", "8"] if data == "scenes" else [*TRAIN, "--base", NANO]
+    monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=8, size=64))
+    flags = TRAIN if data == "scenes" else [*TRAIN, "--base", NANO]
     flags += [] if data == "scenes" else ["--data", pairs]
     for readers in (0, 2):
         for module in (batches, cache):

@@ -23,6 +23,8 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import picture_size, read_picture, to_bytes
 from nanocontrol.plumbing.tensors import read_tensors
 
+SMALL = ["--width", "64", "--height", "64"]
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
@@ -57,18 +59,19 @@ def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs):
     plain = ["--base", NANO, "--prompt", "a yellow ball", "--height", "64", "--width", "128"]
     assert len(made(*plain)) == 3 * 128 * 64
     assert made(*plain) != made(*plain, "--negative", "a blue ring")
-    hint = ["--hint", str(pairs / "hint0.png"), "--prompt", "a yellow ball"]
+    hint = ["--hint", str(pairs / "hint0.png"), "--prompt", "a yellow ball", *SMALL]
     assert made(*hint) != made(*hint, "--strength", "0")
     assert made(*hint) != made(*hint, "--sampler", "ddpm")
     assert made(*hint) != made(*hint, "--eta", "1")
 
 
-def test_in_half_precision_the_vae_keeps_its_range(tmp_path, monkeypatch):
+def test_in_half_precision_the_vae_keeps_its_range(tmp_path, monkeypatch, pairs):
     """fp16 ends at 65504, which some of the VAE's values exceed."""
     seen, load = [], sample.load_sd
     monkeypatch.setattr(sample, "load_sd", lambda *args: seen.append(load(*args)) or seen[-1])
     for dtype, of_vae in [("fp16", torch.float32), ("bf16", torch.bfloat16)]:
-        sample.main(["--dtype", dtype, "--n", "1", "--steps", "1", "--device", "cpu"])
+        flags = ["--dtype", dtype, "--hint", str(pairs / "hint0.png"), *SMALL]
+        sample.main([*flags, "--n", "1", "--steps", "1", "--device", "cpu"])
         assert next(seen[-1].vae.parameters()).dtype == of_vae
         assert next(seen[-1].unet.parameters()).dtype == sample.DTYPES[dtype]
 
@@ -177,7 +180,7 @@ def test_four_kinds_of_prompts(tmp_path):
 
 def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs):
     hint = str(pairs / "hint0.png")
-    flags = ["--hint", hint, "--prompt", "a yellow ball"]
+    flags = ["--hint", hint, "--prompt", "a yellow ball", *SMALL]
     pictures = [
         made(tmp_path, *flags, *more)
         for more in (
@@ -198,13 +201,13 @@ def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs):
 
 def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
     a, b = str(pairs / "hint0.png"), str(pairs / "hint1.png")
-    both = ["--control", CONTROL, "--control", CONTROL, "--hint", a, "--hint", b]
-    alone = made(tmp_path, "--hint", a)
+    both = ["--control", CONTROL, "--control", CONTROL, "--hint", a, "--hint", b, *SMALL]
+    alone = made(tmp_path, "--hint", a, *SMALL)
     assert np.array_equal(made(tmp_path, *both, "--strength", "1", "--strength", "0"), alone)
     assert not np.array_equal(made(tmp_path, *both), alone)
-    assert opened(tmp_path / "sheet.png").size == (3 * SIZE, SIZE)
+    assert opened(tmp_path / "sheet.png").size == (3 * 64, 64)
     none = made(tmp_path, *both, "--control-from", "0.5", "--control-to", "0.5")
-    plain = made(tmp_path, "--hint", a, "--strength", "0")
+    plain = made(tmp_path, "--hint", a, "--strength", "0", *SMALL)
     assert np.array_equal(none, plain) and not np.array_equal(alone, plain)
 
 

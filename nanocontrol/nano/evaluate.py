@@ -22,8 +22,10 @@ More is printed if asked for:
 | flag    | number                                                                                 |
 |---------|----------------------------------------------------------------------------------------|
 | --more  | all_there: without control, share of pictures in which every prompted kind and every   |
-|         | prompted colour of a thing is there. For each condition: follows_without (control),    |
-|         | and follows_other: each scene against the picture that was made for another one's hint |
+|         | prompted colour of a thing is there. For each condition: follows_without (control);    |
+|         | follows_other: each scene against the picture that was made for another one's hint;    |
+|         | follows_told: without the scenes of two things of one kind, of which neither hint nor  |
+|         | prompt tells which one has which colour                                                |
 | --crisp | crisp, and the distances that it is made of (crisp.py): 1,000 more pictures are made   |
 """
 
@@ -142,11 +144,16 @@ def of_condition(
     condition: str, sets: dict[str, Tensor], scenes: list[Scene], detector: Detector, more: bool
 ) -> dict:
     """The numbers of an entry of `conditions`, from three sets of pictures."""
-    numbers = {name: score(condition, some, scenes, detector) for name, some in sets.items()}
+    numbers: dict[str, Any] = {
+        name: score(condition, some, scenes, detector) for name, some in sets.items()
+    }
     compared = {"follows": sets["with"], "follows_true": sets["true"]}
     if more:
         others = sets["with"].roll(1, dims=0)
         compared |= {"follows_without": sets["without"], "follows_other": others}
+        told = [i for i, s in enumerate(scenes) if len({t.kind for t in s.things}) == len(s.things)]
+        of_told = [scenes[i] for i in told]
+        numbers["follows_told"] = follows(condition, sets["with"][told], of_told, detector)
     return numbers | {
         name: follows(condition, some, scenes, detector) for name, some in compared.items()
     }

@@ -39,7 +39,7 @@ class Scenes(Pairs):
         self, condition: str | None, first: int = 0, n: int = HELD_OUT, size: int = PIXELS
     ):
         self.condition, self.first, self.n, self.size = condition, first, n, size
-        self.hints: dict[int, Tensor] = {}  # those that `hint` has drawn
+        self.hints: dict[int, Tensor] = {}  # those that are kept
 
     def __len__(self) -> int:
         return self.n
@@ -56,14 +56,17 @@ class Scenes(Pairs):
 
     def picture(self, i: int) -> tuple[Tensor, str]:
         drawing = draw(self.scene(i), self.size)
+        self.keep(i, self.hint_of(drawing))  # it will be asked for next
         return self.image_of(drawing), drawing.scene.prompt
 
     def hint(self, i: int) -> Tensor:
-        """Drawn once in each process, as long as they are few enough to be kept: 250 MB."""
-        if i in self.hints:
-            return self.hints[i]
-        hint = self.hint_of(draw(self.scene(i), self.size))
-        if len(self.hints) * hint.nbytes < 250e6:
+        if i not in self.hints:
+            return self.keep(i, self.hint_of(draw(self.scene(i), self.size)))
+        return self.hints[i]
+
+    def keep(self, i: int, hint: Tensor) -> Tensor:
+        """So each is drawn once in a process, as long as they are few enough: 400 MB."""
+        if len(self.hints) * hint.nbytes < 400e6:
             self.hints[i] = hint
         return hint
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from nanocontrol.plumbing.checks import (
@@ -178,8 +179,25 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
+class Undrawn(TorchFunctionMode):
+    """First weights of convolutions and linear layers are not drawn."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (nn.init.kaiming_uniform_, nn.init.uniform_):
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules that are built in here have shapes, but neither memory nor numbers. (On "meta" alone
+    PyTorch would still draw first weights, which takes longer than to read the file's.)"""
+    with torch.device("meta"), Undrawn():
+        yield
+
+
 def load_weights(module: M, tensors: Tensors, path: Path) -> M:
-    """Put tensors into a module built on "meta"; all must be there, and none left over."""
+    """Put tensors into a module built `without_weights`; all must be there, and none left over."""
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     if missing := expected.keys() - tensors.keys():
         raise InputError(f"{path} lacks {len(missing)} tensors: {first_three(missing)}")

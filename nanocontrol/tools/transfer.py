@@ -11,7 +11,6 @@ encoder have no counterpart in a base; they stay as they are.
 import argparse
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,7 +24,14 @@ from nanocontrol.checkpoint import (
     read_control,
 )
 from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence
-from nanocontrol.plumbing.tensors import Tensors, below, load_weights, open_tensors, write_tensors
+from nanocontrol.plumbing.tensors import (
+    Tensors,
+    below,
+    load_weights,
+    open_tensors,
+    without_weights,
+    write_tensors,
+)
 from nanocontrol.tools.explain import name_of
 from nanocontrol.unet import UNet
 
@@ -64,7 +70,7 @@ def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
     new = {CONTROL_KEYS + k: t for k, t in moved(c.state_dict(), unet_a, unet_b).items()}
     metadata = metadata_of(c.config, file_c.metadata.get("condition"))
     if holds_base(file_c.tensors):
-        with torch.device("meta"):
+        with without_weights():
             empty = UNet(c.config)
         unet_c = load_weights(empty, below(UNET_KEYS, file_c.tensors), control).state_dict()
         new |= file_b.tensors
