@@ -146,6 +146,7 @@ def test_a_controlnet_can_be_trained_on(flags, tmp_path):
     assert middle_only.middle_block_out[0].weight.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_half_precision_learns_from_exact_weights(flags, tmp_path, monkeypatch, hasty):
     """bf16 is the default on a GPU; a CPU can do it too."""
     monkeypatch.setattr(measure, "make_pictures", lambda sd, prompts, control, hints, **_: hints)
@@ -213,7 +214,7 @@ def test_the_step_of_the_jump(tmp_path):
 def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
     monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=min(n, 2)))
     flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
-    train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "run")])
+    train.main([*flags, "--out", str(tmp_path / "run")])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
     assert 0 <= metrics["follows"] < 0.7 and "follows" in log(tmp_path / "run")[0]
@@ -308,6 +309,7 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--lr", "-1"], "--lr"),
         (["--drop-prompt", "1.5"], "--drop-prompt"),
         (["--batch-size", "0"], "--batch-size"),
+        (["--noisy", "1.5"], "--noisy"),
         (["--resume", str(empty)], "--resume"),
         (["--resume", run, "--lr", "1e-2"], "--lr"),
         (["--resume", run, "--seed", "5"], "--seed"),

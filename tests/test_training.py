@@ -230,6 +230,9 @@ def test_a_steps_draws_come_from_seed_and_step_alone():
     many = train.random_draws(3, 0, 20_000, (8, 8), 0.25)
     assert 0.23 < many.no_prompt.float().mean() < 0.27
     assert many.t.min() == 0 and many.t.max() == 999
+    noisy = train.random_draws(3, 0, 20_000, (8, 8), 0.25, noisy=0.5)
+    assert 0.58 < (noisy.t >= train.NOISY).float().mean() < 0.62 and noisy.t.min() == 0
+    assert torch.equal(noisy.no_prompt, many.no_prompt)
 
 
 def test_a_latent_is_drawn_and_some_prompts_are_emptied(monkeypatch):
@@ -395,6 +398,7 @@ def compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
 
 
+@pytest.mark.slow
 def test_without_a_compiler_a_network_stays_as_it_is(flags, monkeypatch):
     from torch._inductor import config
 
