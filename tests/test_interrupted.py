@@ -143,12 +143,12 @@ def flat(value, name: str = ""):
         yield name, torch.as_tensor(value if value is not None else -1)
 
 
-def assert_same(run: Path, whole: Path, steps: int = STEPS) -> None:
+def assert_same(run: Path, whole: Path) -> None:
     names = [sorted(p.relative_to(r) for p in r.rglob("*") if p.is_file()) for r in (run, whole)]
     assert names[0] == names[1]
     for name in names[0]:
         assert content(run / name) == content(whole / name), name
-    assert torch.load(run / "state.pt", weights_only=True)["step"] == steps
+    assert torch.load(run / "state.pt", weights_only=True)["step"] == STEPS
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,6 @@ def saved(run: str, n: int = 1):
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(begin, flags, number):
-    flags += ["--steps", "6", "--save-every", "6"]
     whole, _ = finished(begin, *flags)
     process = begin(*flags, "--out", "run")
     wait_until(saved("run", 2), process)
@@ -301,9 +300,9 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(begin, flags, number):
     assert said(Path()).endswith("train.py --resume run") and "stopped" in said(Path())
     kept = torch.load("run/state.pt", weights_only=True)["step"]
     logged = [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert 2 <= kept < 6 and max(logged) == kept and not list(Path("run").glob("*.tmp"))
+    assert 2 <= kept < STEPS and max(logged) == kept and not list(Path("run").glob("*.tmp"))
     assert ended(begin("--resume", "run")) == 0
-    assert_same(Path("run"), whole, steps=6)
+    assert_same(Path("run"), whole)
 
 
 @pytest.mark.slow
