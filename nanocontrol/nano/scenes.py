@@ -56,7 +56,8 @@ class Scenes(Pairs):
 
     def picture(self, i: int) -> tuple[Tensor, str]:
         drawing = draw(self.scene(i), self.size)
-        self.keep(i, self.hint_of(drawing))  # it will be asked for next
+        if self.condition:
+            self.keep(i, self.hint_of(drawing))  # a training asks for it next
         return self.image_of(drawing), drawing.scene.prompt
 
     def hint(self, i: int) -> Tensor:
