@@ -207,6 +207,7 @@ def test_one_bad_pass_skips_the_step(flags, bad_draws):
     assert same(before, after)
 
 
+@pytest.mark.slow
 def test_a_run_that_skipped_goes_on_to_the_bit(flags, bad_draws, monkeypatch):
     bad_draws([1, 3])
     flags += ["--steps", "5", "--save-every", "2"]
@@ -229,6 +230,7 @@ def test_a_run_that_skipped_goes_on_to_the_bit(flags, bad_draws, monkeypatch):
     assert strictly(Path("cut", "metrics.json").read_text())["skipped"] == 2
 
 
+@pytest.mark.slow
 def test_ten_bad_steps_in_a_row_end_a_run_and_nothing_good_is_lost(flags, bad_draws, capsys):
     train.main([*flags, "--steps", "4", "--out", "good"])
     bad_draws([4, 5, 6, 7, 8, 9, 10, 11, 12, 13])  # losses are read after steps 10 and 20

@@ -37,8 +37,8 @@ from nanocontrol.training.pairs import Folder
 
 def test_measures_know_true_pictures_from_wrong_ones():
     data = Scenes(None, HELD_OUT)
-    scenes = [data.scene(i) for i in range(40)]
-    images = torch.stack([data[i][0] for i in range(40)])
+    scenes = [data.scene(i) for i in range(24)]
+    images = torch.stack([data.picture(i)[0] for i in range(24)])
     wrong = images.roll(1, dims=0)
 
     def share(pictures, check) -> float:
@@ -55,7 +55,7 @@ def test_measures_know_true_pictures_from_wrong_ones():
     masks = [torch.from_numpy(draw(scene).index[::2, ::2] > 0) for scene in scenes]
     assert np.mean([iou(image, mask) for image, mask in zip(images, masks)]) > 0.95
     assert mean_iou(images, images) == 1.0 and mean_iou(wrong, images) < 0.45
-    assert mean_iou(images, torch.rand(40, 3, 64, 64) * 2 - 1) is None  # no plain background
+    assert mean_iou(images, torch.rand(24, 3, 64, 64) * 2 - 1) is None  # no plain background
     assert not find_objects(torch.zeros(3, 8, 8)).any()
     detector = load_detector(DETECTOR)
     assert shows_kinds(detector, images, scenes) >= 0.95
@@ -68,8 +68,8 @@ def test_measures_know_true_pictures_from_wrong_ones():
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_scores_know_true_pictures_from_wrong_ones(condition):
     data, detector = Scenes(condition, HELD_OUT), load_detector(DETECTOR)
-    scenes = [data.scene(i) for i in range(10)]
-    images = torch.stack([data[i][0] for i in range(10)])
+    scenes = [data.scene(i) for i in range(6)]
+    images = torch.stack([data.picture(i)[0] for i in range(6)])
     right = score(condition, images, scenes, detector)
     wrong = score(condition, images.roll(1, dims=0), scenes, detector)
     empty = score(condition, images * 0, scenes, detector)
@@ -96,8 +96,8 @@ def test_the_detectors_task_is_the_scenes_maps():
 
 @cache
 def truths(condition: str, size: int) -> list:
-    """Ten scenes' drawings, pictures and maps."""
-    scenes = [Scenes(condition).scene(i) for i in range(10)]
+    """Six scenes' drawings, pictures and maps."""
+    scenes = [Scenes(condition).scene(i) for i in range(6)]
     return [(draw(scene, size), *truth(scene, size)[:2]) for scene in scenes]
 
 

@@ -43,7 +43,7 @@ def pictures_of(*scenes: Scene) -> Tensor:
 
 
 def test_true_pictures_follow_and_those_of_other_scenes_do_not(detector):
-    images, _, _, scenes = held_out_scenes("canny", 16)
+    images, _, _, scenes = held_out_scenes("canny", 8)
     assert follows("canny", images, scenes, detector) > 0.99
     assert follows("canny", images.roll(1, dims=0), scenes, detector) < 0.1
     assert follows("canny", images * 0, scenes, detector) == 0

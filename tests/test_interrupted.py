@@ -288,9 +288,8 @@ def saved(run: str, n: int = 1):
     return holds
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(begin, flags, number):
     whole, _ = finished(begin, *flags)
     process = begin(*flags, "--out", "run")
@@ -354,12 +353,9 @@ def test_two_processes_stop_after_the_same_step(begin, flags):
 
 
 # Bytes that a file may grow to, and which one is larger: the ControlNet has 9 MB, the state 28 MB.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("limit", "name"),
-    [
-        pytest.param(15_000_000, "state.pt", marks=pytest.mark.slow),
-        (5_000_000, "control.safetensors"),
-    ],
+    ("limit", "name"), [(15_000_000, "state.pt"), (5_000_000, "control.safetensors")]
 )
 def test_a_full_disk_is_reported_and_the_older_state_is_kept(begin, flags, limit, name):
     process = begin(*flags, "--out", "run")
@@ -375,6 +371,7 @@ def test_a_full_disk_is_reported_and_the_older_state_is_kept(begin, flags, limit
         assert content(Path("run/control.safetensors")) == before["control.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_cache_that_does_not_fit_is_reported(begin, flags):
     assert ended(begin(*flags, "--out", "run", limit=20_000)) == 2
     assert "could not be written" in said(Path()) and not list(Path("cache").glob("*.tmp"))
@@ -383,6 +380,7 @@ def test_a_cache_that_does_not_fit_is_reported(begin, flags):
 # ---------------------------------------------------------------------------------- two at once
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_run_at_a_time(begin, flags, tmp_path):
     first = begin(*flags, "--out", "run", "--steps", "500")
     wait_until(saved("run"), first)

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,12 @@ from nanocontrol.nano import train as nano_train
 from nanocontrol.nano.detector import load_detector
 from nanocontrol.nano.model import DETECTOR
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
+from nanocontrol.training import measure
 from nanocontrol.training.measure import mean_latents
 
 
-def test_evaluate_prints_its_numbers(capsys):
+def test_evaluate_prints_its_numbers(capsys, monkeypatch):
+    monkeypatch.setattr(measure, "sample", partial(measure.sample, steps=5))
     evaluate.main(["--n", "2", "--more"])
     numbers = json.loads(capsys.readouterr().out)
     measured = {"vae_db", "background", "colours", "shapes", "shapes_true", "iou", "conditions"}
@@ -66,7 +68,6 @@ def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size(hasty):
 
 # ---------------------------------------------------------------------------- its own trainings
 
-SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in ("vae", "base", "decoder")]
 held_out = cache(scenes.held_out_scenes)  # drawn once for all of these tests
 
 
@@ -104,7 +105,8 @@ def test_parts_of_the_base_are_trained_alone(part, tmp_path):
 
 
 @pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize("part", ["detector", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["vae", "base", "decoder", "detector"])
 def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, capsys):
     flags = ["--base", NANO] if part in ("base", "decoder") else []
     flags += ["--steps", "4", "--batch-size", "2", "--save-every", "2", "--scenes", "9"]
@@ -129,6 +131,7 @@ def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, caps
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.slow
 def test_a_trained_detector_can_be_used(capsys, brief):
     nano_train.main(["detector", "--steps", "2", "--scenes", "20", "--out", "run"])
     assert load_detector(Path("run/detector.safetensors")).size == SIZE
@@ -148,6 +151,7 @@ def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch, brief):
     assert "--size" in refusal(nano_train.main, capsys, "vae", "--size", "100")
 
 
+@pytest.mark.slow
 def test_the_base_learns_latents_that_are_encoded_once():
     sd = load_sd(NANO)
     settings = nano_train.resolve(

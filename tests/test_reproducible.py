@@ -44,7 +44,21 @@ def something_else(pairs: str) -> None:
     torch.manual_seed(1234)
     random.seed(5), np.random.seed(6)
     torch.rand(7), random.random(), np.random.rand(8)
-    train.main([*TRAIN, "--seed", "9", "--base", NANO, "--data", pairs, "--out", "something"])
+    train.main(
+        [
+            *TRAIN,
+            "--steps",
+            "1",
+            "--seed",
+            "9",
+            "--base",
+            NANO,
+            "--data",
+            pairs,
+            "--out",
+            "something",
+        ]
+    )
     sample.main(["--steps", "1", "--n", "1", "--seed", "3", "--out", "something-else"])
 
 
@@ -82,6 +96,7 @@ def test_pictures_do_not_depend_on_what_ran_before(pairs, blind, default_dtype):
     assert (before != pictures("other", "--seed", "1")).any()
 
 
+@pytest.mark.slow
 def test_a_training_does_not_depend_on_what_ran_before(pairs, blind):
     flags = [*TRAIN, "--base", NANO, "--data", pairs]
     train.main([*flags, "--out", "before"])
@@ -106,6 +121,7 @@ def test_a_training_of_nano_does_not_depend_on_what_ran_before(part, pairs, blin
     assert_same_run("before", "after")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["pairs", "pairs, encoded once", "scenes"])
 def test_processes_that_read_pairs_change_no_bit(data, pairs, blind, monkeypatch):
     monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=8, size=64))

@@ -33,6 +33,27 @@ def pairs(tmp_path_factory) -> Path:
     )  # two of them held out
 
 
+@pytest.fixture
+def read_once(monkeypatch):
+    """A test that makes many pictures reads nano and its ControlNet once."""
+    kept, load_sd, load_control = {}, sample.load_sd, sample.load_control
+
+    def base(file, *others):
+        key = file.path, *others
+        if key not in kept:
+            kept[key] = load_sd(file, *others)
+        return kept[key]
+
+    def control(file, unet):
+        key = file.path, id(unet)
+        if key not in kept:
+            kept[key] = load_control(file, unet)
+        return kept[key]
+
+    monkeypatch.setattr(sample, "load_sd", base)
+    monkeypatch.setattr(sample, "load_control", control)
+
+
 def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
     command = [sys.executable, str(ROOT / "sample.py"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -45,7 +66,7 @@ def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
     assert picture.text["seed"] == "0" and picture.text["prompt"] == settings["prompt"]
 
 
-def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs):
+def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs, read_once):
     def made(*flags: str) -> bytes:
         out = tmp_path / "out"
         shutil.rmtree(out, ignore_errors=True)
@@ -88,6 +109,7 @@ def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
     assert opened(tmp_path / "000.png").tobytes() == inside
 
 
+@pytest.mark.slow
 def test_a_controlnet_that_does_not_say_its_heads_has_them_from_the_base(tmp_path, pairs, capsys):
     """As any file without our metadata, whoever saved it."""
     tensors = load_file(CONTROL)
@@ -129,7 +151,7 @@ def test_every_checkpoint_is_opened_once(tmp_path, pairs, monkeypatch):
         (["--control", str(whole), *hint], [str(whole)]),
     ]:
         opened.clear()
-        made(tmp_path / "out", *flags)
+        made(tmp_path / "out", *flags, "--steps", "1")
         assert sorted(map(str, opened)) == sorted(files)
 
 
@@ -164,7 +186,7 @@ def made(out: Path, *flags: str) -> np.ndarray:
     return np.asarray(Image.open(out / "000.png"))
 
 
-def test_four_kinds_of_prompts(tmp_path):
+def test_four_kinds_of_prompts(tmp_path, read_once):
     caption = tmp_path / "photo.txt"
     caption.write_bytes("\ufeffa yellow ball\n on a blue background\n".encode())
     for flags, prompt in [
@@ -174,11 +196,11 @@ def test_four_kinds_of_prompts(tmp_path):
         (["--prompt", "default"], "a high-quality, detailed, and professional image"),
         (["--prompt-from", str(caption)], "a yellow ball on a blue background"),
     ]:
-        made(tmp_path / "out", *flags)
+        made(tmp_path / "out", *flags, "--steps", "1")
         assert opened(tmp_path / "out" / "000.png").text["prompt"] == prompt
 
 
-def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs):
+def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs, read_once):
     hint = str(pairs / "hint0.png")
     flags = ["--hint", hint, "--prompt", "a yellow ball", *SMALL]
     pictures = [
@@ -199,7 +221,7 @@ def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs):
         assert not any(np.array_equal(picture, other) for other in pictures[:i]), i
 
 
-def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
+def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs, read_once):
     a, b = str(pairs / "hint0.png"), str(pairs / "hint1.png")
     both = ["--control", CONTROL, "--control", CONTROL, "--hint", a, "--hint", b, *SMALL]
     alone = made(tmp_path, "--hint", a, *SMALL)
@@ -211,7 +233,7 @@ def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
     assert np.array_equal(none, plain) and not np.array_equal(alone, plain)
 
 
-def test_canny_is_of_the_hint_before_it(tmp_path, pairs):
+def test_canny_is_of_the_hint_before_it(tmp_path, pairs, read_once):
     picture, edges = str(pairs / "image0.png"), canny(read_picture(pairs / "image0.png"), 20, 50)
     edges = to_bytes(edges)
     made(tmp_path, "--hint", picture, "--canny", "20", "50")
@@ -273,7 +295,7 @@ def test_photographs_of_all_kinds(tmp_path):
 
 
 @pytest.mark.parametrize("control", [True, False])
-def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control):
+def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control, read_once):
     image, mask = np.asarray(Image.open(pairs / "image0.png")), np.zeros((SIZE, SIZE), np.uint8)
     mask[5:30, 20:51] = 255  # its borders are no multiples of 8
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -287,7 +309,7 @@ def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control):
     assert not np.array_equal(from_it, picture)
 
 
-def test_from_a_picture(tmp_path, pairs):
+def test_from_a_picture(tmp_path, pairs, read_once):
     flags = ["--image", str(pairs / "image0.png"), "--steps", "8"]
     image = np.asarray(Image.open(pairs / "image0.png")).astype(float)
     pictures = [made(tmp_path, *flags)]
@@ -297,7 +319,7 @@ def test_from_a_picture(tmp_path, pairs):
     assert distances[1] < distances[0] < distances[2]
 
 
-def test_sizes_of_pictures(tmp_path):
+def test_sizes_of_pictures(tmp_path, read_once):
     """As the original: the short side as the base likes it, both multiples of 64."""
     Image.new("RGB", (300, 150)).save(tmp_path / "wide.png")
     wide = ["--hint", str(tmp_path / "wide.png")]
@@ -307,7 +329,7 @@ def test_sizes_of_pictures(tmp_path):
         (["--height", "128"], (128, 256)),
         (["--height", "64", "--width", "64"], (64, 64)),
     ]:
-        assert made(tmp_path / "out", *wide, *flags).shape[:2] == size
+        assert made(tmp_path / "out", *wide, *flags, "--steps", "1").shape[:2] == size
 
 
 def test_explain_prints_and_makes_nothing(tmp_path, capsys):

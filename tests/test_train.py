@@ -1,6 +1,7 @@
 """train.py from end to end, and what it says to bad input."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,23 @@ def test_training_leaves_everything_and_resumes_to_the_bit(
     sample.main(["--control", control, *hint, "--out", str(tmp_path / "out")])
 
 
+def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(flags, tmp_path, monkeypatch, capsys):
+    """(How processes end and go on: test_interrupted.py.)"""
+    original = train.training_loss
+
+    def stopped(*args):
+        signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(train, "training_loss", stopped)
+    message = refusal(train.main, capsys, *flags, "--out", str(tmp_path / "run"))
+    assert "stopped" in message and message.endswith("--resume run")
+    assert (
+        torch.load(tmp_path / "run" / "state.pt")["step"] == 1 == log(tmp_path / "run")[-1]["step"]
+    )
+
+
+@pytest.mark.slow
 def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -122,6 +140,7 @@ def test_a_run_goes_on_with_as_many_processes(flags, tmp_path, capsys):
     assert "expected torchrun with 2" in refusal(train.main, capsys, "--resume", str(run))
 
 
+@pytest.mark.slow
 def test_a_state_that_lacks_something_is_refused(flags, tmp_path, capsys):
     run = tmp_path / "run"
     train.main([*flags, "--steps", "1", "--out", str(run)])
@@ -164,7 +183,12 @@ def test_half_precision_learns_from_exact_weights(flags, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("unlock", "dtype"), [("decoder", "fp32"), ("decoder", "bf16"), ("all", "fp32")]
+    ("unlock", "dtype"),
+    [
+        pytest.param("decoder", "fp32", marks=pytest.mark.slow),
+        ("decoder", "bf16"),
+        pytest.param("all", "fp32", marks=pytest.mark.slow),
+    ],
 )
 def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock, dtype):
     flags += ["--steps", "1", "--unlock", unlock, "--dtype", dtype]
@@ -218,12 +242,12 @@ def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
     assert 0 <= metrics["follows"] < 0.7 and "follows" in log(tmp_path / "run")[0]
-    scenes = Scenes("pose", HELD_OUT, n=8, size=SIZE)
-    true_pictures = torch.stack([scenes[i][0] for i in range(8)])
+    scenes = Scenes("pose", HELD_OUT, n=4, size=SIZE)
+    true_pictures = torch.stack([scenes[i][0] for i in range(4)])
     scores = scorer("pose", scenes)(true_pictures)
     assert scores["score"] > 0.8 and scores["follows"] > 0.9
     control = ["--control", str(tmp_path / "run" / "control.safetensors")]
-    sample.main([*control, "--n", "1", "--steps", "2", "--seed", "5"])
+    sample.main([*control, "--n", "1", "--steps", "1", "--seed", "5"])
     hint = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))[:, :SIZE]
     drawn = Scenes("pose", HELD_OUT, size=SIZE)[5][1].permute(1, 2, 0).numpy()
     assert np.abs(hint / 255 - drawn).max() < 0.005

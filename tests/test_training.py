@@ -71,6 +71,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 # ------------------------------------------------------------------------------------ the cache
 
 
+@pytest.mark.slow
 def test_cached_pairs_train_as_others_do(flags, tmp_path):
     """With another pair's picture or prompt they would be off by a tenth and more."""
     flags += ["--steps", "2", "--batch-size", "5"]
@@ -155,7 +156,7 @@ def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
 
     another.made = 1
     list_of_pairs = (changed / "prompt.json").read_text()
-    for change in ("prompt", "picture", "vae", "text", "size", "precision", "version"):
+    for change in ("prompt", "picture", "vae", "text", "size", "version", "precision"):
         if change == "prompt":
             (changed / "prompt.json").write_text(list_of_pairs.replace("ball", "cube"))
         if change == "picture":
@@ -167,10 +168,10 @@ def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
             sd.text_encoder.text_model.final_layer_norm.bias.data[0] += 1e-6
         if change == "size":
             write_pairs(changed, n=4, size=(128, 64))
-        if change == "precision":
-            sd.vae.bfloat16(), sd.text_encoder.bfloat16()
         if change == "version":
             monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+        if change == "precision":
+            sd.vae.bfloat16(), sd.text_encoder.bfloat16()
         assert another(), change
         another.made = len(names)
 
@@ -266,6 +267,7 @@ def assert_same_step(a: str, b: str) -> None:
     assert distance(gradients(a), gradients(b)) < ROUNDING
 
 
+@pytest.mark.slow
 def test_four_passes_are_a_batch_of_four(flags):
     in_float64.main([*flags, "--batch-size", "4", "--out", "batch"])
     in_float64.main([*flags, "--batch-size", "1", "--accumulate", "4", "--out", "passes"])
@@ -286,6 +288,7 @@ def test_two_processes_are_one_with_twice_the_batch(flags, only_mid, tmp_path):
     assert_same_step("one", "two")
 
 
+@pytest.mark.slow
 def test_low_memory_computes_the_same(flags):
     """Checkpointed blocks are computed anew: the gradients are the same ones."""
     flags += ["--batch-size", "2", "--accumulate", "2"]
@@ -379,6 +382,7 @@ def test_small_maps_as_matrix_products():
     assert torch.equal(wide(x), wide._conv_forward(x, wide.weight, wide.bias))
 
 
+@pytest.mark.slow
 def test_compiling_is_a_choice(flags, monkeypatch):
     """Of U-Net and ControlNet. (What compiling makes of them is tested by the slow tests.)"""
     seen = []

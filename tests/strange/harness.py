@@ -6,10 +6,12 @@ sentence, and the decorator says the expected end:
     @loads                                     # exactly the right weights
     @refused(says="is cut off")                # one line that names the file, with these words
 
-Each is tried in a process of its own, forked from one that has imported torch already, with two
-seconds of processor time and a bound on its memory. (Python and torch alone: Linux has the rest.)
+They are tried in processes beside the tests', forked from one that has imported torch already
+(twenty in each: a fork takes longer than a case), with two seconds of processor time and a bound on
+their memory. (Python and torch alone: Linux has the rest.)
 """
 
+import gc
 import json
 import os
 import re
@@ -44,6 +46,9 @@ MEMORY = 4, 64 * 2**20  # times the size, plus bytes
 
 RAN, TOO_MUCH_MEMORY, TOO_SLOW = "payload ran", "too much memory", "too slow"
 CRASHED = "crash"
+
+CASES_IN_A_PROCESS = 20
+NO_MORE = 3  # the exit status of a process that was given no case
 
 MARKER = "it-ran"  # every payload makes a file of this name in the case's folder
 
@@ -119,6 +124,8 @@ def attempt(read: Callable, path: Path, refusal: type[Exception]) -> tuple[Any, 
         found = read(path)
     except refusal as error:
         message = str(error)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0), signal.setitimer(signal.ITIMER_REAL, 0)
     if (path.parent / MARKER).exists():
         return found, message, RAN
     too_much = memory("VmHWM") - before > MEMORY[0] * size + MEMORY[1]
@@ -179,18 +186,45 @@ def can_try() -> bool:
         return False
 
 
-# ------------------------------------------------------------------- the process that is forked
+# ---------------------------------------------------------------- the processes that try cases
 
 
 def serve() -> None:
-    """For each line [name, folder], a line with what is wrong."""
+    """For each line [name, folder], a line with what is wrong. Forks processes that answer, one
+    after the other, and answers itself where one of them died."""
     warnings.simplefilter("error")  # as in the other tests: they are lines, too
     torch.set_num_threads(1)
-    for line in sys.stdin:
+    for kind in (*KINDS, "mutations"):
+        import_module(f"strange.{kind}")
+    gc.freeze()  # what is there now needs no collection in the forked ones, which would copy it
+    while True:
+        child = os.fork()
+        if child == 0:
+            answer()
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            waited = os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
+            print(json.dumps(TOO_SLOW if waited else CRASHED), flush=True)
+        elif os.WEXITSTATUS(status) == NO_MORE:
+            break
+
+
+def answer() -> None:
+    """For some cases, in a process that then ends; at once after one that went wrong."""
+    said = ""
+    for _ in range(CASES_IN_A_PROCESS):
+        if said or not (line := sys.stdin.readline()):
+            break
         name, folder = json.loads(line)
-        case = find(name)  # imported before the fork, once
-        said = forked(lambda case=case, folder=folder: complaint(case, case.write(Path(folder))))
+        try:
+            case = find(name)
+            said = complaint(case, case.write(Path(folder)))
+        except BaseException as error:
+            said = f"ended in {type(error).__name__}: {error}"[:1000]
         print(json.dumps(said), flush=True)
+    else:
+        os._exit(0)
+    os._exit(0 if said else NO_MORE)
 
 
 def forked(function: Callable[[], str]) -> str:

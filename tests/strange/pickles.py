@@ -84,12 +84,10 @@ def no_tensor_at_all(folder: Path) -> Path:
 
 @loads
 def what_a_training_keeps_beside_the_weights(folder: Path) -> Path:
-    network = nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(network.parameters())
-    network(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    beside = {"optimizer": optimizer.state_dict(), "step": 7, "losses": [0.5, None, True]}
-    beside |= {"network": network.state_dict(), "seen": {1, 2}, "words": Counter("aab")}
+    moments = {"step": torch.tensor(1.0), "exp_avg": torch.ones(2, 3)}
+    optimizer = {"state": {0: moments}, "param_groups": [{"betas": (0.9, 0.999), "params": [0]}]}
+    beside = {"optimizer": optimizer, "step": 7, "losses": [0.5, None, True]}
+    beside |= {"network": nn.Linear(3, 2).state_dict(), "seen": {1, 2}, "words": Counter("aab")}
     beside |= {"device": torch.device("cpu"), "shape": torch.Size([1]), "dtype": torch.float16}
     torch.save({"state_dict": OrderedDict(WEIGHTS)} | beside, folder / "a.ckpt")
     return folder / "a.ckpt"
