@@ -25,7 +25,7 @@ from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.model import NANO, UNET
+from nanocontrol.nano.model import NANO, UNET, hint_channels
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
 from nanocontrol.nano.world import SIZES
@@ -89,16 +89,16 @@ class Settings:
 
 
 NANO_PRESET: dict[str, Any] = {
-    "steps": 400,
+    "steps": 600,
     "batch_size": 16,
     "lr": 1e-3,
     "schedule": "cooldown",
     "hint_init": "variance",
     "save_every": 200,
-    "sample_every": 25,
+    "sample_every": 40,
 }
 
-SCENES = 1600  # drawn ones; a run that would see each more than four times draws more
+SCENES = 1600  # drawn ones; a run that would see each more than six times draws more
 COMPILE_FROM = 2000  # steps: compiling pays from about there on (not measured)
 # From here on it is decided what goes where, and in which colour; the error of the predicted noise
 # hardly tells.
@@ -191,7 +191,7 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
         with blame("--init-control"):
             control = load_control(settings.init_control, sd.unet)
     else:
-        control = ControlNet.from_unet(sd.unet)
+        control = ControlNet.from_unet(sd.unet, hint_channels(sd.unet))
         if settings.hint_init == "variance":
             initialise_condition_encoder(control)
     trained: dict[str, nn.Module] = {"control": control}
@@ -344,7 +344,7 @@ def resolve(given: dict[str, Any]) -> Settings:
         settings,
         base=settings.base or str(NANO),
         condition=condition,
-        scenes=settings.scenes or max(SCENES, pairs_seen // 4),
+        scenes=settings.scenes or max(SCENES, pairs_seen // 6),
         device=on,
         dtype=settings.dtype or machine.default_dtype(on),
         compile=long if settings.compile is None else settings.compile,

@@ -88,6 +88,11 @@ def unet_config(file: TensorFile, tensors: Tensors, base: UNetConfig | None = No
     )
 
 
+def hint_channels(tensors: Tensors) -> tuple[int, ...]:
+    """Of a ControlNet's condition encoder."""
+    return tuple(tensors[f"input_hint_block.{i}.weight"].shape[0] for i in (0, 4, 8, 12))
+
+
 def vae_config(tensors: Tensors, metadata: dict) -> VAEConfig:
     """The configuration of a VAE."""
     ch = tensors["encoder.conv_in.weight"].shape[0]
@@ -211,7 +216,7 @@ def read_control(file: str | Path | TensorFile, base: UNetConfig | None = None) 
     with reading_shapes_of(path), without_weights():
         if is_diffusers(tensors):
             tensors = from_diffusers(tensors)
-        control = ControlNet(unet_config(file, tensors, base))
+        control = ControlNet(unet_config(file, tensors, base), hint_channels(tensors))
     return load_weights(control, tensors, path)
 
 

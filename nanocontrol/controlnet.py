@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nanocontrol.unet import SD1, UNet, UNetConfig, UNetEncoder
 
 M = TypeVar("M", bound=nn.Module)
+HINT_CHANNELS = (16, 32, 96, 256)  # of the condition encoder, each resolution half the one before
 
 
 def zero_module(module: M) -> M:
@@ -53,7 +54,7 @@ class ControlBlock(nn.Module):
         return self.locked(x) + self.zero_out(self.copy(x + self.zero_in(c)))
 
 
-def condition_encoder(channels: int) -> nn.Sequential:
+def condition_encoder(channels: int, widths: tuple[int, ...] = HINT_CHANNELS) -> nn.Sequential:
     """The hint [B, 3, H, W] -> [B, channels, h, w]: as small as the latent, and zero at first.
 
     For a picture of 512 pixels (kernels are 3x3, with a SiLU between any two convolutions):
@@ -73,8 +74,8 @@ def condition_encoder(channels: int) -> nn.Sequential:
     convolutions (4x4, stride 2, ReLU, 16 to 128 channels, Gaussian weights).
     """
     layers: list[nn.Module] = []
-    width = 3
-    for out, stride in [(16, 1), (16, 1), (32, 2), (32, 1), (96, 2), (96, 1), (256, 2)]:
+    width, (a, b, c, d) = 3, widths
+    for out, stride in [(a, 1), (a, 1), (b, 2), (b, 1), (c, 2), (c, 1), (d, 2)]:
         layers += [nn.Conv2d(width, out, 3, stride, padding=1), nn.SiLU()]
         width = out
     return nn.Sequential(*layers, zero_module(nn.Conv2d(width, channels, 3, padding=1)))
@@ -95,19 +96,19 @@ class ControlNet(UNetEncoder):
     """The trainable copy, the condition encoder, and a zero convolution for each of the copy's
     outputs: in Stable Diffusion 13, of the 12 encoder blocks and the middle block."""
 
-    def __init__(self, config: UNetConfig = SD1):
+    def __init__(self, config: UNetConfig = SD1, hint_channels: tuple[int, ...] = HINT_CHANNELS):
         super().__init__(config)
-        self.input_hint_block = condition_encoder(config.model_channels)
+        self.input_hint_block = condition_encoder(config.model_channels, hint_channels)
         # Each in a sequence of one: the checkpoint's keys are zero_convs.0.0, zero_convs.1.0, ...
         zeros = [nn.Sequential(zero_convolution(channels)) for channels in self.skip_channels]
         self.zero_convs = nn.ModuleList(zeros)
         self.middle_block_out = nn.Sequential(zero_convolution(self.skip_channels[-1]))
 
     @classmethod
-    def from_unet(cls, unet: UNet) -> Self:
+    def from_unet(cls, unet: UNet, hint_channels: tuple[int, ...] = HINT_CHANNELS) -> Self:
         """A ControlNet before training, every residual zero: the encoder's weights are copied, the
         condition encoder is random. On the U-Net's device, in its precision."""
-        control = cls(unet.config)
+        control = cls(unet.config, hint_channels)
         weights = unet.state_dict()
         copied = {name: weights[name] for name in control.state_dict() if name in weights}
         control.load_state_dict(control.state_dict() | copied)

@@ -15,7 +15,7 @@ PAPER |= {"checkpoint", "__init__"}
 # (experiments/ and a demo page in tools/ will come; they may call the two scripts.)
 ROOMS = ["plumbing", "paper", "training", "nano", "tools", "experiments", "scripts"]
 FILES = [*sorted((ROOT / "nanocontrol").rglob("*.py")), ROOT / "train.py", ROOT / "sample.py"]
-CORE_LINES = 910  # of code, in the paper's eight files
+CORE_LINES = 915  # of code, in the paper's eight files
 
 
 def room_of(module: list[str]) -> str:

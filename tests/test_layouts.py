@@ -90,8 +90,11 @@ def test_what_diffusers_is_told_of_the_architecture():
         "_class_name": "ControlNetModel",
     }
     sd2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]}
-    assert config_of(SD1) == sd1
-    assert config_of(SD2) == sd1 | sd2 | {"use_linear_projection": True}
+    with torch.device("meta"):
+        assert config_of(ControlNet(SD1)) == sd1
+        assert config_of(ControlNet(SD2)) == sd1 | sd2 | {"use_linear_projection": True}
+        narrow = {"conditioning_embedding_out_channels": [8, 16, 32, 64]}
+        assert config_of(ControlNet(SD1, (8, 16, 32, 64))) == sd1 | narrow
 
 
 def load_file_without_prefix(path: Path) -> dict[str, torch.Tensor]:

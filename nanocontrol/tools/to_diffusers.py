@@ -11,15 +11,16 @@ import json
 from pathlib import Path
 
 from nanocontrol.checkpoint import metadata_of, read_control
+from nanocontrol.controlnet import ControlNet
 from nanocontrol.plumbing.diffusers_names import to_diffusers
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence
 from nanocontrol.plumbing.files import make_folder, write_atomically
 from nanocontrol.plumbing.tensors import write_tensors
-from nanocontrol.unet import UNetConfig
 
 
-def config_of(config: UNetConfig) -> dict:
+def config_of(control: ControlNet) -> dict:
     """diffusers' names for what the tensors' shapes do not tell it."""
+    config, hint_block = control.config, control.input_hint_block
     levels = range(len(config.channel_mult))
     channels = [config.model_channels * mult for mult in config.channel_mult]
     heads = [c // config.head_dim if config.head_dim else config.num_heads for c in channels]
@@ -35,7 +36,7 @@ def config_of(config: UNetConfig) -> dict:
         "attention_head_dim": heads,  # the number of heads, in spite of its name
         "use_linear_projection": config.linear_proj,
         "norm_num_groups": config.norm_groups,
-        "conditioning_embedding_out_channels": [16, 32, 96, 256],
+        "conditioning_embedding_out_channels": [hint_block[i].out_channels for i in (0, 4, 8, 12)],
     }
 
 
@@ -43,7 +44,7 @@ def export(control: Path, out: Path) -> None:
     with blame("--control"):
         net = read_control(control)
     make_folder("--out", out)
-    text = json.dumps(config_of(net.config), indent=2) + "\n"
+    text = json.dumps(config_of(net), indent=2) + "\n"
     write_atomically(out / "config.json", lambda temporary: temporary.write_text(text))
     tensors = to_diffusers(
         net.state_dict(), len(net.config.channel_mult), net.config.num_res_blocks
