@@ -25,7 +25,7 @@ from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.model import NANO, UNET, hint_channels
+from nanocontrol.nano.model import NANO, UNET, hint_channels_for
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
 from nanocontrol.nano.world import SIZES
@@ -191,7 +191,7 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
         with blame("--init-control"):
             control = load_control(settings.init_control, sd.unet)
     else:
-        control = ControlNet.from_unet(sd.unet, hint_channels(sd.unet))
+        control = ControlNet.from_unet(sd.unet, hint_channels_for(sd.unet))
         if settings.hint_init == "variance":
             initialise_condition_encoder(control)
     trained: dict[str, nn.Module] = {"control": control}

@@ -89,7 +89,7 @@ def unet_config(file: TensorFile, tensors: Tensors, base: UNetConfig | None = No
 
 
 def hint_channels(tensors: Tensors) -> tuple[int, ...]:
-    """Of a ControlNet's condition encoder."""
+    """Of a ControlNet's condition encoder: its first convolution's, and of those that halve."""
     return tuple(tensors[f"input_hint_block.{i}.weight"].shape[0] for i in (0, 4, 8, 12))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nanocontrol.unet import SD1, UNet, UNetConfig, UNetEncoder
 
 M = TypeVar("M", bound=nn.Module)
-HINT_CHANNELS = (16, 32, 96, 256)  # of the condition encoder, each resolution half the one before
+HINT_CHANNELS = (16, 32, 96, 256)  # of the condition encoder at 1, 1/2, 1/4, 1/8 of the size
 
 
 def zero_module(module: M) -> M:
@@ -57,7 +57,8 @@ class ControlBlock(nn.Module):
 def condition_encoder(channels: int, widths: tuple[int, ...] = HINT_CHANNELS) -> nn.Sequential:
     """The hint [B, 3, H, W] -> [B, channels, h, w]: as small as the latent, and zero at first.
 
-    For a picture of 512 pixels (kernels are 3x3, with a SiLU between any two convolutions):
+    widths: its four numbers of channels within. With Stable Diffusion's, for a picture of 512
+    pixels (kernels are 3x3, with a SiLU between any two convolutions):
 
     | convolution         | stride | channels | size |
     |---------------------|--------|----------|------|

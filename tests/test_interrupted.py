@@ -352,7 +352,7 @@ def test_two_processes_stop_after_the_same_step(begin, flags):
 # ------------------------------------------------------------------------------------ a full disk
 
 
-# Bytes that a file may grow to, and which one is larger: the ControlNet has 9 MB, the state 28 MB.
+# Bytes that a file may grow to, and which one is larger: the ControlNet has 8 MB, the state 23 MB.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "name"), [(15_000_000, "state.pt"), (5_000_000, "control.safetensors")]

@@ -45,7 +45,7 @@ def read_once(monkeypatch):
         return kept[key]
 
     def control(file, unet):
-        key = file.path, id(unet)
+        key = file.path, id(unet)  # (kept, too: nothing else can come to have its number)
         if key not in kept:
             kept[key] = load_control(file, unet)
         return kept[key]
@@ -221,7 +221,7 @@ def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs, read_
         assert not any(np.array_equal(picture, other) for other in pictures[:i]), i
 
 
-def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs, read_once):
+def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
     a, b = str(pairs / "hint0.png"), str(pairs / "hint1.png")
     both = ["--control", CONTROL, "--control", CONTROL, "--hint", a, "--hint", b, *SMALL]
     alone = made(tmp_path, "--hint", a, *SMALL)

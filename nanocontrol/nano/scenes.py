@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from nanocontrol.nano import world
 from nanocontrol.nano.conditions import CONDITIONS, NEEDED
@@ -56,8 +57,9 @@ class Scenes(Pairs):
 
     def picture(self, i: int) -> tuple[Tensor, str]:
         drawing = draw(self.scene(i), self.size)
-        if self.condition:
-            self.keep(i, self.hint_of(drawing))  # a training asks for it next
+        if self.condition and get_worker_info() is None:
+            # A training asks for it next. (One of several processes that read would keep it alone.)
+            self.keep(i, self.hint_of(drawing))
         return self.image_of(drawing), drawing.scene.prompt
 
     def hint(self, i: int) -> Tensor:

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nanocontrol.checkpoint import metadata_of, read_control
+from nanocontrol.checkpoint import hint_channels, metadata_of, read_control
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.plumbing.diffusers_names import to_diffusers
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence
@@ -19,8 +19,8 @@ from nanocontrol.plumbing.tensors import write_tensors
 
 
 def config_of(control: ControlNet) -> dict:
-    """diffusers' names for what the tensors' shapes do not tell it."""
-    config, hint_block = control.config, control.input_hint_block
+    """The architecture, by diffusers' names: it builds the network from this."""
+    config = control.config
     levels = range(len(config.channel_mult))
     channels = [config.model_channels * mult for mult in config.channel_mult]
     heads = [c // config.head_dim if config.head_dim else config.num_heads for c in channels]
@@ -36,7 +36,7 @@ def config_of(control: ControlNet) -> dict:
         "attention_head_dim": heads,  # the number of heads, in spite of its name
         "use_linear_projection": config.linear_proj,
         "norm_num_groups": config.norm_groups,
-        "conditioning_embedding_out_channels": [hint_block[i].out_channels for i in (0, 4, 8, 12)],
+        "conditioning_embedding_out_channels": [*hint_channels(control.state_dict())],
     }
 
 

@@ -31,10 +31,10 @@ from strange.harness import (  # noqa: E402
     TOO_MUCH_MEMORY,
     TOO_SLOW,
     Case,
+    Process,
     attempt,
     difference,
     fault,
-    forked,
     read_file,
 )
 
@@ -88,7 +88,9 @@ def tried(case: Case, read: Callable) -> str:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
             return end_of(case, read, Path(folder))
 
-        said = forked(quietly)
+        process = Process(lambda _: quietly())
+        said = process.ask("")
+        process.end()
     return said if said in ENDS else ANOTHER
 
 

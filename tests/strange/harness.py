@@ -11,15 +11,18 @@ They are tried in processes beside the tests', forked from one that has imported
 their memory. (Python and torch alone: Linux has the rest.)
 """
 
+import ctypes
 import gc
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -42,13 +45,12 @@ SECONDS = 20
 # its pages are mapped (once), or it is read (once) and its tensors are copied out (once); what
 # is inflated may be as large again. What does not grow with the file: 16 MB of a pickle and what is
 # made of them, and the pages of libraries that are used for the first time.
-MEMORY = 4, 64 * 2**20  # times the size, plus bytes
+MEMORY = 4, 80 * 2**20  # times the size, plus bytes
 
 RAN, TOO_MUCH_MEMORY, TOO_SLOW = "payload ran", "too much memory", "too slow"
 CRASHED = "crash"
 
 CASES_IN_A_PROCESS = 20
-NO_MORE = 3  # the exit status of a process that was given no case
 
 MARKER = "it-ran"  # every payload makes a file of this name in the case's folder
 
@@ -174,6 +176,9 @@ def memory(which: str) -> int:
 
 
 def forget_peak() -> None:
+    """What earlier cases freed goes back to the system, where the C library can do that."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -189,68 +194,83 @@ def can_try() -> bool:
 # ---------------------------------------------------------------- the processes that try cases
 
 
+class Process:
+    """Forked from this one: it answers lines, one after the other, with what `answer` makes of
+    them."""
+
+    def __init__(self, answer: Callable[[str], str]):
+        ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            ours.close()
+            with suppress(BrokenPipeError), theirs.makefile("rw") as lines:
+                for line in lines:
+                    lines.write(json.dumps(answered(answer, line)) + "\n")
+                    lines.flush()
+            os._exit(0)
+        theirs.close()
+        self.socket, self.lines = ours, ours.makefile("rw")
+
+    def ask(self, line: str) -> str:
+        """The answer, or how the process ended instead."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # it ended before
+            self.lines.write(line + "\n")
+            self.lines.flush()
+            if said := self.lines.readline():
+                return json.loads(said)
+        return self.end()
+
+    def end(self) -> str:
+        """Let it go -> how it ended."""
+        if self.lines.closed:
+            return ""
+        with suppress(BrokenPipeError):
+            self.lines.close()
+        self.socket.close()
+        _, status = os.waitpid(self.pid, 0)
+        if os.WIFSIGNALED(status):
+            waited = os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
+            return TOO_SLOW if waited else CRASHED
+        return "ended without an answer"
+
+
+def answered(answer: Callable[[str], str], line: str) -> str:
+    try:
+        return answer(line)
+    except BaseException as error:
+        return f"ended in {type(error).__name__}: {error}"[:1000]
+
+
+def try_case(line: str) -> str:
+    """What is wrong with the end of the case that the line names, in the folder that it names."""
+    name, folder = json.loads(line)
+    os.chdir(folder)  # wherever the one before it went
+    case = find(name)
+    return complaint(case, case.write(Path(folder)))
+
+
 def serve() -> None:
-    """For each line [name, folder], a line with what is wrong. Forks processes that answer, one
-    after the other, and answers itself where one of them died."""
+    """For each line [name, folder], a line with what is wrong."""
     warnings.simplefilter("error")  # as in the other tests: they are lines, too
     torch.set_num_threads(1)
     for kind in (*KINDS, "mutations"):
         import_module(f"strange.{kind}")
     gc.freeze()  # what is there now needs no collection in the forked ones, which would copy it
-    while True:
-        child = os.fork()
-        if child == 0:
-            answer()
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            waited = os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
-            print(json.dumps(TOO_SLOW if waited else CRASHED), flush=True)
-        elif os.WEXITSTATUS(status) == NO_MORE:
-            break
-
-
-def answer() -> None:
-    """For some cases, in a process that then ends; at once after one that went wrong."""
-    said = ""
-    for _ in range(CASES_IN_A_PROCESS):
-        if said or not (line := sys.stdin.readline()):
-            break
-        name, folder = json.loads(line)
-        try:
-            case = find(name)
-            said = complaint(case, case.write(Path(folder)))
-        except BaseException as error:
-            said = f"ended in {type(error).__name__}: {error}"[:1000]
+    process, left = None, 0
+    for line in sys.stdin:
+        if left == 0:
+            process, left = Process(try_case), CASES_IN_A_PROCESS
+        said, left = process.ask(line.strip()), left - 1
+        if said or left == 0:
+            process.end()
+            left = 0
         print(json.dumps(said), flush=True)
-    else:
-        os._exit(0)
-    os._exit(0 if said else NO_MORE)
-
-
-def forked(function: Callable[[], str]) -> str:
-    """What the function says in a process of its own, or how that ended."""
-    back, out = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(back)
-        try:
-            said = function()
-        except BaseException as error:
-            said = f"ended in {type(error).__name__}: {error}"[:1000]
-        os.write(out, json.dumps(said).encode())
-        os._exit(0)
-    os.close(out)
-    with open(back, "rb") as file:
-        said = file.read()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        waited = os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
-        return TOO_SLOW if waited else CRASHED
-    return json.loads(said)
+    if process:
+        process.end()
 
 
 class Server:
-    """The process that cases are forked from, for the tests."""
+    """The process from which those that try cases are forked, for the tests."""
 
     def __enter__(self):
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
