@@ -89,13 +89,13 @@ class Settings:
 
 
 NANO_PRESET: dict[str, Any] = {
-    "steps": 600,
+    "steps": 500,
     "batch_size": 16,
     "lr": 1e-3,
     "schedule": "cooldown",
     "hint_init": "variance",
     "save_every": 200,
-    "sample_every": 40,
+    "sample_every": 50,
 }
 
 SCENES = 1600  # drawn ones; a run that would see each more than six times draws more

@@ -23,7 +23,7 @@ from nanocontrol.training.measure import mean_latents
 
 def test_evaluate_prints_its_numbers(capsys, monkeypatch):
     monkeypatch.setattr(measure, "sample", partial(measure.sample, steps=5))
-    evaluate.main(["--n", "2", "--more"])
+    evaluate.main(["--n", "2", "--more", "--control", CONTROL])
     numbers = json.loads(capsys.readouterr().out)
     measured = {"vae_db", "background", "colours", "shapes", "shapes_true", "iou", "conditions"}
     assert numbers.keys() == measured | {"all_there"} and 0 <= numbers["all_there"] <= 1
