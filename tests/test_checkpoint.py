@@ -60,13 +60,12 @@ def memory_in_use() -> int:
     return 1024 * int(found[1]) if found else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, config, text, size",
     [
         ("sd15", SD1, TextConfig(), 4_265_146_304),
-        pytest.param(
-            *("sd21", SD2, TextConfig(width=1024, layers=24), 5_214_604_494), marks=pytest.mark.slow
-        ),
+        ("sd21", SD2, TextConfig(width=1024, layers=24), 5_214_604_494),
     ],
 )
 def test_published_layouts_load(tmp_path, name, config, text, size):

@@ -125,6 +125,7 @@ def test_what_a_condition_does_not_show_does_not_count(detector):
     assert followed == [1, 0.5]
 
 
+@pytest.mark.slow
 def test_pictures_of_another_size_than_the_detectors(detector):
     images, _, _, scenes = held_out_scenes("canny", 8, size=256)
     assert images.shape[-1] == 256 and detector.size == 128

@@ -21,6 +21,7 @@ from nanocontrol.training import measure
 from nanocontrol.training.measure import mean_latents
 
 
+@pytest.mark.slow
 def test_evaluate_prints_its_numbers(capsys, monkeypatch):
     monkeypatch.setattr(measure, "sample", partial(measure.sample, steps=5))
     evaluate.main(["--n", "2", "--more", "--control", CONTROL])
@@ -40,6 +41,7 @@ def test_evaluate_prints_its_numbers(capsys, monkeypatch):
     assert "bare.safetensors names no condition" in message
 
 
+@pytest.mark.slow
 def test_sheets_of_scenes_and_of_conditions(capsys, hasty):
     scenes.main(["--n", "3"])
     assert opened("out/world.png").size == (10 * 64, 16 + 3 * 64)

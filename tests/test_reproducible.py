@@ -81,6 +81,7 @@ def assert_same_run(a: str, b: str) -> None:
 # ------------------------------------------------------------------------ whatever ran before
 
 
+@pytest.mark.slow
 def test_pictures_do_not_depend_on_what_ran_before(pairs, blind, default_dtype):
     def pictures(folder: str, *flags: str) -> np.ndarray:
         flags += "--steps", "2", "--n", "1", "--device", "cpu", "--out"

@@ -54,6 +54,7 @@ def read_once(monkeypatch):
     monkeypatch.setattr(sample, "load_control", control)
 
 
+@pytest.mark.slow
 def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
     command = [sys.executable, str(ROOT / "sample.py"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -86,6 +87,7 @@ def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs, read_once):
     assert made(*hint) != made(*hint, "--eta", "1")
 
 
+@pytest.mark.slow
 def test_in_half_precision_the_vae_keeps_its_range(tmp_path, monkeypatch, pairs):
     """fp16 ends at 65504, which some of the VAE's values exceed."""
     seen, load = [], sample.load_sd
@@ -309,6 +311,7 @@ def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control, read_once
     assert not np.array_equal(from_it, picture)
 
 
+@pytest.mark.slow
 def test_from_a_picture(tmp_path, pairs, read_once):
     flags = ["--image", str(pairs / "image0.png"), "--steps", "8"]
     image = np.asarray(Image.open(pairs / "image0.png")).astype(float)

@@ -23,7 +23,20 @@ def server():
         yield server
 
 
-@pytest.mark.parametrize("name", CASES)
+LONGEST = [  # a second or two each
+    "a_controlnet_of_10_000_blocks",
+    "a_hundred_thousand_tensors_of_the_same_numbers",
+    "a_million_operations_and_one",
+    "a_tensor_that_is_jagged",
+    "with_20000_more_records",
+]
+assert CASES.keys() >= {*LONGEST}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in LONGEST else name for name in CASES],
+)
 def test_a_strange_file_ends_in_the_right_weights_or_one_line(server, name, tmp_path):
     assert server.complaint(name, tmp_path) == ""
 

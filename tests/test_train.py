@@ -122,6 +122,7 @@ def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch, capsys):
     assert [entry["step"] for entry in log(run) if "loss" in entry] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_what_somebody_keeps_in_a_folder_stays_there(flags, tmp_path):
     run = tmp_path / "run"
     kept = [run / "notes.txt", run / ".tmpabcdef", run / "samples" / "000009.png"]
@@ -132,6 +133,7 @@ def test_what_somebody_keeps_in_a_folder_stays_there(flags, tmp_path):
     assert [file.read_text() for file in kept] == ["mine"] * 3
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_as_many_processes(flags, tmp_path, capsys):
     run = tmp_path / "run"
     train.main([*flags, "--steps", "1", "--out", str(run)])
@@ -151,6 +153,7 @@ def test_a_state_that_lacks_something_is_refused(flags, tmp_path, capsys):
         assert "state.pt is damaged or of another version" in message, name
 
 
+@pytest.mark.slow
 def test_a_controlnet_can_be_trained_on(flags, tmp_path):
     one = [*flags, "--steps", "1", "--init-control", CONTROL, "--drop-prompt", "1"]
     train.main([*one, "--out", str(tmp_path / "a"), "--accumulate", "2"])
@@ -182,13 +185,9 @@ def test_half_precision_learns_from_exact_weights(flags, tmp_path, monkeypatch, 
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("unlock", "dtype"),
-    [
-        pytest.param("decoder", "fp32", marks=pytest.mark.slow),
-        ("decoder", "bf16"),
-        pytest.param("all", "fp32", marks=pytest.mark.slow),
-    ],
+    ("unlock", "dtype"), [("decoder", "fp32"), ("decoder", "bf16"), ("all", "fp32")]
 )
 def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock, dtype):
     flags += ["--steps", "1", "--unlock", unlock, "--dtype", dtype]
@@ -235,6 +234,7 @@ def test_the_step_of_the_jump(tmp_path):
     assert jump("loss", [1.0, 0.5]) is None
 
 
+@pytest.mark.slow
 def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
     monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=min(n, 2)))
     flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
@@ -253,6 +253,7 @@ def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
     assert np.abs(hint / 255 - drawn).max() < 0.005
 
 
+@pytest.mark.slow
 def test_scenes_are_drawn_at_the_bases_size(tmp_path, capsys):
     sd, settings = load_sd(NANO), train.resolve({"condition": "pose", "out": str(tmp_path / "run")})
     sd.size = 64

@@ -86,6 +86,7 @@ def test_cached_pairs_train_as_others_do(flags, tmp_path):
     assert losses("again") == losses("with")
 
 
+@pytest.mark.slow
 def test_pairs_that_are_seen_once_need_no_cache(flags, tmp_path):
     train.main([*flags, "--steps", "3", "--batch-size", "3", "--out", "run"])
     assert not (tmp_path / "cache").exists()
