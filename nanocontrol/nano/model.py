@@ -33,7 +33,7 @@ UNET = UNetConfig(
 )
 TEXT = TextConfig(width=64, layers=2)
 AUTOENCODER = VAEConfig(ch=16, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_groups=4)
-# Of the condition encoder. As wide as for Stable Diffusion it takes two thirds of a training step.
+# Of the condition encoder. As wide as Stable Diffusion's it has two thirds of a step's arithmetic.
 NARROW = (8, 16, 32, 64)
 GUIDANCE = 2.5  # with much more these small models draw worse
 
