@@ -31,13 +31,22 @@ from nanocontrol.nano.scores import scorer
 from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import blame, one_sentence
-from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
+from nanocontrol.plumbing.flags import (
+    absolute,
+    at_least,
+    device,
+    fraction,
+    positive,
+    seed,
+    width_and_height,
+)
 from nanocontrol.schedulers import STEPS
 from nanocontrol.training.batches import Batch, generator_of, load_batches
 from nanocontrol.training.cache import encoded_once
+from nanocontrol.training.check import tell_or_refuse
 from nanocontrol.training.measure import HeldOut, Scores, how_made, measure
 from nanocontrol.training.optimizer import PRECISIONS, Optimizer
-from nanocontrol.training.pairs import Folder, Pairs, split
+from nanocontrol.training.pairs import Folder, Pairs, View, split
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.settings import knob, parser_for, settings_of_run
 from nanocontrol.training.start import Signals, check_new, run_alone, typed
@@ -53,7 +62,15 @@ class Settings:
 
     base: str = knob(None, "a Stable Diffusion 1 or 2 (default: the bundled nano)", absolute)
     init_control: str | None = knob(None, "begin with this ControlNet, not with a copy", absolute)
-    data: str | None = knob(None, "pairs, with prompt.json or metadata.jsonl", absolute)
+    data: list[str] | None = knob(None, "a folder of pairs or pictures; twice: both", absolute)
+    hints: Literal["canny"] | None = knob(None, "make the hints from the pictures of --data")
+    size: str | None = knob(
+        None,
+        "of what is cut out of each picture of --data: 512, or 768x512 (default: the base's)",
+        width_and_height,
+    )
+    crop: Literal["middle", "random"] = knob("middle", "where it is cut out; random: never twice")
+    mirror: bool = knob(False, "also show the pairs of --data reversed")
     condition: str | None = knob(
         None, "of scenes drawn without --data (default: canny)", choices=CONDITIONS
     )
@@ -239,7 +256,8 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     passes, n = settings.accumulate, settings.batch_size * processes.size  # n pairs in a pass
     # Pairs that are seen more than once are encoded once (`encoded_once`), after which VAE and text
     # encoder are on the CPU: their home, to which measuring brings them back.
-    cached = bool(settings.cache) and settings.steps * passes * n > len(pairs)
+    again = settings.crop == "middle" and settings.steps * passes * n > len(pairs)
+    cached = bool(settings.cache) and again
     home = "cpu" if cached else settings.device
 
     save = partial(save_weights, sd, trained, settings.condition)
@@ -252,7 +270,8 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
         dataset = encoded_once(sd, pairs, settings.cache, settings.batch_size, processes)
     # (Batches are of one pass, draws of a whole step: the share of pass 0 here, of i below.)
     seen, share = start * passes * n, processes.share(0, settings.batch_size)
-    batches = load_batches(sd, dataset, settings.seed, seen, n, share, settings.device)
+    random = settings.crop == "random"
+    batches = load_batches(sd, dataset, settings.seed, seen, n, share, settings.device, random)
 
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
@@ -277,8 +296,8 @@ def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, S
     of these others (None for a folder: what its hints show is not known)."""
     if settings.data:
         with blame("--data"):
-            folder, kept = split(Folder(Path(settings.data)))
-            return folder, HeldOut.of(sd, kept), None
+            folder, kept = split(folder_of(settings, sd), settings.seed)
+            return folder.mirrored() if settings.mirror else folder, HeldOut.of(sd, kept), None
     if sd.size not in SIZES:
         drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}"
         mismatch = f"is for pictures of {sd.size} pixels, and {drawn}"
@@ -287,6 +306,15 @@ def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, S
     scenes = Scenes(condition, n=settings.scenes, size=sd.size)
     others = Scenes(condition, HELD_OUT, n=32, size=sd.size)
     return scenes, HeldOut.of(sd, others), scorer(condition, others)
+
+
+def folder_of(settings: Settings, sd: StableDiffusion) -> Folder:
+    """The pairs of --data; what one should know of them is printed."""
+    width, height = settings.size.split("x") if settings.size else (sd.size, sd.size)
+    view = View((int(width), int(height)), settings.crop, settings.hints, settings.seed)
+    folder = Folder(map(Path, settings.data or []), view)
+    tell_or_refuse(folder, settings.steps, settings.batch_size * settings.accumulate)
+    return folder
 
 
 def optimizer_for(settings: Settings, trained: dict[str, nn.Module]) -> Optimizer:
@@ -336,7 +364,7 @@ def resolve(given: dict[str, Any]) -> Settings:
     check(given)
     check_new(given.get("out"))
     settings = Settings(**({} if "base" in given else NANO_PRESET) | given)
-    condition = settings.condition or (None if settings.data else "canny")
+    condition = settings.condition or settings.hints or (None if settings.data else "canny")
     on = settings.device or machine.default_device()
     pairs_seen = settings.steps * settings.accumulate * settings.batch_size
     long = machine.is_gpu(on) and settings.steps >= COMPILE_FROM and not settings.low_memory
@@ -356,6 +384,9 @@ def check(given: dict[str, Any]) -> None:
     """Refuse flags that do not go together."""
     if "condition" in given and "data" in given:
         raise InputError("--condition is for drawn scenes: it cannot be used with --data")
+    for name in ("hints", "size", "crop", "mirror"):
+        if name in given and "data" not in given:
+            raise InputError(f"--{name} is for pictures of your own: expected --data DIR")
     if given.get("low_memory") and "unlock" in given:
         raise InputError("--low-memory is for a locked base: it cannot be used with --unlock")
     if "data" in given and "base" not in given:

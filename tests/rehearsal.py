@@ -102,7 +102,19 @@ def rehearse_training(gpu: FakeGPU, base: str) -> dict:
     (--low-memory is not rehearsed: gradient checkpointing would compute a block anew for each
     tensor that it kept.)"""
     pairs, found = str(write_pairs(Path("pairs"), n=20)), {}
-    flags = ["--base", base, "--data", pairs, "--device", "cuda", "--steps", "6", "--no-compile"]
+    flags = [
+        "--base",
+        base,
+        "--data",
+        pairs,
+        "--size",
+        "64",
+        "--device",
+        "cuda",
+        "--steps",
+        "6",
+        "--no-compile",
+    ]
     for name, more, loss in (
         ("bf16", [], train.training_loss),
         ("fp16", ["--dtype", "fp16"], train.training_loss),

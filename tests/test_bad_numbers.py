@@ -38,7 +38,8 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def flags(pairs, blind) -> list[str]:
-    flags = ["--base", NANO, "--data", str(pairs), "--init-control", CONTROL, "--lr", "1e-4"]
+    flags = ["--base", NANO, "--data", str(pairs), "--size", "64"]
+    flags += ["--init-control", CONTROL, "--lr", "1e-4"]
     return [*flags, "--batch-size", "1", "--device", "cpu", "--dtype", "fp32"]
 
 

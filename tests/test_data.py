@@ -1,16 +1,13 @@
-"""Folders of pairs, and the measures, which must know true pictures from wrong ones."""
+"""The measures, which must know true pictures from wrong ones."""
 
-import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from conftest import write_pairs
 from nanocontrol import InputError
 from nanocontrol.nano.conditions import CONDITIONS, SEGMENT
 from nanocontrol.nano.detector import (
@@ -32,7 +29,6 @@ from nanocontrol.nano.world import KINDS, draw, joints_of, random_scene
 from nanocontrol.plumbing.pictures import read_picture, to_pixels
 from nanocontrol.training.film import COLUMNS, CURVES, chosen, film
 from nanocontrol.training.measure import find_objects, iou, mean_iou
-from nanocontrol.training.pairs import Folder
 
 
 def test_measures_know_true_pictures_from_wrong_ones():
@@ -157,64 +153,7 @@ def test_a_file_that_is_no_detector(tmp_path):
         load_detector(tmp_path / "x.safetensors")
 
 
-# ------------------------------------------------------------------------------------ folders
-
-
-@pytest.mark.parametrize("form", ["prompt.json", "metadata.jsonl"])
-def test_folders_of_both_forms(tmp_path, form):
-    pairs = Folder(write_pairs(tmp_path, form, n=3))
-    assert len(pairs) == 3
-    for i in range(3):
-        for ours, drawn in zip(pairs[i][:2], Scenes("canny")[i][:2]):
-            assert (ours - drawn).abs().max() <= 2 / 255
-        assert pairs[i][2] == Scenes("canny").scene(i).prompt
-
-
-def refused(folder: Path) -> str:
-    with pytest.raises(InputError) as error:
-        Folder(folder)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_bad_folders_are_refused_with_file_and_line(tmp_path):
-    assert "prompt.json or metadata.jsonl" in refused(tmp_path)
-    list_file = tmp_path / "prompt.json"
-    list_file.write_text("\n\n")
-    assert "no pairs" in refused(tmp_path)
-    write_pairs(tmp_path, n=3)
-    good = list_file.read_text().splitlines()
-    for bad in (
-        "{not json",
-        "[1, 2]",
-        '"text"',
-        '{"source": "hint0.png"}',
-        '{"target": 3}',
-        '{"source": 1, "target": 2, "prompt": ""}',
-        '{"source": "hint0.png", "target": "image0.png", "prompt": null}',
-    ):
-        list_file.write_text("\n".join([good[0], bad, good[2]]))
-        assert "line 2" in refused(tmp_path) and "target" in refused(tmp_path)
-    list_file.write_bytes(b"\xff\xfe\x00")
-    assert "prompt.json" in refused(tmp_path)
-
-    list_file.write_text("\n".join(good))
-    Image.new("RGB", (128, 64)).save(tmp_path / "hint1.png")
-    assert "line 2" in refused(tmp_path) and "128x64" in refused(tmp_path)
-    (tmp_path / "hint1.png").write_text("no picture")
-    assert "line 2" in refused(tmp_path) and "picture" in refused(tmp_path)
-    (tmp_path / "hint1.png").unlink()
-    assert "hint1.png does not exist" in refused(tmp_path)
-    write_pairs(tmp_path, n=3, size=(100, 100))
-    assert "100x100" in refused(tmp_path) and "64" in refused(tmp_path)
-
-
-def test_a_picture_that_ends_early(tmp_path):
-    write_pairs(tmp_path, n=1)
-    data = (tmp_path / "image0.png").read_bytes()
-    (tmp_path / "image0.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match="image0.png"):
-        Folder(tmp_path)[0]
+# ------------------------------------------------------------------------- pictures and films
 
 
 def test_pictures_are_cut_off_not_rounded():
@@ -229,14 +168,6 @@ def test_pictures_of_every_mode_become_rgb(tmp_path):
         assert read_picture(path).shape == (3, 4, 8)
     Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(path)  # depth, often
     assert (read_picture(path)[0, 0] * 255).tolist() == pytest.approx([0, 1, 128, 255])
-
-
-def test_lists_with_odd_marks_in_their_text(tmp_path):
-    write_pairs(tmp_path, n=1)
-    entry = {"source": "hint0.png", "target": "image0.png", "prompt": "one\u2028two"}
-    text = json.dumps(entry, ensure_ascii=False) + "\r\n"
-    (tmp_path / "prompt.json").write_text(text, encoding="utf-8-sig")
-    assert Folder(tmp_path)[0][2] == "one\u2028two"
 
 
 @pytest.mark.parametrize("n", [1, 2, 12, 13, 17, 24, 500])

@@ -158,7 +158,7 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def flags(pairs) -> list[str]:
-    return ["--data", str(pairs), *SHORT]
+    return ["--data", str(pairs), "--size", "64", *SHORT]
 
 
 def finished(begin, *argv) -> tuple[Path, float]:

@@ -55,6 +55,8 @@ def something_else(pairs: str) -> None:
             NANO,
             "--data",
             pairs,
+            "--size",
+            "64",
             "--out",
             "something",
         ]
@@ -99,7 +101,7 @@ def test_pictures_do_not_depend_on_what_ran_before(pairs, blind, default_dtype):
 
 @pytest.mark.slow
 def test_a_training_does_not_depend_on_what_ran_before(pairs, blind):
-    flags = [*TRAIN, "--base", NANO, "--data", pairs]
+    flags = [*TRAIN, "--base", NANO, "--data", pairs, "--size", "64"]
     train.main([*flags, "--out", "before"])
     something_else(pairs)
     train.main([*flags, "--out", "after"])
@@ -127,7 +129,7 @@ def test_a_training_of_nano_does_not_depend_on_what_ran_before(part, pairs, blin
 def test_processes_that_read_pairs_change_no_bit(data, pairs, blind, monkeypatch):
     monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=8, size=64))
     flags = TRAIN if data == "scenes" else [*TRAIN, "--base", NANO]
-    flags += [] if data == "scenes" else ["--data", pairs]
+    flags += [] if data == "scenes" else ["--data", pairs, "--size", "64"]
     for readers in (0, 2):
         for module in (batches, cache):
             monkeypatch.setattr(module, "readers", lambda device: readers)

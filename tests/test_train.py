@@ -32,16 +32,18 @@ def pairs(tmp_path_factory) -> Path:
 @pytest.fixture
 def flags(pairs) -> list[str]:
     """A run of four steps that saves after two."""
-    return ["--base", NANO, "--data", str(pairs), "--lr", "1e-3", "--batch-size", "2"] + [
-        "--steps",
-        "4",
-        "--save-every",
+    return [
+        "--base",
+        NANO,
+        "--data",
+        str(pairs),
+        "--size",
+        "64",
+        "--lr",
+        "1e-3",
+        "--batch-size",
         "2",
-        "--sample-every",
-        "9",
-        "--device",
-        "cpu",
-    ]
+    ] + ["--steps", "4", "--save-every", "2", "--sample-every", "9", "--device", "cpu"]
 
 
 def log(run: Path) -> list[dict]:
@@ -328,6 +330,11 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--data", str(empty)], "--data"),
         (["--data", "nowhere"], "--data"),
         (["--condition", "depth"], "--condition"),
+        (["--size", "100"], "--size"),
+        (["--size", "64x64x64"], "--size"),
+        (["--size", "64x0"], "--size"),
+        (["--crop", "left"], "--crop"),
+        (["--hints", "depth"], "--hints"),
         (["--condition", "shuffle"], "--condition"),
         (["--out", run], "--resume"),
         (["--out", str(pairs / "hint0.png")], "--out"),
@@ -344,13 +351,17 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
     assert "nanocontrol.nano.train" in refusal(train.main, capsys, "--stage", "base")
+    for alone in (["--size", "64"], ["--crop", "random"], ["--mirror"], ["--hints", "canny"]):
+        assert f"{alone[0]} is for" in refusal(train.main, capsys, *alone)
     for text in ("[]", '{"steps": 3, "device": "cpu"}'):
         (empty / "settings.json").write_text(text)
         assert "--resume" in refusal(train.main, capsys, "--resume", str(empty))
     bad = write_pairs(tmp_path / "bad")
-    (bad / "image3.png").write_bytes((bad / "image3.png").read_bytes()[:400])
+    for i in (3, 5):
+        (bad / f"image{i}.png").write_bytes((bad / f"image{i}.png").read_bytes()[:400])
     message = refusal(train.main, capsys, *short, "--data", str(bad), "--steps", "9")
-    assert "image3.png" in message and message.startswith("train.py: /")
+    assert "prompt.json, line 4" in message and "image3.png" in message
+    assert "1 more" in message and "check_data" in message
     assert before == {file: file.read_bytes() for file in before}
     assert not (tmp_path / "hotter" / "state.pt").exists()
 

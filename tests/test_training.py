@@ -38,16 +38,18 @@ def pairs(tmp_path_factory) -> Path:
 @pytest.fixture
 def flags(pairs) -> list[str]:
     """A trained ControlNet is trained on for a while, so that all gradients are there."""
-    return ["--base", NANO, "--data", str(pairs), "--init-control", CONTROL, "--lr", "1e-4"] + [
-        "--steps",
-        "1",
-        "--sample-every",
-        "9",
-        "--device",
-        "cpu",
-        "--dtype",
-        "fp32",
-    ]
+    return [
+        "--base",
+        NANO,
+        "--data",
+        str(pairs),
+        "--size",
+        "64",
+        "--init-control",
+        CONTROL,
+        "--lr",
+        "1e-4",
+    ] + ["--steps", "1", "--sample-every", "9", "--device", "cpu", "--dtype", "fp32"]
 
 
 def losses(run: str) -> list[float]:

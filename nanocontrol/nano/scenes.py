@@ -39,8 +39,8 @@ class Scenes(Pairs):
     def __init__(
         self, condition: str | None, first: int = 0, n: int = HELD_OUT, size: int = PIXELS
     ):
+        super().__init__()
         self.condition, self.first, self.n, self.size = condition, first, n, size
-        self.hints: dict[int, Tensor] = {}  # those that are kept
 
     def __len__(self) -> int:
         return self.n
@@ -62,16 +62,8 @@ class Scenes(Pairs):
             self.keep(i, self.hint_of(drawing))
         return self.image_of(drawing), drawing.scene.prompt
 
-    def hint(self, i: int) -> Tensor:
-        if i not in self.hints:
-            return self.keep(i, self.hint_of(draw(self.scene(i), self.size)))
-        return self.hints[i]
-
-    def keep(self, i: int, hint: Tensor) -> Tensor:
-        """So each is drawn once in a process, as long as they are few enough: 400 MB."""
-        if len(self.hints) * hint.nbytes < 400e6:
-            self.hints[i] = hint
-        return hint
+    def make_hint(self, i: int) -> Tensor:
+        return self.hint_of(draw(self.scene(i), self.size))
 
     def fingerprint(self, i: int) -> bytes:
         return f"{code_of_the_world()} {self.size} {self.scene(i)}".encode()

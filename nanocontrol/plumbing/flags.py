@@ -52,6 +52,14 @@ def multiple_of_64(text: str) -> int:
     return int(text)
 
 
+def width_and_height(text: str) -> str:
+    """512 or 768x512 -> 512x512 or 768x512"""
+    sides = [multiple_of_64(side) for side in text.split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"expected 512 or 768x512, not {text}")
+    return f"{sides[0]}x{sides[-1]}"
+
+
 def device(text: str) -> str:
     if not available(text):
         raise argparse.ArgumentTypeError(f"PyTorch has no device {text!r} here")

@@ -41,24 +41,50 @@ def orientation(path: Path, image: Image.Image) -> int:
         raise InputError(f"{path} has damaged EXIF data ({error}); expected a picture") from None
 
 
-def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """[3, H, W], RGB in [0, 1]; resized if a size (width, height) is given."""
+def read_image(path: Path, behind: str = "black") -> Image.Image:
+    """Upright, in RGB; behind: the colour that shows where the picture is transparent."""
     try:
         with open_picture(path) as image:
             if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             if orientation(path, image) > 1:
                 image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:  # on black, which means nothing in hints and masks
-                black = Image.new("RGBA", image.size, "black")
-                image = Image.alpha_composite(black, image.convert("RGBA"))
-            image = image.convert("RGB")
+            if image.has_transparency_data:
+                ground = Image.new("RGBA", image.size, behind)
+                image = Image.alpha_composite(ground, image.convert("RGBA"))
+            return image.convert("RGB")
     except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
         raise InputError(f"{path} is cut off or damaged ({error}); expected a picture") from None
-    if size and size != image.size:
-        smaller = size[0] * size[1] < image.size[0] * image.size[1]
-        image = image.resize(size, Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS)
+
+
+def filter_for(old: tuple[int, int], new: tuple[int, int]) -> Image.Resampling:
+    """What resizes best: means of the pixels that fall together, or smooth curves between them."""
+    smaller = new[0] * new[1] < old[0] * old[1]
+    return Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """[3, H, W], RGB in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """[3, H, W], RGB in [0, 1]; resized if a size (width, height) is given. Black shows where it is
+    transparent: it means nothing in hints and masks."""
+    image = read_image(path)
+    if size and size != image.size:
+        image = image.resize(size, filter_for(image.size, size))
+    return as_tensor(image)
+
+
+def cut_out(image: Image.Image, size: tuple[int, int], place: tuple[float, float]) -> Image.Image:
+    """The largest part of that shape, resized to size (width, height). place: how far right and
+    down it is taken, from 0 to 1 of the room that there is; (0.5, 0.5) is the middle."""
+    if image.size == size:
+        return image
+    part = min(image.width / size[0], image.height / size[1])
+    method = filter_for((round(part * size[0]), round(part * size[1])), size)
+    return ImageOps.fit(image, size, method, centering=place)
 
 
 def size_to_sample(
@@ -73,16 +99,13 @@ def size_to_sample(
 
 
 def read_caption(path: Path) -> str:
-    """The text of a file such as captioners write beside a picture, in one line."""
+    """The text of a file such as captioners write beside a picture, in one line or empty."""
     try:
-        caption = " ".join(path.read_text(encoding="utf-8-sig").split())
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); expected a text") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a text; expected a caption file") from None
-    if not caption:
-        raise InputError(f"{path} is empty; expected a caption")
-    return caption
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

@@ -158,7 +158,10 @@ def read_prompt(args: argparse.Namespace) -> str | None:
     """None if no flag says one."""
     if args.prompt_from:
         with blame("--prompt-from"):
-            return read_caption(args.prompt_from)
+            caption = read_caption(args.prompt_from)
+        if not caption:
+            raise InputError(f"--prompt-from: {args.prompt_from} is empty; expected a caption")
+        return caption
     return DEFAULT_PROMPT if args.prompt == "default" else args.prompt
 
 

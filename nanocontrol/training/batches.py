@@ -50,7 +50,7 @@ def shuffled(n: int, seed: int, start: int) -> Iterator[int]:
         start = 0
 
 
-def groups(order: Iterator[int], size: int, share: slice) -> Iterator[list[int]]:
+def groups(order: Iterator, size: int, share: slice) -> Iterator[list]:
     """The next `size` indices, and again; of each group the share."""
     while True:
         yield list(itertools.islice(order, size))[share]
@@ -92,8 +92,18 @@ def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Itera
 
 
 def load_batches(
-    sd: StableDiffusion, dataset: Any, seed: int, seen: int, n: int, share: slice, device: str
+    sd: StableDiffusion,
+    dataset: Any,
+    seed: int,
+    seen: int,
+    n: int,
+    share: slice,
+    device: str,
+    numbered: bool = False,
 ) -> Iterator[Batch]:
-    """Without end, after the pairs that were seen: of every n pairs this process's share."""
-    order = shuffled(len(dataset), seed, seen)
+    """Without end, after the pairs that were seen: of every n pairs this process's share.
+    numbered: the data set is asked for (i, how many were seen before), not for i."""
+    order: Iterator = shuffled(len(dataset), seed, seen)
+    if numbered:
+        order = zip(order, itertools.count(seen))
     return encoded(sd, loader(dataset, groups(order, n, share), device), device)

@@ -1,142 +1,164 @@
-"""Pairs of a picture and its hint to learn from: a folder of the user's own."""
+"""Pairs of a picture and its hint to learn from: the user's own, all cut to one size."""
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import picture_size, read_picture
+from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
+from nanocontrol.training.batches import generator_of
+from nanocontrol.training.folders import Entry, read_folder
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
+MIDDLE = 0.5, 0.5
+# With the seed and a number: sequences other than those of steps and of epochs (batches.py).
+CROP, THRESHOLDS, HELD_OUT = 3, 4, 5
 
 
 class Pairs(Dataset, ABC):
-    """A data set of pairs: drawn scenes, or a folder."""
+    """A data set of pairs: drawn scenes, or folders."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Tensor] = {}  # hints
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, i: int) -> Pair: ...
+    def __getitem__(self, i: Any) -> Pair: ...
 
     @abstractmethod
     def picture(self, i: int) -> tuple[Tensor, str]:
         """Image and prompt, without the work for the hint."""
 
     @abstractmethod
-    def hint(self, i: int) -> Tensor: ...
+    def make_hint(self, i: int) -> Tensor: ...
 
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
         """What changes whenever the image or the prompt does."""
 
+    def hint(self, i: int) -> Tensor:
+        return self.kept[i] if i in self.kept else self.keep(i, self.make_hint(i))
 
-# Files that list pairs, and what their entries call the picture, the hint and the prompt.
-LISTS = {
-    "prompt.json": (["target"], ["source"], ["prompt"]),  # Fill50K, as published
-    "metadata.jsonl": (  # an image folder, as diffusers' trainer takes it
-        ["file_name", "image", "image_file_name"],
-        ["conditioning_image", "conditioning_image_file_name"],
-        ["text", "prompt"],
-    ),
-}
+    def keep(self, i: int, hint: Tensor) -> Tensor:
+        """So each is made once in a process, as long as they are few enough: 400 MB."""
+        if len(self.kept) * hint.nbytes < 400e6:
+            self.kept[i] = hint
+        return hint
 
 
-def first_of(entry: dict, names: list[str]) -> str:
-    """The entry's text under the first of these names that it has."""
-    name = next((name for name in names if name in entry), names[0])
-    if not isinstance(entry[name], str):
-        raise TypeError(name)
-    return entry[name]
+class View(NamedTuple):
+    """How the pictures of folders are shown to a training."""
+
+    size: tuple[int, int]  # width and height of what is cut out of each, multiples of 64
+    crop: str = "middle"  # or "random": at another place every time
+    hints: str | None = None  # "canny": made from the pictures; None: from files
+    seed: int = 0  # of random places and thresholds
 
 
 class Folder(Pairs):
-    """A folder with a list of pairs, `prompt.json` or `metadata.jsonl`: one JSON object a line,
-    paths relative to the folder. Items as in `Scenes`.
+    """The pairs of one or several folders (folders.py). Item i is
 
-    Pictures and hints are all of one size, both sides multiples of 64.
-    Raises InputError, naming the file and line, for anything else.
+    image [3, H, W] RGB in [-1, 1], hint [3, H, W] in [0, 1], prompt.
+
+    Of a picture and its hint the same part is cut out, the largest of the view's shape, and
+    resized. Item (i, n) is the pair as the n-th that a training sees: cut out at a random place.
+
+    `wrong` has a line for each pair that cannot be used. Raises InputError where there is nothing.
     """
 
-    def __init__(self, folder: Path):
-        lists = [folder / name for name in LISTS if (folder / name).is_file()]
-        if not lists:
-            raise InputError(f"{folder}: expected a folder with {' or '.join(LISTS)}")
-        self.size: tuple[int, int] | None = None
-        self.pairs: list[tuple[Path, Path, str]] = []
-        try:
-            lines = lists[0].read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{lists[0]} cannot be read as text ({error})") from None
-        for number, line in enumerate(tqdm(lines, "checking pairs", leave=False), 1):
-            if line.strip():
-                self.pairs.append(self.check(lists[0], number, line))
-        if not self.pairs:
-            raise InputError(f"{lists[0]} lists no pairs: expected a JSON object on each line")
-
-    def check(self, file: Path, number: int, line: str) -> tuple[Path, Path, str]:
-        """One line of the list -> picture, hint, prompt. Only the pictures' headers are read."""
-        where = f"{file}, line {number}"
-        names = LISTS[file.name]
-        try:
-            entry = json.loads(line)
-            target, source, prompt = (first_of(entry, ns) for ns in names)
-            paths = file.parent / target, file.parent / source
-        except (ValueError, TypeError, KeyError):  # no JSON, no object, no text, a name missing
-            keys = ", ".join(ns[0] for ns in names)
-            what = f"expected a JSON object with {keys}, not {line[:60]!r}"
-            raise InputError(f"{where}: {what}") from None
-        for path in paths:
-            try:
-                size = picture_size(path)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            self.size = self.size or size
-            if size != self.size or size[0] % 64 or size[1] % 64:
-                first = f"{self.size[0]}x{self.size[1]}"
-                raise InputError(
-                    f"{where}: {path} is {size[0]}x{size[1]} and the first picture {first}; "
-                    "expected one size, both sides multiples of 64"
-                )
-        return *paths, prompt
+    def __init__(self, folders: Iterable[Path], view: View):
+        super().__init__()
+        self.view, self.mirror = view, False
+        self.entries: list[Entry] = []
+        self.wrong: list[str] = []
+        for folder in folders:
+            entries, wrong = read_folder(folder, own_hints=view.hints is None)
+            self.entries += entries
+            self.wrong += wrong
+        self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.entries) * (1 + self.mirror)
 
-    def some(self, indices: slice) -> Self:
+    def some(self, indices: Iterable[int]) -> Self:
         """The same with these pairs only."""
         part = copy(self)
-        part.pairs = self.pairs[indices]
+        part.entries, part.kept = [self.entries[i] for i in indices], {}
         return part
 
-    def __getitem__(self, i: int) -> Pair:
-        image, prompt = self.picture(i)
-        return image, self.hint(i), prompt
+    def mirrored(self) -> Self:
+        """The same, and after these pairs all of them reversed."""
+        both = copy(self)
+        both.mirror, both.kept = True, {}
+        return both
+
+    def entry(self, i: int) -> tuple[Entry, bool]:
+        """And whether it is reversed."""
+        n = len(self.entries)
+        reversed_ = self.mirror and i >= n
+        return self.entries[i - n * reversed_], reversed_
+
+    def __getitem__(self, i: int | tuple[int, int]) -> Pair:
+        i, place = (i[0], self.random_place(i[1])) if isinstance(i, tuple) else (i, MIDDLE)
+        image = self.image(i, place)
+        return image * 2 - 1, self.hint_at(i, place, image), self.entry(i)[0].prompt
 
     def picture(self, i: int) -> tuple[Tensor, str]:
-        picture, _, prompt = self.pairs[i]
-        return read_picture(picture) * 2 - 1, prompt
+        return self.image(i, MIDDLE) * 2 - 1, self.entry(i)[0].prompt
 
-    def hint(self, i: int) -> Tensor:
-        return read_picture(self.pairs[i][1])
+    def make_hint(self, i: int) -> Tensor:
+        return self.hint_at(i, MIDDLE)
+
+    def image(self, i: int, place: tuple[float, float]) -> Tensor:
+        """[3, H, W] in [0, 1]. (A picture stands on white, where it is transparent.)"""
+        entry, reversed_ = self.entry(i)
+        return self.cut(entry.picture, "white", place, reversed_)
+
+    def hint_at(self, i: int, place: tuple[float, float], image: Tensor | None = None) -> Tensor:
+        """image: the pair's, if it was read already."""
+        entry, reversed_ = self.entry(i)
+        if entry.hint:
+            return self.cut(entry.hint, "black", place, reversed_)
+        image = self.image(i, place) if image is None else image
+        return canny(image, *self.thresholds(entry))
+
+    def cut(self, file: Path, behind: str, place: tuple[float, float], reversed_: bool) -> Tensor:
+        picture = as_tensor(cut_out(read_image(file, behind), self.view.size, place))
+        return picture.flip(-1) if reversed_ else picture
+
+    def random_place(self, seen: int) -> tuple[float, float]:
+        right, down = torch.rand(2, generator=generator_of(self.view.seed, seen, CROP)).tolist()
+        return right, down
+
+    def thresholds(self, entry: Entry) -> tuple[int, int]:
+        """Of Canny's edges: random, as the paper's were, for each picture its own."""
+        generator = generator_of(self.view.seed, entry.number, THRESHOLDS)
+        high = int(torch.randint(100, 300, (), generator=generator))
+        return high // 2, high
 
     def fingerprint(self, i: int) -> bytes:
-        picture, _, prompt = self.pairs[i]
+        entry, reversed_ = self.entry(i)
         try:
-            return hashlib.sha256(picture.read_bytes()).digest() + prompt.encode()
+            digest = hashlib.sha256(entry.picture.read_bytes()).digest()
         except OSError as error:
-            raise InputError(f"{picture} cannot be read: {error.strerror}") from None
+            raise InputError(f"{entry.picture} cannot be read: {error.strerror}") from None
+        return digest + f"{self.view.size} {MIDDLE} {reversed_} {entry.prompt}".encode()
 
 
-def split(folder: Folder) -> tuple[Folder, Folder]:
-    """Pairs to train on, and the last tenth (at least one, at most eight) to measure with. A single
-    pair is both."""
-    first_held_out = len(folder) - min(8, max(1, len(folder) // 10))
-    return folder.some(slice(max(1, first_held_out))), folder.some(slice(first_held_out, None))
+def split(folder: Folder, seed: int) -> tuple[Folder, Folder]:
+    """Pairs to train on, and a tenth (at least one, at most eight) to measure with, which the seed
+    chooses. A single pair is both."""
+    n = len(folder)
+    order = torch.randperm(n, generator=generator_of(seed, 0, HELD_OUT)).tolist()
+    kept = min(8, max(1, n // 10))
+    return folder.some(sorted(order[kept:] or order)), folder.some(sorted(order[:kept]))

@@ -15,6 +15,11 @@ from nanocontrol.plumbing.errors import InputError
 N = TypeVar("N", bound=nn.Module)
 
 
+def is_first() -> bool:
+    """Of those that torchrun started, or alone: the one that prints and writes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 class Processes:
     """Those that torchrun started, or this one alone. All make the same draws and keep the same
     weights; each takes its share of every pass, and DistributedDataParallel averages the gradients.

@@ -50,6 +50,9 @@ def parser_for(
         for literal in kinds:
             if get_origin(literal) is Literal:
                 argument["choices"] = get_args(literal)
+            if get_origin(literal) is list:
+                argument["action"] = "append"
+                del argument["choices"]
         if argument.get("type") is absolute:
             argument["metavar"] = "PATH"
         parser.add_argument(flag_of(setting.name), default=argparse.SUPPRESS, **argument)

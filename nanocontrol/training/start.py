@@ -14,6 +14,7 @@ from typing import IO, Any
 from nanocontrol.plumbing.errors import InputError, Stopped
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import absolute
+from nanocontrol.training.processes import is_first
 
 
 class Signals:
@@ -50,7 +51,7 @@ def run_alone(train: Callable, settings: Any, resume: bool, kind: str, command: 
 
     Processes that torchrun started are one run: the first of them has the folder.
     """
-    first = int(os.environ.get("RANK", 0)) == 0
+    first = is_first()
     held = folder_held(settings.out, kind, resume) if first else nullcontext(settings.out or kind)
     with Signals() as signals, held as out:
         try:

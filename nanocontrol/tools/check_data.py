@@ -1,0 +1,59 @@
+"""Look at a folder of pictures as training would, and say what it would find; nothing is trained.
+
+    python -m nanocontrol.tools.check_data photos/ --hints canny
+
+prints what is wrong, a line each with file and line, then what one should know, and leaves a sheet
+of pairs as training will see them. Exit status 1 where training would refuse, else 0.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nanocontrol.plumbing.errors import InputError, one_sentence
+from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.flags import at_least, width_and_height
+from nanocontrol.plumbing.pictures import save_picture
+from nanocontrol.training.check import Findings, look_through, sheet
+from nanocontrol.training.pairs import Folder, View
+
+
+def check_data(args: argparse.Namespace) -> Findings:
+    """What training would find; of pairs that it would take, a sheet."""
+    width, height = map(int, args.size.split("x"))
+    try:
+        folder = Folder(args.folders, View((width, height), args.crop, args.hints))
+    except InputError as error:
+        return Findings([str(error)], [])
+    found = look_through(folder, args.steps, args.batch_size, show=True)
+    if not found.wrong:
+        make_folder("--out", args.out.parent)
+        save_picture(sheet(folder), args.out)
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("check_data", description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("folders", type=Path, nargs="+", metavar="DIR", help="as train.py's --data; several: all")
+    add("--hints", choices=["canny"], help="as train.py's, as are the next")
+    add("--size", type=width_and_height, default="512x512", help="default: 512 (nano has 128)")
+    add("--crop", choices=["middle", "random"], default="middle", help="default: middle")
+    add("--steps", type=at_least(1), default=20_000, help="default: 20000")
+    add("--batch-size", type=at_least(1), default=4, help="default: 4")
+    add("--out", type=Path, default=Path("out/pairs.png"), help="default: out/pairs.png")
+    args = parser.parse_args(argv)
+    with one_sentence("check_data"):
+        found = check_data(args)
+    for line in found.wrong:
+        print(f"wrong: {line}")
+    for line in found.notes:
+        print(line)
+    if found.wrong:
+        sys.exit(1)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""A look at every pair before a training on them begins: what is wrong, and what one should know.
+
+What is wrong refuses the training; notes do not.
+"""
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from nanocontrol.clip import MAX_TOKENS
+from nanocontrol.plumbing.errors import LONGEST, InputError
+from nanocontrol.plumbing.pictures import grid
+from nanocontrol.plumbing.tokenizer import open_clip_tokenizer
+from nanocontrol.training.folders import Entry
+from nanocontrol.training.pairs import Folder
+from nanocontrol.training.processes import is_first
+
+GRID = 64  # edges are compared on maps with so many cells along the short side
+COMPARED = 256  # pairs whose edges are compared, at most
+OTHERS = 4  # pictures that a hint is compared with, beside its own
+FLAT, WHITE = 0.01, 0.6  # deviation of a constant hint, mean of a mostly white one
+ENLARGED = 2  # times, along each side
+SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row of it, pixels
+
+
+class Seen(NamedTuple):
+    """What reading one pair told."""
+
+    wrong: str  # "" if it can be used
+    picture: bytes = b""  # a hash of its pixels, as training will see them
+    mean: float = 0.5  # of the hint
+    deviation: float = 1.0
+    edges: tuple[Tensor, ...] = ()  # of the picture and of the hint, [h, w] each
+
+
+class Findings(NamedTuple):
+    wrong: list[str]
+    notes: list[str]
+
+
+def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings:
+    """Read every pair. steps, batch: of the training, to say how often each will be seen; show:
+    a progress bar."""
+    numbers = range(len(folder.entries))
+    compared = {*numbers[:: max(1, len(numbers) // COMPARED)][:COMPARED]}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = pool.map(lambda i: look(folder, i, i in compared), numbers)
+        seen = [*tqdm(looks, "checking pairs", len(numbers), leave=False, disable=not show)]
+    wrong = folder.wrong + [one.wrong for one in seen if one.wrong]
+    good = [(entry, one) for entry, one in zip(folder.entries, seen) if not one.wrong]
+    if not good:
+        return Findings(wrong, [])
+    entries, seen = [entry for entry, _ in good], [one for _, one in good]
+    notes = [
+        f"{counted(len(entries), 'pair')}; {steps} steps of {batch} see each "
+        f"{steps * batch / len(entries):.1f} times",
+        *about_sizes(entries, folder.view.size, folder.view.crop),
+        *about_prompts(entries),
+        *about_same(entries, seen),
+        *about_hints(entries, seen),
+    ]
+    return Findings(wrong, notes)
+
+
+def tell_or_refuse(folder: Folder, steps: int, batch: int) -> None:
+    """Print what a training on the folder should know. Raises InputError if a pair is wrong."""
+    found = look_through(folder, steps, batch, show=is_first())
+    if found.wrong:
+        more = f" ({len(found.wrong) - 1} more are wrong)" if len(found.wrong) > 1 else ""
+        all_ = "python -m nanocontrol.tools.check_data says all"
+        raise InputError(f"{found.wrong[0]}{more}; {all_}", longest=2 * LONGEST)
+    if is_first():
+        print(*found.notes, sep="\n", file=sys.stderr)
+
+
+def look(folder: Folder, i: int, compare: bool) -> Seen:
+    """Read pair i, to the last byte. (Hints that are made from pictures need no look.)"""
+    entry = folder.entries[i]
+    try:
+        image = (folder.picture(i)[0] + 1) / 2
+        picture = hashlib.sha256(image.numpy().tobytes()).digest()
+        if entry.hint is None:
+            return Seen("", picture)
+        hint = folder.make_hint(i)
+    except InputError as error:
+        named = entry.where == str(entry.picture)
+        return Seen(str(error) if named else f"{entry.where}: {error}")
+    edges = (edges_of(image), edges_of(hint)) if compare else ()
+    return Seen("", picture, hint.mean().item(), hint.std().item(), edges)
+
+
+def edges_of(picture: Tensor) -> Tensor:
+    """[3, H, W] -> how much it changes from pixel to pixel, on a grid [h, w]; blurred, since a
+    scribble or a pose is only near the picture's edges."""
+    right, down = picture.diff(dim=2)[:, 1:], picture.diff(dim=1)[:, :, 1:]
+    change = (right.abs() + down.abs()).amax(dim=0, keepdim=True)
+    height, width = (GRID * side // min(change.shape[1:]) for side in change.shape[1:])
+    cells = F.adaptive_avg_pool2d(change, (height, width))
+    for _ in range(2):
+        cells = F.avg_pool2d(cells, 5, stride=1, padding=2, count_include_pad=False)
+    return cells[0]
+
+
+def agreement(a: Tensor, b: Tensor) -> float:
+    """Correlation of two maps; 0 if one is constant."""
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].nan_to_num().item()
+
+
+def sheet(folder: Folder) -> Image.Image:
+    """Some pairs as training will see them: hint, picture, hint, picture, ..."""
+    n = len(folder)
+    some = [folder[i] for i in range(0, n, max(1, n // SHOWN))][:SHOWN]
+    cells = [cell for image, hint, _ in some for cell in (hint * 2 - 1, image)]
+    cells += [torch.ones_like(cells[0])] * (-len(cells) % IN_ROW if n > IN_ROW // 2 else 0)
+    image = grid([cells[i : i + IN_ROW] for i in range(0, len(cells), IN_ROW)])
+    image.thumbnail((WIDEST, image.height))
+    return image
+
+
+# ----------------------------------------------------------------------------- lines of a report
+
+
+def counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def named(entries: Sequence[Entry], of: str = "picture") -> str:
+    """A few of them, by their files' names."""
+    names = [getattr(entry, of).name for entry in entries[:3]]
+    more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
+    return ", ".join(names) + more
+
+
+def about_sizes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[str]:
+    width, height = size
+    sizes = Counter(f"{entry.size[0]}x{entry.size[1]}" for entry in entries)
+    common = ", ".join(f"{name} ({n})" for name, n in sizes.most_common(5))
+    more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
+    scales = [max(width / entry.size[0], height / entry.size[1]) for entry in entries]
+    lost = [
+        1 - width * height / (scale**2 * entry.size[0] * entry.size[1])
+        for scale, entry in zip(scales, entries)
+    ]
+    lines = [
+        f"sizes: {common}{more}; {width}x{height} will be seen of each ({crop}), "
+        f"{sum(lost) / len(lost):.0%} of a picture is cut away (at most {max(lost):.0%})"
+    ]
+    small = [entry for scale, entry in zip(scales, entries) if scale > ENLARGED]
+    if small:
+        lines.append(
+            f"{counted(len(small), 'picture')} will be enlarged more than twice: {named(small)}"
+        )
+    other = [entry for entry in entries if entry.hint and entry.hint_size != entry.size]
+    if other:
+        lines.append(
+            f"{counted(len(other), 'hint')} of another size than the picture, resized: "
+            f"{named(other, 'hint')}"
+        )
+    return lines
+
+
+def about_prompts(entries: list[Entry]) -> list[str]:
+    tokenizer = open_clip_tokenizer().SimpleTokenizer()
+    lengths = [2 + len(tokenizer.encode(entry.prompt)) for entry in entries]  # with start and end
+    lines = [f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}"]
+    long = [entry for entry, n in zip(entries, lengths) if n > MAX_TOKENS]
+    if long:
+        what = counted(len(long), "prompt")
+        lines.append(f"{what} of more than {MAX_TOKENS} tokens, cut off there: {named(long)}")
+    missing = [entry for entry in entries if not entry.prompt]
+    if missing:
+        lines.append(f"{counted(len(missing), 'caption')} missing: {named(missing)}")
+    return lines
+
+
+def about_same(entries: list[Entry], seen: list[Seen]) -> list[str]:
+    groups: dict[bytes, list[Entry]] = {}
+    for entry, one in zip(entries, seen):
+        groups.setdefault(one.picture, []).append(entry)
+    same = [group for group in groups.values() if len(group) > 1]
+    if not same:
+        return []
+    what = counted(sum(map(len, same)) - len(same), "picture")
+    return [f"{what} like another: {named(same[0])}"]
+
+
+def about_hints(entries: list[Entry], seen: list[Seen]) -> list[str]:
+    pairs, lines = [*zip(entries, seen)], []
+    for what, some in (
+        ("constant: nothing can be learnt from it", [e for e, s in pairs if s.deviation < FLAT]),
+        ("mostly white (inverted?)", [e for e, s in pairs if s.mean > WHITE]),
+    ):
+        if some:
+            lines.append(f"{counted(len(some), 'hint')} {what}: {named(some, 'hint')}")
+    compared = [(entry, one) for entry, one in pairs if one.edges]
+    apart = not_met([one.edges for _, one in compared])
+    if sum(apart) > len(apart) / 4:
+        foreign = [entry for (entry, _), is_apart in zip(compared, apart) if is_apart]
+        lines.append(
+            f"edges of {len(foreign)} of {counted(len(apart), 'hint')} meet those of another "
+            f"picture as well as those of their own: {named(foreign, 'hint')}"
+        )
+    return lines
+
+
+def not_met(edges: list[tuple[Tensor, ...]]) -> list[bool]:
+    """For each hint whether its edges agree with another picture's no less than with its own's."""
+    n, met = len(edges), []
+    for i, (picture, hint) in enumerate(edges):
+        others = [edges[(i + k) % n][0] for k in range(1, min(OTHERS, n - 1) + 1)]
+        own = agreement(hint, picture)
+        met.append(any(agreement(hint, other) >= own for other in others))
+    return met

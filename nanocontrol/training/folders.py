@@ -1,0 +1,138 @@
+"""Folders of pictures to learn from, as people have them: what belongs together, and what is wrong.
+
+| form           | what                                                                           |
+|----------------|--------------------------------------------------------------------------------|
+| prompt.json    | one JSON object a line: target, source (the hint), prompt; Fill50K's form      |
+| metadata.jsonl | one a line: file_name, conditioning_image, text; the form of diffusers         |
+| neither        | every picture of the folder, with its caption beside it: cat.jpg, cat.txt      |
+
+Paths are relative to the folder. Hints that are made from the pictures need none in the list.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.pictures import picture_size, read_caption
+
+# Files that list pairs, and what their entries call the picture, the hint and the prompt.
+LISTS = {
+    "prompt.json": (["target"], ["source"], ["prompt"]),  # Fill50K, as published
+    "metadata.jsonl": (  # an image folder, as diffusers' trainer takes it
+        ["file_name", "image", "image_file_name"],
+        ["conditioning_image", "conditioning_image_file_name"],
+        ["text", "prompt"],
+    ),
+}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ALIKE = 0.02  # how far, of itself, the shape of a hint may be from its picture's
+
+
+class Entry(NamedTuple):
+    """A pair, as its folder has it."""
+
+    where: str  # file and line, or the picture's own name
+    picture: Path
+    hint: Path | None  # None: it is made from the picture
+    prompt: str
+    size: tuple[int, int] = (0, 0)  # width and height of the picture
+    hint_size: tuple[int, int] = (0, 0)
+    number: int = 0  # in all folders together
+
+
+def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
+    """The folder's pairs, and what is wrong with the others: a line for each. Of pictures only the
+    headers are read. own_hints: the folder has them.
+
+    Raises InputError where there is nothing at all.
+    """
+    lists = [folder / name for name in LISTS if (folder / name).is_file()]
+    if lists:
+        some = [partial(from_line, *line, own_hints) for line in lines_of(lists[0])]
+    elif own_hints:
+        names = " or ".join(LISTS)
+        raise InputError(
+            f"{folder}: expected a folder with {names}, which names the hints, or --hints canny, "
+            "which makes them"
+        )
+    else:
+        some = [partial(from_picture, file) for file in pictures_in(folder)]
+    if not some:
+        raise InputError(
+            f"{lists[0]} lists no pairs: expected a JSON object on each line"
+            if lists
+            else f"{folder} holds no pictures: expected {', '.join(PICTURES)}"
+        )
+    entries, wrong = [], []
+    for read in tqdm(some, "reading headers", leave=False):
+        try:
+            entries.append(with_sizes(read()))
+        except InputError as error:
+            wrong.append(str(error))
+    return entries, wrong
+
+
+def lines_of(file: Path) -> list[tuple[Path, int, str]]:
+    """File, number and text of every line that is not empty."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as text ({error})") from None
+    return [(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def from_line(file: Path, number: int, line: str, own_hints: bool) -> Entry:
+    where = f"{file}, line {number}"
+    targets, sources, prompts = LISTS[file.name]
+    try:
+        entry = json.loads(line)
+        picture, prompt = file.parent / first_of(entry, targets), first_of(entry, prompts)
+        hint = file.parent / first_of(entry, sources) if own_hints else None
+    except (ValueError, TypeError, KeyError):  # no JSON, no object, no text, a name missing
+        keys = ", ".join(names[0] for names in (targets, sources, prompts))
+        what = f"expected a JSON object with {keys}, not {line[:60]!r}"
+        raise InputError(f"{where}: {what}") from None
+    return Entry(where, picture, hint, prompt)
+
+
+def first_of(entry: dict, names: list[str]) -> str:
+    """The entry's text under the first of these names that it has."""
+    name = next((name for name in names if name in entry), names[0])
+    if not isinstance(entry[name], str):
+        raise TypeError(name)
+    return entry[name]
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); expected a folder") from None
+
+
+def from_picture(file: Path) -> Entry:
+    """Without a hint; a missing caption is an empty prompt."""
+    caption = file.with_suffix(".txt")
+    return Entry(str(file), file, None, read_caption(caption) if caption.exists() else "")
+
+
+def with_sizes(entry: Entry) -> Entry:
+    """Raises InputError for pictures that cannot be read, and for a hint of another shape."""
+    try:
+        size = picture_size(entry.picture)
+        hint_size = picture_size(entry.hint) if entry.hint else size
+    except InputError as error:
+        named = entry.where == str(entry.picture)
+        raise InputError(str(error) if named else f"{entry.where}: {error}") from None
+    shapes = size[0] * hint_size[1], size[1] * hint_size[0]
+    if abs(shapes[0] - shapes[1]) > ALIKE * max(shapes):
+        sizes = [f"{width}x{height}" for width, height in (size, hint_size)]
+        raise InputError(
+            f"{entry.where}: {entry.hint} is {sizes[1]} and its picture {sizes[0]}; expected the "
+            "same shape"
+        )
+    return entry._replace(size=size, hint_size=hint_size)

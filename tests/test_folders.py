@@ -1,0 +1,403 @@
+"""Pictures of one's own: folders of every form, what is cut out of them, and the look at them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+import train
+from conftest import NANO, opened, refusal, write_pairs
+from nanocontrol import InputError
+from nanocontrol.checkpoint import load_sd
+from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.scenes import Scenes
+from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.pictures import as_tensor, read_image
+from nanocontrol.plumbing.tensors import open_tensors
+from nanocontrol.tools.check_data import main as check_data
+from nanocontrol.training.batches import load_batches
+from nanocontrol.training.cache import names
+from nanocontrol.training.check import agreement, edges_of, look_through, not_met
+from nanocontrol.training.pairs import Folder, View, split
+
+SQUARE = View((64, 64))
+
+
+def of(folder: Path, **how) -> Folder:
+    return Folder([folder], SQUARE._replace(**how))
+
+
+def gradient(size: tuple[int, int]) -> Image.Image:
+    """Redder to the right, greener downwards."""
+    right, down = np.meshgrid(*(np.linspace(0, 255, side) for side in size))
+    return Image.fromarray(np.stack([right, down, 0 * right], axis=-1).round().astype(np.uint8))
+
+
+# ------------------------------------------------------------------------------------- forms
+
+
+@pytest.mark.parametrize("form", ["prompt.json", "metadata.jsonl"])
+def test_folders_of_both_forms(tmp_path, form):
+    pairs = of(write_pairs(tmp_path, form, n=3))
+    assert len(pairs) == 3 and not pairs.wrong
+    for i in range(3):
+        for ours, drawn in zip(pairs[i][:2], Scenes("canny")[i][:2]):
+            assert (ours - drawn).abs().max() <= 2 / 255
+        assert pairs[i][2] == Scenes("canny").scene(i).prompt
+        assert torch.equal(pairs[i][0], pairs.picture(i)[0])
+        assert torch.equal(pairs[i][1], pairs.hint(i))
+
+
+def test_a_folder_of_photographs_with_captions_beside_them(tmp_path):
+    for name in ("b.jpg", "a.PNG", "c.webp"):
+        gradient((80, 64)).save(tmp_path / name)
+    (tmp_path / "a.txt").write_text("\ufeffa\n red  ramp\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "notes.md").write_text("not a picture")
+    pairs = of(tmp_path, hints="canny")
+    assert [entry.picture.name for entry in pairs.entries] == ["a.PNG", "b.jpg", "c.webp"]
+    assert [pairs[i][2] for i in range(3)] == ["a red ramp", "", ""]
+    assert "2 captions missing: b.jpg, c.webp" in found(pairs)
+
+
+def test_hints_are_made_of_pictures_that_a_list_names(tmp_path):
+    write_pairs(tmp_path, "metadata.jsonl", n=2)
+    text = (tmp_path / "metadata.jsonl").read_text().replace("conditioning_image", "other")
+    (tmp_path / "metadata.jsonl").write_text(text)
+    assert "line 1" in of(tmp_path).wrong[0]
+    pairs = of(tmp_path, hints="canny")
+    image, hint, _ = pairs[1]
+    low, high = pairs.thresholds(pairs.entries[1])
+    assert high // 2 == low and torch.equal(hint, canny((image + 1) / 2, low, high))
+    assert torch.equal(hint, pairs.hint(1)) and hint.any()
+
+
+def test_thresholds_are_random_and_belong_to_the_picture(tmp_path):
+    pairs = of(write_pairs(tmp_path, n=12), hints="canny")
+    thresholds = [pairs.thresholds(entry) for entry in pairs.entries]
+    assert len({*thresholds}) > 6 and all(100 <= high < 300 for _, high in thresholds)
+    kept = pairs.some([7, 3])
+    assert [kept.thresholds(entry) for entry in kept.entries] == [thresholds[7], thresholds[3]]
+    other = of(tmp_path, hints="canny", seed=1)
+    assert [other.thresholds(entry) for entry in other.entries] != thresholds
+
+
+def test_two_folders_are_joined(tmp_path):
+    for name in "ab":
+        write_pairs(tmp_path / name, n=2)
+    both = Folder([tmp_path / "a", tmp_path / "b"], SQUARE)
+    assert len(both) == 4 and both.entries[2].where.startswith(str(tmp_path / "b"))
+
+
+def test_lists_with_odd_marks_in_their_text(tmp_path):
+    write_pairs(tmp_path, n=1)
+    entry = {"source": "hint0.png", "target": "image0.png", "prompt": "one\u2028two"}
+    text = json.dumps(entry, ensure_ascii=False) + "\r\n"
+    (tmp_path / "prompt.json").write_text(text, encoding="utf-8-sig")
+    assert of(tmp_path)[0][2] == "one\u2028two"
+
+
+# ------------------------------------------------------------------------------ sizes and places
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 64), (64, 100), (300, 200), (40, 50)])
+@pytest.mark.parametrize("shape", [(64, 64), (128, 64)])
+def test_the_middle_is_cut_out(tmp_path, size, shape):
+    gradient(size).save(tmp_path / "a.png")
+    image = (of(tmp_path, hints="canny", size=shape).picture(0)[0] + 1) / 2
+    assert image.shape == (3, shape[1], shape[0])
+    # Colours tell the place: the part is as large as its shape allows, and in the middle.
+    part = min(size[0] / shape[0], size[1] / shape[1])
+    for channel, side, whole, length in ((0, 2, size[0], shape[0]), (1, 1, size[1], shape[1])):
+        ramp = image[channel].mean(dim=2 - side)
+        reach = (ramp[-1] - ramp[0]).item()
+        assert ramp.mean().item() == pytest.approx(0.5, abs=0.02)
+        assert reach == pytest.approx(part * (length - 1) / (whole - 1), abs=0.05)
+
+
+def test_what_fits_stays_as_it_is(tmp_path):
+    gradient((64, 64)).save(tmp_path / "a.png")
+    assert torch.equal(
+        of(tmp_path, hints="canny").image(0, (0.5, 0.5)), as_tensor(gradient((64, 64)))
+    )
+
+
+def test_a_hint_is_cut_as_its_picture_is(tmp_path):
+    picture = gradient((300, 200))
+    picture.save(tmp_path / "p.png")
+    picture.resize((150, 100)).save(tmp_path / "h.png")  # of another size, of the same shape
+    entry = {"target": "p.png", "source": "h.png", "prompt": ""}
+    (tmp_path / "prompt.json").write_text(json.dumps(entry))
+    pairs = of(tmp_path)
+    for i in (0, (0, 5), (0, 6)):
+        image, hint, _ = pairs[i]
+        assert (image - (hint * 2 - 1)).abs().max() < 0.05
+    assert "1 hint of another size" in found(pairs)
+
+
+def test_a_random_place_is_another_each_time_and_follows_from_the_seed(tmp_path):
+    gradient((300, 100)).save(tmp_path / "a.png")
+    pairs = of(tmp_path, hints="canny", crop="random")
+    places = [pairs[0, seen][0][0].mean().item() for seen in range(12)]
+    assert len({*places}) == 12 and max(places) - min(places) > 0.5
+    assert places == [of(tmp_path, hints="canny")[0, seen][0][0].mean() for seen in range(12)]
+    assert places != [of(tmp_path, hints="canny", seed=1)[0, s][0][0].mean() for s in range(12)]
+
+
+def test_a_resumed_training_sees_the_same_places(tmp_path):
+    write_pairs(tmp_path, n=5, size=(100, 64))
+    pairs, sd = of(tmp_path, crop="random"), load_sd(NANO)
+
+    def hints(seen: int, batches: int) -> torch.Tensor:
+        some = load_batches(sd, pairs, 0, seen, 2, slice(None), "cpu", numbered=True)
+        return torch.cat([next(some).hint for _ in range(batches)])
+
+    whole = hints(0, 4)
+    assert torch.equal(whole[4:], hints(4, 2)) and not torch.equal(whole[:2], whole[2:4])
+
+
+def test_mirrored_pairs_come_after_the_others(tmp_path):
+    pairs = of(write_pairs(tmp_path, n=3))
+    both = pairs.mirrored()
+    assert len(both) == 6 and len(pairs) == 3
+    for i in range(3):
+        for plain, same, turned in zip(pairs[i], both[i], both[i + 3]):
+            if isinstance(plain, str):
+                assert plain == same == turned
+            else:
+                assert torch.equal(plain, same) and torch.equal(plain.flip(-1), turned)
+    assert torch.equal(both.hint(4), pairs.hint(1).flip(-1))
+    with pytest.raises(IndexError):
+        both[6]
+    with pytest.raises(IndexError):
+        pairs[3]
+
+
+def test_pictures_of_every_kind_look_as_one_expects(tmp_path):
+    """Those that a viewer shows: upright, without what is transparent, in full range."""
+    photo = gradient((64, 64))
+    grey = photo.convert("L")
+    cases: dict[str, Image.Image] = {
+        "palette.png": photo.quantize(256),
+        "cmyk.jpg": photo.convert("CMYK"),
+        "grey.jpg": grey,
+        "bits.png": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
+        "alpha.png": photo.convert("RGBA"),
+        "once.gif": photo,
+    }
+    for name, picture in cases.items():
+        picture.save(tmp_path / name)
+    photo.save(tmp_path / "moving.gif", save_all=True, append_images=[ImageOps.invert(photo)])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright: the camera's right is the bottom
+    photo.rotate(90).save(tmp_path / "turned.png", exif=exif)
+    pairs = of(tmp_path, hints="canny")
+    assert not pairs.wrong and len(pairs) == 8
+    for entry, i in zip(pairs.entries, range(8)):
+        true = as_tensor(
+            (grey if entry.picture.name in ("grey.jpg", "bits.png") else photo).convert("RGB")
+        )
+        image = (pairs[i][0] + 1) / 2
+        assert (image - true).abs().mean() < 0.05, entry.picture
+    cut_out = photo.convert("RGBA")
+    cut_out.putalpha(0)
+    cut_out.save(tmp_path / "hole.png")
+    assert read_image(tmp_path / "hole.png", "white").getextrema() == ((255, 255),) * 3
+    assert read_image(tmp_path / "hole.png").getextrema() == ((0, 0),) * 3
+
+
+# ------------------------------------------------------------------------------- held out, cached
+
+
+def test_the_seed_chooses_what_is_held_out(tmp_path):
+    pairs = of(write_pairs(tmp_path, n=30))
+
+    def held(seed: int) -> list[int]:
+        training, kept = split(pairs, seed)
+        numbers = [entry.number for entry in kept.entries]
+        assert sorted(numbers + [entry.number for entry in training.entries]) == [*range(30)]
+        return numbers
+
+    assert held(0) == held(0) != held(1) and len(held(0)) == 3
+    one, same = split(pairs.some([4]), 0)
+    assert [e.number for e in one.entries] == [e.number for e in same.entries] == [4]
+
+
+def test_the_cache_tells_sizes_and_reversed_pairs_apart(tmp_path):
+    write_pairs(tmp_path, n=2, size=(128, 100))
+    sd = load_sd(NANO)
+    views = [of(tmp_path), of(tmp_path, size=(128, 64)), of(tmp_path).mirrored()]
+    assert len({tuple(names(sd, view, False)) for view in views}) == 3
+    plain = of(tmp_path).mirrored()
+    assert plain.fingerprint(0) != plain.fingerprint(2)
+
+
+# -------------------------------------------------------------------------------- the look at them
+
+
+def found(pairs: Folder) -> str:
+    return "\n".join(look_through(pairs, 100, 4, show=False).notes)
+
+
+def test_a_look_at_pairs_that_are_fine(tmp_path):
+    pairs = of(write_pairs(tmp_path, n=12))
+    notes = found(pairs)
+    assert "12 pairs; 100 steps of 4 see each 33.3 times" in notes
+    assert "64x64 (12)" in notes and "tokens" in notes
+    for word in ("constant", "white", "like another", "missing", "enlarged", "another", "cut off"):
+        assert word not in notes, word
+
+
+def test_a_look_finds_what_is_odd(tmp_path):
+    write_pairs(tmp_path, n=12)
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "hint1.png")
+    with Image.open(tmp_path / "hint2.png") as hint:
+        ImageOps.invert(hint.convert("RGB")).save(tmp_path / "hint2.png")
+    (tmp_path / "image4.png").write_bytes((tmp_path / "image3.png").read_bytes())
+    for name in ("image5.png", "hint5.png"):
+        opened(tmp_path / name).resize((20, 20)).save(tmp_path / name)
+    lines = [json.loads(line) for line in (tmp_path / "prompt.json").read_text().splitlines()]
+    lines[6]["prompt"], lines[7]["prompt"] = "red " * 80, ""
+    (tmp_path / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
+    notes = found(of(tmp_path))
+    assert "1 hint constant: nothing can be learnt from it: hint1.png" in notes
+    assert "1 hint mostly white (inverted?): hint2.png" in notes
+    assert "1 picture like another: image3.png, image4.png" in notes
+    assert "1 picture will be enlarged more than twice: image5.png" in notes
+    assert "1 prompt of more than 77 tokens, cut off there: image6.png" in notes
+    assert "1 caption missing: image7.png" in notes
+    assert "2 to 82 tokens" in notes
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_hints_that_belong_to_other_pictures_are_seen(tmp_path, condition):
+    scenes = [Scenes(condition)[i] for i in range(16)]
+    edges = [(edges_of((image + 1) / 2), edges_of(hint)) for image, hint, _ in scenes]
+    foreign = [(edges[i][0], edges[(i + 7) % 16][1]) for i in range(16)]
+    assert sum(not_met(edges)) <= 4 and sum(not_met(foreign)) >= 8
+
+
+def test_agreement_of_constant_maps_is_zero():
+    assert agreement(torch.zeros(4, 4), torch.rand(4, 4)) == 0
+
+
+# --------------------------------------------------------------------------------- check_data
+
+
+def report(capsys, *flags: object) -> tuple[str, int]:
+    """What check_data prints, and its exit status."""
+    status = 0
+    try:
+        check_data([*map(str, flags), "--size", "64"])
+    except SystemExit as end:
+        status = end.code
+    return capsys.readouterr().out, status
+
+
+def test_check_data_says_what_it_sees_and_shows_it(tmp_path, capsys):
+    text, status = report(capsys, write_pairs(tmp_path / "pairs", n=20), "--out", "sheet.png")
+    assert status == 0 and text.endswith("sheet.png\n") and "20 pairs" in text
+    sheet = np.asarray(opened("sheet.png"))
+    assert sheet.shape == (4 * 64, 8 * 64, 3)
+    image, hint, _ = of(tmp_path / "pairs")[0]
+    assert np.abs(sheet[:64, :64] / 255 - hint.permute(1, 2, 0).numpy()).max() < 0.01
+    assert np.abs(sheet[:64, 64:128] / 127.5 - 1 - image.permute(1, 2, 0).numpy()).max() < 0.02
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
+    write_pairs(tmp_path, n=8)
+    lines = (tmp_path / "prompt.json").read_text().splitlines()
+    lines[1] = "{not json"
+    (tmp_path / "prompt.json").write_text("\n".join(lines))
+    (tmp_path / "image2.png").unlink()
+    (tmp_path / "hint3.png").write_text("no picture")
+    data = (tmp_path / "image4.png").read_bytes()
+    (tmp_path / "image4.png").write_bytes(data[: len(data) // 2])
+    Image.new("RGB", (64, 32)).save(tmp_path / "hint5.png")
+    Image.new("L", (20_000, 20_000)).save(tmp_path / "hint6.png")  # a decompression bomb
+    text, status = report(capsys, tmp_path)
+    wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
+    assert status == 1 and len(wrong) == 6 and not Path("out").exists()
+    for number, words in [
+        (2, "expected a JSON object with target, source, prompt"),
+        (3, "image2.png does not exist"),
+        (4, "hint3.png cannot be read as a picture"),
+        (5, "image4.png is cut off or damaged"),
+        (6, "hint5.png is 64x32 and its picture 64x64; expected the same shape"),
+        (7, "hint6.png"),
+    ]:
+        mine = [line for line in wrong if f"prompt.json, line {number}: " in line]
+        assert len(mine) == 1 and words in mine[0], number
+    assert "2 pairs" in text  # those that are left
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        '"text"',
+        '{"source": "hint0.png"}',
+        '{"target": 3}',
+        '{"source": 1, "target": 2, "prompt": ""}',
+        '{"source": "hint0.png", "target": "image0.png", "prompt": null}',
+    ],
+)
+def test_lines_that_are_no_pairs(tmp_path, text):
+    write_pairs(tmp_path, n=3)
+    good = (tmp_path / "prompt.json").read_text().splitlines()
+    (tmp_path / "prompt.json").write_text("\n".join([good[0], text, good[2]]))
+    pairs = of(tmp_path)
+    assert len(pairs) == 2 and len(pairs.wrong) == 1
+    assert "line 2" in pairs.wrong[0] and "target" in pairs.wrong[0]
+
+
+def test_folders_without_pairs(tmp_path, capsys):
+    for folder, flags, words in [
+        ("nowhere", [], "prompt.json or metadata.jsonl"),
+        ("nowhere", ["--hints", "canny"], "nowhere cannot be read"),
+        (".", ["--hints", "canny"], "holds no pictures: expected .png"),
+        (".", [], "or --hints canny, which makes them"),
+    ]:
+        text, status = report(capsys, folder, *flags)
+        assert status == 1 and words in text and text.count("\n") == 1
+    for text, words in (("\n\n", "lists no pairs"), (b"\xff\xfe\x00", "cannot be read as text")):
+        Path("prompt.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert words in report(capsys, ".")[0]
+    Path("prompt.json").unlink()
+    gradient((64, 64)).save("a.png")
+    Path("a.txt").write_bytes(b"\xff\xfe\x00")
+    assert "a.txt is not a text" in report(capsys, ".", "--hints", "canny")[0]
+
+
+# ------------------------------------------------------------------------------------ train.py
+
+
+def test_training_on_photographs(tmp_path, capsys, hasty):
+    """All that one types is --data and --hints canny."""
+    for i in range(6):
+        image = Scenes(None, size=128).picture(i)[0]
+        pixels = ((image + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        ImageOps.expand(Image.fromarray(pixels), 20).save(tmp_path / "photos" / f"{i}.jpg")
+    flags = ["--base", NANO, "--data", str(tmp_path / "photos"), "--hints", "canny", "--mirror"]
+    flags += ["--size", "64", "--steps", "2", "--device", "cpu", "--out", "run"]
+    train.main(flags)
+    printed = capsys.readouterr().err
+    assert "6 pairs" in printed and "6 captions missing" in printed
+    assert open_tensors("run/control.safetensors").metadata["condition"] == "canny"
+    assert "score" in json.loads(Path("run/metrics.json").read_text())
+    train.main([*flags[:-2], "--crop", "random", "--out", "elsewhere"])
+    assert not list(Path("cache").glob("*")) or Path("elsewhere/metrics.json").exists()
+
+
+def test_training_refuses_what_the_check_refuses(tmp_path, capsys):
+    folder = write_pairs(tmp_path / "pairs", n=4)
+    (folder / "hint2.png").write_bytes((folder / "hint2.png").read_bytes()[:200])
+    message = refusal(train.main, capsys, "--data", str(folder), "--steps", "1", "--out", "run")
+    assert "--data: " in message and "line 3" in message and "hint2.png" in message
+    assert not Path("run/settings.json").exists()
+    with pytest.raises(InputError, match="nothing|expected"):
+        of(tmp_path)
