@@ -21,8 +21,6 @@ of another size than the detector's are brought to that first.
 from dataclasses import replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanocontrol.nano.conditions import CONDITIONS, canny_edges, outlines_of
@@ -42,6 +40,7 @@ from nanocontrol.nano.follows import follows
 from nanocontrol.nano.model import DETECTOR
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.nano.world import Drawing, Scene, draw, joints_of
+from nanocontrol.training.compare import correlation, f1, mean_overlap, share_of_normals
 from nanocontrol.training.measure import Scores
 
 
@@ -101,12 +100,7 @@ def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
 
 
 def segmentation_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    truth, again = kinds_of(drawing), found[KIND].argmax(axis=0)
-    overlaps = []
-    for kind in np.unique(truth):
-        either = (truth == kind) | (again == kind)
-        overlaps.append(((truth == kind) & (again == kind)).sum() / either.sum())
-    return float(np.mean(overlaps))
+    return mean_overlap(found[KIND].argmax(axis=0), kinds_of(drawing))
 
 
 def depth_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
@@ -115,10 +109,7 @@ def depth_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float
 
 def normals_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
     truth = CONDITIONS["normals"](drawing).transpose(2, 0, 1)[:, drawing.shown > 0]
-    again = found[NORMALS][:, drawing.shown > 0]
-    a, b = (x * 2 - 1 for x in (truth, again))
-    cosine = (a * b).sum(axis=0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0) + 1e-6)
-    return float((cosine > np.cos(np.pi / 8)).mean())
+    return share_of_normals(found[NORMALS][:, drawing.shown > 0], truth)
 
 
 def cartoon_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
@@ -141,24 +132,3 @@ SCORES = {
 def true_map(condition: str, drawing: Drawing) -> np.ndarray:
     """[size, size], of a condition without colours."""
     return CONDITIONS[condition](drawing)[..., 0]
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """0 if one of them is the same everywhere."""
-    if min(a.std(), b.std()) < 1e-6:
-        return 0.0
-    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-
-
-def f1(found: np.ndarray, truth: np.ndarray, within: int) -> float:
-    """Of lines (bool): the harmonic mean of the share of the found ones that are near true ones,
-    and of the true ones that are near found ones."""
-
-    def near(lines: np.ndarray) -> np.ndarray:
-        grown = torch.from_numpy(lines)[None].float()
-        return F.max_pool2d(grown, 2 * within + 1, 1, within)[0].numpy() > 0
-
-    if not found.any() or not truth.any():
-        return float(found.any() == truth.any())
-    precision, recall = near(truth)[found].mean(), near(found)[truth].mean()
-    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0

@@ -1,0 +1,45 @@
+"""How alike two maps are: one that was found in a picture, and the true one that the picture was to
+follow. 1 is perfect."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def f1(found: np.ndarray, truth: np.ndarray, within: int) -> float:
+    """Of lines (bool [H, W]): the harmonic mean of the share of the found ones that are near true
+    ones, and of the true ones that are near found ones. Near: so many pixels, along either axis."""
+
+    def near(lines: np.ndarray) -> np.ndarray:
+        grown = torch.from_numpy(lines)[None].float()
+        # One axis, then the other: the same maxima, and quick for large distances too.
+        grown = F.max_pool2d(grown, (2 * within + 1, 1), 1, (within, 0))
+        return F.max_pool2d(grown, (1, 2 * within + 1), 1, (0, within))[0].numpy() > 0
+
+    if not found.any() or not truth.any():
+        return float(found.any() == truth.any())
+    precision, recall = near(truth)[found].mean(), near(found)[truth].mean()
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two maps [H, W]; 0 if one of them is the same everywhere."""
+    if min(a.std(), b.std()) < 1e-6:
+        return 0.0
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def mean_overlap(found: np.ndarray, truth: np.ndarray) -> float:
+    """Of labels (whole numbers [H, W]): intersection over union, mean over those of the truth."""
+    overlaps = []
+    for label in np.unique(truth):
+        either = (truth == label) | (found == label)
+        overlaps.append(((truth == label) & (found == label)).sum() / either.sum())
+    return float(np.mean(overlaps))
+
+
+def share_of_normals(found: np.ndarray, truth: np.ndarray) -> float:
+    """Of pixels' normals [3, n], -1..1 written as 0..1: the share within 22.5 degrees."""
+    a, b = (x * 2 - 1 for x in (truth, found))
+    cosine = (a * b).sum(axis=0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0) + 1e-6)
+    return float((cosine > np.cos(np.pi / 8)).mean())
