@@ -25,6 +25,7 @@ from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.healthy import bands_for
 from nanocontrol.nano.model import NANO, UNET, hint_channels_for
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
@@ -44,7 +45,7 @@ from nanocontrol.schedulers import STEPS
 from nanocontrol.training.batches import Batch, generator_of, load_batches
 from nanocontrol.training.cache import encoded_once
 from nanocontrol.training.check import tell_or_refuse
-from nanocontrol.training.measure import HeldOut, Scores, how_made, measure
+from nanocontrol.training.measure import HeldOut, Scores, edge_scores, how_made, measure
 from nanocontrol.training.optimizer import PRECISIONS, Optimizer
 from nanocontrol.training.pairs import Folder, Pairs, View, split
 from nanocontrol.training.processes import Processes
@@ -285,7 +286,7 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
             optimizer.backward(loss / passes)
             total += loss.detach() / passes
         watch.done(step, optimizer.step(processes.mean(total)))
-    return watch.finish(partial(look, len(held_out.images)), film_size=size)
+    return watch.finish(partial(look, len(held_out.images)), size, bands_for(asdict(settings)))
 
 
 # ------------------------------------------------------------------------------ what it needs
@@ -293,11 +294,12 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
 
 def datasets(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Scores | None]:
     """Pairs to train on, others to measure with, and a function that scores pictures of the first
-    of these others (None for a folder: what its hints show is not known)."""
+    of these others (None for hints from files: what they show is not known)."""
     if settings.data:
         with blame("--data"):
             folder, kept = split(folder_of(settings, sd), settings.seed)
-            return folder.mirrored() if settings.mirror else folder, HeldOut.of(sd, kept), None
+            scores = edge_scores(kept) if settings.hints == "canny" else None
+            return folder.mirrored() if settings.mirror else folder, HeldOut.of(sd, kept), scores
     if sd.size not in SIZES:
         drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}"
         mismatch = f"is for pictures of {sd.size} pixels, and {drawn}"

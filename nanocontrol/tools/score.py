@@ -46,12 +46,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from nanocontrol.nano.world import PIXELS
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_line, one_sentence
 from nanocontrol.plumbing.flags import at_least
 from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
-from nanocontrol.training.compare import correlation, f1, mean_overlap, share_of_normals
+from nanocontrol.training.compare import correlation, f1, mean_overlap, near, share_of_normals
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 WITHIN = {"canny": 1, "hough": 1, "cartoon": 1, "scribble": 2, "pose": 3}  # pixels of 64
@@ -66,7 +65,7 @@ def score(condition: str, hint: Tensor, found: Tensor) -> float:
     """The map that a picture was to follow, and the one that was found in it, both [3, H, W], RGB
     in [0, 1] -> the picture's score."""
     if condition in WITHIN:
-        within = max(1, round(WITHIN[condition] * min(hint.shape[1:]) / PIXELS))
+        within = near(WITHIN[condition], (hint.shape[1], hint.shape[2]))
         return f1(lines_of(condition, found), lines_of(condition, hint), within)
     if condition == "segmentation":
         return mean_overlap(labels_of(found), labels_of(hint))

@@ -6,11 +6,16 @@ import torch
 import torch.nn.functional as F
 
 
+def near(pixels: int, size: tuple[int, int]) -> int:
+    """A distance in pixels of a picture whose short side is 64, in pixels of one of that size."""
+    return max(1, round(pixels * min(size) / 64))
+
+
 def f1(found: np.ndarray, truth: np.ndarray, within: int) -> float:
     """Of lines (bool [H, W]): the harmonic mean of the share of the found ones that are near true
     ones, and of the true ones that are near found ones. Near: so many pixels, along either axis."""
 
-    def near(lines: np.ndarray) -> np.ndarray:
+    def around(lines: np.ndarray) -> np.ndarray:
         grown = torch.from_numpy(lines)[None].float()
         # One axis, then the other: the same maxima, and quick for large distances too.
         grown = F.max_pool2d(grown, (2 * within + 1, 1), 1, (within, 0))
@@ -18,7 +23,7 @@ def f1(found: np.ndarray, truth: np.ndarray, within: int) -> float:
 
     if not found.any() or not truth.any():
         return float(found.any() == truth.any())
-    precision, recall = near(truth)[found].mean(), near(found)[truth].mean()
+    precision, recall = around(truth)[found].mean(), around(found)[truth].mean()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 

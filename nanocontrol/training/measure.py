@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from nanocontrol.controlnet import ControlNet
+from nanocontrol.plumbing.canny import canny
 from nanocontrol.sampling import initial_noise, sample
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.pairs import Pairs
+from nanocontrol.training.compare import f1, near
+from nanocontrol.training.pairs import Folder, Pairs
 
 # Of x0, hint, context, noise and t; see diffusion_loss in train.py.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -85,6 +87,21 @@ def make_pictures(
 def how_made(sd: StableDiffusion) -> str:
     """The pictures of `make_pictures`, for a line under them."""
     return f"DDIM, 20 steps, guidance {sd.guidance:g}, control strength 1"
+
+
+def edge_scores(pairs: Folder) -> Scores:
+    """How well pictures follow the edges that are the hints of the first of the pairs: F1 of their
+    own edges, found with the same thresholds, within 1 pixel of 64."""
+
+    def scores(images: Tensor) -> dict[str, float | None]:
+        values = []
+        for i, image in enumerate(images):
+            found = canny((image + 1) / 2, *pairs.thresholds(pairs.entries[i]))
+            edges, truth = (x[0].numpy() > 0.5 for x in (found, pairs.hint(i)))
+            values.append(f1(edges, truth, near(1, (image.shape[1], image.shape[2]))))
+        return {"score": float(np.mean(values))}
+
+    return scores
 
 
 # ------------------------------------------------------------------------- pairs to measure with

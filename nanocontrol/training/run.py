@@ -16,7 +16,7 @@ from nanocontrol.plumbing.pictures import CAPTION, grid, save_picture, with_capt
 from nanocontrol.training.film import chosen, film
 from nanocontrol.training.optimizer import Optimizer
 
-FOLLOWED = ("follows", "iou")  # of these the film has the first that was measured
+FOLLOWED = ("follows", "score", "iou")  # of these the film has the first that was measured
 
 
 class RunFolder:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError, Stopped
+from nanocontrol.training.curves import draw_curves
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
@@ -143,9 +144,12 @@ class Watch:
         self.save(self.run.path)
         self.run.save(self.progress(step), self.optimizer)
 
-    def finish(self, look: Look, film_size: tuple[int, int] | None = None) -> dict:
+    def finish(
+        self, look: Look, film_size: tuple[int, int] | None = None, bands: dict | None = None
+    ) -> dict:
         """Measure once more and write the numbers; of a ControlNet, with pictures of film_size
-        (height, width), also a film and the step of the jump -> the numbers."""
+        (height, width), also a film, the curves (over the bands of healthy runs) and the step of
+        the jump -> the numbers."""
         if self.signals.noted:  # while the last step was looked at
             raise Stopped(self.signals.noted)
         metrics: dict = {}
@@ -154,6 +158,7 @@ class Watch:
             if film_size:
                 metrics["step_of_jump"] = step_of_jump(self.run.measured)
                 self.run.film(*film_size)
+                draw_curves(self.run.history, self.run.path / "curves.png", bands or {})
             seconds = round(time.monotonic() - self.began, 1)
             self.run.finish(metrics | {"skipped": self.run.skipped, "seconds": seconds})
             print(f"{self.run.path}: {json.dumps(metrics)}")
