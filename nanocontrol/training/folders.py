@@ -42,6 +42,7 @@ class Entry(NamedTuple):
     size: tuple[int, int] = (0, 0)  # width and height of the picture
     hint_size: tuple[int, int] = (0, 0)
     number: int = 0  # in all folders together
+    mirrored: bool = False
 
 
 def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:

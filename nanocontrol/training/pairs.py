@@ -78,7 +78,7 @@ class Folder(Pairs):
 
     def __init__(self, folders: Iterable[Path], view: View):
         super().__init__()
-        self.view, self.mirror = view, False
+        self.view = view
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
         for folder in folders:
@@ -88,7 +88,7 @@ class Folder(Pairs):
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
 
     def __len__(self) -> int:
-        return len(self.entries) * (1 + self.mirror)
+        return len(self.entries)
 
     def some(self, indices: Iterable[int]) -> Self:
         """The same with these pairs only."""
@@ -98,43 +98,37 @@ class Folder(Pairs):
 
     def mirrored(self) -> Self:
         """The same, and after these pairs all of them reversed."""
-        both = copy(self)
-        both.mirror, both.kept = True, {}
+        both = self.some(range(len(self)))
+        both.entries += [entry._replace(mirrored=True) for entry in self.entries]
         return both
-
-    def entry(self, i: int) -> tuple[Entry, bool]:
-        """And whether it is reversed."""
-        n = len(self.entries)
-        reversed_ = self.mirror and i >= n
-        return self.entries[i - n * reversed_], reversed_
 
     def __getitem__(self, i: int | tuple[int, int]) -> Pair:
         i, place = (i[0], self.random_place(i[1])) if isinstance(i, tuple) else (i, MIDDLE)
         image = self.image(i, place)
-        return image * 2 - 1, self.hint_at(i, place, image), self.entry(i)[0].prompt
+        return image * 2 - 1, self.hint_at(i, place, image), self.entries[i].prompt
 
     def picture(self, i: int) -> tuple[Tensor, str]:
-        return self.image(i, MIDDLE) * 2 - 1, self.entry(i)[0].prompt
+        return self.image(i, MIDDLE) * 2 - 1, self.entries[i].prompt
 
     def make_hint(self, i: int) -> Tensor:
         return self.hint_at(i, MIDDLE)
 
     def image(self, i: int, place: tuple[float, float]) -> Tensor:
         """[3, H, W] in [0, 1]. (A picture stands on white, where it is transparent.)"""
-        entry, reversed_ = self.entry(i)
-        return self.cut(entry.picture, "white", place, reversed_)
+        entry = self.entries[i]
+        return self.cut(entry.picture, "white", place, entry.mirrored)
 
     def hint_at(self, i: int, place: tuple[float, float], image: Tensor | None = None) -> Tensor:
         """image: the pair's, if it was read already."""
-        entry, reversed_ = self.entry(i)
+        entry = self.entries[i]
         if entry.hint:
-            return self.cut(entry.hint, "black", place, reversed_)
+            return self.cut(entry.hint, "black", place, entry.mirrored)
         image = self.image(i, place) if image is None else image
         return canny(image, *self.thresholds(entry))
 
-    def cut(self, file: Path, behind: str, place: tuple[float, float], reversed_: bool) -> Tensor:
+    def cut(self, file: Path, behind: str, place: tuple[float, float], mirrored: bool) -> Tensor:
         picture = as_tensor(cut_out(read_image(file, behind), self.view.size, place))
-        return picture.flip(-1) if reversed_ else picture
+        return picture.flip(-1) if mirrored else picture
 
     def random_place(self, seen: int) -> tuple[float, float]:
         right, down = torch.rand(2, generator=generator_of(self.view.seed, seen, CROP)).tolist()
@@ -147,12 +141,12 @@ class Folder(Pairs):
         return high // 2, high
 
     def fingerprint(self, i: int) -> bytes:
-        entry, reversed_ = self.entry(i)
+        entry = self.entries[i]
         try:
             digest = hashlib.sha256(entry.picture.read_bytes()).digest()
         except OSError as error:
             raise InputError(f"{entry.picture} cannot be read: {error.strerror}") from None
-        return digest + f"{self.view.size} {MIDDLE} {reversed_} {entry.prompt}".encode()
+        return digest + f"{self.view.size} {MIDDLE} {entry.mirrored} {entry.prompt}".encode()
 
 
 def split(folder: Folder, seed: int) -> tuple[Folder, Folder]:
