@@ -1,0 +1,323 @@
+"""Why a run does not follow: every fault is planted, and healthy runs raise no alarm."""
+
+import json
+import random
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+import train
+from conftest import CONTROL, NANO, refusal
+from nanocontrol.nano.scenes import Scenes
+from nanocontrol.plumbing.pictures import to_pixels
+from nanocontrol.tools.doctor import (
+    NANO_COURSE,
+    Seen,
+    about_hints,
+    about_rate,
+    about_steps,
+    course_of,
+    read_run,
+)
+from nanocontrol.tools.doctor import main as doctor
+from nanocontrol.tools.hints import KINDS, Training, could_be, differences, looks_of, usual
+
+SEED = 1000  # scenes apart, so that every seed has its own
+
+
+@cache
+def scenes(condition: str, size: int, first: int = 0, n: int = 16) -> Seen:
+    data = Scenes(condition, first, n, size)
+    images, hints, prompts = zip(*(data[i] for i in range(n)))
+    return Seen([*images], [*hints], [*prompts])
+
+
+def verdicts(seen: Seen, condition: str | None = None, follows: bool = False) -> list[str]:
+    return [finding.verdict for finding in about_hints(seen, condition, follows)]
+
+
+def report(capsys, *flags: object) -> str:
+    """What the doctor prints, with status 0."""
+    capsys.readouterr()
+    doctor([*map(str, flags)])
+    return capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------- what hints look like
+
+
+@pytest.mark.parametrize("condition", KINDS)
+def test_hints_of_every_condition_are_known_by_their_looks(condition):
+    for size in (64, 128):
+        seen = scenes(condition, size)
+        common = usual([looks_of(hint) for hint in seen.hints])
+        assert could_be(condition, common) and not verdicts(seen, condition)
+        for other in {"canny", "pose", "depth", "normals"} - {condition}:
+            if (other, condition) != ("canny", "hough"):  # as thin, in small pictures
+                assert not could_be(other, common), other
+    other = "pose" if condition == "canny" else "canny"
+    found = " ".join(verdicts(scenes(condition, 128), other))
+    assert "mostly white" in found if condition == "cartoon" else "another condition" in found
+
+
+@pytest.mark.parametrize("condition", ["canny", "depth", "segmentation"])
+def test_hints_that_do_not_lie_on_their_pictures_are_placed(condition):
+    images, hints, prompts = scenes(condition, 64)
+    right = [hint.roll(8, dims=2) for hint in hints]
+    assert (
+        "shifted by 12% of the picture to the right." in verdicts(Seen(images, right, prompts))[0]
+    )
+    up = [hint.roll(-6, dims=1) for hint in hints]
+    assert "shifted by 9% of the picture to the top." in verdicts(Seen(images, up, prompts))[0]
+    small = [on_black(hint, lambda picture: scaled(picture, 0.5)) for hint in hints]
+    assert "scaled by 0.5." in verdicts(Seen(images, small, prompts))[0]
+    others = hints[5:] + hints[:5]
+    assert "shuffled" in verdicts(Seen(images, others, prompts))[0]
+    assert not verdicts(Seen(images, others, prompts), follows=True)  # it could not
+
+
+def on_black(hint: Tensor, change) -> Tensor:
+    """[3, H, W], after a change of it as a picture."""
+    changed = change(Image.fromarray(to_pixels(hint * 2 - 1)))
+    return torch.tensor([*changed.tobytes()]).view(*hint.shape[1:], 3).permute(2, 0, 1) / 255
+
+
+def scaled(picture: Image.Image, scale: float) -> Image.Image:
+    """About its middle."""
+    width, height = picture.size
+    smaller = picture.resize((round(width * scale), round(height * scale)))
+    ground = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
+    ground.paste(smaller, ((width - smaller.width) // 2, (height - smaller.height) // 2))
+    return ground
+
+
+def moved(picture: Image.Image, right: int, down: int) -> Image.Image:
+    ground = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
+    ground.paste(picture, (right, down))
+    return ground
+
+
+# --------------------------------------------------------------------------------------- --hint
+
+
+@cache
+def training(condition: str) -> Training:
+    return Training.of(scenes(condition, 128).hints)
+
+
+def new(condition: str, size: int = 128) -> Tensor:
+    return scenes(condition, size, first=SEED, n=1).hints[0]
+
+
+@pytest.mark.parametrize("condition", KINDS)
+def test_a_new_hint_of_the_same_kind_looks_like_those_of_the_training(condition):
+    for hint in scenes(condition, 128, first=SEED, n=4).hints:
+        assert not differences(hint, training(condition))
+        assert "inverted" in differences(1 - hint, training(condition))[0]
+
+
+@pytest.mark.parametrize("condition", ["pose", "normals"])
+def test_red_for_blue_is_seen(condition):
+    assert "red and blue" in differences(new(condition).flip(0), training(condition))[0]
+
+
+def test_hints_of_other_kinds_widths_and_colours():
+    for condition, hint, words in [
+        ("canny", new("pose"), "another kind: colours on black"),
+        ("canny", new("scribble"), "pixels wide"),
+        ("scribble", new("canny"), "pixels wide"),
+        ("cartoon", new("depth"), "another kind: grey areas"),
+        ("pose", new("pose").roll(1, dims=0), "colours that no hint"),
+        ("canny", torch.zeros(3, 128, 128), "empty"),
+        ("canny", (scenes("canny", 128).images[0] + 1) / 2, "another kind"),
+    ]:
+        found = differences(hint, training(condition))
+        assert found and words in found[0], (condition, found)
+
+
+def test_a_picture_to_follow_is_compared_with_the_hints_of_the_training(tmp_path, capsys):
+    run = write_run(tmp_path / "run", condition="canny")
+    for name, hint, words in [
+        ("fine", new("canny"), "looks like the hints"),
+        ("inverted", 1 - new("canny"), "it is inverted"),
+        ("large", new("canny", 256), "another size"),
+        ("pose", new("pose"), "another kind"),
+    ]:
+        file = tmp_path / f"{name}.png"
+        Image.fromarray(to_pixels(hint * 2 - 1)).save(file)
+        text = report(capsys, run, "--hint", file)
+        assert words in text.splitlines()[0], text
+    assert "it is 256x256 and is resized to 128x128" in report(
+        capsys, run, "--hint", tmp_path / "large.png"
+    )
+
+
+# ------------------------------------------------------------------------------ runs, as written
+
+
+def write_run(folder: Path, log: list[dict] | None = None, **settings) -> Path:
+    """As train.py leaves it, without the training."""
+    folder.mkdir(exist_ok=True)
+    given = {"base": NANO, "data": None, "hints": None, "size": None, "condition": None}
+    given |= {"init_control": None, "steps": 500, "lr": 1e-3, "prediction": "auto"}
+    (folder / "settings.json").write_text(json.dumps(given | settings))
+    lines = [json.dumps(entry) + "\n" for entry in log or [{"step": 0, "held_out_loss": 0.04}]]
+    (folder / "log.jsonl").write_text("".join(lines))
+    return folder
+
+
+def course(gain: float, steps: int, loss: float = 0.04) -> list[dict]:
+    """A log."""
+    losses = [{"step": step, "loss": loss} for step in range(1, steps + 1)]
+    first = {"step": 0, "held_out_loss": 0.04, "control_gain": 0.0, "score": 0.2}
+    last = {"step": steps, "held_out_loss": loss, "control_gain": gain, "score": 0.2 + 20 * gain}
+    return [first, *losses, last]
+
+
+@pytest.mark.parametrize(
+    "log, settings, words",
+    [
+        (course(0.02, 300), {}, "it follows its hints, since the jump at about step 300"),
+        (course(0.0, 100), {}, "before the jump"),
+        (course(0.0, 450), {}, "no cause was found"),
+        (course(0.0, 500), {"lr": 1e-5}, "learning rate is too low"),
+        (course(0.0, 20), {"steps": 20}, "too few steps"),
+        (course(0.0, 100, loss=1.0), {"lr": 0.1}, "learning rate is too high"),
+        (course(0.0, 100), {"lr": 0.1}, "learning rate is too high"),
+        (course(0.0, 60) + [{"step": 61, "skipped": 10}], {}, "before the jump"),
+        ([{"step": i, "skipped": i} for i in range(1, 11)], {}, "learning rate is too high"),
+        ([], {}, "before the jump"),
+    ],
+)
+def test_rate_steps_and_course_are_read_from_the_log(tmp_path, log, settings, words):
+    run = read_run(write_run(tmp_path / "run", log, **settings))
+    found = [*about_rate(run, 0.04, NANO_COURSE), *about_steps(run, NANO_COURSE)]
+    assert words in (found or [course_of(run, NANO_COURSE)])[0].verdict
+
+
+def test_a_report_is_a_verdict_its_evidence_and_what_to_do(tmp_path, capsys):
+    run = write_run(tmp_path / "run", course(0.02, 300), condition="canny")
+    text = report(capsys, run)
+    assert text.startswith("The run looks healthy: it follows its hints, since the jump")
+    assert "\nEvidence:\n- control gain 0.0200" in text and "\nWhat to do: " in text
+
+
+def test_what_the_doctor_cannot_read_is_one_sentence(tmp_path, capsys):
+    assert "settings.json is missing" in refusal(doctor, capsys, str(tmp_path / "nowhere"))
+    run = write_run(tmp_path / "run", condition="canny")
+    for content, words in (("[1]", "damaged"), ("{}", "not a ControlNet's run"), ("{", "damaged")):
+        (run / "settings.json").write_text(content)
+        assert words in refusal(doctor, capsys, str(run))
+    write_run(run, data=[str(tmp_path / "gone")])
+    assert "--data: " in refusal(doctor, capsys, str(run))
+    write_run(run, condition="canny", base=str(tmp_path / "gone.safetensors"))
+    assert "--base: " in refusal(doctor, capsys, str(run))
+    write_run(run, condition="canny")
+    (tmp_path / "text.png").write_text("no picture")
+    for file in ("text.png", "gone.png"):
+        assert "--hint: " in refusal(doctor, capsys, str(run), "--hint", str(tmp_path / file))
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 0.1}\n{"step": 2, "lo')  # killed there
+    assert "before the jump" in report(capsys, run)
+    (run / "log.jsonl").write_text('{"loss": 0.1}\n')
+    assert "log.jsonl cannot be read" in refusal(doctor, capsys, str(run))
+
+
+# ------------------------------------------------------------------------------- planted faults
+
+
+def plant(folder: Path, condition: str, fault: str, seed: int, n: int = 24, size: int = 64) -> Path:
+    """Pairs of drawn scenes as files, with a fault in them."""
+    chance, data = random.Random(seed), Scenes(condition, first=SEED * seed, size=size)
+    pairs = [data[i] for i in range(n)]
+    pictures, hints = (
+        [Image.fromarray(to_pixels(x)) for x in some]
+        for some in ([pair[0] for pair in pairs], [pair[1] * 2 - 1 for pair in pairs])
+    )
+    prompts, turn = [prompt for *_, prompt in pairs], chance.randrange(3, n - 3)
+    right, down = (chance.choice([-1, 1]) * chance.randrange(8, 16) * size // 100 for _ in range(2))
+    scale = chance.choice([0.5, 0.7, 0.8])
+    if fault == "constant":
+        hints = [Image.new("RGB", hint.size, "gray") for hint in hints]
+    if fault == "white":
+        hints = [ImageOps.invert(hint) for hint in hints]
+    if fault == "shifted":
+        hints = [moved(hint, right, down) for hint in hints]
+    if fault == "scaled":
+        hints = [scaled(hint, scale) for hint in hints]
+    if fault == "shuffled":
+        hints = hints[turn:] + hints[:turn]
+    if fault == "captions":
+        prompts = prompts[turn:] + prompts[:turn]
+    folder.mkdir()
+    for i in range(n):
+        pictures[i].save(folder / f"image{i}.png")
+        hints[i].save(folder / f"hint{i}.png")
+    lines = [
+        json.dumps({"target": f"image{i}.png", "source": f"hint{i}.png", "prompt": prompts[i]})
+        for i in range(n)
+    ]
+    (folder / "prompt.json").write_text("\n".join(lines))
+    return folder
+
+
+SHORT = ["--steps", "10"]
+FAULTS: dict[str, tuple[list[str], str]] = {  # flags, and words of the verdict
+    "constant": (SHORT, "hints are constant"),
+    "shuffled": (SHORT, "hints belong to other pictures"),
+    "shifted": (SHORT, "they are shifted"),
+    "scaled": (SHORT, "they are scaled"),
+    "condition": ([*SHORT, "--init-control", CONTROL], "of another condition"),
+    "white": (SHORT, "mostly white"),
+    "captions": (SHORT, "captions belong to other pictures"),
+    "prediction": ([*SHORT, "--prediction", "v"], "The base predicts eps"),
+    "high": (["--steps", "40", "--lr", "0.1"], "learning rate is too high"),
+    "low": (["--steps", "40", "--lr", "1e-5"], "learning rate is too low"),
+    "few": (["--steps", "20"], "too few steps"),
+}
+CONDITIONS = "canny", "depth", "scribble"  # by the seed
+OTHERS = "pose", "depth", "segmentation"
+
+
+def train_on(folder: Path, seed: int, *flags: str) -> None:
+    """A short run on these pairs of 64 pixels, in the folder `run`."""
+    fixed = ["--base", NANO, "--data", str(folder), "--device", "cpu", "--out", "run"]
+    fixed += ["--size", "64", "--hint-init", "variance", "--seed", str(seed)]
+    defaults = {"--lr": "1e-3", "--batch-size": "4"} | dict(zip(flags[::2], flags[1::2]))
+    train.main([*fixed, *(text for flag in defaults.items() for text in flag)])
+
+
+FIRST, MORE = pytest.mark.slow, pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(0, marks=FIRST), *(pytest.param(seed, marks=MORE) for seed in (1, 2))]
+)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named(tmp_path, capsys, hasty, fault, seed):
+    flags, words = FAULTS[fault]
+    condition = (OTHERS if fault == "condition" else CONDITIONS)[seed]
+    train_on(plant(tmp_path / "pairs", condition, fault, seed), seed, *flags)
+    text = report(capsys, "run")
+    assert words in text.splitlines()[0], text
+
+
+@pytest.mark.parametrize(
+    "condition, seed, flags",
+    [
+        pytest.param("canny", 0, [*SHORT, "--init-control", CONTROL, "--lr", "1e-5"], marks=FIRST),
+        *(
+            pytest.param(name, seed, ["--steps", "200", "--batch-size", "8"], marks=MORE)
+            for seed, name in enumerate(KINDS, 3)
+            if name != "cartoon"  # without a word of the run, white hints are suspicious
+        ),
+        pytest.param("canny", 1, ["--steps", "100"], marks=MORE),
+    ],
+)
+def test_a_healthy_run_raises_no_alarm(tmp_path, capsys, hasty, condition, seed, flags):
+    train_on(plant(tmp_path / "pairs", condition, "none", seed, n=64), seed, *flags)
+    text = report(capsys, "run")
+    assert "looks healthy" in text.splitlines()[0] and "Also" not in text, text
