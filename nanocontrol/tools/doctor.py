@@ -53,7 +53,7 @@ PREDICTIONS = "eps", "v"
 OWN, OTHER, EMPTY = range(3)  # prompts
 
 ENOUGH = 8  # pairs, to tell whether hints or captions belong to others
-SURE = 2.0  # standard errors
+SURE = 3.0  # standard errors
 WHITE = 0.5  # share of a mostly white hint
 WRONG = 0.5  # loss of a base that predicts something else: about 1, that of a guess
 FOLLOWS = 0.05  # control gain, in shares of the loss, of a ControlNet that follows
@@ -196,8 +196,9 @@ def condition_of(run: Run) -> str | None:
 # ------------------------------------------------------------------------------------ hints
 
 
-def about_hints(seen: Seen, condition: str | None, follows: bool) -> Iterator[Finding]:
-    """condition: the one that the run says; follows: whether the ControlNet follows them."""
+def about_hints(seen: Seen, condition: str | None, learnt: bool) -> Iterator[Finding]:
+    """condition: the one that the run says; learnt: whether the ControlNet has learnt to follow
+    them: whatever they look like, they are right."""
     n, looks = len(seen.hints), [looks_of(hint) for hint in seen.hints]
     flat = sum(one.deviation < FLAT for one in looks)
     same = sum(torch.equal(hint, seen.hints[0]) for hint in seen.hints)
@@ -218,8 +219,8 @@ def about_hints(seen: Seen, condition: str | None, follows: bool) -> Iterator[Fi
     margins = np.array([margin(edges, i) for i in range(n)])
     if place.moved:
         yield about_place(place, n)
-    yield from about_looks(usual(looks), n, condition, follows)
-    if not place.moved and n >= ENOUGH and not follows and not is_above_zero(margins):
+    yield from about_looks(usual(looks), n, condition, learnt)
+    if not place.moved and n >= ENOUGH and not learnt and not is_above_zero(margins):
         yield Finding(
             "The hints belong to other pictures: they are shuffled.",
             [
@@ -244,7 +245,7 @@ def is_above_zero(values: np.ndarray) -> bool:
     return bool(values.mean() > SURE * values.std() / len(values) ** 0.5)
 
 
-def about_looks(common: Looks, n: int, condition: str | None, follows: bool) -> Iterator[Finding]:
+def about_looks(common: Looks, n: int, condition: str | None, learnt: bool) -> Iterator[Finding]:
     """common: the medians of n hints."""
     if condition in KINDS and could_be(condition, common):
         return
@@ -254,7 +255,7 @@ def about_looks(common: Looks, n: int, condition: str | None, follows: bool) -> 
         width = f", {thin:g} or more pixels wide" * (thin > 0) or ", thin" * (thick < 100)
         evidence.append(f"the run says {condition}: {kind}{width}")
     inverted = common._replace(mean=1 - common.mean, white=common.black, black=common.white)
-    if common.white > WHITE and not follows:
+    if common.white > WHITE and not learnt:
         fits = condition in KINDS and could_be(condition, inverted)
         evidence += ["inverted they would fit"] if fits else []
         yield Finding(
@@ -382,6 +383,8 @@ def about_rate(run: Run, base_loss: float, course: tuple[float, float, float]) -
         evidence.append(
             f"the held-out loss was {held_out[0]:.3f}, and in the end {held_out[-1]:.3f}"
         )
+    if any(entry.get("held_out_loss", 0) is None for entry in run.log):
+        evidence.append("the held-out loss is not finite")
     if skipped >= TOO_MANY:
         evidence.append(f"{skipped} steps were skipped: losses or gradients were not finite")
     if len(evidence) > 1 or not run.follows and rate > FAR * course[0]:
@@ -393,6 +396,7 @@ def about_rate(run: Run, base_loss: float, course: tuple[float, float, float]) -
 
 
 def about_steps(run: Run, course: tuple[float, float, float]) -> Iterator[Finding]:
+    """Whether it cannot follow yet."""
     if run.follows:
         return
     rate, steps = run.settings["lr"], run.settings["steps"]
@@ -473,10 +477,12 @@ def diagnose(run: Run) -> list[Finding]:
     is_nano = sd.unet.config == UNET
     course = NANO_COURSE if is_nano else COURSE
     seen = look(run, PAIRS if is_nano else PAIRS_OF_LARGE)
+    # (With wrong hints one that could follow before has some gain, by chance.)
+    learnt = run.follows and not run.settings["init_control"]
     losses = losses_of_base(sd, seen)
     means = losses[:, OWN].mean(axis=-1)
     found = [
-        *about_hints(seen, condition_of(run), run.follows),
+        *about_hints(seen, condition_of(run), learnt),
         *about_captions(losses[means.argmin()]),
         *about_prediction(means, sd.prediction),
         *about_rate(run, means[PREDICTIONS.index(sd.prediction)], course),

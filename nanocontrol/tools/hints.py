@@ -27,6 +27,8 @@ KINDS: dict[str, tuple[str, tuple[float, float]]] = {
     "normals": ("normals", ANY),
 }
 SCALES = 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 2.0
+EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
+NEAR = 0.05  # of a picture's side: how far apart two halves of the pairs may place the hints
 BETTER = 0.1  # correlation that a shift or a scale must gain to be believed
 SHADES = 6  # of red, of green and of blue, that a palette tells apart
 STRANGE = 0.25  # share of a hint in colours that the others never have
@@ -138,23 +140,38 @@ class Place(NamedTuple):
 
 
 def place_of(pictures: Sequence[Tensor], hints: Sequence[Tensor]) -> Place:
-    """Maps of edges [h, w], of pictures and of their hints (check.edges_of)."""
+    """Maps of edges [h, w], of pictures and of their hints (check.edges_of). They are believed to
+    be moved only where both halves of the pairs say so."""
     spectra = torch.fft.rfft2(torch.stack([standardised(edges) for edges in pictures]))
-    found = []
+    maps = []
     for scale in SCALES:
         scaled = torch.stack([standardised(resized(edges, 1 / scale)) for edges in hints])
         # Their correlation at every shift at once.
         product = torch.fft.rfft2(scaled) * spectra.conj()
-        shifts = torch.fft.irfft2(product, s=scaled.shape[1:]).mean(dim=0)
-        height, width = shifts.shape
-        down, right = divmod(int(shifts.argmax()), width)
-        down, right = centred(down, height), centred(right, width)
-        found.append((shifts.max().item(), scale, right / width, down / height, shifts[0, 0]))
-    unmoved = float(found[SCALES.index(1.0)][-1])
-    agreement, scale, shift_right, shift_down, _ = max(found, key=lambda place: place[0])
-    if agreement < unmoved + BETTER:
+        maps.append(torch.fft.irfft2(product, s=scaled.shape[1:]))
+    correlation = torch.stack(maps)  # [scales, pairs, down, right]
+    unmoved = correlation[SCALES.index(1.0), :, 0, 0].mean().item()
+    best, *halves = (best_of(correlation[:, part]) for part in (slice(None), EVEN, ODD))
+    alone = len(hints) < 4 or not all(near(best, half) for half in halves)
+    if alone or best.agreement < unmoved + BETTER:
         return Place(1.0, 0.0, 0.0, unmoved, unmoved)
-    return Place(scale, shift_right, shift_down, agreement, unmoved)
+    return best._replace(unmoved=unmoved)
+
+
+def best_of(correlation: Tensor) -> Place:
+    """[scales, pairs, down, right], at least one pair"""
+    mean = correlation.mean(dim=1)
+    _, height, width = mean.shape
+    scale, place = divmod(int(mean.nan_to_num().argmax()), height * width)
+    down, right = centred(place // width, height), centred(place % width, width)
+    return Place(SCALES[scale], right / width, down / height, mean.max().item(), 0.0)
+
+
+def near(a: Place, b: Place) -> bool:
+    return (
+        abs(SCALES.index(a.scale) - SCALES.index(b.scale)) <= 1
+        and max(abs(a.right - b.right), abs(a.down - b.down)) < NEAR
+    )
 
 
 def centred(shift: int, side: int) -> int:
