@@ -198,6 +198,12 @@ def test_rate_steps_and_course_are_read_from_the_log(tmp_path, log, settings, wo
     assert words in (found or [course_of(run, NANO_COURSE)])[0].verdict
 
 
+def test_of_few_pairs_more_gain_is_needed(tmp_path):
+    run = read_run(write_run(tmp_path / "run", course(0.003, 300)))
+    assert run.follows and not run._replace(held_out=2).follows
+    assert read_run(write_run(tmp_path / "run", course(0.01, 300)))._replace(held_out=2).follows
+
+
 def test_a_report_is_a_verdict_its_evidence_and_what_to_do(tmp_path, capsys):
     pairs = plant(tmp_path / "pairs", "canny", "none", seed=0, n=8)
     run = write_run(tmp_path / "run", course(0.02, 300), data=[str(pairs)])
@@ -310,7 +316,7 @@ def test_a_planted_fault_is_named(tmp_path, capsys, hasty, fault, seed):
     [
         pytest.param("canny", 0, [*SHORT, "--init-control", CONTROL, "--lr", "1e-5"], marks=FIRST),
         *(
-            pytest.param(name, seed, ["--steps", "200", "--batch-size", "8"], marks=MORE)
+            pytest.param(name, seed, ["--steps", "200"], marks=MORE)
             for seed, name in enumerate(KINDS, 3)
             if name != "cartoon"  # without a word of the run, white hints are suspicious
         ),
