@@ -180,7 +180,7 @@ def course(gain: float, steps: int, loss: float = 0.04) -> list[dict]:
 @pytest.mark.parametrize(
     "log, settings, words",
     [
-        (course(0.02, 300), {}, "it follows its hints, since the jump at about step 300"),
+        (course(0.02, 300), {}, "it follows its hints."),
         (course(0.0, 100), {}, "before the jump"),
         (course(0.0, 450), {}, "no cause was found"),
         (course(0.0, 500), {"lr": 1e-5}, "learning rate is too low"),
@@ -207,8 +207,9 @@ def test_of_few_pairs_more_gain_is_needed(tmp_path):
 def test_a_report_is_a_verdict_its_evidence_and_what_to_do(tmp_path, capsys):
     pairs = plant(tmp_path / "pairs", "canny", "none", seed=0, n=8)
     run = write_run(tmp_path / "run", course(0.02, 300), data=[str(pairs)])
+    (run / "metrics.json").write_text(json.dumps(course(0.02, 300)[-1]))
     text = report(capsys, run)
-    assert text.startswith("The run looks healthy: it follows its hints, since the jump")
+    assert text.startswith("The run looks healthy: it follows its hints, since the jump at about")
     assert "\nEvidence:\n- control gain 0.0200" in text and "\nWhat to do: " in text
 
 

@@ -441,7 +441,7 @@ def course_of(run: Run, course: tuple[float, float, float]) -> Finding:
         (_, at_first), (step, now) = scores[0], scores[-1]
         evidence.append(f"score {at_first:.2f} at first, {now:.2f} at step {step}")
     if run.follows:
-        jump = step_of_jump(run.measured)
+        jump = step_of_jump(run.measured) if run.metrics else None  # (halfway to the last value)
         when = f", since the jump at about step {jump}" if jump else ""
         return Finding(
             f"The run looks healthy: it follows its hints{when}.",
@@ -469,8 +469,8 @@ def gain_of(run: Run) -> list[str]:
         return ["the control gain was not measured"]
     gain, loss = run.gain
     return [
-        f"control gain {gain:.4f}: with other pairs' hints the held-out loss of {loss:.4f} is "
-        f"{gain / loss:+.0%} (a ControlNet that follows: at least {run.enough:+.0%})"
+        f"control gain {gain:.4f}: other pairs' hints raise the held-out loss of {loss:.4f} by "
+        f"{gain / loss:.0%} (a ControlNet that follows: by {run.enough:.0%} or more)"
     ]
 
 
