@@ -32,6 +32,7 @@ def is_of(colour: tuple[int, int, int], picture: np.ndarray) -> int:
     return (np.abs(picture.astype(int) - colour).max(axis=-1) < 12).sum()
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_over_the_band_of_healthy_runs():
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     band = {"runs": 2, "steps": [0, 20, 40], "lowest": [0, 1, 2], "highest": [1, 2, 3]}

@@ -1,7 +1,9 @@
 """Pictures of one's own: folders of every form, what is cut out of them, and the look at them."""
 
 import json
+import struct
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -9,8 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 import train
-from conftest import NANO, opened, refusal, write_pairs
-from nanocontrol import InputError
+from conftest import NANO, opened, write_pairs
 from nanocontrol.checkpoint import load_sd
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.scenes import Scenes
@@ -34,6 +35,11 @@ def gradient(size: tuple[int, int]) -> Image.Image:
     """Redder to the right, greener downwards."""
     right, down = np.meshgrid(*(np.linspace(0, 255, side) for side in size))
     return Image.fromarray(np.stack([right, down, 0 * right], axis=-1).round().astype(np.uint8))
+
+
+def header_of_a_png(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", crc32(header))
 
 
 # ------------------------------------------------------------------------------------- forms
@@ -317,7 +323,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
     data = (tmp_path / "image4.png").read_bytes()
     (tmp_path / "image4.png").write_bytes(data[: len(data) // 2])
     Image.new("RGB", (64, 32)).save(tmp_path / "hint5.png")
-    Image.new("L", (20_000, 20_000)).save(tmp_path / "hint6.png")  # a decompression bomb
+    (tmp_path / "hint6.png").write_bytes(header_of_a_png(20_000, 20_000))  # a decompression bomb
     text, status = report(capsys, tmp_path)
     wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
     assert status == 1 and len(wrong) == 6 and not Path("out").exists()
@@ -394,13 +400,3 @@ def test_training_on_photographs(tmp_path, capsys, hasty):
     encoded.unlink()
     train.main([*flags[:-2], "--crop", "random", "--out", "elsewhere"])
     assert Path("elsewhere/metrics.json").exists() and not list(Path("cache").iterdir())
-
-
-def test_training_refuses_what_the_check_refuses(tmp_path, capsys):
-    folder = write_pairs(tmp_path / "pairs", n=4)
-    (folder / "hint2.png").write_bytes((folder / "hint2.png").read_bytes()[:200])
-    message = refusal(train.main, capsys, "--data", str(folder), "--steps", "1", "--out", "run")
-    assert "--data: " in message and "line 3" in message and "hint2.png" in message
-    assert not Path("run/settings.json").exists()
-    with pytest.raises(InputError, match="nothing|expected"):
-        of(tmp_path)

@@ -12,6 +12,7 @@ import train
 from conftest import opened
 from nanocontrol.tools.check_data import main as check_data
 
+pytestmark = pytest.mark.slow  # the packages alone take seconds to import
 BROUGHT = 'the extra `photos` is not installed: pip install -e ".[photos]"'
 CAPTIONS = {
     "astronaut": "an astronaut in an orange suit",
@@ -46,7 +47,6 @@ def test_a_folder_of_photographs_is_what_training_expects(photos, capsys):
     assert opened("out/pairs.png").size == (8 * 128, 2 * 128)
 
 
-@pytest.mark.slow
 def test_nano_is_trained_on_photographs(photos, hasty):
     flags = ["--data", str(photos), "--hints", "canny", "--mirror", "--steps", "3"]
     train.main([*flags, "--batch-size", "4", "--device", "cpu", "--out", "run"])
