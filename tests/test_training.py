@@ -24,7 +24,7 @@ from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.machine import Conv3x3
 from nanocontrol.training import cache, optimizer
 from nanocontrol.training.batches import Batch
-from nanocontrol.training.pairs import Folder
+from nanocontrol.training.pairs import Folder, View
 from nanocontrol.unet import UNetConfig, res_block
 
 pytestmark = pytest.mark.usefixtures("blind")
@@ -146,15 +146,16 @@ def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
 
 def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
     """A cache of other pictures, prompts, weights, precision or version is never read."""
+    view = View((64, 64))
     pairs = write_pairs(tmp_path / "first", n=4)
-    (file,) = fill(sd, Folder(pairs), tmp_path / "cache")
+    (file,) = fill(sd, Folder([pairs], view), tmp_path / "cache")
     changed = tmp_path / "pairs"
     write_pairs(changed, n=4)
-    assert fill(sd, Folder(changed), tmp_path / "cache") == [file]  # equal pairs elsewhere
+    assert fill(sd, Folder([changed], view), tmp_path / "cache") == [file]  # equal pairs elsewhere
     names = {file}
 
-    def another() -> bool:
-        names.update(fill(sd, Folder(changed), tmp_path / "cache"))
+    def another(view: View) -> bool:
+        names.update(fill(sd, Folder([changed], view), tmp_path / "cache"))
         return len(names) > another.made
 
     another.made = 1
@@ -170,12 +171,12 @@ def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
         if change == "text":
             sd.text_encoder.text_model.final_layer_norm.bias.data[0] += 1e-6
         if change == "size":
-            write_pairs(changed, n=4, size=(128, 64))
+            view = view._replace(size=(128, 64))
         if change == "version":
             monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
         if change == "precision":
             sd.vae.bfloat16(), sd.text_encoder.bfloat16()
-        assert another(), change
+        assert another(view), change
         another.made = len(names)
 
 
