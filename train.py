@@ -12,6 +12,7 @@ The method is `diffusion_loss`, `training_loss` and the loop in `train`.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -243,10 +244,19 @@ def learning_rate(lr: float, schedule: str, step: int, steps: int) -> float:
     return lr if schedule == "constant" else lr * min(1, 4 * (1 - step / steps))
 
 
-def train(settings: Settings, signals: Signals, resume: bool) -> dict:
+class Variant(NamedTuple):
+    """What an experiment (nanocontrol/experiments/) puts in the place of these functions."""
+
+    models: Callable
+    training_loss: Callable
+    measured: Callable
+
+
+def train(settings: Settings, signals: Signals, resume: bool, use: Variant | None = None) -> dict:
     """Leaves a run's folder -> its final numbers, as in metrics.json."""
+    use = use or Variant(models, training_loss, measured)
     processes = Processes(settings.device)
-    sd, controlnet, trained = models(settings)
+    sd, controlnet, trained = use.models(settings)
     optimizer = optimizer_for(settings, trained)
     diffusion = DDPM(sd.prediction)
     with torch.no_grad():
@@ -262,7 +272,7 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     home = "cpu" if cached else settings.device
 
     save = partial(save_weights, sd, trained, settings.condition)
-    look = partial(measured, settings, sd, controlnet, held_out, score_of, home)
+    look = partial(use.measured, settings, sd, controlnet, held_out, score_of, home)
     caption = how_made(sd)
     watch = Watch(settings, optimizer, processes, partial(look, SHEET), caption, save, signals)
     start = watch.begin(resume)
@@ -282,7 +292,7 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
         for i in range(passes):
             processes.average_next(i + 1 == passes, unet, control)
             batch, mine = next(batches), draws.of(processes.share(i, settings.batch_size))
-            loss = training_loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
+            loss = use.training_loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
             optimizer.backward(loss / passes)
             total += loss.detach() / passes
         watch.done(step, optimizer.step(processes.mean(total)))
