@@ -1,0 +1,96 @@
+"""Run an experiment: its arms, seed by seed.
+
+    python -m nanocontrol.experiments sudden_convergence
+    python -m nanocontrol.experiments sudden_convergence --quick
+
+It says how long it will take, and goes on where it stopped. After each run it writes
+assets/experiments/NAME.json and NAME.png, and its part of README.md in this folder. --quick trains
+two arms with one seed for a few steps and writes both files into runs/experiments/quick.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from nanocontrol.experiments.arm import Arm
+from nanocontrol.experiments.experiment import NAMES, Experiment, experiment_of
+from nanocontrol.experiments.plot import draw
+from nanocontrol.experiments.readme import write_readme
+from nanocontrol.experiments.results import Results, run_as_json, write_results
+from nanocontrol.experiments.runs import RUNS, Run, runs_of, train_all
+from nanocontrol.experiments.speed import measured_speed, told
+from nanocontrol.plumbing.errors import one_sentence
+from nanocontrol.plumbing.flags import at_least
+
+ASSETS = Path(__file__).parents[2] / "assets" / "experiments"
+QUICK = RUNS / "quick"
+QUICK_STEPS = 100
+
+
+def content_of(experiment: Experiment, runs: list[Run], once: dict) -> dict:
+    arms: dict[str, dict] = {}
+    for run in runs:
+        arm = arms.setdefault(run.arm.name, {"settings": settings_of_arm(run), "runs": []})
+        if run.is_done:
+            arm["runs"].append(run_as_json(run.folder))
+    return {"expected": experiment.expected.strip(), "once": once, "arms": arms}
+
+
+def settings_of_arm(run: Run) -> dict:
+    """Without what differs from seed to seed and from machine to machine."""
+    settings = vars(run.settings)
+    kept = {name: x for name, x in settings.items() if name not in ("out", "seed", "cache")}
+    return kept | {"base": Path(run.settings.base).name}
+
+
+def results_in(folder: Path) -> dict[str, Results | None]:
+    """Of all experiments, None of those that were not run."""
+    files = {name: folder / f"{name}.json" for name in NAMES}
+    return {
+        name: Results(json.loads(file.read_text())) if file.exists() else None
+        for name, file in files.items()
+    }
+
+
+def run_experiment(experiment: Experiment, runs: list[Run], beside: int, folder: Path) -> None:
+    once = experiment.once() if experiment.once else {}
+
+    def write() -> None:
+        content = content_of(experiment, runs, once)
+        write_results(folder / f"{experiment.name}.json", content)
+        draw(Results(content), experiment.panels, folder / f"{experiment.name}.png")
+        if folder == ASSETS:
+            write_readme(results_in(ASSETS))
+
+    if runs:
+        print(f"{experiment.name}: {told(runs, beside, measured_speed(runs[0]))}", flush=True)
+        train_all(runs, beside, write)
+    write()
+    print(folder / f"{experiment.name}.json")
+
+
+def shortened(arm: Arm) -> Arm:
+    return replace(arm, settings=dict(arm.settings) | {"steps": QUICK_STEPS})
+
+
+def main(argv: list[str] | None = None) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("experiments", description=__doc__, formatter_class=formatter)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--quick", action="store_true", help="two arms, one seed, few steps")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="of each arm (default: 3)")
+    beside = "runs beside each other, with one thread each (default: 2)"
+    parser.add_argument("--beside", type=at_least(1), default=2, help=beside)
+    args = parser.parse_args(argv)
+    with one_sentence("experiments"):
+        experiment, folder = experiment_of(args.name), ASSETS
+        runs = runs_of(experiment, experiment.arms, args.seeds)
+        if args.quick:
+            folder, arms = QUICK, tuple(shortened(experiment.arm(a)) for a in experiment.quick)
+            runs = runs_of(experiment, arms, 1, QUICK)
+        run_experiment(experiment, runs, args.beside, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""An arm of an experiment: a training that differs from the plain one in one thing."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import train
+from nanocontrol import DDPM, ControlNet, StableDiffusion
+from nanocontrol.experiments.looks import Looks
+
+# Of the plain arm: the paper's recipe, for nano, in minutes.
+PLAIN_SETTINGS: dict[str, Any] = {
+    "hint_init": "pytorch",
+    "steps": 400,
+    "batch_size": 8,
+    "schedule": "constant",
+    "scenes": train.SCENES,
+    "sample_every": 25,
+    "save_every": 50,
+}
+
+Start = Callable[[StableDiffusion, ControlNet], None]
+OfT = Callable[[Tensor], Tensor]
+
+
+def unchanged(sd: StableDiffusion, control: ControlNet) -> None:
+    """The networks stay as they are."""
+
+
+def equal_weights(t: Tensor) -> Tensor:
+    return torch.ones(len(t))
+
+
+def as_drawn(t: Tensor) -> Tensor:
+    return t
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str  # of its folders, too: what several experiments share is trained once
+    settings: Mapping[str, Any] = field(default_factory=dict)  # those that are not the plain ones
+    start: Start = unchanged  # changes networks in place, before the first step
+    weight: OfT = equal_weights  # t [B] -> what the loss of each pair is multiplied by, [B]
+    draw: OfT = as_drawn  # t [B], each of 0..999 as likely -> the t to train at, [B]
+
+
+PLAIN = Arm("plain")
+
+
+def settings_of(arm: Arm, seed: int, out: Path) -> train.Settings:
+    resolved = train.resolve(PLAIN_SETTINGS | dict(arm.settings) | {"seed": seed})
+    return replace(resolved, out=str(out.absolute()))
+
+
+def models_of(arm: Arm, settings: train.Settings) -> tuple:
+    """As train.models gives them, with the arm's change."""
+    sd, control, trained = train.models(settings)
+    like = next(control.parameters())
+    arm.start(sd, control)
+    control.to(like)  # what is new in it, too
+    return sd, control, trained
+
+
+class Weighted(DDPM):
+    """The targets of training times a factor of their own for each pair. If the outputs are
+    multiplied by it, too, a pair's square error is multiplied by the factor's square."""
+
+    def __init__(self, prediction: str, factor: Tensor):
+        super().__init__(prediction)
+        self.factor = factor
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return self.factor * super().target(x0, noise, t)
+
+
+def variant_of(arm: Arm) -> train.Variant:
+    """What train.train is to use for this arm."""
+
+    def models(settings: train.Settings) -> tuple:
+        return models_of(arm, settings)
+
+    def training_loss(
+        unet: Any,
+        control: ControlNet,
+        diffusion: DDPM,
+        scale_factor: float,
+        batch: train.Batch,
+        draws: train.Draws,
+        empty: Tensor,
+    ) -> Tensor:
+        draws = draws._replace(t=arm.draw(draws.t))
+        root = arm.weight(draws.t).float().sqrt().view(-1, 1, 1, 1).to(batch.hint.device)
+
+        def weighted_unet(*inputs: Any) -> Tensor:
+            return root * unet(*inputs)
+
+        network: Any = weighted_unet
+        targets = Weighted(diffusion.prediction, root)
+        return train.training_loss(network, control, targets, scale_factor, batch, draws, empty)
+
+    return train.Variant(models, training_loss, Looks())

@@ -1,0 +1,49 @@
+"""What the file of an experiment says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NamedTuple
+
+from nanocontrol.experiments.arm import Arm
+from nanocontrol.experiments.results import Results
+from nanocontrol.plumbing.errors import InputError
+
+NAMES = ("sudden_convergence", "zero_convolutions")
+
+
+class Claim(NamedTuple):
+    """A row of the table. judge: what we found, with its spread, and the verdict; it is asked only
+    when all arms have run."""
+
+    claim: str
+    evidence: str  # of the paper, or of who claims it, and where it stands
+    judge: Callable[[Results], tuple[str, str]]
+
+
+class Panel(NamedTuple):
+    """A column of the plot: the curves of some arms, against steps or "pairs" seen."""
+
+    title: str
+    arms: tuple[str, ...]
+    against: str = "step"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str
+    expected: str  # written before the first run
+    arms: tuple[Arm, ...]
+    claims: tuple[Claim, ...]
+    panels: tuple[Panel, ...] = ()
+    quick: tuple[str, ...] = ()  # the two arms of --quick
+    once: Callable[[], dict] | None = None  # numbers that take no training
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def experiment_of(name: str) -> Experiment:
+    if name not in NAMES:
+        raise InputError(f"no experiment is called {name}: expected one of {', '.join(NAMES)}")
+    return import_module(f"nanocontrol.experiments.{name}").EXPERIMENT

@@ -1,0 +1,158 @@
+"""The runs of arms: each is a folder that train.train leaves, trained by a process of its own,
+
+    python -m nanocontrol.experiments.runs EXPERIMENT ARM SEED FOLDER STEPS
+
+which goes on where an earlier one stopped.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import train
+from nanocontrol.experiments.arm import Arm, settings_of, variant_of
+from nanocontrol.experiments.experiment import Experiment, experiment_of
+from nanocontrol.plumbing.errors import InputError, one_sentence
+from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.machine import keep_freed_memory
+from nanocontrol.training.run import write_json
+from nanocontrol.training.settings import settings_of_run
+from nanocontrol.training.start import Signals, folder_held
+
+RUNS = Path("runs/experiments")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Of an arm with one seed."""
+
+    experiment: str
+    arm: Arm
+    seed: int
+    folder: Path
+
+    @property
+    def settings(self) -> train.Settings:
+        return settings_of(self.arm, self.seed, self.folder)
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "metrics.json").exists() and self.has_begun
+
+    @property
+    def has_begun(self) -> bool:
+        """Raises InputError if the folder holds a run of other settings."""
+        if not (self.folder / "settings.json").exists():
+            return False
+        kept = settings_of_run(train.Settings, self.folder, {})
+        if asdict(replace(kept, out=self.settings.out)) != asdict(self.settings):
+            message = "holds a run of other settings than the arm has now: delete that folder"
+            raise InputError(f"{self.folder} {message}")
+        return True
+
+    @property
+    def steps_done(self) -> int:
+        with suppress(OSError, ValueError, IndexError):
+            last = (self.folder / "log.jsonl").read_text().splitlines()[-1]
+            return json.loads(last)["step"]
+        return 0
+
+
+def runs_of(
+    experiment: Experiment, arms: tuple[Arm, ...], seeds: int, root: Path = RUNS
+) -> list[Run]:
+    """Seed by seed: after the first there is something of every arm to look at."""
+    return [
+        Run(experiment.name, arm, seed, root / f"{arm.name.replace(' ', '-')}-{seed}")
+        for seed in range(seeds)
+        for arm in arms
+    ]
+
+
+def train_run(run: Run) -> None:
+    """Here, with one thread."""
+    torch.set_num_threads(1)
+    resume = run.has_begun
+    with folder_held(str(run.folder), "", resume) as out, Signals() as signals:
+        write_json(run.folder / "machine.json", this_machine())
+        settings = replace(run.settings, out=out)
+        train.train(settings, signals, resume, variant_of(run.arm))
+    with suppress(OSError):
+        (run.folder / "state.pt").unlink()  # three times the size of all the rest
+
+
+def this_machine() -> dict:
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+    return {"processor": processor, "cores": os.cpu_count(), "pytorch": torch.__version__}
+
+
+# --------------------------------------------------------------------------- beside each other
+
+
+def begin(run: Run) -> subprocess.Popen:
+    """In a process of one thread. What it prints is in the run's folder."""
+    make_folder("experiments", run.folder)
+    which = [run.experiment, run.arm.name, run.seed, run.folder, run.settings.steps]
+    command = [sys.executable, "-m", "nanocontrol.experiments.runs", *map(str, which)]
+    paths = [str(Path(train.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with open(run.folder / "output.txt", "ab") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | variables)
+
+
+def train_all(runs: list[Run], beside: int, after_each: Callable[[], None]) -> None:
+    """Those that are not done, `beside` of them at a time. Stopped, it stops them all."""
+    waiting = [run for run in runs if not run.is_done]
+    working: list[tuple[Run, subprocess.Popen]] = []
+    total = sum(run.settings.steps for run in runs)
+    with tqdm(desc="training", total=total, unit="step") as bar, Signals():
+        try:
+            while waiting or working:
+                while waiting and len(working) < beside:
+                    working.append((waiting[0], begin(waiting.pop(0))))
+                time.sleep(1)
+                for run, process in [*working]:
+                    if process.poll() is not None:
+                        working.remove((run, process))
+                        check_ended(run, process.returncode)
+                        after_each()
+                bar.n = sum(run.steps_done for run in runs)
+                bar.refresh()
+        finally:
+            for _, process in working:
+                process.terminate()  # it finishes its step, and saves
+            for _, process in working:
+                process.wait()
+
+
+def check_ended(run: Run, status: int) -> None:
+    if status or not run.is_done:
+        lines = (run.folder / "output.txt").read_text(errors="replace").splitlines()
+        raise InputError(f"{run.folder} ended with status {status}: {lines[-1] if lines else ''}")
+
+
+def main(argv: list[str]) -> None:
+    keep_freed_memory()
+    name, arm_name, seed, folder, steps = argv
+    with one_sentence("experiments"):
+        arm = experiment_of(name).arm(arm_name)
+        arm = replace(arm, settings=dict(arm.settings) | {"steps": int(steps)})
+        train_run(Run(name, arm, int(seed), Path(folder)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,148 @@
+"""Zero convolutions and the copy.
+
+The paper (section 4.2, figure 8) compares (a) the ControlNet, (b) one whose zero convolutions start
+with Gaussian weights, (c) ControlNet-lite, whose blocks are one convolution each. Of (b) it writes
+that it "drops to about the same as ControlNet-lite, indicating that the pretrained backbone of the
+trainable copy is destroyed during finetuning"; (c) is "not strong enough". Section 3.1: zero
+convolutions keep harmful noise from the base at the beginning.
+
+(c) differs from (a) in its number of weights as well as in being no copy. So two arms more: a light
+network with the copy's number of weights, and the copy's architecture with random weights. All
+under PyTorch's start of the condition encoder, and under the variance-keeping one: where the
+encoder passes nothing on, whatever moves first learns first.
+
+Damage: the loss on held-out pairs at step 0, less that of the base alone. Repaired: the first look
+at which it is no larger. Arms differ where the ranges of their seeds do not meet.
+"""
+
+import numpy as np
+
+from nanocontrol.experiments.arm import PLAIN, Arm
+from nanocontrol.experiments.beginnings import gaussian_convolutions
+from nanocontrol.experiments.experiment import Claim, Experiment, Panel
+from nanocontrol.experiments.light import (
+    as_many_weights,
+    blocks_by,
+    one_convolution,
+    random_weights,
+)
+from nanocontrol.experiments.numbers import apart, spoken
+from nanocontrol.experiments.results import Results
+
+EXPECTED = """
+zero convolutions do no damage at step 0; Gaussian ones multiply the loss and repair it within 100
+steps. Under PyTorch's start Gaussian convolutions jump sooner than zero ones; under the
+variance-keeping start later, and they end lower. The light network jumps as soon as the copy and
+ends lower; with the copy's number of weights between the two. A copy with random weights learns,
+but ends lower than the copy: at this size by little.
+"""
+
+CHANGES = {
+    "gaussian": gaussian_convolutions(),
+    "lite": blocks_by(one_convolution),
+    "lite wide": blocks_by(as_many_weights),
+    "random copy": random_weights(),
+}
+VARIANCE = Arm("variance", {"hint_init": "variance"})
+GAUSSIAN = Arm("gaussian", start=CHANGES["gaussian"])
+UNDER_PYTORCH = {
+    "zero": PLAIN,
+    "gaussian": GAUSSIAN,
+    **{name: Arm(name, start=CHANGES[name]) for name in ("lite", "lite wide", "random copy")},
+}
+UNDER_VARIANCE = {
+    "zero": VARIANCE,
+    **{
+        name: Arm(f"{name} variance", VARIANCE.settings, start=change)
+        for name, change in CHANGES.items()
+    },
+}
+BOTH = {"PyTorch's start": UNDER_PYTORCH, "variance-keeping start": UNDER_VARIANCE}
+
+
+def damage(results: Results, arm: str) -> list[float]:
+    base = np.mean(results.first(PLAIN.name, "held_out_loss"))
+    return [loss - float(base) for loss in results.first(arm, "held_out_loss")]
+
+
+def repaired(results: Results, arm: str) -> list[float | None]:
+    """The step of the first look, for each seed, at which the damage is gone."""
+    base = np.mean(results.first(PLAIN.name, "held_out_loss"))
+    curves = results.curves(arm, "held_out_loss")
+    return [next((step for step, loss in curve if loss <= base), None) for curve in curves]
+
+
+def is_zero_harmless(results: Results) -> tuple[str, str]:
+    zero, gaussian = damage(results, PLAIN.name), damage(results, GAUSSIAN.name)
+    steps = spoken(repaired(results, GAUSSIAN.name), 0)
+    ours = f"damage {spoken(zero, 3)}; Gaussian {spoken(gaussian, 3)}, repaired at step {steps}"
+    return ours, "reproduced" if max(zero) < min(gaussian) else "not reproduced"
+
+
+def compared(results: Results, a: str, b: str) -> tuple[str, bool, bool]:
+    """Under each start `follows` at the end of two arms, whether the first is above the second
+    under both, and whether they differ under either."""
+    texts, above, differ = [], True, False
+    for start, arms in BOTH.items():
+        ours, other = (results.values(arms[name].name, "follows") for name in (a, b))
+        texts.append(f"{start}: {a} {spoken(ours)}, {b} {spoken(other)}")
+        above = above and min(ours) > max(other)
+        differ = differ or apart(ours, other)
+    return "; ".join(texts), above, differ
+
+
+def is_zero_better(results: Results) -> tuple[str, str]:
+    text, above, _ = compared(results, "zero", "gaussian")
+    return text, "reproduced" if above else "not reproduced"
+
+
+def is_gaussian_like_lite(results: Results) -> tuple[str, str]:
+    text, _, differ = compared(results, "gaussian", "lite")
+    return text, "not reproduced" if differ else "reproduced"
+
+
+def is_lite_weaker(results: Results) -> tuple[str, str]:
+    text, above, _ = compared(results, "zero", "lite")
+    return text, "reproduced" if above else "not reproduced"
+
+
+def is_it_the_weights(results: Results) -> tuple[str, str]:
+    """Of the light network's lack: what as many weights as the copy's do not give."""
+    text, above, _ = compared(results, "zero", "lite wide")
+    return text, "reproduced" if above else "not reproduced"
+
+
+def is_it_the_copy(results: Results) -> tuple[str, str]:
+    text, above, _ = compared(results, "zero", "random copy")
+    return text, "reproduced" if above else "not reproduced"
+
+
+EXPERIMENT = Experiment(
+    name="zero_convolutions",
+    expected=EXPECTED,
+    arms=tuple(arm for arms in BOTH.values() for arm in arms.values()),
+    quick=(UNDER_VARIANCE["zero"].name, UNDER_VARIANCE["gaussian"].name),
+    claims=(
+        Claim(
+            "zero convolutions do the base no harm at first, Gaussian ones do",
+            "section 3.1",
+            is_zero_harmless,
+        ),
+        Claim("zero convolutions end better", "section 4.2, figure 8", is_zero_better),
+        Claim(
+            "with Gaussian convolutions a ControlNet is as good as ControlNet-lite",
+            "section 4.2, figure 8",
+            is_gaussian_like_lite,
+        ),
+        Claim("ControlNet-lite is weaker", "section 4.2, figure 8, tables 1 to 3", is_lite_weaker),
+        Claim(
+            "it would be with as many weights, too",
+            "none (its light network is smaller)",
+            is_it_the_weights,
+        ),
+        Claim("the copied weights matter", "section 3.1 (no experiment)", is_it_the_copy),
+    ),
+    panels=tuple(
+        Panel(start, tuple(arm.name for arm in arms.values())) for start, arms in BOTH.items()
+    ),
+)
