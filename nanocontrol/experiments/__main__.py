@@ -9,7 +9,6 @@ two arms with one seed for a few steps and writes both files into runs/experimen
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +16,12 @@ from nanocontrol.experiments.arm import Arm
 from nanocontrol.experiments.experiment import NAMES, Experiment, experiment_of
 from nanocontrol.experiments.plot import draw
 from nanocontrol.experiments.readme import write_readme
-from nanocontrol.experiments.results import Results, run_as_json, write_results
+from nanocontrol.experiments.results import ASSETS, Results, results_of, run_as_json, write_results
 from nanocontrol.experiments.runs import RUNS, Run, runs_of, train_all
 from nanocontrol.experiments.speed import measured_speed, told
 from nanocontrol.plumbing.errors import one_sentence
 from nanocontrol.plumbing.flags import at_least
 
-ASSETS = Path(__file__).parents[2] / "assets" / "experiments"
 QUICK = RUNS / "quick"
 QUICK_STEPS = 100
 
@@ -44,24 +42,15 @@ def settings_of_arm(run: Run) -> dict:
     return kept | {"base": Path(run.settings.base).name}
 
 
-def results_in(folder: Path) -> dict[str, Results | None]:
-    """Of all experiments, None of those that were not run."""
-    files = {name: folder / f"{name}.json" for name in NAMES}
-    return {
-        name: Results(json.loads(file.read_text())) if file.exists() else None
-        for name, file in files.items()
-    }
-
-
 def run_experiment(experiment: Experiment, runs: list[Run], beside: int, folder: Path) -> None:
     once = experiment.once() if experiment.once else {}
 
     def write() -> None:
         content = content_of(experiment, runs, once)
         write_results(folder / f"{experiment.name}.json", content)
-        draw(Results(content), experiment.panels, folder / f"{experiment.name}.png")
+        draw(Results(content), experiment, folder / f"{experiment.name}.png")
         if folder == ASSETS:
-            write_readme(results_in(ASSETS))
+            write_readme({name: results_of(name) for name in NAMES})
 
     if runs:
         print(f"{experiment.name}: {told(runs, beside, measured_speed(runs[0]))}", flush=True)

@@ -17,6 +17,7 @@ PLAIN_SETTINGS: dict[str, Any] = {
     "hint_init": "pytorch",
     "steps": 400,
     "batch_size": 8,
+    "lr": 1e-3,
     "schedule": "constant",
     "scenes": train.SCENES,
     "sample_every": 25,

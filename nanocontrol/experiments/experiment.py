@@ -1,7 +1,7 @@
 """What the file of an experiment says."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import NamedTuple
 
@@ -9,7 +9,13 @@ from nanocontrol.experiments.arm import Arm
 from nanocontrol.experiments.results import Results
 from nanocontrol.plumbing.errors import InputError
 
-NAMES = ("sudden_convergence", "zero_convolutions")
+NAMES = ("sudden_convergence", "zero_convolutions", "cause", "rule", "encoder_at_size")
+ROWS = {
+    "follows": "share of things that are right",
+    "score": "score of the condition",
+    "control_gain": "control gain",
+    "loss": "loss in training",
+}
 
 
 class Claim(NamedTuple):
@@ -36,8 +42,9 @@ class Experiment:
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...]
     panels: tuple[Panel, ...] = ()
+    rows: Mapping[str, str] = field(default_factory=lambda: ROWS)  # of the plot: number, title
     quick: tuple[str, ...] = ()  # the two arms of --quick
-    once: Callable[[], dict] | None = None  # numbers that take no training
+    once: Callable[[], dict] | None = None  # a table that takes no training: `head` and `rows`
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

@@ -6,22 +6,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nanocontrol.experiments.experiment import Panel
+from nanocontrol.experiments.experiment import Experiment
 from nanocontrol.experiments.numbers import band
 from nanocontrol.experiments.results import Results
 from nanocontrol.plumbing.files import write_atomically
 
-ROWS = {
-    "follows": "share of things that are right",
-    "score": "score of the condition",
-    "control_gain": "control gain",
-    "loss": "loss in training",
-}
 
-
-def draw(results: Results, panels: tuple[Panel, ...], path: Path) -> None:
+def draw(results: Results, experiment: Experiment, path: Path) -> None:
     """A row for each number, a column for each panel; of each arm the mean over seeds, and between
     the lowest and the highest a band. Without matplotlib it says so."""
+    panels, rows = experiment.panels, experiment.rows
     if not panels:
         return
     if find_spec("matplotlib") is None:
@@ -30,11 +24,13 @@ def draw(results: Results, panels: tuple[Panel, ...], path: Path) -> None:
         return
     from matplotlib.figure import Figure  # takes a second
 
-    size = (5 * len(panels), 2.6 * len(ROWS))
+    size = (5 * len(panels), 2.6 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(ROWS), len(panels), sharex="col", sharey="row", squeeze=False)
-    for row, (name, title) in zip(grid, ROWS.items()):
+    grid = figure.subplots(len(rows), len(panels), sharex="col", sharey="row", squeeze=False)
+    for row, (name, title) in zip(grid, rows.items()):
         row[0].set_ylabel(title)
+        if name.startswith(("spread", "gradient")):
+            row[0].set_yscale("symlog", linthresh=1e-6)
         for axes, panel in zip(row, panels):
             axes.grid(alpha=0.3)
             for i, arm in enumerate(panel.arms):

@@ -1,12 +1,15 @@
 """What an experiment's JSON file says, in README.md in this folder: its rows of the table of
-claims, and a part of its own. Both stand between marks, and are written anew each time."""
+claims, and a part of its own. Both stand between marks, and are written anew each time, or by
+
+    python -m nanocontrol.experiments.readme
+"""
 
 import re
 from pathlib import Path
 
-from nanocontrol.experiments.experiment import Claim, Experiment, experiment_of
+from nanocontrol.experiments.experiment import NAMES, Claim, Experiment, experiment_of
 from nanocontrol.experiments.numbers import spoken
-from nanocontrol.experiments.results import Results
+from nanocontrol.experiments.results import Results, results_of
 from nanocontrol.plumbing.files import write_atomically
 
 README = Path(__file__).with_name("README.md")
@@ -39,32 +42,32 @@ def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> 
 
 
 def part_of(experiment: Experiment, results: Results | None) -> str:
-    """What was expected, then a row for each arm."""
-    text = f"Expected: {experiment.expected.strip()}"
-    if results is None:
-        return text
-    if not experiment.arms:
-        return text + once_table(results)
+    """What was expected, then the curves, a row for each arm, and what took no training."""
+    parts = [f"Expected before the first run:\n{experiment.expected.strip()}"]
+    if results and results.arms:
+        file = f"../../assets/experiments/{experiment.name}.png"
+        parts += [f"![The curves of {experiment.name}]({file})", arms_table(results)]
+        parts.append(f"(One thread each; {'; '.join(machines_of(results))}.)")
+    if results and results.content["once"]:
+        once = results.content["once"]
+        rows = [[name, *(f"{x:.2g}" for x in values)] for name, values in once["rows"].items()]
+        parts.append(table(once["head"], rows))
+    return "\n\n".join(parts)
+
+
+def arms_table(results: Results) -> str:
     rows = []
-    for arm, content in results.arms.items():
-        runs = content["runs"]
-        if runs:
+    for arm in results.arms:
+        if runs := results.runs(arm):
             cells = [spoken(results.values(arm, name), n) for name, n in COLUMNS.items()]
             minutes = spoken([run["seconds"] / 60 for run in runs], 1)
             rows.append([arm, str(len(runs)), *cells, minutes])
-    head = ["arm", "seeds", *TITLES, "minutes"]
-    picture = f"![The curves of {experiment.name}](../../assets/experiments/{experiment.name}.png)"
-    machines = {str(run["machine"]) for a in results.arms.values() for run in a["runs"]}
-    facts = "; ".join(sorted(machine.strip("{}").replace("'", "") for machine in machines))
-    return f"{text}\n\n{picture}\n\n{table(head, rows)}\n\n(One thread each; {facts}.)"
+    return table(["arm", "seeds", *TITLES, "minutes"], rows)
 
 
-def once_table(results: Results) -> str:
-    """Of numbers that took no training: a row for each, by its name."""
-    rows = [[name, *(f"{x:.2g}" for x in xs)] for name, xs in results.content["once"].items()]
-    width = max(len(row) for row in rows) - 1
-    rows = [row + [""] * (1 + width - len(row)) for row in rows]
-    return "\n\n" + table(["", *(f"layer {i + 1}" for i in range(width))], rows)
+def machines_of(results: Results) -> list[str]:
+    machines = [run["machine"] for arm in results.arms for run in results.runs(arm)]
+    return sorted({", ".join(f"{name} {x}" for name, x in own.items()) for own in machines})
 
 
 def with_part(text: str, mark: str, part: str) -> str:
@@ -83,6 +86,11 @@ def written(text: str, found: dict[str, Results | None]) -> str:
     return text
 
 
-def write_readme(found: dict[str, Results | None]) -> None:
+def write_readme() -> None:
+    found = {name: results_of(name) for name in NAMES}
     text = written(README.read_text(encoding="utf-8"), found)
     write_atomically(README, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    write_readme()

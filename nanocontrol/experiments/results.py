@@ -11,6 +11,7 @@ from nanocontrol.experiments.numbers import Curve, area, step_of_jump, width_of_
 from nanocontrol.nano.healthy import read
 from nanocontrol.plumbing.files import make_folder, write_atomically
 
+ASSETS = Path(__file__).parents[2] / "assets" / "experiments"
 PICTURES = 16  # that are followed one by one
 
 
@@ -103,3 +104,9 @@ class Results:
     @property
     def minutes(self) -> float:
         return sum(run["seconds"] for arm in self.arms.values() for run in arm["runs"]) / 60
+
+
+def results_of(experiment: str) -> Results | None:
+    """None if it was not run."""
+    file = ASSETS / f"{experiment}.json"
+    return Results(json.loads(file.read_text())) if file.exists() else None

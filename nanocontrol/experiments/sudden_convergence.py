@@ -15,10 +15,11 @@ is called sudden where its width is less than half of the steps that passed befo
 
 import numpy as np
 
-from nanocontrol.experiments.arm import PLAIN, PLAIN_SETTINGS, Arm
+from nanocontrol.experiments.arm import PLAIN
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
 from nanocontrol.experiments.numbers import spoken
 from nanocontrol.experiments.results import Results
+from nanocontrol.experiments.shared import BATCHES, BY_RATE_AND_BATCH, RATES
 
 EXPECTED = """
 sudden for each picture (width below half of its step of the jump), and two to three times as wide
@@ -28,20 +29,8 @@ batch it comes after somewhat fewer steps, but after more pairs. The control gai
 the score does; the loss in training shows nothing.
 """
 
-RATES, BATCHES = (3e-4, 1e-3, 3e-3), (4, 8, 16)
 SUDDEN = 0.5
-
-
-def name_of(lr: float, batch: int) -> str:
-    plain = lr == 1e-3 and batch == PLAIN_SETTINGS["batch_size"]
-    return PLAIN.name if plain else f"lr {lr:g} batch {batch}"
-
-
-NAMES = {(lr, batch): name_of(lr, batch) for lr in RATES for batch in BATCHES}
-ARMS = tuple(
-    PLAIN if name == PLAIN.name else Arm(name, {"lr": lr, "batch_size": batch})
-    for (lr, batch), name in NAMES.items()
-)
+NAMES = {which: arm.name for which, arm in BY_RATE_AND_BATCH.items()}
 
 
 def median_pictures(results: Results, arm: str) -> tuple[list[float], list[float]]:
@@ -102,7 +91,7 @@ def steps_or_pairs(results: Results) -> tuple[str, str]:
 EXPERIMENT = Experiment(
     name="sudden_convergence",
     expected=EXPECTED,
-    arms=ARMS,
+    arms=tuple(BY_RATE_AND_BATCH.values()),
     quick=(NAMES[3e-3, 8], NAMES[3e-3, 16]),
     claims=(
         Claim("a picture follows its hint suddenly", "section 3.3, figure 4", is_it_sudden),

@@ -28,6 +28,7 @@ from nanocontrol.experiments.light import (
 )
 from nanocontrol.experiments.numbers import apart, spoken
 from nanocontrol.experiments.results import Results
+from nanocontrol.experiments.shared import GAUSSIAN, VARIANCE
 
 EXPECTED = """
 zero convolutions do no damage at step 0; Gaussian ones multiply the loss and repair it within 100
@@ -43,8 +44,6 @@ CHANGES = {
     "lite wide": blocks_by(as_many_weights),
     "random copy": random_weights(),
 }
-VARIANCE = Arm("variance", {"hint_init": "variance"})
-GAUSSIAN = Arm("gaussian", start=CHANGES["gaussian"])
 UNDER_PYTORCH = {
     "zero": PLAIN,
     "gaussian": GAUSSIAN,

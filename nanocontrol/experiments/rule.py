@@ -1,0 +1,110 @@
+"""A rule that says, from what is known at step 0, at which step a training will jump.
+
+Known are the spread of the activations across hints that the condition encoder ends with (spread_6
+in looks.py; of a shallower encoder its last), the learning rate and the batch. The rule:
+
+    step = exp(a) spread^b lr^c batch^d
+
+a to d by least squares of the logarithms, of all runs of `cause` and `sudden_convergence` with zero
+convolutions, the plain loss and t, that jumped. Then ten settings that it was not made from.
+
+How far off: by which factor the step predicted and the step found differ, the median over runs. The
+rule is said to hold if that is below 1.5, and if it is better than always saying the mean step.
+"""
+
+import math
+
+import numpy as np
+
+from nanocontrol.experiments.arm import Arm
+from nanocontrol.experiments.beginnings import half_as_deep, variance_keeping
+from nanocontrol.experiments.cause import GAINS, HALF
+from nanocontrol.experiments.experiment import Claim, Experiment, Panel
+from nanocontrol.experiments.results import Results, results_of
+from nanocontrol.experiments.shared import BY_RATE_AND_BATCH
+
+EXPECTED = """
+the wait grows as the spread falls, by a small power (b near -0.2: three decades of spread make the
+wait four times as long), and is nearly in inverse proportion to the learning rate (c near -0.8);
+the batch hardly counts in steps (d near -0.2). Off by a factor of 1.3 in the median.
+"""
+
+HOLDS = 1.5
+MADE_FROM = {
+    "cause": [arm.name for arm in (*GAINS.values(), HALF)],
+    "sudden_convergence": [arm.name for arm in BY_RATE_AND_BATCH.values()],
+}
+TEN = (
+    Arm("lr 0.0005", {"lr": 5e-4}),
+    Arm("lr 0.002", {"lr": 2e-3}),
+    Arm("batch 6", {"batch_size": 6}),
+    Arm("batch 12", {"batch_size": 12}),
+    Arm("variance x0.5", start=variance_keeping(0.5)),
+    Arm("variance x0.7", start=variance_keeping(0.7)),
+    Arm("variance x0.7 lr 0.002", {"lr": 2e-3}, variance_keeping(0.7)),
+    Arm("variance x1.2 lr 0.0005", {"lr": 5e-4}, variance_keeping(1.2)),
+    Arm("half as deep lr 0.0005", {"lr": 5e-4}, half_as_deep),
+    Arm("half as deep batch 16", {"batch_size": 16}, half_as_deep),
+)
+
+
+def known_and_found(results: Results, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Of all runs of these arms that jumped after step 0: a row of 1 and three logarithms for each,
+    and the logarithm of the step."""
+    rows, steps = [], []
+    for name in names:
+        settings = results.arms[name]["settings"]
+        for run in results.runs(name):
+            if run["compared"]["jump"]:
+                last = max(key for key in run["looks"] if key.startswith("spread_"))
+                known = run["looks"][last][0], settings["lr"], settings["batch_size"]
+                rows.append([1.0, *map(math.log, known)])
+                steps.append(math.log(run["compared"]["jump"]))
+    return np.array(rows).reshape(-1, 4), np.array(steps)
+
+
+def fitted(made_from: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    rows, steps = (np.concatenate(parts) for parts in zip(*made_from))
+    return np.linalg.lstsq(rows, steps, rcond=None)[0]
+
+
+def off_by(rows: np.ndarray, steps: np.ndarray, rule: np.ndarray) -> float:
+    """The factor, the median over runs."""
+    return float(np.exp(np.median(np.abs(rows @ rule - steps))))
+
+
+def does_it_hold(results: Results) -> tuple[str, str]:
+    others = {name: results_of(name) for name in MADE_FROM}
+    made_from = [
+        known_and_found(other, [name for name in MADE_FROM[experiment] if other.has([name])])
+        for experiment, other in others.items()
+        if other
+    ]
+    rows, steps = known_and_found(results, [arm.name for arm in TEN])
+    if len(made_from) < len(others) or not len(steps):
+        return f"{len(steps)} runs jumped; takes results of {', '.join(others)}", "untestable"
+    rule = fitted(made_from)
+    mean = np.array([np.concatenate([steps for _, steps in made_from]).mean(), 0, 0, 0])
+    off, off_of_mean = off_by(rows, steps, rule), off_by(rows, steps, mean)
+    powers = ", ".join(f"{x:.2f}" for x in rule)
+    ours = f"a to d: {powers}; off {off:.2f} times (the mean {off_of_mean:.2f}), {len(steps)} runs"
+    return ours, "reproduced" if off < min(HOLDS, off_of_mean) else "not reproduced"
+
+
+EXPERIMENT = Experiment(
+    name="rule",
+    expected=EXPECTED,
+    arms=TEN,
+    quick=("variance x0.7 lr 0.002", "half as deep batch 16"),
+    claims=(
+        Claim(
+            "the encoder's spread, learning rate and batch tell the step of the jump beforehand",
+            "none in print",
+            does_it_hold,
+        ),
+    ),
+    panels=(
+        Panel("as in the plain arm but", tuple(arm.name for arm in TEN[:4])),
+        Panel("other first weights", tuple(arm.name for arm in TEN[4:])),
+    ),
+)
