@@ -7,17 +7,31 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
 from conftest import ROOT
+from nanocontrol import DDPM
 from nanocontrol.experiments import __main__ as command
-from nanocontrol.experiments import beginnings, cross_norm, light, looks, numbers, readme, runs
+from nanocontrol.experiments import (
+    beginnings,
+    cross_norm,
+    encoder_at_size,
+    first_steps,
+    light,
+    looks,
+    numbers,
+    readme,
+    rule,
+    runs,
+    weighting,
+)
 from nanocontrol.experiments.arm import PLAIN, Arm, models_of, settings_of, variant_of
 from nanocontrol.experiments.experiment import NAMES, experiment_of
-from nanocontrol.experiments.results import Results, results_of, run_as_json
+from nanocontrol.experiments.results import Results, results_of, run_as_json, write_results
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.training import watch
@@ -25,6 +39,7 @@ from nanocontrol.training.start import Signals
 
 README = ROOT / "nanocontrol" / "experiments" / "README.md"
 EXPERIMENTS = [experiment_of(name) for name in NAMES]
+BROUGHT = 'the extra `photos` is not installed: pip install -e ".[photos]"'
 TINY = {"steps": 2, "batch_size": 2, "scenes": 4, "sample_every": 1, "save_every": 1}
 
 
@@ -55,7 +70,7 @@ def test_the_area_is_the_mean_over_the_steps():
 def test_the_step_of_the_jump_lies_between_two_looks():
     flat = [(0, 0.2), (25, 0.3), (50, 0.3)]
     assert numbers.step_of_jump(flat) is None
-    assert numbers.step_of_jump([*flat, (75, 0.7), (100, 0.6)]) == pytest.approx(62.5)
+    assert numbers.step_of_jump([*flat, (75, 0.7), (100, 0.6)]) == pytest.approx(56.25)
     assert numbers.step_of_jump([(0, 0.6), (25, 0.7)]) == 0
 
 
@@ -179,6 +194,56 @@ def test_with_its_difference_an_arm_trains_another_network(arm, blind):
     )
 
 
+def test_weights_and_draws_are_those_of_their_papers():
+    t = torch.tensor([0, 250, 500, 999])
+    abar = DDPM().alphas_cumprod[t]
+    snr = abar / (1 - abar)
+    assert snr[0] > 5 and snr[-1] < 0.01
+    assert torch.allclose(weighting.like_x0(t, most=1e9), 1 / snr)
+    assert weighting.like_x0(t)[-1] == 5
+    assert torch.allclose(weighting.min_snr(t), torch.minimum(snr, torch.tensor(5.0)) / snr)
+    every = torch.arange(1000)
+    drawn = weighting.late(every)
+    assert drawn.min() >= 0 and drawn.max() <= 999
+    assert drawn.float().mean() == pytest.approx(750, abs=2)  # of 1 - u^3 it is 3/4
+
+
+def test_a_weight_multiplies_a_pairs_loss(blind):
+    """As if each pair's loss were computed by itself."""
+    settings = settings_of(PLAIN, 0, Path("run"))
+    sd, control, _ = models_of(PLAIN, settings)
+    draws = train.random_draws(0, 0, 3, (64, 64), 0.0)
+    latent, hint = torch.randn(3, 4, 8, 8), torch.rand(3, 3, 64, 64)
+    batch = train.Batch(latent, latent.exp(), torch.randn(3, 77, 64), hint)
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    given = sd.unet, control, DDPM(), 1.0
+    empty = torch.zeros(1, 77, 64)
+    weighted = variant_of(Arm("", weight=lambda t: weights)).training_loss
+    whole = weighted(*given, batch, draws, empty)
+    each = [
+        train.training_loss(*given, train.Batch(*(x[i : i + 1] for x in batch)), one, empty)
+        for i, one in ((i, draws.of(slice(i, i + 1))) for i in range(3))
+    ]
+    torch.testing.assert_close(whole, (torch.stack(each) * weights).mean())
+
+
+def test_cross_normalization_gives_a_residual_the_skips_mean_and_deviation():
+    residual, skip = torch.randn(2, 3, 4, 4), 5 * torch.randn(2, 3, 4, 4) + 2
+    matched = cross_norm.matched(residual, skip) / cross_norm.STRENGTH
+    torch.testing.assert_close(matched.mean((1, 2, 3)), skip.mean((1, 2, 3)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(matched.std((1, 2, 3)), skip.std((1, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_rule_is_found_again_in_what_it_made():
+    powers = [0.5, -0.2, -0.8, -0.1]
+    made = torch.Generator().manual_seed(0)
+    rows = np.hstack([np.ones((9, 1)), torch.randn(9, 3, generator=made).numpy()])
+    assert np.allclose(
+        rule.fitted([(rows[:4], rows[:4] @ powers), (rows[4:], rows[4:] @ powers)]), powers
+    )
+    assert rule.off_by(rows, rows @ powers + np.log(1.3), np.array(powers)) == pytest.approx(1.3)
+
+
 def test_a_light_network_has_as_many_weights_as_the_copy():
     settings = settings_of(PLAIN, 0, Path("run"))
     copy, wide, lite = (
@@ -246,7 +311,7 @@ def test_a_stopped_run_goes_on_and_a_done_one_is_not_trained_again(few, monkeypa
 
     found = run_as_json(run.folder)
     assert found["looks"]["step"] == [0, 1, 2] and found["end"]["follows"] is not None
-    names = ["score_1", "spread_6", "gradient_encoder", "gradient_zeros", "loss"]
+    names = ["score_1", "spread_6", "spread_last", "gradient_encoder", "gradient_zeros", "loss"]
     assert all(len(found["looks"][name]) == 3 for name in names)
     assert found["looks"]["gradient_encoder"][0] == 0 < found["looks"]["gradient_zeros"][0]
     assert found["looks"]["loss"][1:] == [e["loss"] for e in log_of(run.folder) if "loss" in e]
@@ -255,6 +320,11 @@ def test_a_stopped_run_goes_on_and_a_done_one_is_not_trained_again(few, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run(name, few, in_this_process, monkeypatch, capsys):
+    if name == "encoder_at_size":
+        pytest.importorskip("skimage", reason=BROUGHT)
+        pytest.importorskip("sklearn", reason=BROUGHT)
+    monkeypatch.setattr(encoder_at_size, "SEEDS", 1)
+    monkeypatch.setattr(first_steps, "STEPS", 1)
     original = command.shortened
     monkeypatch.setattr(command, "QUICK_STEPS", 2)
     monkeypatch.setattr(command, "shortened", lambda arm: original(tiny(arm)))
@@ -298,7 +368,7 @@ def test_without_train_py_it_says_so(tmp_path):
 def test_every_number_of_the_tables_is_that_of_the_json():
     found = {name: results_of(name) for name in NAMES}
     assert readme.written(README.read_text(), found) == README.read_text(), (
-        "run: python -m nanocontrol.experiments NAME, which trains nothing that is done"
+        "run: python -m nanocontrol.experiments.readme"
     )
 
 
@@ -308,7 +378,7 @@ def made_up(arms: dict[str, list[float]]) -> Results:
     def one(seed: int, x: float) -> dict:
         curve = [0.2, 0.2, 0.3, x]
         columns = {"step": [0, 25, 50, 75], "held_out_loss": [0.4, 0.3, 0.2, 0.1], "follows": curve}
-        columns |= {"score": curve, "spread_0": [0.1] * 4}
+        columns |= {"score": curve, "spread_last": [0.1] * 4}
         compared = {"area": x / 2, "jump": 60.0, "width": 20.0}
         compared |= {"picture_jumps": [60.0], "picture_widths": [10.0]}
         end = {"follows": x, "score": x, "control_gain": 0.01, "held_out_loss": 0.1}
@@ -317,12 +387,12 @@ def made_up(arms: dict[str, list[float]]) -> Results:
 
     entries = {
         name: {
-            "settings": {"batch_size": 8, "lr": 1e-3},
+            "settings": {"batch_size": 8, "lr": 1e-3, "steps": 75},
             "runs": [one(i, x) for i, x in enumerate(xs)],
         }
         for name, xs in arms.items()
     }
-    once = {"head": ["", "a", "b"], "rows": {"pytorch": [1.0, 0.001], "variance": [1.0, 0.5]}}
+    once = {"head": ["", "a", "b"], "rows": {"pytorch": [1.0, 0.00123], "variance": [1.0, 0.5]}}
     return Results({"expected": "", "once": once, "arms": entries})
 
 
@@ -331,18 +401,24 @@ def test_the_readme_says_what_was_found_and_no_more(experiment):
     names = [arm.name for arm in experiment.arms]
     nothing = {name: None for name in NAMES}
     half = made_up({name: [0.7] if i else [] for i, name in enumerate(names)})
-    whole = made_up({name: [0.6, 0.7] for name in names})
-    for results, verdicts in ((None, False), (half, False), (whole, True)):
-        if names or results is not half:
-            text = readme.written(README.read_text(), nothing | {experiment.name: results})
-            rows = [line for line in text.splitlines() if line.startswith("| ")]
-            own = [
-                row for row in rows if any(row.startswith(f"| {c[0]} |") for c in experiment.claims)
-            ]
-            assert len(own) == len(experiment.claims)
-            assert all(("not run yet" in row) != verdicts for row in own)
-    if names:
-        assert "| 0.65 (0.60 to 0.70) |" in text and "not run yet" in text.replace("\n", " ")
+    whole = made_up({name: [0.6, 0.8] for name in names})
+    for results, judged in ((None, False), (half, not names), (whole, True)):
+        text = readme.written(README.read_text(), nothing | {experiment.name: results})
+        own = [f"| {claim.claim} | {claim.evidence} | " for claim in experiment.claims]
+        rows = [row for row in text.splitlines() if row.startswith(tuple(own))]
+        assert len(rows) == len(own)
+        assert all(("not run yet" in row) != judged for row in rows)
+    assert all(row.endswith(f" | {2 * len(names)} |") for row in rows)
+    numbers = "| 2 | 75 | 0.35 (0.30 to 0.40) | 60 (60 to 60) | 0.70 (0.60 to 0.80) "
+    numbers += "| 0.70 (0.60 to 0.80) | 0.0100 (0.0100 to 0.0100) | 0.1000 (0.1000 to 0.1000) "
+    assert all(f"| {name} {numbers}| 1.0 (1.0 to 1.0) |" in text for name in names)
+    assert "| pytorch | 1 | 0.0012 |" in text
+
+
+def test_the_json_has_five_digits_and_a_line_for_a_list(tmp_path):
+    write_results(tmp_path / "a" / "x.json", {"x": [1 / 3, 200.0, None], "n": 123456})
+    text = (tmp_path / "a" / "x.json").read_text()
+    assert '"x": [ 0.33333, 200.0, null ]' in text and '"n": 123456' in text
 
 
 def test_claims_are_judged_by_their_rules():

@@ -16,7 +16,7 @@ from nanocontrol.experiments.arm import Arm
 from nanocontrol.experiments.experiment import NAMES, Experiment, experiment_of
 from nanocontrol.experiments.plot import draw
 from nanocontrol.experiments.readme import write_readme
-from nanocontrol.experiments.results import ASSETS, Results, results_of, run_as_json, write_results
+from nanocontrol.experiments.results import ASSETS, Results, run_as_json, write_results
 from nanocontrol.experiments.runs import RUNS, Run, runs_of, train_all
 from nanocontrol.experiments.speed import measured_speed, told
 from nanocontrol.plumbing.errors import one_sentence
@@ -50,7 +50,7 @@ def run_experiment(experiment: Experiment, runs: list[Run], beside: int, folder:
         write_results(folder / f"{experiment.name}.json", content)
         draw(Results(content), experiment, folder / f"{experiment.name}.png")
         if folder == ASSETS:
-            write_readme({name: results_of(name) for name in NAMES})
+            write_readme()
 
     if runs:
         print(f"{experiment.name}: {told(runs, beside, measured_speed(runs[0]))}", flush=True)
@@ -60,7 +60,7 @@ def run_experiment(experiment: Experiment, runs: list[Run], beside: int, folder:
 
 
 def shortened(arm: Arm) -> Arm:
-    return replace(arm, settings=dict(arm.settings) | {"steps": QUICK_STEPS})
+    return replace(arm, settings=dict(arm.settings) | {"steps": QUICK_STEPS, "sample_every": 25})
 
 
 def main(argv: list[str] | None = None) -> None:

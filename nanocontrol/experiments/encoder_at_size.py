@@ -67,7 +67,7 @@ def spreads() -> dict:
             control = ControlNet(ENCODER_ONLY)
             if start == "variance":
                 initialise_condition_encoder(control)
-            found.append([*spread_by_layer(control.input_hint_block, hints).values()])
+            found.append(spread_by_layer(control.input_hint_block, hints))
         rows[start] = np.mean(found, axis=0).tolist()
     head = ["--hint-init", *(f"layer {i + 1}" for i in range(len(rows["pytorch"])))]
     return {"head": head, "rows": rows}

@@ -11,15 +11,15 @@ from nanocontrol.training.measure import HeldOut
 
 
 @torch.no_grad()
-def spread_by_layer(encoder: nn.Sequential, hints: Tensor) -> dict[str, float]:
+def spread_by_layer(encoder: nn.Sequential, hints: Tensor) -> list[float]:
     """After each SiLU: how much the activations at one place differ from hint to hint, the root
     mean square over channels and places of the deviation across hints [n, 3, H, W]."""
-    spreads: dict[str, float] = {}
+    spreads = []
     x = hints.to(next(encoder.parameters()))
     for module in encoder:
         x = module(x)
         if isinstance(module, nn.SiLU):
-            spreads[f"spread_{len(spreads)}"] = x.float().var(dim=0).mean().sqrt().item()
+            spreads.append(x.float().var(dim=0).mean().sqrt().item())
     return spreads
 
 

@@ -20,8 +20,8 @@ DURING, AT_END = 16, 64
 
 class Looks:
     """In the place of train.measured. During the run it also measures the score of each picture
-    (score_0, ...), the spread of the condition encoder's activations (spread_0, ...) and the
-    gradient of each part (gradient_encoder, ...)."""
+    (score_0, ...), the spread of the condition encoder's activations (spread_0, ..., spread_last)
+    and the gradient of each part (gradient_encoder, ...)."""
 
     def __init__(self) -> None:
         self.scenes: Scenes | None = None
@@ -46,7 +46,10 @@ class Looks:
         at = settings, sd, control, pairs, scores, home
         rows, numbers = train.measured(*at, len(pairs.images))
         if not ended:
-            numbers |= spread_by_layer(control.input_hint_block, pairs.hints)
+            spreads = spread_by_layer(control.input_hint_block, pairs.hints)
+            numbers |= {f"spread_{i}": spread for i, spread in enumerate(spreads)}
+            if spreads:  # (one zero convolution has no SiLU)
+                numbers["spread_last"] = spreads[-1]
             numbers |= gradient_by_part(sd, control, pairs.first(settings.batch_size))
         return rows, numbers
 

@@ -13,9 +13,10 @@ from nanocontrol.plumbing.files import write_atomically
 
 
 def draw(results: Results, experiment: Experiment, path: Path) -> None:
-    """A row for each number, a column for each panel; of each arm the mean over seeds, and between
-    the lowest and the highest a band. Without matplotlib it says so."""
-    panels, rows = experiment.panels, experiment.rows
+    """A row for each number, a column for each panel that has a run; of each arm the mean over
+    seeds, and between the lowest and the highest a band. Without matplotlib it says so."""
+    rows = experiment.rows
+    panels = [p for p in experiment.panels if any(results.has([arm]) for arm in p.arms)]
     if not panels:
         return
     if find_spec("matplotlib") is None:

@@ -61,8 +61,9 @@ def arms_table(results: Results) -> str:
         if runs := results.runs(arm):
             cells = [spoken(results.values(arm, name), n) for name, n in COLUMNS.items()]
             minutes = spoken([run["seconds"] / 60 for run in runs], 1)
-            rows.append([arm, str(len(runs)), *cells, minutes])
-    return table(["arm", "seeds", *TITLES, "minutes"], rows)
+            steps = results.arms[arm]["settings"]["steps"]
+            rows.append([arm, str(len(runs)), str(steps), *cells, minutes])
+    return table(["arm", "seeds", "steps", *TITLES, "minutes"], rows)
 
 
 def machines_of(results: Results) -> list[str]:
@@ -75,7 +76,7 @@ def with_part(text: str, mark: str, part: str) -> str:
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"README.md has no marks {begin} and {end}")
-    return pattern.sub(lambda _: f"{begin}\n{part}\n{end}", text)
+    return pattern.sub(lambda _: f"{begin}\n\n{part}\n\n{end}", text)
 
 
 def written(text: str, found: dict[str, Results | None]) -> str:

@@ -1,7 +1,7 @@
 """A rule that says, from what is known at step 0, at which step a training will jump.
 
-Known are the spread of the activations across hints that the condition encoder ends with (spread_6
-in looks.py; of a shallower encoder its last), the learning rate and the batch. The rule:
+Known are the spread of the activations across hints that the condition encoder ends with
+(spread_last in looks.py), the learning rate and the batch. The rule:
 
     step = exp(a) spread^b lr^c batch^d
 
@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from nanocontrol.experiments.arm import Arm
+from nanocontrol.experiments.arm import SOONER, Arm
 from nanocontrol.experiments.beginnings import half_as_deep, variance_keeping
 from nanocontrol.experiments.cause import GAINS, HALF
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
@@ -35,15 +35,15 @@ MADE_FROM = {
     "sudden_convergence": [arm.name for arm in BY_RATE_AND_BATCH.values()],
 }
 TEN = (
-    Arm("lr 0.0005", {"lr": 5e-4}),
-    Arm("lr 0.002", {"lr": 2e-3}),
+    Arm("lr 0.0015", {"lr": 1.5e-3}),
+    Arm("lr 0.003", {"lr": 3e-3}),
     Arm("batch 6", {"batch_size": 6}),
     Arm("batch 12", {"batch_size": 12}),
     Arm("variance x0.5", start=variance_keeping(0.5)),
     Arm("variance x0.7", start=variance_keeping(0.7)),
     Arm("variance x0.7 lr 0.002", {"lr": 2e-3}, variance_keeping(0.7)),
-    Arm("variance x1.2 lr 0.0005", {"lr": 5e-4}, variance_keeping(1.2)),
-    Arm("half as deep lr 0.0005", {"lr": 5e-4}, half_as_deep),
+    Arm("variance x1.2 lr 0.0005", SOONER | {"lr": 5e-4}, variance_keeping(1.2)),
+    Arm("half as deep lr 0.002", {"lr": 2e-3}, half_as_deep),
     Arm("half as deep batch 16", {"batch_size": 16}, half_as_deep),
 )
 
@@ -56,8 +56,8 @@ def known_and_found(results: Results, names: list[str]) -> tuple[np.ndarray, np.
         settings = results.arms[name]["settings"]
         for run in results.runs(name):
             if run["compared"]["jump"]:
-                last = max(key for key in run["looks"] if key.startswith("spread_"))
-                known = run["looks"][last][0], settings["lr"], settings["batch_size"]
+                spread = run["looks"]["spread_last"][0]
+                known = spread, settings["lr"], settings["batch_size"]
                 rows.append([1.0, *map(math.log, known)])
                 steps.append(math.log(run["compared"]["jump"]))
     return np.array(rows).reshape(-1, 4), np.array(steps)

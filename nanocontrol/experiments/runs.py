@@ -22,7 +22,7 @@ from tqdm import tqdm
 import train
 from nanocontrol.experiments.arm import Arm, settings_of, variant_of
 from nanocontrol.experiments.experiment import Experiment, experiment_of
-from nanocontrol.plumbing.errors import InputError, one_sentence
+from nanocontrol.plumbing.errors import InputError, Stopped, one_sentence
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.machine import keep_freed_memory
 from nanocontrol.training.run import write_json
@@ -119,19 +119,23 @@ def train_all(runs: list[Run], beside: int, after_each: Callable[[], None]) -> N
     waiting = [run for run in runs if not run.is_done]
     working: list[tuple[Run, subprocess.Popen]] = []
     total = sum(run.settings.steps for run in runs)
+    before = total - sum(run.settings.steps for run in waiting)
     with tqdm(desc="training", total=total, unit="step") as bar, Signals():
         try:
             while waiting or working:
                 while waiting and len(working) < beside:
                     working.append((waiting[0], begin(waiting.pop(0))))
-                time.sleep(1)
+                time.sleep(2)
                 for run, process in [*working]:
                     if process.poll() is not None:
                         working.remove((run, process))
                         check_ended(run, process.returncode)
+                        before += run.settings.steps
                         after_each()
-                bar.n = sum(run.steps_done for run in runs)
+                bar.n = before + sum(run.steps_done for run, _ in working)
                 bar.refresh()
+        except Stopped as stop:
+            raise Stopped(stop.number, "stopped; the same command goes on") from None
         finally:
             for _, process in working:
                 process.terminate()  # it finishes its step, and saves
