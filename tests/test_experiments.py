@@ -183,6 +183,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", CHANGED.values(), ids=CHANGED)
 def test_with_its_difference_an_arm_trains_another_network(arm, blind):
     plain, _ = plain_training()
@@ -409,6 +410,7 @@ def test_the_readme_says_what_was_found_and_no_more(experiment):
         assert len(rows) == len(own)
         assert all(("not run yet" in row) != judged for row in rows)
     assert all(row.endswith(f" | {2 * len(names)} |") for row in rows)
+    assert all(("(of 2 seeds only)" in row) == bool(names) for row in rows)
     numbers = "| 2 | 75 | 0.35 (0.30 to 0.40) | 60 (60 to 60) | 0.70 (0.60 to 0.80) "
     numbers += "| 0.70 (0.60 to 0.80) | 0.0100 (0.0100 to 0.0100) | 0.1000 (0.1000 to 0.1000) "
     assert all(f"| {name} {numbers}| 1.0 (1.0 to 1.0) |" in text for name in names)

@@ -24,15 +24,17 @@ from nanocontrol.plumbing.flags import at_least
 
 QUICK = RUNS / "quick"
 QUICK_STEPS = 100
+MOST_SEEDS = 10
 
 
-def content_of(experiment: Experiment, runs: list[Run], once: dict) -> dict:
-    arms: dict[str, dict] = {}
-    for run in runs:
-        arm = arms.setdefault(run.arm.name, {"settings": settings_of_arm(run), "runs": []})
+def content_of(experiment: Experiment, arms: tuple[Arm, ...], root: Path, once: dict) -> dict:
+    """With all runs that are done, be they more than were asked for now."""
+    found: dict[str, dict] = {}
+    for run in runs_of(experiment, arms, MOST_SEEDS, root):
+        arm = found.setdefault(run.arm.name, {"settings": settings_of_arm(run), "runs": []})
         if run.is_done:
             arm["runs"].append(run_as_json(run.folder))
-    return {"expected": experiment.expected.strip(), "once": once, "arms": arms}
+    return {"expected": experiment.expected.strip(), "once": once, "arms": found}
 
 
 def settings_of_arm(run: Run) -> dict:
@@ -42,17 +44,20 @@ def settings_of_arm(run: Run) -> dict:
     return kept | {"base": Path(run.settings.base).name}
 
 
-def run_experiment(experiment: Experiment, runs: list[Run], beside: int, folder: Path) -> None:
+def run_experiment(
+    experiment: Experiment, arms: tuple[Arm, ...], seeds: int, beside: int, root: Path, folder: Path
+) -> None:
+    """root: of the runs' folders; folder: of the results."""
     once = experiment.once() if experiment.once else {}
 
     def write() -> None:
-        content = content_of(experiment, runs, once)
+        content = content_of(experiment, arms, root, once)
         write_results(folder / f"{experiment.name}.json", content)
         draw(Results(content), experiment, folder / f"{experiment.name}.png")
         if folder == ASSETS:
             write_readme()
 
-    if runs:
+    if runs := runs_of(experiment, arms, seeds, root):
         print(f"{experiment.name}: {told(runs, beside, measured_speed(runs[0]))}", flush=True)
         train_all(runs, beside, write)
     write()
@@ -68,17 +73,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("experiments", description=__doc__, formatter_class=formatter)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--quick", action="store_true", help="two arms, one seed, few steps")
-    parser.add_argument("--seeds", type=at_least(1), default=3, help="of each arm (default: 3)")
+    seeds = "of each arm (default: 3)"
+    parser.add_argument(
+        "--seeds", type=int, choices=range(1, MOST_SEEDS + 1), default=3, metavar="N", help=seeds
+    )
     beside = "runs beside each other, with one thread each (default: 2)"
-    parser.add_argument("--beside", type=at_least(1), default=2, help=beside)
+    parser.add_argument("--beside", type=at_least(1), default=2, metavar="N", help=beside)
     args = parser.parse_args(argv)
     with one_sentence("experiments"):
-        experiment, folder = experiment_of(args.name), ASSETS
-        runs = runs_of(experiment, experiment.arms, args.seeds)
+        experiment = experiment_of(args.name)
         if args.quick:
-            folder, arms = QUICK, tuple(shortened(experiment.arm(a)) for a in experiment.quick)
-            runs = runs_of(experiment, arms, 1, QUICK)
-        run_experiment(experiment, runs, args.beside, folder)
+            arms = tuple(shortened(experiment.arm(name)) for name in experiment.quick)
+            run_experiment(experiment, arms, 1, args.beside, QUICK, QUICK)
+        else:
+            arms = experiment.arms
+            run_experiment(experiment, arms, args.seeds, args.beside, RUNS, ASSETS)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import train
 from nanocontrol import DDPM, ControlNet, StableDiffusion
 from nanocontrol.experiments.looks import Looks
 
-# The paper's recipe, for nano. (With batch 8 and PyTorch's start nothing moves for 700 steps; arms
-# that learn sooner are shorter.)
+# The paper's recipe, for nano. (In one run that was tried, with batch 8 and PyTorch's start,
+# nothing moved for 700 steps. Arms that learn sooner are shorter.)
 PLAIN_SETTINGS: dict[str, Any] = {
     "hint_init": "pytorch",
     "steps": 1000,

@@ -1,5 +1,5 @@
-"""Cross normalization, in the place of zero convolutions (ControlNeXt, 2408.06070, section 3.3, as
-its code has it): each residual gets the mean and deviation of the map that it is added to."""
+"""Cross normalization, in the place of zero convolutions (ControlNeXt, 2408.06070, as its
+code has it): each residual gets the mean and deviation of the map that it is added to."""
 
 from collections.abc import Callable
 from typing import Any

@@ -14,6 +14,7 @@ from nanocontrol.plumbing.files import write_atomically
 
 README = Path(__file__).with_name("README.md")
 NOT_RUN = "not run yet"
+SEEDS = 3  # of each arm, that a verdict should have
 HEAD = ["claim", "evidence for it", "ours", "verdict", "minutes"]
 COLUMNS = {"area": 2, "jump": 0, "follows": 2, "score": 2, "control_gain": 4, "held_out_loss": 4}
 TITLES = ["area of `follows`", "step of the jump", "`follows` at the end", "score at the end"]
@@ -36,9 +37,14 @@ def claims_table(found: dict[str, Results | None]) -> str:
 
 def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> list[str]:
     said = [claim.claim, claim.evidence]
-    if results is None or not results.has([arm.name for arm in experiment.arms]):
+    arms = [arm.name for arm in experiment.arms]
+    if results is None or not results.has(arms):
         return [*said, "", NOT_RUN, ""]
-    return [*said, *claim.judge(results), f"{results.minutes:.0f}"]
+    ours, verdict = claim.judge(results)
+    seeds = min((len(results.runs(arm)) for arm in arms), default=SEEDS)
+    if seeds < SEEDS:
+        verdict += f" (of {seeds} seed{'s' if seeds > 1 else ''} only)"
+    return [*said, ours, verdict, f"{results.minutes:.0f}"]
 
 
 def part_of(experiment: Experiment, results: Results | None) -> str:

@@ -1,6 +1,6 @@
 """The runs of arms: each is a folder that train.train leaves, trained by a process of its own,
 
-    python -m nanocontrol.experiments.runs EXPERIMENT ARM SEED FOLDER STEPS
+    python -m nanocontrol.experiments.runs EXPERIMENT ARM SEED FOLDER SETTINGS
 
 which goes on where an earlier one stopped.
 """
@@ -104,9 +104,11 @@ def this_machine() -> dict:
 
 
 def begin(run: Run) -> subprocess.Popen:
-    """In a process of one thread. What it prints is in the run's folder."""
+    """In a process of one thread. What it prints is in the run's folder. (Its settings are those of
+    the arm, but fewer steps if it is to be quick.)"""
     make_folder("experiments", run.folder)
-    which = [run.experiment, run.arm.name, run.seed, run.folder, run.settings.steps]
+    settings = json.dumps(dict(run.arm.settings))
+    which = [run.experiment, run.arm.name, run.seed, run.folder, settings]
     command = [sys.executable, "-m", "nanocontrol.experiments.runs", *map(str, which)]
     paths = [str(Path(train.__file__).parent), os.environ.get("PYTHONPATH", "")]
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -151,10 +153,9 @@ def check_ended(run: Run, status: int) -> None:
 
 def main(argv: list[str]) -> None:
     keep_freed_memory()
-    name, arm_name, seed, folder, steps = argv
+    name, arm_name, seed, folder, settings = argv
     with one_sentence("experiments"):
-        arm = experiment_of(name).arm(arm_name)
-        arm = replace(arm, settings=dict(arm.settings) | {"steps": int(steps)})
+        arm = replace(experiment_of(name).arm(arm_name), settings=json.loads(settings))
         train_run(Run(name, arm, int(seed), Path(folder)))
 
 

@@ -19,7 +19,7 @@ def like_x0(t: Tensor, most: float = 5.0) -> Tensor:
 
 
 def min_snr(t: Tensor, most: float = 5.0) -> Tensor:
-    """Hang et al. 2023 (2303.09556), section 3.4, for a predicted noise: the least noisy t, whose
+    """Hang et al. 2023 (2303.09556), for a predicted noise: the least noisy t, whose
     SNR is large, count less."""
     return (most / signal_to_noise(t)).clamp(max=1.0)
 
