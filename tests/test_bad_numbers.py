@@ -179,6 +179,7 @@ def test_fp16_lowers_its_scale_until_gradients_fit():
 # ------------------------------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 def test_a_skipped_step_is_counted_and_the_state_is_that_before_it(flags, bad_draws):
     train.main([*flags, "--steps", "2", "--out", "before"])
     bad_draws([2, 4])

@@ -154,6 +154,7 @@ def plain_training() -> tuple[dict, list[float]]:
     return trained(PLAIN, "plain", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", TAKEN_OUT.values(), ids=TAKEN_OUT)
 def test_without_its_difference_an_arm_is_the_plain_training_to_the_bit(arm, blind):
     plain, losses = plain_training()
@@ -285,6 +286,7 @@ def tiny(arm: Arm) -> Arm:
     return replace(arm, settings=dict(arm.settings) | TINY)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_a_done_one_is_not_trained_again(few, monkeypatch):
     run = runs.Run("", tiny(PLAIN), 0, Path("runs/plain-0"))
     original, done = train.training_loss, [0]
@@ -352,6 +354,7 @@ def test_two_processes_beside_each_other(monkeypatch):
     assert all(arm["runs"] for arm in json.loads(file.read_text())["arms"].values())
 
 
+@pytest.mark.slow
 def test_without_train_py_it_says_so(tmp_path):
     command_line = [sys.executable, "-c", "import nanocontrol.experiments"]
     (tmp_path / "nanocontrol").symlink_to(ROOT / "nanocontrol")

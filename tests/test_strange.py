@@ -27,6 +27,7 @@ LONGEST = [  # a second or two each
     "a_controlnet_of_10_000_blocks",
     "a_hundred_thousand_tensors_of_the_same_numbers",
     "a_million_operations_and_one",
+    "a_pickle_without_an_end",
     "a_tensor_that_is_jagged",
     "with_20000_more_records",
 ]
