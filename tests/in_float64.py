@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import train
 from nanocontrol import sample
-from nanocontrol.training import measure
+from nanocontrol.training import measure, watch
 
 ROUNDING = 1e-6
 train_models = train.models
@@ -30,8 +30,9 @@ train_models = train.models
 
 @contextmanager
 def hasty_pictures():
-    """The pictures that a training looks at are made in one step instead of twenty."""
+    """The pictures that a training looks at are made in one step instead of twenty; no curves."""
     with (
+        mock.patch.object(watch, "draw_curves"),
         mock.patch.object(train, "measure", measure.measure),
         mock.patch.object(measure, "sample", partial(sample, steps=1)),
     ):
@@ -45,7 +46,7 @@ def no_pictures():
     def unmeasured(sd, control, held_out, *others):
         return [held_out.images], {}
 
-    with mock.patch.object(train, "measure", unmeasured):
+    with mock.patch.object(watch, "draw_curves"), mock.patch.object(train, "measure", unmeasured):
         yield
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train
 from conftest import opened, refusal
 from nanocontrol.nano import healthy
-from nanocontrol.training import curves
+from nanocontrol.training import curves, watch
 from nanocontrol.training.curves import draw_curves
 
 SETTINGS = {"base": "/somewhere/nano.safetensors", "steps": 40, "lr": 1e-3, "seed": 0, "out": "x"}
@@ -46,6 +47,14 @@ def test_curves_are_drawn_over_the_band_of_healthy_runs():
     assert is_of(shade, banded) > is_of(shade, plain) + 2000
     draw_curves(history(0.05)[:1], Path("one.png"), {})  # a run of one step
     assert opened("one.png").size == opened("curves.png").size
+
+
+@pytest.mark.slow
+def test_a_training_leaves_its_curves(blind, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    monkeypatch.setattr(watch, "draw_curves", draw_curves)  # which `blind` leaves out
+    train.main(["--steps", "2", "--batch-size", "1", "--device", "cpu", "--out", "run"])
+    assert opened("run/curves.png").size == (800, 900)
 
 
 def test_without_matplotlib_it_says_what_brings_it(capsys, monkeypatch):

@@ -9,7 +9,7 @@ import train
 from nanocontrol import DDPM
 from nanocontrol.experiments import looks
 from nanocontrol.experiments.runs import Run
-from nanocontrol.training.batches import Batch
+from nanocontrol.training.batches import Batch, generator_of
 from nanocontrol.training.measure import make_pictures
 
 STEPS, PAIRS, PICTURES = 3, 8, 4  # that are measured
@@ -39,7 +39,9 @@ def measured_speed(run: Run) -> Speed:
     sd, control, trained = train.models(run.settings)
     optimizer = train.optimizer_for(run.settings, trained)
     side, prompts = sd.size, [""] * PAIRS
-    hint, latent = torch.rand(PAIRS, 3, side, side), torch.randn(PAIRS, 4, side // 8, side // 8)
+    generator = generator_of(0, 0)
+    hint = torch.rand((PAIRS, 3, side, side), generator=generator)
+    latent = torch.randn((PAIRS, 4, side // 8, side // 8), generator=generator)
     with torch.no_grad():
         context, empty = sd.encode_prompts(prompts), sd.encode_prompts("")
     batch = Batch(*(x.to(run.settings.device) for x in (latent, latent.exp(), context, hint)))
