@@ -163,6 +163,7 @@ def test_without_its_difference_an_arm_is_the_plain_training_to_the_bit(arm, bli
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_the_variance_keeping_start_is_that_of_train_py():
     ours = models_of(
         Arm("", start=beginnings.variance_keeping(1.4)), settings_of(PLAIN, 0, Path("a"))
@@ -246,6 +247,7 @@ def test_a_rule_is_found_again_in_what_it_made():
     assert rule.off_by(rows, rows @ powers + np.log(1.3), np.array(powers)) == pytest.approx(1.3)
 
 
+@pytest.mark.slow
 def test_a_light_network_has_as_many_weights_as_the_copy():
     settings = settings_of(PLAIN, 0, Path("run"))
     copy, wide, lite = (

@@ -67,6 +67,7 @@ def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
     assert picture.text["seed"] == "0" and picture.text["prompt"] == settings["prompt"]
 
 
+@pytest.mark.slow
 def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs, read_once):
     def made(*flags: str) -> bytes:
         out = tmp_path / "out"
@@ -136,6 +137,7 @@ def test_a_controlnet_that_does_not_say_its_heads_has_them_from_the_base(tmp_pat
     assert "zero_convs.5" in refusal(sample.main, capsys, "--control", str(wrong), *flags)
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_opened_once(tmp_path, pairs, monkeypatch):
     tensors = load_file(NANO) | load_file(CONTROL)
     with safe_open(NANO, "pt") as file:
@@ -223,6 +225,7 @@ def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs, read_
         assert not any(np.array_equal(picture, other) for other in pictures[:i]), i
 
 
+@pytest.mark.slow
 def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
     a, b = str(pairs / "hint0.png"), str(pairs / "hint1.png")
     both = ["--control", CONTROL, "--control", CONTROL, "--hint", a, "--hint", b, *SMALL]
@@ -322,6 +325,7 @@ def test_from_a_picture(tmp_path, pairs, read_once):
     assert distances[1] < distances[0] < distances[2]
 
 
+@pytest.mark.slow
 def test_sizes_of_pictures(tmp_path, read_once):
     """As the original: the short side as the base likes it, both multiples of 64."""
     Image.new("RGB", (300, 150)).save(tmp_path / "wide.png")

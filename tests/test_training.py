@@ -144,6 +144,7 @@ def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
         assert torch.equal(hint, true_hint)
 
 
+@pytest.mark.slow
 def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
     """A cache of other pictures, prompts, weights, precision or version is never read."""
     view = View((64, 64))

@@ -249,10 +249,11 @@ def main(argv: list[str] | None = None) -> None:
         check(args)
         together = matched(args.hints, args.pictures, args.maps)
         low, high = args.thresholds or THRESHOLDS
-        scores = {
-            picture: score_file(args.condition, picture, hint, found, low, high)
-            for picture, hint, found in tqdm(together, "scoring")
-        }
+        with tqdm(together, "scoring") as bar:  # (closed before anything else is printed)
+            scores = {
+                picture: score_file(args.condition, picture, hint, found, low, high)
+                for picture, hint, found in bar
+            }
         print(json.dumps(summary(args.condition, scores)))
 
 
