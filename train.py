@@ -274,7 +274,9 @@ def train(settings: Settings, signals: Signals, resume: bool, use: Variant | Non
     save = partial(save_weights, sd, trained, settings.condition)
     look = partial(use.measured, settings, sd, controlnet, held_out, score_of, home)
     caption = how_made(sd)
-    watch = Watch(settings, optimizer, processes, partial(look, SHEET), caption, save, signals)
+    watch = Watch(
+        settings, optimizer, processes, partial(look, SHEET), caption, save, signals, pairs.digest()
+    )
     start = watch.begin(resume)
     dataset: Any = pairs
     if cached:

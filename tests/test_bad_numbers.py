@@ -33,7 +33,7 @@ BAD_STEP = 2
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # one of them held out
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # two of them held out
 
 
 @pytest.fixture

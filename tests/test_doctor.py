@@ -163,6 +163,7 @@ def write_run(folder: Path, log: list[dict] | None = None, **settings) -> Path:
     folder.mkdir(exist_ok=True)
     given = {"base": NANO, "data": None, "hints": None, "size": "64x64", "condition": None}
     given |= {"init_control": None, "steps": 500, "lr": 1e-3, "prediction": "auto"}
+    given |= {"seed": 0}
     (folder / "settings.json").write_text(json.dumps(given | settings))
     lines = [json.dumps(entry) + "\n" for entry in log or [{"step": 0, "held_out_loss": 0.04}]]
     (folder / "log.jsonl").write_text("".join(lines))

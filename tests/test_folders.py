@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageOps
 
 import train
-from conftest import NANO, opened, write_pairs
+from conftest import NANO, opened, refusal, write_pairs
+from nanocontrol import InputError
 from nanocontrol.checkpoint import load_sd
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.scenes import Scenes
@@ -21,7 +22,7 @@ from nanocontrol.plumbing.tensors import open_tensors
 from nanocontrol.tools.check_data import main as check_data
 from nanocontrol.training.batches import load_batches
 from nanocontrol.training.cache import names
-from nanocontrol.training.check import agreement, edges_of, look_through, not_met
+from nanocontrol.training.check import agreement, edges_of, look_through, not_met, spread
 from nanocontrol.training.pairs import Folder, View, split
 
 SQUARE = View((64, 64))
@@ -215,6 +216,23 @@ def test_pictures_of_every_kind_look_as_one_expects(tmp_path):
     assert read_image(tmp_path / "hole.png").getextrema() == ((0, 0),) * 3
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's own
+def test_damaged_exif_is_one_sentence(tmp_path):
+    exif, refused = Image.Exif(), 0
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "a camera", 72.0
+    gradient((8, 8)).save(file := tmp_path / "a.jpg", exif=exif)
+    whole = file.read_bytes()
+    start = whole.index(b"Exif")
+    for i in range(start + 10, start + 50):
+        for value in (0, 13, 26):
+            file.write_bytes(whole[:i] + bytes([value]) + whole[i + 1 :])
+            try:
+                read_image(file)
+            except InputError as error:
+                refused += "a.jpg has damaged EXIF data" in str(error)
+    assert refused
+
+
 # ------------------------------------------------------------------------------- held out, cached
 
 
@@ -228,6 +246,7 @@ def test_the_seed_chooses_what_is_held_out(tmp_path):
         return numbers
 
     assert held(0) == held(0) != held(1) and len(held(0)) == 3
+    assert [len(split(pairs.some(range(n)), 0)[1]) for n in (2, 3, 4, 19, 30)] == [1, 1, 2, 2, 3]
     one, same = split(pairs.some([4]), 0)
     assert [e.number for e in one.entries] == [e.number for e in same.entries] == [4]
 
@@ -251,9 +270,9 @@ def found(pairs: Folder) -> str:
 def test_a_look_at_pairs_that_are_fine(tmp_path):
     pairs = of(write_pairs(tmp_path, n=12))
     notes = found(pairs)
-    assert "12 pairs; 100 steps of 4 see each 33.3 times" in notes
+    assert "12 pairs; 100 steps of 4 will see each 33.3 times" in notes
     assert "64x64 (12)" in notes and "tokens" in notes
-    for word in ("constant", "white", "like another", "missing", "enlarged", "another", "cut off"):
+    for word in ("constant", "white", "repeat", "missing", "enlarged", "another", "cut off"):
         assert word not in notes, word
 
 
@@ -271,11 +290,28 @@ def test_a_look_finds_what_is_odd(tmp_path):
     notes = found(of(tmp_path))
     assert "1 hint constant: nothing can be learnt from it: hint1.png" in notes
     assert "1 hint mostly white (inverted?): hint2.png" in notes
-    assert "1 picture like another: image3.png, image4.png" in notes
+    assert "1 picture that others repeat, as training sees them: image3.png, image4.png" in notes
     assert "1 picture will be enlarged more than twice: image5.png" in notes
     assert "1 prompt of more than 77 tokens, cut off there: image6.png" in notes
     assert "1 caption missing: image7.png" in notes
     assert "2 to 82 tokens" in notes
+
+
+def test_a_look_at_hints_that_are_made(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (64, 64), "gray").save(tmp_path / f"{i}.png")  # nothing to see
+    assert "3 hints constant" in found(of(tmp_path, hints="canny"))
+
+
+def test_one_colour_all_over_is_constant(tmp_path):
+    write_pairs(tmp_path, n=4)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "hint1.png")
+    assert "1 hint constant: nothing can be learnt from it: hint1.png" in found(of(tmp_path))
+
+
+def test_some_of_many_are_from_everywhere():
+    assert spread(63, 32)[-1] > 60 and len({*spread(63, 32)}) == 32
+    assert spread(5, 32) == [0, 1, 2, 3, 4] and spread(0, 3) == []
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -328,7 +364,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
     wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
     assert status == 1 and len(wrong) == 6 and not Path("out").exists()
     for number, words in [
-        (2, "expected a JSON object with target, source, prompt"),
+        (2, "expected a JSON object on each line, with target, source, prompt"),
         (3, "image2.png does not exist"),
         (4, "hint3.png cannot be read as a picture"),
         (5, "image4.png is cut off or damaged"),
@@ -366,19 +402,38 @@ def test_folders_without_pairs(tmp_path, capsys):
         ("nowhere", ["--hints", "canny"], "nowhere cannot be read"),
         (".", ["--hints", "canny"], "holds no pictures: expected .png"),
         (".", [], "or --hints canny, which makes them"),
+        ("nowhere", ["elsewhere", "--hints", "canny"], "elsewhere cannot be read"),
     ]:
         text, status = report(capsys, folder, *flags)
-        assert status == 1 and words in text and text.count("\n") == 1
+        assert status == 1 and words in text and text.count("\n") == text.count("wrong: ")
     for text, words in (("\n\n", "lists no pairs"), (b"\xff\xfe\x00", "cannot be read as text")):
         Path("prompt.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         assert words in report(capsys, ".")[0]
+    Path("prompt.json").write_text("[" * 20_000)
+    assert "line 1: expected a JSON object on each line" in report(capsys, ".")[0]
     Path("prompt.json").unlink()
     gradient((64, 64)).save("a.png")
+    (Path("._a.png")).write_bytes(b"what macOS leaves")
+    text, status = report(capsys, ".", "--hints", "canny")
+    assert status == 0 and "1 pair;" in text
+    assert ". is given twice" in report(capsys, ".", ".", "--hints", "canny")[0]
     Path("a.txt").write_bytes(b"\xff\xfe\x00")
     assert "a.txt is not a text" in report(capsys, ".", "--hints", "canny")[0]
 
 
 # ------------------------------------------------------------------------------------ train.py
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_same_pairs_only(tmp_path, capsys, blind):
+    pairs = write_pairs(tmp_path / "pairs", n=5)
+    flags = ["--base", NANO, "--data", str(pairs), "--size", "64", "--device", "cpu"]
+    train.main([*flags, "--steps", "1", "--out", "run"])
+    write_pairs(tmp_path / "pairs", n=6)
+    message = refusal(train.main, capsys, "--resume", "run", "--steps", "2")
+    assert "run began with other pairs than --data has now" in message
+    write_pairs(tmp_path / "pairs", n=5)
+    train.main(["--resume", "run", "--steps", "2"])
 
 
 @pytest.mark.slow

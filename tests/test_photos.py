@@ -53,7 +53,7 @@ def test_nano_is_trained_on_photographs(photos, hasty):
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["held_out_loss"] > 0 and 0 <= metrics["score"] <= 1 and metrics["skipped"] == 0
     sheet = np.asarray(opened("run/samples/000003.png"))
-    assert sheet.shape[1] == 128  # of eight photographs one is held out
+    assert sheet.shape[1] == 2 * 128  # of eight photographs two are held out
 
 
 def test_pictures_that_follow_the_edges_of_photographs(photos):

@@ -35,7 +35,7 @@ def default_dtype() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> str:
-    return str(write_pairs(tmp_path_factory.mktemp("pairs"), n=6))  # one of them held out
+    return str(write_pairs(tmp_path_factory.mktemp("pairs"), n=6))  # two of them held out
 
 
 def something_else(pairs: str) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("blind")
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # one of them held out
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # two of them held out
 
 
 @pytest.fixture

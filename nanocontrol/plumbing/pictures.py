@@ -21,7 +21,10 @@ def open_picture(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a picture") from None
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise InputError(f"{path} has more than {most:.0f} megapixels; expected fewer") from None
+    except (OSError, ValueError):
         raise InputError(f"{path} cannot be read as a picture; expected a PNG or JPEG") from None
 
 
@@ -41,6 +44,14 @@ def orientation(path: Path, image: Image.Image) -> int:
         raise InputError(f"{path} has damaged EXIF data ({error}); expected a picture") from None
 
 
+def upright(path: Path, image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # it writes the EXIF data anew, and damaged ones raise anything
+        raise InputError(f"{path} has damaged EXIF data ({error}); expected a picture") from None
+
+
 def read_image(path: Path, behind: str = "black") -> Image.Image:
     """Upright, in RGB; behind: the colour that shows where the picture is transparent."""
     try:
@@ -48,7 +59,7 @@ def read_image(path: Path, behind: str = "black") -> Image.Image:
             if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             if orientation(path, image) > 1:
-                image = ImageOps.exif_transpose(image)
+                image = upright(path, image)
             if image.has_transparency_data:
                 ground = Image.new("RGBA", image.size, behind)
                 image = Image.alpha_composite(ground, image.convert("RGBA"))

@@ -3,14 +3,15 @@
     python -m nanocontrol.tools.check_data photos/ --hints canny
 
 prints what is wrong, a line each with file and line, then what one should know, and leaves a sheet
-of pairs as training will see them. Exit status 1 where training would refuse, else 0.
+of pairs as training will see them. Exit status 1 where training would refuse, else 0
+(and 2 where the sheet cannot be written).
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from nanocontrol.plumbing.errors import InputError, one_sentence
+from nanocontrol.plumbing.errors import one_sentence
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import at_least, width_and_height
 from nanocontrol.plumbing.pictures import save_picture
@@ -19,16 +20,18 @@ from nanocontrol.training.pairs import Folder, View
 
 
 def check_data(args: argparse.Namespace) -> Findings:
-    """What training would find; of pairs that it would take, a sheet."""
+    """Print what training would find; of pairs that it would take, leave a sheet."""
     width, height = map(int, args.size.split("x"))
-    try:
-        folder = Folder(args.folders, View((width, height), args.crop, args.hints))
-    except InputError as error:
-        return Findings([str(error)], [])
+    folder = Folder(args.folders, View((width, height), args.crop, args.hints))
     found = look_through(folder, args.steps, args.batch_size, show=True)
+    for line in found.wrong:
+        print(f"wrong: {line}")
+    for line in found.notes:
+        print(line)
     if not found.wrong:
         make_folder("--out", args.out.parent)
         save_picture(sheet(folder), args.out)
+        print(args.out)
     return found
 
 
@@ -46,13 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with one_sentence("check_data"):
         found = check_data(args)
-    for line in found.wrong:
-        print(f"wrong: {line}")
-    for line in found.notes:
-        print(line)
     if found.wrong:
         sys.exit(1)
-    print(args.out)
 
 
 if __name__ == "__main__":

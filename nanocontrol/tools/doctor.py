@@ -43,13 +43,24 @@ from nanocontrol.tools.hints import (
     place_of,
     usual,
 )
-from nanocontrol.training.check import FLAT, OTHERS, agreement, edges_of
+from nanocontrol.training.check import FLAT, OTHERS, agreement, edges_of, spread
 from nanocontrol.training.measure import mean_latents, step_of_jump
-from nanocontrol.training.pairs import Folder, Pairs, View
+from nanocontrol.training.pairs import Folder, Pairs, View, held_out_of
 from nanocontrol.training.watch import TOO_MANY
 
 PAIRS, PAIRS_OF_LARGE = 32, 16  # that are looked at; with a base of Stable Diffusion's size
-NEEDED = {"base", "data", "hints", "size", "condition", "init_control", "steps", "lr", "prediction"}
+NEEDED = {
+    "base",
+    "data",
+    "hints",
+    "size",
+    "condition",
+    "init_control",
+    "steps",
+    "lr",
+    "prediction",
+    "seed",
+}
 PREDICTIONS = "eps", "v"
 OWN, OTHER, EMPTY = range(3)  # prompts
 
@@ -111,7 +122,9 @@ class Run(NamedTuple):
 
     @property
     def follows(self) -> bool:
-        return self.gain is not None and self.gain[0] > self.enough * self.gain[1]
+        if self.gain is None:  # of one held-out pair alone; a score may tell
+            return bool(self.measured("score")) and step_of_jump(self.measured) is not None
+        return self.gain[0] > self.enough * self.gain[1]
 
     @property
     def way(self) -> float:
@@ -179,9 +192,8 @@ def pairs_of(run: Run) -> Pairs:
     if not run.settings["data"]:
         return Scenes(run.settings["condition"], size=size_of(run)[0])
     with blame("--data"):
-        folder = Folder(
-            map(Path, run.settings["data"]), View(size_of(run), hints=run.settings["hints"])
-        )
+        view = View(size_of(run), hints=run.settings["hints"], seed=run.settings["seed"])
+        folder = Folder(map(Path, run.settings["data"]), view)
         if folder.wrong:
             raise InputError(folder.wrong[0])
     return folder
@@ -189,9 +201,9 @@ def pairs_of(run: Run) -> Pairs:
 
 def look(pairs: Pairs, most: int) -> Seen:
     """At so many of them, from everywhere; of drawn scenes the first."""
-    step = max(1, len(pairs) // most) if isinstance(pairs, Folder) else 1
+    numbers = spread(len(pairs), most) if isinstance(pairs, Folder) else range(most)
     with blame("--data"):
-        some = [pairs[i] for i in range(0, len(pairs), step)[:most]]
+        some = [pairs[i] for i in numbers]
     images, hints, prompts = zip(*some)
     return Seen([*images], [*hints], [*prompts])
 
@@ -215,7 +227,7 @@ def about_hints(seen: Seen, condition: str | None, learnt: bool) -> Iterator[Fin
     same = sum(torch.equal(hint, seen.hints[0]) for hint in seen.hints)
     if max(flat, same if n > 1 else 0) > n / 2:
         how = f"{flat} of {n} hints are one colour all over"
-        if same > n / 2:
+        if n > 1 and same > n / 2:
             how = f"{same} of {n} hints are the same picture"
         yield Finding(
             "The hints are constant: nothing can be learnt from them.",
@@ -350,7 +362,7 @@ def about_captions(losses: np.ndarray) -> Iterator[Finding]:
     if len(own) < ENOUGH or not is_above_zero(own - empty) or is_above_zero(other - own):
         return
     yield Finding(
-        "The captions belong to other pictures: they are shuffled.",
+        "The captions belong to other pictures (shuffled), or the base does not know their words.",
         [
             f"the base's loss on {len(own)} pairs is {own.mean():.4f} with their own captions, "
             f"{empty.mean():.4f} with none and {other.mean():.4f} with those of other pairs; "
@@ -487,7 +499,7 @@ def diagnose(run: Run) -> list[Finding]:
     course = NANO_COURSE if is_nano else COURSE
     pairs = pairs_of(run)
     if isinstance(pairs, Folder):
-        run = run._replace(held_out=min(MEASURED, max(1, len(pairs) // 10)))  # (pairs.split)
+        run = run._replace(held_out=held_out_of(len(pairs)))
     seen = look(pairs, PAIRS if is_nano else PAIRS_OF_LARGE)
     # (One that could follow before has some gain with wrong hints, too.)
     learnt = run.follows and not run.settings["init_control"] and run.way > course[1] / 2
@@ -533,7 +545,7 @@ def about_hint(run: Run, file: Path) -> Finding:
 def report(findings: list[Finding]) -> str:
     first, *others = findings
     lines = [first.verdict, "Evidence:", *(f"- {one}" for one in first.evidence)]
-    lines.append(f"What to do: {first.advice}.")
+    lines.append(f"What to do: {first.advice}{'' if first.advice.endswith('?') else '.'}")
     for other in others:
         lines.append(f"Also: {other.verdict} {'; '.join(other.evidence)}.")
     return "\n".join(lines)

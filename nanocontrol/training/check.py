@@ -29,7 +29,8 @@ from nanocontrol.training.processes import is_first
 GRID = 64  # edges are compared on maps with so many cells along the short side
 COMPARED = 256  # pairs whose edges are compared, at most
 OTHERS = 4  # pictures that a hint is compared with, beside its own
-FLAT, WHITE = 0.01, 0.6  # deviation of a constant hint, mean of a mostly white one
+FLAT, WHITE = 0.01, 0.5  # deviation of a constant hint; how much of a mostly white one is white
+READERS = 8  # threads
 ENLARGED = 2  # times, along each side
 SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row of it, pixels
 
@@ -39,8 +40,8 @@ class Seen(NamedTuple):
 
     wrong: str  # "" if it can be used
     picture: bytes = b""  # a hash of its pixels, as training will see them
-    mean: float = 0.5  # of the hint
-    deviation: float = 1.0
+    white: float = 0.0  # share of the hint
+    deviation: float = 1.0  # of the hint, in the channel where it is largest
     edges: tuple[Tensor, ...] = ()  # of the picture and of the hint, [h, w] each
 
 
@@ -52,19 +53,21 @@ class Findings(NamedTuple):
 def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings:
     """Read every pair. steps, batch: of the training, to say how often each will be seen; show:
     a progress bar."""
-    numbers = range(len(folder.entries))
-    compared = {*numbers[:: max(1, len(numbers) // COMPARED)][:COMPARED]}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = pool.map(lambda i: look(folder, i, i in compared), numbers)
-        seen = [*tqdm(looks, "checking pairs", len(numbers), leave=False, disable=not show)]
+    n = len(folder.entries)
+    compared, threads = {*spread(n, COMPARED)}, torch.get_num_threads()
+    torch.set_num_threads(1)  # of each of these:
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        looks = pool.map(lambda i: look(folder, i, i in compared), range(n))
+        seen = [*tqdm(looks, "checking pairs", n, leave=False, disable=not show)]
+    torch.set_num_threads(threads)
     wrong = folder.wrong + [one.wrong for one in seen if one.wrong]
     good = [(entry, one) for entry, one in zip(folder.entries, seen) if not one.wrong]
     if not good:
         return Findings(wrong, [])
     entries, seen = [entry for entry, _ in good], [one for _, one in good]
     notes = [
-        f"{counted(len(entries), 'pair')}; {steps} steps of {batch} see each "
-        f"{steps * batch / len(entries):.1f} times",
+        f"{counted(len(entries), 'pair')}; {steps:,} steps of {batch} will see each "
+        f"{steps * batch / len(entries):,.1f} times",
         *about_sizes(entries, folder.view.size, folder.view.crop),
         *about_prompts(entries),
         *about_same(entries, seen),
@@ -73,31 +76,41 @@ def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings
     return Findings(wrong, notes)
 
 
+def spread(n: int, most: int) -> list[int]:
+    """At most so many of 0..n-1, at even distances."""
+    k = min(n, most)
+    return [i * n // k for i in range(k)]
+
+
 def tell_or_refuse(folder: Folder, steps: int, batch: int) -> None:
-    """Print what a training on the folder should know. Raises InputError if a pair is wrong."""
-    found = look_through(folder, steps, batch, show=is_first())
+    """Print what one should know of the folder; of several processes the first one does it for
+    all. Raises InputError if a pair is wrong."""
+    if not is_first():
+        return
+    found = look_through(folder, steps, batch, show=True)
     if found.wrong:
         more = f" ({len(found.wrong) - 1} more are wrong)" if len(found.wrong) > 1 else ""
         all_ = "python -m nanocontrol.tools.check_data says all"
         raise InputError(f"{found.wrong[0]}{more}; {all_}", longest=2 * LONGEST)
-    if is_first():
-        print(*found.notes, sep="\n", file=sys.stderr)
+    print(*found.notes, sep="\n", file=sys.stderr)
 
 
 def look(folder: Folder, i: int, compare: bool) -> Seen:
-    """Read pair i, to the last byte. (Hints that are made from pictures need no look.)"""
+    """Read pair i, to the last byte. compare: also edges, and a hint that is made from the picture,
+    which takes longer."""
     entry = folder.entries[i]
     try:
         image = (folder.picture(i)[0] + 1) / 2
         picture = hashlib.sha256(image.numpy().tobytes()).digest()
-        if entry.hint is None:
+        if entry.hint is None and not compare:
             return Seen("", picture)
         hint = folder.make_hint(i)
     except InputError as error:
         named = entry.where == str(entry.picture)
         return Seen(str(error) if named else f"{entry.where}: {error}")
     edges = (edges_of(image), edges_of(hint)) if compare else ()
-    return Seen("", picture, hint.mean().item(), hint.std().item(), edges)
+    white = (hint.amin(dim=0) > 0.9).float().mean().item()
+    return Seen("", picture, white, hint.std(dim=(1, 2)).max().item(), edges)
 
 
 def edges_of(picture: Tensor) -> Tensor:
@@ -119,8 +132,8 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 def sheet(folder: Folder) -> Image.Image:
     """Some pairs as training will see them: hint, picture, hint, picture, ..."""
-    n = len(folder)
-    some = [folder[i] for i in range(0, n, max(1, n // SHOWN))][:SHOWN]
+    n, random = len(folder), folder.view.crop == "random"
+    some = [folder[(i, i) if random else i] for i in spread(n, SHOWN)]
     cells = [cell for image, hint, _ in some for cell in (hint * 2 - 1, image)]
     cells += [torch.ones_like(cells[0])] * (-len(cells) % IN_ROW if n > IN_ROW // 2 else 0)
     image = grid([cells[i : i + IN_ROW] for i in range(0, len(cells), IN_ROW)])
@@ -135,9 +148,9 @@ def counted(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def named(entries: Sequence[Entry], of: str = "picture") -> str:
-    """A few of them, by their files' names."""
-    names = [getattr(entry, of).name for entry in entries[:3]]
+def named(entries: Sequence[Entry], hints: bool = False) -> str:
+    """A few of them, by the names of their pictures, or of their hints where these are files."""
+    names = [(hints and entry.hint or entry.picture).name for entry in entries[:3]]
     more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
     return ", ".join(names) + more
 
@@ -165,7 +178,7 @@ def about_sizes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[
     if other:
         lines.append(
             f"{counted(len(other), 'hint')} of another size than the picture, resized: "
-            f"{named(other, 'hint')}"
+            f"{named(other, hints=True)}"
         )
     return lines
 
@@ -192,33 +205,33 @@ def about_same(entries: list[Entry], seen: list[Seen]) -> list[str]:
     if not same:
         return []
     what = counted(sum(map(len, same)) - len(same), "picture")
-    return [f"{what} like another: {named(same[0])}"]
+    return [f"{what} that others repeat, as training sees them: {named(same[0])}"]
 
 
 def about_hints(entries: list[Entry], seen: list[Seen]) -> list[str]:
     pairs, lines = [*zip(entries, seen)], []
     for what, some in (
         ("constant: nothing can be learnt from it", [e for e, s in pairs if s.deviation < FLAT]),
-        ("mostly white (inverted?)", [e for e, s in pairs if s.mean > WHITE]),
+        ("mostly white (inverted?)", [e for e, s in pairs if s.white > WHITE]),
     ):
         if some:
-            lines.append(f"{counted(len(some), 'hint')} {what}: {named(some, 'hint')}")
+            lines.append(f"{counted(len(some), 'hint')} {what}: {named(some, hints=True)}")
     compared = [(entry, one) for entry, one in pairs if one.edges]
     apart = not_met([one.edges for _, one in compared])
-    if sum(apart) > len(apart) / 4:
+    if sum(apart) > len(apart) / 4:  # (of right poses one in five does, of wrong hints most)
         foreign = [entry for (entry, _), is_apart in zip(compared, apart) if is_apart]
         lines.append(
-            f"edges of {len(foreign)} of {counted(len(apart), 'hint')} meet those of another "
-            f"picture as well as those of their own: {named(foreign, 'hint')}"
+            f"{len(foreign)} of {counted(len(apart), 'hint')} fit another picture at least as well "
+            f"as their own (shuffled, or shifted?): {named(foreign, hints=True)}"
         )
     return lines
 
 
 def not_met(edges: list[tuple[Tensor, ...]]) -> list[bool]:
     """For each hint whether its edges agree with another picture's no less than with its own's."""
-    n, met = len(edges), []
+    n, foreign = len(edges), []
     for i, (picture, hint) in enumerate(edges):
         others = [edges[(i + k) % n][0] for k in range(1, min(OTHERS, n - 1) + 1)]
         own = agreement(hint, picture)
-        met.append(any(agreement(hint, other) >= own for other in others))
-    return met
+        foreign.append(any(agreement(hint, other) >= own for other in others))
+    return foreign

@@ -29,7 +29,7 @@ LISTS = {
     ),
 }
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ALIKE = 0.02  # how far, of itself, the shape of a hint may be from its picture's
+ALIKE = 0.02  # how far a hint's shape may be from its picture's: sides are rounded to pixels
 
 
 class Entry(NamedTuple):
@@ -66,7 +66,7 @@ def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
         raise InputError(
             f"{lists[0]} lists no pairs: expected a JSON object on each line"
             if lists
-            else f"{folder} holds no pictures: expected {', '.join(PICTURES)}"
+            else f"{folder} holds no pictures: expected {', '.join(PICTURES)}, in no inner folder"
         )
     entries, wrong = [], []
     for read in tqdm(some, "reading headers", leave=False):
@@ -93,9 +93,10 @@ def from_line(file: Path, number: int, line: str, own_hints: bool) -> Entry:
         entry = json.loads(line)
         picture, prompt = file.parent / first_of(entry, targets), first_of(entry, prompts)
         hint = file.parent / first_of(entry, sources) if own_hints else None
-    except (ValueError, TypeError, KeyError):  # no JSON, no object, no text, a name missing
-        keys = ", ".join(names[0] for names in (targets, sources, prompts))
-        what = f"expected a JSON object with {keys}, not {line[:60]!r}"
+    except (ValueError, TypeError, KeyError, RecursionError):  # no JSON, no object, no text, ...
+        needed = (targets, sources, prompts) if own_hints else (targets, prompts)
+        keys = ", ".join(names[0] for names in needed)
+        what = f"expected a JSON object on each line, with {keys}, not {line[:60]!r}"
         raise InputError(f"{where}: {what}") from None
     return Entry(where, picture, hint, prompt)
 
@@ -110,9 +111,10 @@ def first_of(entry: dict, names: list[str]) -> str:
 
 def pictures_in(folder: Path) -> list[Path]:
     try:
-        return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}); expected a folder") from None
+    return [file for file in files if not file.name.startswith(".")]  # (macOS leaves ._cat.jpg)
 
 
 def from_picture(file: Path) -> Entry:

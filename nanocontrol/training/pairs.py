@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
@@ -46,6 +47,10 @@ class Pairs(Dataset, ABC):
     def fingerprint(self, i: int) -> bytes:
         """What changes whenever the image or the prompt does."""
 
+    def digest(self) -> str:
+        """What the settings do not tell of the data: a run that goes on must have the same."""
+        return ""
+
     def hint(self, i: int) -> Tensor:
         return self.kept[i] if i in self.kept else self.keep(i, self.make_hint(i))
 
@@ -73,7 +78,7 @@ class Folder(Pairs):
     Of a picture and its hint the same part is cut out, the largest of the view's shape, and
     resized. Item (i, n) is the pair as the n-th that a training sees: cut out at a random place.
 
-    `wrong` has a line for each pair that cannot be used. Raises InputError where there is nothing.
+    `wrong` has a line for each folder or pair that cannot be used.
     """
 
     def __init__(self, folders: Iterable[Path], view: View):
@@ -81,10 +86,13 @@ class Folder(Pairs):
         self.view = view
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
-        for folder in folders:
-            entries, wrong = read_folder(folder, own_hints=view.hints is None)
+        for folder, times in Counter(folders).items():
+            try:
+                entries, wrong = read_folder(folder, own_hints=view.hints is None)
+            except InputError as error:
+                entries, wrong = [], [str(error)]
             self.entries += entries
-            self.wrong += wrong
+            self.wrong += wrong + [f"{folder} is given twice"] * (times > 1)
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
 
     def __len__(self) -> int:
@@ -135,10 +143,15 @@ class Folder(Pairs):
         return right, down
 
     def thresholds(self, entry: Entry) -> tuple[int, int]:
-        """Of Canny's edges: random, as the paper's were, for each picture its own."""
+        """Of Canny's edges: random, as the paper's were, for each picture its own. (The range is
+        that of nano's hints; the paper has none.)"""
         generator = generator_of(self.view.seed, entry.number, THRESHOLDS)
         high = int(torch.randint(100, 300, (), generator=generator))
         return high // 2, high
+
+    def digest(self) -> str:
+        listed = [(entry.picture.name, entry.prompt, entry.size) for entry in self.entries]
+        return hashlib.sha256(repr(listed).encode()).hexdigest()
 
     def fingerprint(self, i: int) -> bytes:
         entry = self.entries[i]
@@ -149,10 +162,15 @@ class Folder(Pairs):
         return digest + f"{self.view.size} {MIDDLE} {entry.mirrored} {entry.prompt}".encode()
 
 
+def held_out_of(n: int) -> int:
+    """How many of n pairs are kept to measure with: a tenth, at most eight. At least two, as one
+    alone has no other's hint and so no control gain; of less than four pairs one."""
+    return min(8, max(1 if n < 4 else 2, n // 10))
+
+
 def split(folder: Folder, seed: int) -> tuple[Folder, Folder]:
-    """Pairs to train on, and a tenth (at least one, at most eight) to measure with, which the seed
-    chooses. A single pair is both."""
+    """Pairs to train on, and to measure with, which the seed chooses. A single pair is both."""
     n = len(folder)
     order = torch.randperm(n, generator=generator_of(seed, 0, HELD_OUT)).tolist()
-    kept = min(8, max(1, n // 10))
+    kept = held_out_of(n)
     return folder.some(sorted(order[kept:] or order)), folder.some(sorted(order[:kept]))

@@ -32,7 +32,7 @@ class Watch:
 
     settings: with out, steps, sample_every and save_every; look: measures the networks; caption:
     how its pictures are made; save: writes what sample.py takes into the folder; signals: a first
-    one stops the run after its step.
+    one stops the run after its step; pairs: as Pairs.digest has it.
     """
 
     def __init__(
@@ -44,9 +44,11 @@ class Watch:
         caption: str,
         save: Callable[[Path], None],
         signals: Signals,
+        pairs: str = "",
     ):
         self.settings, self.optimizer, self.processes = settings, optimizer, processes
         self.look, self.caption, self.save, self.signals = look, caption, save, signals
+        self.pairs = pairs
         self.run = RunFolder(Path(settings.out))
         self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # those that are not logged yet
@@ -63,6 +65,10 @@ class Watch:
             how = f"torchrun with {processes}" if processes > 1 else "no torchrun"
             both = f"{self.run.path} was trained by {processes} processes"
             raise InputError(f"--resume: {both}, not {self.processes.size}: expected {how}")
+        if progress["pairs"] != self.pairs:
+            raise InputError(
+                f"--resume: {self.run.path} began with other pairs than --data has now"
+            )
         self.began -= progress["seconds"]
         self.skipped_in_a_row = progress["skipped_in_a_row"]
         if self.writes:
@@ -78,6 +84,7 @@ class Watch:
             "seconds": time.monotonic() - self.began,
             "processes": self.processes.size,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "pairs": self.pairs,
         }
 
     def steps(self, start: int) -> Iterator[int]:
