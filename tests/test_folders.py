@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from zlib import crc32
 
@@ -20,6 +21,7 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import as_tensor, read_image
 from nanocontrol.plumbing.tensors import open_tensors
 from nanocontrol.tools.check_data import main as check_data
+from nanocontrol.training import check
 from nanocontrol.training.batches import load_batches
 from nanocontrol.training.cache import names
 from nanocontrol.training.check import agreement, edges_of, look_through, not_met, spread
@@ -307,6 +309,24 @@ def test_one_colour_all_over_is_constant(tmp_path):
     write_pairs(tmp_path, n=4)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "hint1.png")
     assert "1 hint constant: nothing can be learnt from it: hint1.png" in found(of(tmp_path))
+
+
+def test_a_look_that_is_stopped_does_not_read_on(tmp_path, monkeypatch):
+    looked, pairs = [], of(write_pairs(tmp_path, n=12))
+
+    def stopped(folder: Folder, i: int, compare: bool):
+        looked.append(i)
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "look", stopped)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            look_through(pairs, 1, 1, show=False)
+        assert len(looked) < 12 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_some_of_many_are_from_everywhere():

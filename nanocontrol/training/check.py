@@ -22,6 +22,7 @@ from nanocontrol.clip import MAX_TOKENS
 from nanocontrol.plumbing.errors import LONGEST, InputError
 from nanocontrol.plumbing.pictures import grid
 from nanocontrol.plumbing.tokenizer import open_clip_tokenizer
+from nanocontrol.training.compare import correlation
 from nanocontrol.training.folders import Entry
 from nanocontrol.training.pairs import Folder
 from nanocontrol.training.processes import is_first
@@ -56,10 +57,13 @@ def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings
     n = len(folder.entries)
     compared, threads = {*spread(n, COMPARED)}, torch.get_num_threads()
     torch.set_num_threads(1)  # of each of these:
-    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
+    try:
         looks = pool.map(lambda i: look(folder, i, i in compared), range(n))
         seen = [*tqdm(looks, "checking pairs", n, leave=False, disable=not show)]
-    torch.set_num_threads(threads)
+    finally:  # stopped, it does not read on to the end
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
     wrong = folder.wrong + [one.wrong for one in seen if one.wrong]
     good = [(entry, one) for entry, one in zip(folder.entries, seen) if not one.wrong]
     if not good:
@@ -127,7 +131,7 @@ def edges_of(picture: Tensor) -> Tensor:
 
 def agreement(a: Tensor, b: Tensor) -> float:
     """Correlation of two maps; 0 if one is constant."""
-    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].nan_to_num().item()
+    return correlation(a.numpy(), b.numpy())
 
 
 def sheet(folder: Folder) -> Image.Image:
