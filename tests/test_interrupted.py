@@ -139,6 +139,8 @@ def flat(value, name: str = ""):
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from flat(item, f"{name}/{key}")
+    elif isinstance(value, str):
+        yield name, torch.tensor([*value.encode()])
     else:
         yield name, torch.as_tensor(value if value is not None else -1)
 
