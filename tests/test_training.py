@@ -90,7 +90,7 @@ def test_cached_pairs_train_as_others_do(flags, tmp_path):
 
 @pytest.mark.slow
 def test_pairs_that_are_seen_once_need_no_cache(flags, tmp_path):
-    train.main([*flags, "--steps", "3", "--batch-size", "3", "--out", "run"])
+    train.main([*flags, "--steps", "2", "--batch-size", "4", "--out", "run"])
     assert not (tmp_path / "cache").exists()
 
 
