@@ -25,7 +25,7 @@ def server():
 
 LONGEST = [  # a second or two each
     "a_controlnet_of_10_000_blocks",
-    "a_hundred_thousand_tensors_of_the_same_numbers",
+    "fifty_thousand_tensors_of_the_same_numbers",
     "a_million_operations_and_one",
     "a_pickle_without_an_end",
     "a_tensor_that_is_jagged",
