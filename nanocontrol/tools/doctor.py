@@ -5,8 +5,8 @@
     python -m nanocontrol.tools.doctor RUN --hint FILE
         a picture that is to be followed, beside the hints of the training
 
-Faults are looked for in this order: hints (constant, mostly white, of another condition than the
-run says, shifted or scaled against their pictures, of other pictures), captions, what the base
+Faults are looked for in this order: hints (constant, shifted or scaled against their pictures,
+mostly white, of another condition than the run says, of other pictures), captions, what the base
 predicts, the learning rate, the number of steps. It reads settings.json, log.jsonl and metrics.json
 of the run and at most 32 of its pairs. Only the losses of the base, without a ControlNet, are
 computed. Exit status 0 whenever a report was printed.
@@ -43,9 +43,10 @@ from nanocontrol.tools.hints import (
     place_of,
     usual,
 )
-from nanocontrol.training.check import FLAT, OTHERS, agreement, edges_of, spread
+from nanocontrol.training.check import FLAT, OTHERS, WHITE, agreement, edges_of, spread
 from nanocontrol.training.measure import mean_latents, step_of_jump
 from nanocontrol.training.pairs import Folder, Pairs, View, held_out_of
+from nanocontrol.training.run import measured
 from nanocontrol.training.watch import TOO_MANY
 
 PAIRS, PAIRS_OF_LARGE = 32, 16  # that are looked at; with a base of Stable Diffusion's size
@@ -66,7 +67,6 @@ OWN, OTHER, EMPTY = range(3)  # prompts
 
 ENOUGH = 8  # pairs, to tell whether hints or captions belong to others
 SURE = 3.0  # standard errors
-WHITE = 0.5  # share of a mostly white hint
 WRONG = 0.5  # loss of a base that predicts something else: about 1, that of a guess
 # Control gain, in shares of the loss, of a ControlNet that follows, measured on 8 pairs; on fewer
 # there is more by chance.
@@ -98,8 +98,7 @@ class Run(NamedTuple):
     held_out: int = MEASURED  # pairs that the log's numbers are of
 
     def measured(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a number, where the log has it."""
-        return [(entry["step"], entry[name]) for entry in self.log if entry.get(name) is not None]
+        return measured(self.log, name)
 
     @property
     def steps(self) -> int:

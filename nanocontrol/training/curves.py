@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nanocontrol.plumbing.files import write_atomically
+from nanocontrol.training.run import measured
 
 # A panel each: its title, and what it shows of the log.
 PANELS = {
@@ -42,7 +43,7 @@ def draw_curves(history: list[dict], path: Path, bands: dict[str, dict]) -> None
 
 
 def draw_number(axes: Any, name: str, history: list[dict], usual: dict | None) -> None:
-    points = [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
+    points = measured(history, name)
     if not points:
         return
     steps, values = (np.array(column) for column in zip(*points))

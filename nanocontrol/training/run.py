@@ -46,8 +46,7 @@ class RunFolder:
             raise InputError(f"{self.path / 'log.jsonl'} could not be written: {error}") from None
 
     def measured(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a number, where the log has it."""
-        return [(e["step"], e[name]) for e in self.history if e.get(name) is not None]
+        return measured(self.history, name)
 
     @property
     def skipped(self) -> int:
@@ -124,6 +123,11 @@ class RunFolder:
         curves = {name: self.measured(name) for name in (best, "held_out_loss")}
         curves = {name: curve for name, curve in curves.items() if curve}
         save_picture(film(hints, made, width, curves), self.path / "film.png")
+
+
+def measured(history: Sequence[dict], name: str) -> list[tuple[int, float]]:
+    """(step, value) of a number, where the log has it."""
+    return [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
 
 
 def write_json(path: Path, content: dict) -> None:
