@@ -1,8 +1,8 @@
 """Sudden convergence.
 
-The paper (section 3.3, figure 4): "the model does not gradually learn the control conditions but
-abruptly succeeds in following the input conditioning image; usually in less than 10K optimization
-steps"; in its figure between steps 6,100 and 6,133. It shows one picture.
+The paper (section 3.3, figure 4): the condition is not learnt gradually. At some step, usually
+before 10,000, the model abruptly begins to follow the hint; in the figure between steps 6,100 and
+6,133. It shows one picture.
 
 Three questions. Is it sudden for each picture, or only for the mean? Is there a jump at every
 learning rate and batch size, or at those of the paper alone? Does it come after so many steps, or

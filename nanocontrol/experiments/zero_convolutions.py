@@ -1,10 +1,10 @@
 """Zero convolutions and the copy.
 
 The paper (section 4.2, figure 8) compares (a) the ControlNet, (b) one whose zero convolutions start
-with Gaussian weights, (c) ControlNet-lite, whose blocks are one convolution each. Of (b) it writes
-that it "drops to about the same as ControlNet-lite, indicating that the pretrained backbone of the
-trainable copy is destroyed during finetuning"; (c) is "not strong enough". Section 3.1: zero
-convolutions keep harmful noise from the base at the beginning.
+with Gaussian weights, (c) ControlNet-lite, whose blocks are one convolution each. It finds (b)
+about as weak as (c), and takes that as a sign that training destroys the copied weights; (c) is too
+weak to follow hints without a prompt. Section 3.1: zero convolutions keep harmful noise from the
+base at the beginning.
 
 (c) differs from (a) in its number of weights as well as in being no copy. So two arms more: a light
 network with the copy's number of weights, and the copy's architecture with random weights. All
