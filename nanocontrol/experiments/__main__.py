@@ -5,63 +5,94 @@
 
 It says how long it will take, and goes on where it stopped. After each run it writes
 assets/experiments/NAME.json and NAME.png, and its part of README.md in this folder. --quick trains
-two arms with one seed for a few steps and writes both files into runs/experiments/quick.
+two arms with one seed for a few steps, or samples two rows, and writes both files into
+runs/experiments/quick.
 """
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
-from nanocontrol.experiments.arm import Arm
+from nanocontrol.experiments import looks
+from nanocontrol.experiments.arm import PLAIN, Arm, settings_of
 from nanocontrol.experiments.experiment import NAMES, Experiment, experiment_of
 from nanocontrol.experiments.plot import draw
 from nanocontrol.experiments.readme import write_readme
 from nanocontrol.experiments.results import ASSETS, Results, run_as_json, write_results
 from nanocontrol.experiments.runs import RUNS, Run, runs_of, train_all
+from nanocontrol.experiments.sampled import measure_all, measurements_of
 from nanocontrol.experiments.speed import measured_speed, told
 from nanocontrol.plumbing.errors import one_sentence
 from nanocontrol.plumbing.flags import at_least
 
 QUICK = RUNS / "quick"
-QUICK_STEPS = 100
+QUICK_STEPS, QUICK_SCENES = 100, 8
 MOST_SEEDS = 10
 
 
-def content_of(experiment: Experiment, arms: tuple[Arm, ...], root: Path, once: dict) -> dict:
+def content_of(experiment: Experiment, root: Path, once: dict) -> dict:
     """With all runs that are done, be they more than were asked for now."""
     found: dict[str, dict] = {}
-    for run in runs_of(experiment, arms, MOST_SEEDS, root):
+    for run in runs_of(experiment, experiment.arms, MOST_SEEDS, root):
         arm = found.setdefault(run.arm.name, {"settings": settings_of_arm(run), "runs": []})
         if run.is_done:
-            arm["runs"].append(run_as_json(run.folder))
-    return {"expected": experiment.expected.strip(), "once": once, "arms": found}
+            file = run.file_afterwards if run.afterwards else None
+            arm["runs"].append(run_as_json(run.folder, file))
+    sampled = sampled_of(experiment, root)
+    content = {"expected": experiment.expected.strip(), "once": once, "arms": found}
+    return content | {"sampled": sampled}
+
+
+def sampled_of(experiment: Experiment, root: Path) -> dict:
+    sampled: dict[str, dict] = {}
+    names = tuple(row.name for row in experiment.sampled)
+    for one in measurements_of(experiment, names, MOST_SEEDS, 0, root):
+        row = sampled.setdefault(one.row, {"runs": []})
+        if one.file.exists():
+            row["runs"].append(json.loads(one.file.read_text()))
+    return sampled
 
 
 def settings_of_arm(run: Run) -> dict:
     """Without what differs from seed to seed and from machine to machine."""
     settings = vars(run.settings)
     kept = {name: x for name, x in settings.items() if name not in ("out", "seed", "cache")}
-    return kept | {"base": Path(run.settings.base).name}
+    before = run.arm.goes_on_from
+    names = {"base": Path(run.settings.base).name, "init_control": before and before.name}
+    return kept | names
 
 
 def run_experiment(
-    experiment: Experiment, arms: tuple[Arm, ...], seeds: int, beside: int, root: Path, folder: Path
+    experiment: Experiment, seeds: int, scenes: int, beside: int, root: Path, folder: Path
 ) -> None:
-    """root: of the runs' folders; folder: of the results."""
+    """scenes: of each row that is sampled; root: of the runs' folders; folder: of the results."""
     once = experiment.once() if experiment.once else {}
 
     def write() -> None:
-        content = content_of(experiment, arms, root, once)
+        content = content_of(experiment, root, once)
         write_results(folder / f"{experiment.name}.json", content)
         draw(Results(content), experiment, folder / f"{experiment.name}.png")
         if folder == ASSETS:
             write_readme()
 
-    if runs := runs_of(experiment, arms, seeds, root):
-        print(f"{experiment.name}: {told(runs, beside, measured_speed(runs[0]))}", flush=True)
+    runs = runs_of(experiment, experiment.arms, seeds, root)
+    rows = tuple(row.name for row in experiment.sampled)
+    sampled = measurements_of(experiment, rows, seeds, scenes, root)
+    if runs or sampled:
+        speed = measured_speed(settings_of(PLAIN, 0, Path("unused")))
+        print(f"{experiment.name}: {told(runs, sampled, beside, speed)}", flush=True)
+    if runs:
         train_all(runs, beside, write)
+    if sampled:
+        measure_all(sampled, beside, write)
     write()
     print(folder / f"{experiment.name}.json")
+
+
+def quick(experiment: Experiment) -> Experiment:
+    arms = tuple(shortened(experiment.arm(name)) for name in experiment.quick)
+    return replace(experiment, arms=arms, sampled=experiment.sampled[:2])
 
 
 def shortened(arm: Arm) -> Arm:
@@ -72,7 +103,9 @@ def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("experiments", description=__doc__, formatter_class=formatter)
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--quick", action="store_true", help="two arms, one seed, few steps")
+    parser.add_argument(
+        "--quick", action="store_true", help="two arms or rows, one seed, few steps"
+    )
     seeds = "of each arm (default: 3)"
     parser.add_argument(
         "--seeds", type=int, choices=range(1, MOST_SEEDS + 1), default=3, metavar="N", help=seeds
@@ -83,11 +116,9 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence("experiments"):
         experiment = experiment_of(args.name)
         if args.quick:
-            arms = tuple(shortened(experiment.arm(name)) for name in experiment.quick)
-            run_experiment(experiment, arms, 1, args.beside, QUICK, QUICK)
+            run_experiment(quick(experiment), 1, QUICK_SCENES, args.beside, QUICK, QUICK)
         else:
-            arms = experiment.arms
-            run_experiment(experiment, arms, args.seeds, args.beside, RUNS, ASSETS)
+            run_experiment(experiment, args.seeds, looks.AT_END, args.beside, RUNS, ASSETS)
 
 
 if __name__ == "__main__":

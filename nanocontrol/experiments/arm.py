@@ -25,7 +25,8 @@ PLAIN_SETTINGS: dict[str, Any] = {
     "save_every": 50,
 }
 
-Start = Callable[[StableDiffusion, ControlNet], None]
+# What it gives, if anything, is trained in the ControlNet's place.
+Start = Callable[[StableDiffusion, ControlNet], ControlNet | None]
 OfT = Callable[[Tensor], Tensor]
 
 
@@ -48,14 +49,26 @@ class Arm:
     start: Start = unchanged  # changes networks in place, before the first step
     weight: OfT = equal_weights  # t [B] -> what the loss of each pair is multiplied by, [B]
     draw: OfT = as_drawn  # t [B], each of 0..999 as likely -> the t to train at, [B]
+    goes_on_from: "Arm | None" = (
+        None  # its ControlNet of the same seed is what this one begins with
+    )
 
 
 PLAIN = Arm("plain", {"sample_every": 20})  # (its jump's width is measured, so more often)
 SOONER = {"steps": 400, "sample_every": 25}  # where the jump comes early
 
 
+def folder_of(arm: Arm, seed: int, root: Path) -> Path:
+    return root / f"{arm.name.replace(' ', '-')}-{seed}"
+
+
 def settings_of(arm: Arm, seed: int, out: Path) -> train.Settings:
-    resolved = train.resolve(PLAIN_SETTINGS | dict(arm.settings) | {"seed": seed})
+    """out: the run's folder, beside those of all other arms."""
+    given = PLAIN_SETTINGS | dict(arm.settings) | {"seed": seed}
+    if arm.goes_on_from:
+        before = folder_of(arm.goes_on_from, seed, out.parent.absolute())
+        given["init_control"] = str(before / "control.safetensors")
+    resolved = train.resolve(given)
     return replace(resolved, out=str(out.absolute()))
 
 
@@ -63,9 +76,9 @@ def models_of(arm: Arm, settings: train.Settings) -> tuple:
     """As train.models gives them, with the arm's change."""
     sd, control, trained = train.models(settings)
     like = next(control.parameters())
-    arm.start(sd, control)
+    control = arm.start(sd, control) or control
     control.to(like)  # what is new in it, too
-    return sd, control, trained
+    return sd, control, trained | {"control": control}
 
 
 class Weighted(DDPM):

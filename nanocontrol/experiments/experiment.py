@@ -5,11 +5,16 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import NamedTuple
 
+from nanocontrol.experiments.afterwards import Afterwards, Numbers
 from nanocontrol.experiments.arm import Arm
 from nanocontrol.experiments.results import Results
 from nanocontrol.plumbing.errors import InputError
 
-NAMES = ("sudden_convergence", "zero_convolutions", "cause", "rule", "encoder_at_size")
+NAMES = (
+    *("sudden_convergence", "zero_convolutions", "cause", "rule", "encoder_at_size"),
+    *("middle", "unlocked", "data_size", "prompt_dropout", "prompt_settings", "concatenation"),
+    *("limits", "nine_conditions"),
+)
 ROWS = {
     "follows": "share of things that are right",
     "score": "score of the condition",
@@ -35,6 +40,22 @@ class Panel(NamedTuple):
     against: str = "step"
 
 
+class Chart(NamedTuple):
+    """A part of the plot: the last value of some numbers, for each of these arms or rows."""
+
+    title: str
+    names: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """What takes no training: pictures made with networks that are there, and what they show."""
+
+    name: str
+    measure: Callable[[int, int], Numbers]  # of so many scenes, with the noise of this seed
+    pictures: float = 1  # that it makes of each scene: how long it takes
+
+
 @dataclass(frozen=True)
 class Experiment:
     name: str
@@ -45,6 +66,18 @@ class Experiment:
     rows: Mapping[str, str] = field(default_factory=lambda: ROWS)  # of the plot: number, title
     quick: tuple[str, ...] = ()  # the two arms of --quick
     once: Callable[[], dict] | None = None  # a table that takes no training: `head` and `rows`
+    afterwards: Afterwards | None = None  # what else is measured of each run, when it is done
+    sampled: tuple[Row, ...] = ()
+    numbers: Mapping[str, str] = field(default_factory=dict)  # of afterwards or sampled: titles
+    charts: tuple[Chart, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all arms and rows."""
+        return [arm.name for arm in self.arms] + [row.name for row in self.sampled]
+
+    def row(self, name: str) -> Row:
+        return next(row for row in self.sampled if row.name == name)
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

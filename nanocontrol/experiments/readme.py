@@ -37,11 +37,11 @@ def claims_table(found: dict[str, Results | None]) -> str:
 
 def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> list[str]:
     said = [claim.claim, claim.evidence]
-    arms = [arm.name for arm in experiment.arms]
-    if results is None or not results.has(arms):
+    names = experiment.names
+    if results is None or not results.has(names):
         return [*said, "", NOT_RUN, ""]
     ours, verdict = claim.judge(results)
-    seeds = min((len(results.runs(arm)) for arm in arms), default=SEEDS)
+    seeds = min((len(results.runs(name)) for name in names), default=SEEDS)
     if seeds < SEEDS:
         verdict += f" (of {seeds} seed{'s' if seeds > 1 else ''} only)"
     return [*said, ours, verdict, f"{results.minutes:.0f}"]
@@ -50,30 +50,52 @@ def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> 
 def part_of(experiment: Experiment, results: Results | None) -> str:
     """What was expected, then the curves, a row for each arm, and what took no training."""
     parts = [f"Expected before the first run:\n{experiment.expected.strip()}"]
-    if results and results.arms:
+    if results and results.both:
         file = f"../../assets/experiments/{experiment.name}.png"
-        parts += [f"![The curves of {experiment.name}]({file})", arms_table(results)]
+        parts.append(f"![The curves of {experiment.name}]({file})")
+        parts += [arms_table(results, experiment)] if results.arms else []
+        parts += [sampled_table(results, experiment)] if results.sampled else []
         parts.append(f"(One thread each; {'; '.join(machines_of(results))}.)")
     if results and results.content["once"]:
         once = results.content["once"]
         rows = [[name, *(f"{x:.2g}" for x in values)] for name, values in once["rows"].items()]
         parts.append(table(once["head"], rows))
+        parts += [once["note"]] if "note" in once else []
     return "\n\n".join(parts)
 
 
-def arms_table(results: Results) -> str:
+def arms_table(results: Results, experiment: Experiment) -> str:
     rows = []
     for arm in results.arms:
         if runs := results.runs(arm):
             cells = [spoken(results.values(arm, name), n) for name, n in COLUMNS.items()]
+            cells += own_numbers(results, experiment, arm)
             minutes = spoken([run["seconds"] / 60 for run in runs], 1)
             steps = results.arms[arm]["settings"]["steps"]
             rows.append([arm, str(len(runs)), str(steps), *cells, minutes])
-    return table(["arm", "seeds", "steps", *TITLES, "minutes"], rows)
+    return table(["arm", "seeds", "steps", *TITLES, *experiment.numbers.values(), "minutes"], rows)
+
+
+def own_numbers(results: Results, experiment: Experiment, name: str) -> list[str]:
+    """Of an arm or a row."""
+    digits = {number: 4 if number.endswith("loss") else 2 for number in experiment.numbers}
+    return [
+        spoken(results.values(name, number), n) if results.knows(name, number) else ""
+        for number, n in digits.items()
+    ]
+
+
+def sampled_table(results: Results, experiment: Experiment) -> str:
+    rows = [
+        [name, str(len(results.runs(name))), *own_numbers(results, experiment, name)]
+        for name in results.sampled
+        if results.runs(name)
+    ]
+    return table(["", "seeds of noise", *experiment.numbers.values()], rows)
 
 
 def machines_of(results: Results) -> list[str]:
-    machines = [run["machine"] for arm in results.arms for run in results.runs(arm)]
+    machines = [run["machine"] for name in results.both for run in results.runs(name)]
     return sorted({", ".join(f"{name} {x}" for name, x in own.items()) for own in machines})
 
 

@@ -24,10 +24,13 @@ def rounded(x: Any) -> Any:
     return [rounded(item) for item in x] if isinstance(x, list) else x
 
 
-def run_as_json(folder: Path) -> dict:
-    """A finished run: its looks as columns, the losses as means between two looks."""
+def run_as_json(folder: Path, afterwards: Path | None = None) -> dict:
+    """A finished run: its looks as columns, the losses as means between two looks. afterwards: a
+    file with more numbers of its end."""
     history, settings = read(folder, "log.jsonl"), read(folder, "settings.json")[0]
     end = read(folder, "metrics.json")[0]
+    if afterwards:
+        end |= json.loads(afterwards.read_text())
     looks = [entry for entry in history if not entry.keys() & {"loss", "skipped"}]
     columns = {name: [look.get(name) for look in looks] for name in looks[0]}
     steps = columns["step"]
@@ -76,17 +79,22 @@ class Results:
     """Of an experiment, as its JSON file has them."""
 
     def __init__(self, content: dict):
-        self.content, self.arms = content, content["arms"]
+        self.content, self.arms, self.sampled = content, content["arms"], content["sampled"]
+        self.both = self.arms | self.sampled
 
-    def has(self, arms: list[str]) -> bool:
-        return all(self.arms.get(name, {}).get("runs") for name in arms)
+    def has(self, names: list[str]) -> bool:
+        return all(self.both.get(name, {}).get("runs") for name in names)
 
-    def runs(self, arm: str) -> list[dict]:
-        return self.arms[arm]["runs"]
+    def runs(self, name: str) -> list[dict]:
+        """Of an arm, or the measurements of a row: one for each seed."""
+        return self.both[name]["runs"]
 
-    def values(self, arm: str, number: str) -> list:
+    def values(self, name: str, number: str) -> list:
         """One for each seed: of those that arms are compared by, or of the end's."""
-        return [(run["end"] | run["compared"])[number] for run in self.runs(arm)]
+        return [(run["end"] | run.get("compared", {}))[number] for run in self.runs(name)]
+
+    def knows(self, name: str, number: str) -> bool:
+        return all(number in run["end"] | run.get("compared", {}) for run in self.runs(name))
 
     def jumps(self, arm: str) -> list[float]:
         """Later than ever where there was none."""
@@ -103,7 +111,7 @@ class Results:
 
     @property
     def minutes(self) -> float:
-        return sum(run["seconds"] for arm in self.arms.values() for run in arm["runs"]) / 60
+        return sum(run["seconds"] for arm in self.both.values() for run in arm["runs"]) / 60
 
 
 def results_of(experiment: str) -> Results | None:

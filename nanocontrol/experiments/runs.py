@@ -20,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 import train
-from nanocontrol.experiments.arm import Arm, settings_of, variant_of
+from nanocontrol.experiments.arm import Arm, folder_of, settings_of, variant_of
+from nanocontrol.experiments.afterwards import Afterwards, measure_afterwards
 from nanocontrol.experiments.experiment import Experiment, experiment_of
 from nanocontrol.plumbing.errors import InputError, Stopped, one_sentence
 from nanocontrol.plumbing.files import make_folder
@@ -40,14 +41,33 @@ class Run:
     arm: Arm
     seed: int
     folder: Path
+    afterwards: Afterwards | None = None
 
     @property
     def settings(self) -> train.Settings:
         return settings_of(self.arm, self.seed, self.folder)
 
     @property
-    def is_done(self) -> bool:
+    def is_trained(self) -> bool:
         return (self.folder / "metrics.json").exists() and self.has_begun
+
+    @property
+    def file_afterwards(self) -> Path:
+        """Of its experiment alone, as other experiments may have the same run."""
+        return self.folder / f"{self.experiment}.json"
+
+    @property
+    def is_done(self) -> bool:
+        return self.is_trained and (not self.afterwards or self.file_afterwards.exists())
+
+    @property
+    def can_begin(self) -> bool:
+        """The ControlNet that it goes on from is there."""
+        before = self.arm.goes_on_from
+        if before is None:
+            return True
+        folder = folder_of(before, self.seed, self.folder.parent)
+        return (folder / "metrics.json").exists()
 
     @property
     def has_begun(self) -> bool:
@@ -73,15 +93,23 @@ def runs_of(
 ) -> list[Run]:
     """Seed by seed: after the first there is something of every arm to look at."""
     return [
-        Run(experiment.name, arm, seed, root / f"{arm.name.replace(' ', '-')}-{seed}")
+        Run(experiment.name, arm, seed, folder_of(arm, seed, root), experiment.afterwards)
         for seed in range(seeds)
         for arm in arms
     ]
 
 
 def train_run(run: Run) -> None:
-    """Here, with one thread."""
+    """Here, with one thread; what is trained already is only measured afterwards."""
     torch.set_num_threads(1)
+    if not run.is_trained:
+        train_alone(run)
+    if run.afterwards:
+        numbers = measure_afterwards(run.afterwards, run.arm, run.settings)
+        write_json(run.file_afterwards, numbers)
+
+
+def train_alone(run: Run) -> None:
     resume = run.has_begun
     with folder_held(str(run.folder), "", resume) as out, Signals() as signals:
         write_json(run.folder / "machine.json", this_machine())
@@ -117,7 +145,8 @@ def begin(run: Run) -> subprocess.Popen:
 
 
 def train_all(runs: list[Run], beside: int, after_each: Callable[[], None]) -> None:
-    """Those that are not done, `beside` of them at a time. Stopped, it stops them all."""
+    """Those that are not done, `beside` of them at a time, each after the one that it goes on from.
+    Stopped, it stops them all."""
     waiting = [run for run in runs if not run.is_done]
     working: list[tuple[Run, subprocess.Popen]] = []
     total = sum(run.settings.steps for run in runs)
@@ -125,8 +154,9 @@ def train_all(runs: list[Run], beside: int, after_each: Callable[[], None]) -> N
     with tqdm(desc="training", total=total, unit="step") as bar, Signals():
         try:
             while waiting or working:
-                while waiting and len(working) < beside:
-                    working.append((waiting[0], begin(waiting.pop(0))))
+                for run in [run for run in waiting if run.can_begin][: beside - len(working)]:
+                    waiting.remove(run)
+                    working.append((run, begin(run)))
                 time.sleep(2)
                 for run, process in [*working]:
                     if process.poll() is not None:
@@ -155,8 +185,9 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     name, arm_name, seed, folder, settings = argv
     with one_sentence("experiments"):
-        arm = replace(experiment_of(name).arm(arm_name), settings=json.loads(settings))
-        train_run(Run(name, arm, int(seed), Path(folder)))
+        experiment = experiment_of(name)
+        arm = replace(experiment.arm(arm_name), settings=json.loads(settings))
+        train_run(Run(name, arm, int(seed), Path(folder), experiment.afterwards))
 
 
 if __name__ == "__main__":
