@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 
 import train
-from nanocontrol.experiments.arm import Arm, folder_of, settings_of, variant_of
 from nanocontrol.experiments.afterwards import Afterwards, measure_afterwards
+from nanocontrol.experiments.arm import Arm, folder_of, settings_of, variant_of
 from nanocontrol.experiments.experiment import Experiment, experiment_of
 from nanocontrol.plumbing.errors import InputError, Stopped, one_sentence
 from nanocontrol.plumbing.files import make_folder
