@@ -1,10 +1,11 @@
 """The frame of the experiments: its arithmetic, its variants, a run from end to end."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +14,41 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from conftest import ROOT
+from conftest import CONTROL, ROOT
 from nanocontrol import DDPM
 from nanocontrol.experiments import __main__ as command
 from nanocontrol.experiments import (
     beginnings,
+    compute,
+    concatenated,
+    concatenation,
     cross_norm,
     encoder_at_size,
     first_steps,
     light,
+    limits,
     looks,
+    middle,
     numbers,
+    pictures,
+    prompt_settings,
     readme,
     rule,
     runs,
+    sampled,
     weighting,
 )
+from nanocontrol.experiments.afterwards import Afterwards
 from nanocontrol.experiments.arm import PLAIN, Arm, models_of, settings_of, variant_of
-from nanocontrol.experiments.experiment import NAMES, experiment_of
+from nanocontrol.experiments.experiment import NAMES, Experiment, experiment_of
+from nanocontrol.experiments.numbers import spoken
 from nanocontrol.experiments.results import Results, results_of, run_as_json, write_results
-from nanocontrol.nano.scenes import Scenes
+from nanocontrol.experiments.shared import VARIANCE
+from nanocontrol.nano.detector import kinds_of
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
+from nanocontrol.nano.world import draw, random_scene
 from nanocontrol.plumbing.errors import InputError
+from nanocontrol.sampling import sample
 from nanocontrol.training import watch
 from nanocontrol.training.start import Signals
 
@@ -57,6 +72,8 @@ def few(monkeypatch, hasty):
     """Two scenes are looked at, and pictures are made in one step."""
     monkeypatch.setattr(looks, "DURING", 2)
     monkeypatch.setattr(looks, "AT_END", 3)
+    monkeypatch.setattr(command, "QUICK_SCENES", 2)
+    monkeypatch.setattr(pictures, "sample", partial(sample, steps=1))
 
 
 # ------------------------------------------------------------------------------- the arithmetic
@@ -108,12 +125,16 @@ def test_a_spread_is_said_in_words():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
 def test_an_experiment_is_whole(experiment):
-    names = [arm.name for arm in experiment.arms]
+    arms, names = [arm.name for arm in experiment.arms], experiment.names
     assert len(names) == len(set(names)) and len(experiment.expected.split()) > 20
-    for arm in experiment.arms:  # (refuses settings that train.py does not have)
-        settings_of(arm, 0, Path("run"))
-    assert set(experiment.quick) <= {*names} and len(experiment.quick) in (0, 2)
-    assert {name for panel in experiment.panels for name in panel.arms} <= {*names}
+    for i, arm in enumerate(experiment.arms):
+        settings_of(arm, 0, Path("run"))  # (refuses those that train.py does not have)
+        assert not arm.goes_on_from or arm.goes_on_from in experiment.arms[:i]
+    assert set(experiment.quick) <= {*arms} and len(experiment.quick) in (0, 2)
+    assert {name for panel in experiment.panels for name in panel.arms} <= {*arms}
+    assert {name for chart in experiment.charts for name in chart.names} <= {*names}
+    files = [sampled.file_name(row.name) for row in experiment.sampled]
+    assert len(files) == len(set(files))
 
 
 def test_arms_of_one_name_are_one_arm():
@@ -146,6 +167,7 @@ TAKEN_OUT = {
     "cross norm": Arm("", start=cross_norm.cross_norm(identity, lambda *_: None)),
     "light": Arm("", start=light.blocks_by(light.as_it_is)),
     "random copy": Arm("", start=light.random_weights(parts=())),
+    "concatenation": Arm("", start=concatenated.concatenated(concatenated.as_it_is)),
 }
 
 
@@ -182,6 +204,7 @@ CHANGED = {
     "lite": Arm("", start=light.blocks_by(light.one_convolution)),
     "lite wide": Arm("", start=light.blocks_by(light.as_many_weights)),
     "random copy": Arm("", start=light.random_weights()),
+    "concatenation": Arm("", {"unlock": "all"}, concatenated.concatenated()),
 }
 
 
@@ -237,6 +260,76 @@ def test_cross_normalization_gives_a_residual_the_skips_mean_and_deviation():
     torch.testing.assert_close(matched.std((1, 2, 3)), skip.std((1, 2, 3)), rtol=1e-3, atol=1e-3)
 
 
+CONCATENATED = Arm("", {"unlock": "all"}, concatenated.concatenated())
+
+
+def test_appended_channels_are_a_convolution_of_the_joined_maps():
+    sd, control, trained = models_of(CONCATENATED, settings_of(CONCATENATED, 0, Path("run")))
+    assert isinstance(control, concatenated.HandedOver) and trained["control"] is control
+    x, hint = torch.randn(2, 4, 8, 8), torch.rand(2, 3, 64, 64)
+    added, first = control.input_hint_block[-1], sd.unet.input_blocks[0][0]
+    torch.nn.init.normal_(added.weight)
+    weight = torch.cat([first.weight, added.weight], dim=1)
+    joined = torch.cat([x, torch.nn.functional.pixel_unshuffle(hint, 8)], dim=1)
+    expected = torch.nn.functional.conv2d(joined, weight, first.bias, padding=1)
+    seen = []
+    sd.unet.input_blocks[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    t, context = torch.tensor([3, 700]), torch.randn(2, 77, 64)
+    sd.unet(x, t, context, control(x, hint, t, context))
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+    sd.unet(x, t, context)  # a hint is not kept for later
+    torch.testing.assert_close(seen[1], first(x))
+
+
+def test_concatenation_begins_as_the_base():
+    settings = settings_of(CONCATENATED, 0, Path("run"))
+    (sd, control, _), (plain, *_) = models_of(CONCATENATED, settings), train.models(settings)
+    x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 64)
+    residuals = control(x, torch.rand(1, 3, 64, 64), t, context)
+    assert len(residuals) == 1
+    assert torch.equal(sd.unet(x, t, context, residuals), plain.unet(x, t, context))
+
+
+@pytest.mark.slow
+def test_at_equal_compute_concatenation_has_more_steps():
+    steps = VARIANCE.settings["steps"]
+    a, b = compute.operations(VARIANCE), compute.operations(concatenation.CONCATENATION)
+    assert concatenation.STEPS == round(steps * a / b)
+
+
+def test_a_caption_says_what_a_picture_shows():
+    for seed in range(HELD_OUT, HELD_OUT + 10):
+        scene = random_scene(seed)
+        drawing = draw(scene, 64)
+        picture = torch.from_numpy(drawing.image).permute(2, 0, 1) * 2 - 1
+        words = prompt_settings.caption(picture, kinds_of(drawing)).split()
+        kinds = {thing.kind for thing in scene.things}
+        if len(kinds) == len(scene.things):  # (two of one kind are one thing to it)
+            assert sorted(words) == sorted(scene.prompt.split())
+
+
+def test_a_contradicting_prompt_names_nothing_of_the_scene():
+    for seed in range(HELD_OUT, HELD_OUT + 50):
+        scene = random_scene(seed)
+        kinds, colours = limits.other_kinds(scene), limits.other_colours(scene)
+        assert kinds.background == colours.background == scene.background
+        for own, of_kinds, of_colours in zip(scene.things, kinds.things, colours.things):
+            assert of_kinds == replace(own, kind=of_kinds.kind) and of_kinds.kind != own.kind
+            assert of_colours == replace(own, colour=of_colours.colour)
+            assert of_colours.colour not in (own.colour, scene.background)
+        assert len({thing.colour for thing in colours.things}) == len(scene.things)
+
+
+def test_whose_kind_is_drawn_is_read_off_the_picture():
+    scenes = [random_scene(HELD_OUT + i) for i in range(4)]
+    images = torch.stack(
+        [torch.from_numpy(draw(s, 128).image).permute(2, 0, 1) * 2 - 1 for s in scenes]
+    )
+    others = [limits.other_kinds(scene) for scene in scenes]
+    assert limits.kinds_drawn(images, scenes, others) == (1, 0)
+    assert limits.kinds_drawn(images, scenes, scenes) == (1, 1)
+
+
 def test_a_rule_is_found_again_in_what_it_made():
     powers = [0.5, -0.2, -0.8, -0.1]
     made = torch.Generator().manual_seed(0)
@@ -282,6 +375,8 @@ def in_this_process(monkeypatch):
         return Here()
 
     monkeypatch.setattr(runs, "begin", begin)
+    here = lambda waiting, _: (sampled.measure(one) for one in waiting)  # noqa: E731
+    monkeypatch.setattr(sampled, "done_in_processes", here)
 
 
 def tiny(arm: Arm) -> Arm:
@@ -322,6 +417,89 @@ def test_a_stopped_run_goes_on_and_a_done_one_is_not_trained_again(few, monkeypa
     assert found["looks"]["loss"][1:] == [e["loss"] for e in log_of(run.folder) if "loss" in e]
 
 
+def test_a_run_goes_on_from_the_one_with_the_same_seed():
+    (ours,) = (run for run in runs.runs_of(experiment_of("middle"), (middle.RECONNECTED,), 1))
+    before = Path("runs/experiments/middle-first-0").absolute()
+    assert ours.settings.init_control == str(before / "control.safetensors")
+    assert not ours.can_begin
+    before.mkdir(parents=True)
+    (before / "metrics.json").touch()
+    assert ours.can_begin
+
+
+def test_a_run_waits_for_the_one_that_it_goes_on_from(monkeypatch):
+    begun = []
+
+    class Ends:
+        """At the second look."""
+
+        def __init__(self, run):
+            self.run, self.looks = run, 0
+
+        def poll(self):
+            self.looks += 1
+            if self.looks < 2:
+                return None
+            self.run.folder.mkdir(parents=True)
+            (self.run.folder / "metrics.json").touch()
+            self.returncode = 0
+            return 0
+
+        terminate = wait = lambda self: None
+
+    def begin(run):
+        begun.append((run.arm.name, run.can_begin))
+        return Ends(run)
+
+    monkeypatch.setattr(runs, "begin", begin)
+    monkeypatch.setattr(runs, "check_ended", lambda *_: None)
+    monkeypatch.setattr(runs.time, "sleep", lambda _: None)
+    arms = middle.FIRST, middle.RECONNECTED
+    runs.train_all(runs.runs_of(experiment_of("middle"), arms, 1), 2, lambda: None)
+    assert begun == [("middle first", True), ("reconnected", True)]
+
+
+@pytest.mark.slow
+def test_afterwards_a_run_is_measured_with_the_weights_that_it_saved(few, monkeypatch):
+    run = runs.Run("", tiny(concatenation.CONCATENATION), 0, Path("runs/concatenation-0"))
+    runs.train_run(run)
+    assert run.is_done
+    found = {}
+
+    def measure(sd, control):
+        found.update(control=control.state_dict(), unet=sd.unet.state_dict())
+        return {"kinds": 0.5}
+
+    asked = replace(run, experiment="unlocked", afterwards=Afterwards(measure, 1))
+    assert not asked.is_done and asked.is_trained
+    monkeypatch.setattr(train, "train", None)  # it is not trained again
+    runs.train_run(asked)
+    assert asked.is_done
+    saved = load_file(run.folder / "control.safetensors")
+    saved |= load_file(run.folder / "base.safetensors")
+    for prefix, network in (("control_model.", "control"), ("model.diffusion_model.", "unet")):
+        assert all(torch.equal(saved[prefix + name], x) for name, x in found[network].items())
+    assert run_as_json(run.folder, asked.file_afterwards)["end"]["kinds"] == 0.5
+
+
+def test_a_measured_row_is_not_measured_again(in_this_process, monkeypatch):
+    asked = []
+
+    def measure(n, seed):
+        asked.append((n, seed))
+        return {"score": 0.5 + seed}
+
+    limits_ = experiment_of("limits")
+    row = limits_.sampled[0]._replace(measure=measure)
+    monkeypatch.setattr(sampled, "experiment_of", lambda _: replace(limits_, sampled=(row,)))
+    for seeds in (1, 2):
+        some = sampled.measurements_of(limits_, (row.name,), seeds, 7, Path("runs"))
+        sampled.measure_all(some, 2, lambda: None)
+    assert asked == [(7, 0), (7, 1)]
+    kept = command.sampled_of(replace(limits_, sampled=(row,)), Path("runs"))[row.name]["runs"]
+    assert [(one["seed"], one["end"]["score"]) for one in kept] == [(0, 0.5), (1, 1.5)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run(name, few, in_this_process, monkeypatch, capsys):
@@ -330,6 +508,11 @@ def test_a_quick_run(name, few, in_this_process, monkeypatch, capsys):
         pytest.importorskip("sklearn", reason=BROUGHT)
     monkeypatch.setattr(encoder_at_size, "SEEDS", 1)
     monkeypatch.setattr(first_steps, "STEPS", 1)
+    monkeypatch.setattr(middle, "TURNS", 1)
+    monkeypatch.setattr(middle, "STEPS", 1)
+    for condition in ("canny", "hough") if name == "nine_conditions" else ():
+        Path("runs/nine", condition).mkdir(parents=True)
+        shutil.copy(CONTROL, f"runs/nine/{condition}/control.safetensors")
     original = command.shortened
     monkeypatch.setattr(command, "QUICK_STEPS", 2)
     monkeypatch.setattr(command, "shortened", lambda arm: original(tiny(arm)))
@@ -337,11 +520,16 @@ def test_a_quick_run(name, few, in_this_process, monkeypatch, capsys):
     command.main([name, "--quick"])
     content = json.loads(Path(f"runs/experiments/quick/{name}.json").read_text())
     assert len(content["arms"]) == len(experiment_of(name).quick)
-    assert all(len(arm["runs"]) == 1 for arm in content["arms"].values())
+    rows = content["arms"] | content["sampled"]
+    assert all(len(row["runs"]) == 1 for row in rows.values())
+    own = {number for row in rows.values() for run in row["runs"] for number in run["end"]}
     if content["arms"]:
+        assert own >= {*experiment_of(name).numbers}
+    if rows:
+        assert len(rows) == 2
         pytest.importorskip("matplotlib")
         assert Path(f"runs/experiments/quick/{name}.png").stat().st_size > 0
-        assert "runs, 0 of them done: about" in capsys.readouterr().out
+        assert ", 0 of them done: about" in capsys.readouterr().out
         command.main([name, "--quick"])  # nothing is left to do
         assert "2 of them done: about 0.0 hours" in capsys.readouterr().out
     assert README.read_text() == before
@@ -378,36 +566,50 @@ def test_every_number_of_the_tables_is_that_of_the_json():
     )
 
 
-def made_up(arms: dict[str, list[float]]) -> Results:
-    """As of runs that end with such a `follows`, one for each seed."""
+def made_up(arms: dict[str, list[float]], experiment: Experiment | None = None) -> Results:
+    """As of runs that end with such a `follows`, one for each seed. Of an experiment's rows, which
+    are no runs, the same values; its own numbers have them, too."""
+    own = experiment.numbers if experiment else {}
+    rows = [row.name for row in experiment.sampled] if experiment else []
 
-    def one(seed: int, x: float) -> dict:
+    def measured(seed: int, x: float) -> dict:
+        end = dict.fromkeys(own, x) | {"follows": x, "score": x}
+        end |= {"control_gain": 0.01, "held_out_loss": 0.1}
+        return {"seed": seed, "seconds": 60, "machine": {"cores": 2}, "end": end}
+
+    def trained(seed: int, x: float) -> dict:
         curve = [0.2, 0.2, 0.3, x]
         columns = {"step": [0, 25, 50, 75], "held_out_loss": [0.4, 0.3, 0.2, 0.1], "follows": curve}
         columns |= {"score": curve, "spread_last": [0.1] * 4}
         compared = {"area": x / 2, "jump": 60.0, "width": 20.0}
         compared |= {"picture_jumps": [60.0], "picture_widths": [10.0]}
-        end = {"follows": x, "score": x, "control_gain": 0.01, "held_out_loss": 0.1}
-        own = {"seed": seed, "seconds": 60, "machine": {"cores": 2}}
-        return own | {"compared": compared, "end": end, "looks": columns}
+        return measured(seed, x) | {"compared": compared, "looks": columns}
 
     entries = {
         name: {
             "settings": {"batch_size": 8, "lr": 1e-3, "steps": 75},
-            "runs": [one(i, x) for i, x in enumerate(xs)],
+            "runs": [trained(i, x) for i, x in enumerate(xs)],
         }
         for name, xs in arms.items()
+        if name not in rows
     }
-    once = {"head": ["", "a", "b"], "rows": {"pytorch": [1.0, 0.00123], "variance": [1.0, 0.5]}}
-    return Results({"expected": "", "once": once, "arms": entries})
+    of_rows = {
+        name: {"runs": [measured(i, x) for i, x in enumerate(xs)]}
+        for name, xs in arms.items()
+        if name in rows
+    }
+    once_rows = {"pytorch": [1.0, 0.00123], "variance": [1.0, 0.5]}
+    once_rows |= {"whole": [2.0, 1.9], "middle": [2.2, 2.1]}
+    once = {"head": ["", "a", "b"], "rows": once_rows}
+    return Results({"expected": "", "once": once, "arms": entries, "sampled": of_rows})
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
 def test_the_readme_says_what_was_found_and_no_more(experiment):
-    names = [arm.name for arm in experiment.arms]
+    names, rows_ = experiment.names, [row.name for row in experiment.sampled]
     nothing = {name: None for name in NAMES}
-    half = made_up({name: [0.7] if i else [] for i, name in enumerate(names)})
-    whole = made_up({name: [0.6, 0.8] for name in names})
+    half = made_up({name: [0.7] if i else [] for i, name in enumerate(names)}, experiment)
+    whole = made_up({name: [0.6, 0.8] for name in names}, experiment)
     for results, judged in ((None, False), (half, not names), (whole, True)):
         text = readme.written(README.read_text(), nothing | {experiment.name: results})
         own = [f"| {claim.claim} | {claim.evidence} | " for claim in experiment.claims]
@@ -418,7 +620,11 @@ def test_the_readme_says_what_was_found_and_no_more(experiment):
     assert all(("(of 2 seeds only)" in row) == bool(names) for row in rows)
     numbers = "| 2 | 75 | 0.35 (0.30 to 0.40) | 60 (60 to 60) | 0.70 (0.60 to 0.80) "
     numbers += "| 0.70 (0.60 to 0.80) | 0.0100 (0.0100 to 0.0100) | 0.1000 (0.1000 to 0.1000) "
-    assert all(f"| {name} {numbers}| 1.0 (1.0 to 1.0) |" in text for name in names)
+    digits = [4 if number.endswith("loss") else 2 for number in experiment.numbers]
+    own = "".join(f"| {spoken([0.6, 0.8], n)} " for n in digits)
+    arms = [name for name in names if name not in rows_]
+    assert all(f"| {name} {numbers}{own}| 1.0 (1.0 to 1.0) |" in text for name in arms)
+    assert all(f"| {name} | 2 {own}|" in text for name in rows_)
     assert "| pytorch | 1 | 0.0012 |" in text
 
 
