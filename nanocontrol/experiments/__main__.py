@@ -39,12 +39,12 @@ def content_of(experiment: Experiment, root: Path, once: dict) -> dict:
         if run.is_done:
             file = run.file_afterwards if run.afterwards else None
             arm["runs"].append(run_as_json(run.folder, file))
-    sampled = sampled_of(experiment, root)
     content = {"expected": experiment.expected.strip(), "once": once, "arms": found}
-    return content | {"sampled": sampled}
+    return content | ({"sampled": sampled_of(experiment, root)} if experiment.sampled else {})
 
 
 def sampled_of(experiment: Experiment, root: Path) -> dict:
+    """As of arms: all measurements that are done."""
     sampled: dict[str, dict] = {}
     names = tuple(row.name for row in experiment.sampled)
     for one in measurements_of(experiment, names, MOST_SEEDS, 0, root):

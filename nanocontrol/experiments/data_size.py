@@ -85,5 +85,5 @@ EXPERIMENT = Experiment(
         "held_out_loss": "held-out loss",
         "loss": "loss in training",
     },
-    charts=(Chart("at the end", TITLES, ("follows", "score")),),
+    charts=(Chart("at the end", TITLES, ("follows", "score"), joined=True),),
 )

@@ -46,6 +46,7 @@ class Chart(NamedTuple):
     title: str
     names: tuple[str, ...]
     numbers: tuple[str, ...]
+    joined: bool = False  # by a line, where the names are a quantity that grows
 
 
 class Row(NamedTuple):

@@ -293,8 +293,8 @@ EXPERIMENT = Experiment(
     numbers=NUMBERS,
     charts=(
         Chart("contradiction", tuple(CONTRADICTIONS), ("of_hint", "of_prompt", "colours")),
-        Chart("control in the first steps", DOSE, ("score", "placed", "follows")),
-        Chart("control in the last steps", DOSE_LAST, ("score", "placed", "follows")),
+        Chart("control in the first steps", DOSE, ("score", "placed", "follows"), joined=True),
+        Chart("control in the last steps", DOSE_LAST, ("score", "placed", "follows"), joined=True),
         Chart("two controls", tuple(PAIRS), ("score", "depth")),
         Chart("from outside", tuple(OUTSIDE), ("score",)),
     ),

@@ -13,20 +13,18 @@ seeds' `follows` are not all below the others'.
 """
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import train
-from nanocontrol import DDPM
-from nanocontrol.experiments.arm import Arm, models_of, settings_of
+from nanocontrol.experiments.arm import Arm, settings_of
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
 from nanocontrol.experiments.numbers import spoken
 from nanocontrol.experiments.results import Results
 from nanocontrol.experiments.runs import this_machine
 from nanocontrol.experiments.shared import VARIANCE, like_variance
+from nanocontrol.experiments.speed import stepping
 
 EXPECTED = """
 hardly faster, 1.05 times at most: the gradient has to go through the whole decoder all the same,
@@ -42,31 +40,13 @@ FIRST = like_variance("middle first", only_mid_control=True, steps=200)
 RECONNECTED = Arm("reconnected", dict(VARIANCE.settings) | {"steps": 200}, goes_on_from=FIRST)
 
 
-def stepping(arm: Arm) -> Callable[[], None]:
-    """A function that makes a training step, on random pairs that are encoded."""
-    settings = settings_of(arm, 0, Path("unused"))
-    sd, control, trained = models_of(arm, settings)
-    optimizer, n = train.optimizer_for(settings, trained), settings.batch_size
-    side, diffusion = sd.size, DDPM(sd.prediction)
-    latent, hint = torch.randn(n, 4, side // 8, side // 8), torch.rand(n, 3, side, side)
-    with torch.no_grad():
-        batch = train.Batch(latent, latent.exp(), sd.encode_prompts([""] * n), hint)
-        empty = sd.encode_prompts("")
-    batch = train.Batch(*(x.to(settings.device) for x in batch))
-    draws = train.random_draws(0, 0, n, (side, side), settings.drop_prompt)
-
-    def step() -> None:
-        loss = train.training_loss(sd.unet, control, diffusion, 1.0, batch, draws, empty)
-        optimizer.backward(loss)
-        optimizer.step(loss.detach())
-
-    return step
-
-
 def steps_a_second() -> dict:
     """The median over turns, the slowest and the fastest."""
     torch.set_num_threads(1)
-    steppings = {"whole": stepping(VARIANCE), "middle": stepping(MIDDLE)}
+    arms = {"whole": VARIANCE, "middle": MIDDLE}
+    steppings = {
+        name: stepping(settings_of(arm, 0, Path("unused")))[2] for name, arm in arms.items()
+    }
     found: dict[str, list[float]] = {name: [] for name in steppings}
     for turn in range(TURNS + 1):
         for name, step in steppings.items():

@@ -81,8 +81,9 @@ def draw_charts(figure: Any, results: Results, experiment: Experiment, charts: l
             x, means = [i for i, _ in known], [np.mean(values) for _, values in known]
             below = [mean - min(values) for mean, (_, values) in zip(means, known)]
             above = [max(values) - mean for mean, (_, values) in zip(means, known)]
-            title = experiment.numbers.get(number, number)
-            axes.errorbar(x, means, (below, above), marker="o", capsize=3, label=title)
+            title = experiment.numbers.get(number, number).replace("`", "")
+            line = "-" if chart.joined else ""
+            axes.errorbar(x, means, (below, above), None, line, marker="o", capsize=3, label=title)
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
         axes.set_title(chart.title, fontsize=10)
         axes.grid(alpha=0.3)

@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
     afterwards=Afterwards(by_hint_and_by_prompt, pictures=2),
     numbers=NUMBERS,
     charts=(
-        Chart("without a prompt", NAMES, ("placed_alone", "score_alone")),
-        Chart("with the prompt", NAMES, ("placed", "colours", "follows")),
+        Chart("without a prompt", NAMES, ("placed_alone", "score_alone"), joined=True),
+        Chart("with the prompt", NAMES, ("placed", "colours", "follows"), joined=True),
     ),
 )

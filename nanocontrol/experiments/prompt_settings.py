@@ -145,7 +145,7 @@ def is_nine_as_good(results: Results) -> tuple[str, str]:
 
 def by_guidance(setting: str, way: str) -> Chart:
     names = tuple(name_of(setting, way, scale) for scale in (1, OWN, 5, 9))
-    return Chart(f"{setting}, {way}", names, ("placed", "score", "follows"))
+    return Chart(f"{setting}, {way}", names, ("placed", "score", "follows"), joined=True)
 
 
 EXPERIMENT = Experiment(

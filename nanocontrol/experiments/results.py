@@ -79,7 +79,8 @@ class Results:
     """Of an experiment, as its JSON file has them."""
 
     def __init__(self, content: dict):
-        self.content, self.arms, self.sampled = content, content["arms"], content["sampled"]
+        self.content, self.arms = content, content["arms"]
+        self.sampled = content.get("sampled", {})  # of experiments that have rows
         self.both = self.arms | self.sampled
 
     def has(self, names: list[str]) -> bool:

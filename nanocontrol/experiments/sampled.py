@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from nanocontrol.experiments.experiment import Experiment, experiment_of
 from nanocontrol.experiments.runs import this_machine
+from nanocontrol.plumbing.errors import Stopped
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.training.run import write_json
 from nanocontrol.training.start import Signals
@@ -62,9 +63,12 @@ def measure_all(some: list[Measurement], beside: int, after_each: Callable[[], N
     for one in waiting:
         make_folder("experiments", one.file.parent)
     with tqdm(desc="sampling", total=len(some), initial=len(some) - len(waiting)) as bar, Signals():
-        for _ in done_in_processes(waiting, beside):
-            bar.update()
-            after_each()
+        try:
+            for _ in done_in_processes(waiting, beside):
+                bar.update()
+                after_each()
+        except Stopped as stop:
+            raise Stopped(stop.number, "stopped; the same command goes on") from None
 
 
 def done_in_processes(waiting: list[Measurement], beside: int) -> Iterator[None]:

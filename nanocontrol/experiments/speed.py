@@ -1,12 +1,13 @@
 """How long runs will take on this machine, from a few steps that are measured."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 import train
-from nanocontrol import DDPM
+from nanocontrol import DDPM, ControlNet, StableDiffusion
 from nanocontrol.experiments import looks
 from nanocontrol.experiments.experiment import experiment_of
 from nanocontrol.experiments.runs import Run
@@ -14,7 +15,7 @@ from nanocontrol.experiments.sampled import Measurement
 from nanocontrol.training.batches import Batch, generator_of
 from nanocontrol.training.measure import make_pictures
 
-STEPS, PAIRS, PICTURES = 3, 8, 4  # that are measured
+STEPS, PICTURES = 3, 4  # that are measured
 
 
 class Speed(NamedTuple):
@@ -43,34 +44,40 @@ class Speed(NamedTuple):
         return 0.0 if one.file.exists() else self.picture * pictures
 
 
-def measured_speed(settings: train.Settings) -> Speed:
-    """Of the training with these settings."""
-    torch.set_num_threads(1)
+def stepping(settings: train.Settings) -> tuple[StableDiffusion, ControlNet, Callable[[], None]]:
+    """The networks of a training with these settings, and a function that makes its next step, on
+    random pairs that are encoded."""
     sd, control, trained = train.models(settings)
-    optimizer = train.optimizer_for(settings, trained)
-    side, prompts = sd.size, [""] * PAIRS
-    generator = generator_of(0, 0)
-    hint = torch.rand((PAIRS, 3, side, side), generator=generator)
-    latent = torch.randn((PAIRS, 4, side // 8, side // 8), generator=generator)
+    optimizer, n = train.optimizer_for(settings, trained), settings.batch_size
+    side, diffusion, generator = sd.size, DDPM(sd.prediction), generator_of(0, 0)
+    hint = torch.rand((n, 3, side, side), generator=generator)
+    latent = torch.randn((n, 4, side // 8, side // 8), generator=generator)
     with torch.no_grad():
-        context, empty = sd.encode_prompts(prompts), sd.encode_prompts("")
+        context, empty = sd.encode_prompts([""] * n), sd.encode_prompts("")
     batch = Batch(*(x.to(settings.device) for x in (latent, latent.exp(), context, hint)))
+    draws = train.random_draws(0, 0, n, (side, side), settings.drop_prompt)
 
-    def step(number: int) -> None:
-        draws = train.random_draws(0, number, PAIRS, (side, side), 0.5)
-        diffusion = DDPM(sd.prediction)
+    def step() -> None:
         loss = train.training_loss(sd.unet, control, diffusion, 1.0, batch, draws, empty)
         optimizer.backward(loss)
         optimizer.step(loss.detach())
 
-    step(0)  # (the first one is slower)
+    return sd, control, step
+
+
+def measured_speed(settings: train.Settings) -> Speed:
+    """Of the training with these settings."""
+    torch.set_num_threads(1)
+    sd, control, step = stepping(settings)
+    step()  # (the first one is slower)
     began = time.monotonic()
-    for number in range(STEPS):
-        step(number)
+    for _ in range(STEPS):
+        step()
     between = time.monotonic()
-    make_pictures(sd, prompts[:PICTURES], control, hint[:PICTURES])
+    make_pictures(sd, [""] * PICTURES, control, torch.rand(PICTURES, 3, sd.size, sd.size))
     ended = time.monotonic()
-    return Speed((between - began) / STEPS / PAIRS, (ended - between) / PICTURES)
+    pairs = STEPS * settings.batch_size
+    return Speed((between - began) / pairs, (ended - between) / PICTURES)
 
 
 def told(runs: list[Run], sampled: list[Measurement], beside: int, speed: Speed) -> str:
