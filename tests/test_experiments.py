@@ -427,6 +427,20 @@ def test_a_run_goes_on_from_the_one_with_the_same_seed():
     assert ours.can_begin
 
 
+@pytest.mark.slow
+def test_reconnected_it_begins_where_the_middle_block_alone_ended(few):
+    arms = tiny(middle.FIRST), tiny(middle.RECONNECTED)
+    for run in runs.runs_of(experiment_of("middle"), arms, 1, Path("runs")):
+        runs.train_run(run)
+    first, second = (
+        run_as_json(Path(f"runs/{name}-0")) for name in ("middle-first", "reconnected")
+    )
+    assert first["looks"]["held_out_loss"][-1] == second["looks"]["held_out_loss"][0]
+    zeros = "control_model.zero_convs.0.0.weight"
+    assert not load_file("runs/middle-first-0/control.safetensors")[zeros].any()
+    assert load_file("runs/reconnected-0/control.safetensors")[zeros].any()
+
+
 def test_a_run_waits_for_the_one_that_it_goes_on_from(monkeypatch):
     begun = []
 
