@@ -661,3 +661,34 @@ def test_claims_are_judged_by_their_rules():
         judges["with Gaussian convolutions a ControlNet is as good as ControlNet-lite"](level)[1]
         == "reproduced"
     )
+
+
+HIGH = {
+    ("middle", "reconnected, it is as good"): ("variance",),
+    ("unlocked", "a base that is not locked forgets"): experiment_of("unlocked").names[1:],
+    ("unlocked", "its pictures without control show it"): ("variance",),
+    ("data_size", "1,000 pictures are enough"): ("each scene once",),
+    ("prompt_dropout", "half of the prompts emptied"): ("variance",),
+    ("prompt_dropout", "half is too much"): ("0 % emptied",),
+    ("prompt_settings", "without a prompt, resolution"): ("none, weighted",),
+    ("prompt_settings", "guidance 9 is as good"): ("user's, plain",),
+    ("concatenation", "a ControlNet is as good"): ("concatenation, a fifth",),
+    ("concatenation", "with little data"): ("variance, 100 scenes",),
+    ("limits", "the first half counts more"): ("in the first 50 %",),
+    ("limits", "of two controls that disagree"): ("edges and depth agree",),
+    ("limits", "edges of photographs"): ("photographs",),
+}
+REFUTED = {"reconnected, it is as good", "1,000 pictures are enough", "guidance 9 is as good"}
+REFUTED |= {"a ControlNet is as good"}
+
+
+@pytest.mark.parametrize("which", HIGH, ids=" ".join)
+def test_a_claim_is_judged_by_what_is_higher(which):
+    """With every seed; where all are level the verdict is the other one."""
+    experiment = experiment_of(which[0])
+    (judge,) = (claim.judge for claim in experiment.claims if claim.claim.startswith(which[1]))
+    level = {name: [0.3, 0.32, 0.31] for name in experiment.names}
+    higher = level | {name: [0.8, 0.9, 0.85] for name in HIGH[which]}
+    verdicts = [judge(made_up(values, experiment))[1] for values in (higher, level)]
+    expected = ["reproduced", "not reproduced"]
+    assert verdicts == (expected[::-1] if which[1] in REFUTED else expected)

@@ -28,7 +28,7 @@ still show the prompted kinds and colours in nine of ten cases, as the scenes ar
 was made of: this world is too small to show a base that loses its other worlds.
 """
 
-RATE, FIFTH = 1e-3, 2e-4
+FIFTH = 2e-4
 DECODER, ALL = (like_variance(f"{part} unlocked", unlock=part) for part in ("decoder", "all"))
 SLOW_DECODER, SLOW_ALL = (
     like_variance(f"{part} unlocked, a fifth", unlock=part, lr=FIFTH) for part in ("decoder", "all")
