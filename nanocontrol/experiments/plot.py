@@ -82,8 +82,8 @@ def draw_charts(figure: Any, results: Results, experiment: Experiment, charts: l
             below = [mean - min(values) for mean, (_, values) in zip(means, known)]
             above = [max(values) - mean for mean, (_, values) in zip(means, known)]
             title = experiment.numbers.get(number, number).replace("`", "")
-            line = "-" if chart.joined else ""
-            axes.errorbar(x, means, (below, above), None, line, marker="o", capsize=3, label=title)
+            how = {"linestyle": "-" if chart.joined else "none", "marker": "o", "capsize": 3}
+            axes.errorbar(x, means, (below, above), label=title, **how)
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
         axes.set_title(chart.title, fontsize=10)
         axes.grid(alpha=0.3)
