@@ -49,9 +49,8 @@ class Arm:
     start: Start = unchanged  # changes networks in place, before the first step
     weight: OfT = equal_weights  # t [B] -> what the loss of each pair is multiplied by, [B]
     draw: OfT = as_drawn  # t [B], each of 0..999 as likely -> the t to train at, [B]
-    goes_on_from: "Arm | None" = (
-        None  # its ControlNet of the same seed is what this one begins with
-    )
+    # Its ControlNet of the same seed is what this one begins with.
+    goes_on_from: "Arm | None" = None
 
 
 PLAIN = Arm("plain", {"sample_every": 20})  # (its jump's width is measured, so more often)
