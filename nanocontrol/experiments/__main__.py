@@ -39,8 +39,13 @@ def content_of(experiment: Experiment, root: Path, once: dict) -> dict:
         if run.is_done:
             file = run.file_afterwards if run.afterwards else None
             arm["runs"].append(run_as_json(run.folder, file))
-    content = {"expected": experiment.expected.strip(), "once": once, "arms": found}
-    return content | ({"sampled": sampled_of(experiment, root)} if experiment.sampled else {})
+    sampled = sampled_of(experiment, root)
+    return {
+        "expected": experiment.expected.strip(),
+        "once": once,
+        "arms": found,
+        "sampled": sampled,
+    }
 
 
 def sampled_of(experiment: Experiment, root: Path) -> dict:

@@ -80,7 +80,7 @@ class Results:
 
     def __init__(self, content: dict):
         self.content, self.arms = content, content["arms"]
-        self.sampled = content.get("sampled", {})  # of experiments that have rows
+        self.sampled = content["sampled"]
         self.both = self.arms | self.sampled
 
     def has(self, names: list[str]) -> bool:
