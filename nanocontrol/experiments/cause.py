@@ -77,10 +77,10 @@ ARMS = (*MAIN, ONE_ZERO, *([together(*STRONGEST)] if STRONGEST else []))
 def does_it_come_sooner(results: Results, *arms: str) -> tuple[str, str]:
     """Than in the plain arm, with every seed of all of these arms."""
     names = (PLAIN.name, *arms)
-    said = [f"{name} {spoken(results.values(name, 'jump'), 0)}" for name in names]
     plain = min(results.jumps(PLAIN.name))
     sooner = all(max(results.jumps(name)) < plain for name in arms)
-    return f"jumps at step: {', '.join(said)}", "reproduced" if sooner else "not reproduced"
+    ours = f"jumps at step: {results.in_words('jump', names, 0)}"
+    return ours, "reproduced" if sooner else "not reproduced"
 
 
 def sooner(*arms: Arm) -> Callable[[Results], tuple[str, str]]:

@@ -17,7 +17,7 @@ it: no line is lost by the latent's size (concatenated.py).
 from nanocontrol.experiments.afterwards import Afterwards, what_is_left
 from nanocontrol.experiments.concatenated import concatenated
 from nanocontrol.experiments.experiment import Chart, Claim, Experiment, Panel
-from nanocontrol.experiments.numbers import apart, spoken
+from nanocontrol.experiments.numbers import apart
 from nanocontrol.experiments.results import Results
 from nanocontrol.experiments.shared import LEFT, VARIANCE, like_variance
 
@@ -42,21 +42,17 @@ ARMS = (VARIANCE, CONCATENATION, SLOW, FEW, CONCATENATION_FEW)
 NAMES = tuple(arm.name for arm in ARMS)
 
 
-def said(results: Results, number: str, *names: str, digits: int = 2) -> str:
-    return "; ".join(f"{name} {spoken(results.values(name, number), digits)}" for name in names)
-
-
 def is_it_as_good(results: Results) -> tuple[str, str]:
     """The better of its two rates."""
     best = max(NAMES[1:3], key=lambda name: sum(results.values(name, "follows")))
-    ours = f"`follows`, much data: {said(results, 'follows', *NAMES[:3])}"
+    ours = f"`follows`, much data: {results.in_words('follows', NAMES[:3])}"
     control, other = (results.values(name, "follows") for name in (VARIANCE.name, best))
     return ours, "not reproduced" if apart(control, other) else "reproduced"
 
 
 def is_it_worse_with_little(results: Results) -> tuple[str, str]:
     control, other = (results.values(arm.name, "follows") for arm in (FEW, CONCATENATION_FEW))
-    ours = f"`follows`: {said(results, 'follows', FEW.name, CONCATENATION_FEW.name)}"
+    ours = f"`follows`: {results.in_words('follows', NAMES[3:])}"
     return ours, "reproduced" if max(other) < min(control) else "not reproduced"
 
 
@@ -64,7 +60,7 @@ def does_it_forget(results: Results) -> tuple[str, str]:
     locked = max(results.values(VARIANCE.name, "base_loss"))
     others = (CONCATENATION.name, SLOW.name, CONCATENATION_FEW.name)
     more = all(min(results.values(name, "base_loss")) > locked for name in others)
-    ours = f"loss without hint: {said(results, 'base_loss', VARIANCE.name, *others, digits=4)}"
+    ours = f"loss without hint: {results.in_words('base_loss', (VARIANCE.name, *others), 4)}"
     return ours, "reproduced" if more else "not reproduced"
 
 

@@ -47,9 +47,9 @@ def is_there_no_collapse(results: Results) -> tuple[str, str]:
 def is_more_better(results: Results) -> tuple[str, str]:
     found = [results.values(name, "follows") for name in TITLES]
     means = [np.mean(values) for values in found]
-    ours = "; ".join(f"{name} {spoken(values)}" for name, values in zip(TITLES, found))
     rises = all(a < b for a, b in zip(means, means[1:])) and max(found[0]) < min(found[-1])
-    return f"`follows`: {ours}", "reproduced" if rises else "not reproduced"
+    ours = f"`follows`: {results.in_words('follows', TITLES)}"
+    return ours, "reproduced" if rises else "not reproduced"
 
 
 def is_it_learnt_by_heart(results: Results) -> tuple[str, str]:

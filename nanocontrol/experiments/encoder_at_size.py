@@ -40,7 +40,7 @@ ENCODER_ONLY = UNetConfig(channel_mult=(1,), num_res_blocks=1, attention_levels=
 
 def photographs() -> dict[str, np.ndarray]:
     if not (find_spec("skimage") and find_spec("sklearn")):
-        raise InputError('encoder_at_size takes photographs: pip install -e ".[photos]"')
+        raise InputError('photographs are an extra: pip install -e ".[photos]"')
     from skimage import data
     from sklearn.datasets import load_sample_image
 
@@ -49,16 +49,19 @@ def photographs() -> dict[str, np.ndarray]:
     return found | {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
 
 
-def edges(photograph: np.ndarray) -> Tensor:
-    """[3, 512, 512]"""
-    picture = ImageOps.fit(Image.fromarray(photograph).convert("RGB"), (SIZE, SIZE))
-    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-    return canny(image, *THRESHOLDS)
+def edges_of_photographs(size: int) -> Tensor:
+    """[8, 3, size, size]"""
+    found = []
+    for photograph in photographs().values():
+        picture = ImageOps.fit(Image.fromarray(photograph).convert("RGB"), (size, size))
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+        found.append(canny(image, *THRESHOLDS))
+    return torch.stack(found)
 
 
 def spreads() -> dict:
     """After each SiLU, the mean over seeds."""
-    hints = torch.stack([edges(photograph) for photograph in photographs().values()])
+    hints = edges_of_photographs(SIZE)
     rows = {}
     for start in ("pytorch", "variance"):
         found = []

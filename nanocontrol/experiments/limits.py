@@ -10,8 +10,9 @@ weights. Here they disagree: edges of one scene, depth of another, no prompt.
 Outside. Edges of photographs (pip install -e ".[photos]") and a drawing by hand (assets/pen.png),
 no prompt: nano knows neither, but it may follow their lines.
 
-With the bundled ControlNets and no training. Settings differ where the ranges of their seeds of
-noise do not meet.
+With the bundled ControlNets and no training. (For the first and the last question a few pictures
+were made while this was written, after the expectation: they spoke against it.) Settings differ
+where the ranges of their seeds of noise do not meet.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from nanocontrol.experiments.encoder_at_size import THRESHOLDS, photographs
+from nanocontrol.experiments.encoder_at_size import THRESHOLDS, edges_of_photographs
 from nanocontrol.experiments.experiment import Chart, Claim, Experiment, Row
 from nanocontrol.experiments.numbers import spoken
 from nanocontrol.experiments.pictures import bundled, detector, kinds_seen, nano, pictures, shown
@@ -172,27 +173,15 @@ PAIRS = {
 # ------------------------------------------------------------------------------------- outside
 
 
-def edges_of_photographs() -> Tensor:
-    """[8, 3, H, W], of the base's size."""
-    size = nano().size
-    found = []
-    for photograph in photographs().values():
-        picture = ImageOps.fit(Image.fromarray(photograph).convert("RGB"), (size, size))
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-        found.append(canny(image, *THRESHOLDS))
-    return torch.stack(found)
-
-
-def drawn_by_hand() -> Tensor:
-    """[8, 3, H, W]: the same drawing for eight noises."""
-    size = nano().size
+def drawn_by_hand(size: int) -> Tensor:
+    """[8, 3, size, size]: the same drawing for eight noises."""
     picture = ImageOps.fit(Image.open(ASSETS.parent / "pen.png").convert("RGB"), (size, size))
     return (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255).expand(8, -1, -1, -1)
 
 
-def from_outside(hints_of: Callable[[], Tensor], strength: float, n: int, seed: int) -> dict:
+def from_outside(hints_of: Callable[[int], Tensor], strength: float, n: int, seed: int) -> dict:
     """F1 of the edges that are found again, within 1 pixel of 64."""
-    hints = hints_of()
+    hints = hints_of(nano().size)
     controls = [(bundled("canny"), hints, strength)] if strength else []
     made = pictures(nano(), [""] * len(hints), controls, seed)
     found = [canny((picture + 1) / 2, *THRESHOLDS)[0].numpy() > 0.5 for picture in made]

@@ -74,8 +74,8 @@ def is_it_faster(results: Results) -> tuple[str, str]:
 def does_it_follow(results: Results) -> tuple[str, str]:
     jumped = np.isfinite(results.jumps(MIDDLE.name)).all()
     names = (MIDDLE.name, VARIANCE.name)
-    said = [f"{name} {spoken(results.values(name, 'follows'))}" for name in names]
-    ours = f"`follows`: {', '.join(said)}; jump at {spoken(results.values(MIDDLE.name, 'jump'), 0)}"
+    ours = f"`follows`: {results.in_words('follows', names)}; jump at "
+    ours += spoken(results.values(MIDDLE.name, "jump"), 0)
     return ours, "reproduced" if jumped else "not reproduced"
 
 

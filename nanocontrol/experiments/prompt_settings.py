@@ -26,7 +26,7 @@ import numpy as np
 from torch import Tensor
 
 from nanocontrol.experiments.experiment import Chart, Claim, Experiment, Row
-from nanocontrol.experiments.numbers import apart, spoken
+from nanocontrol.experiments.numbers import apart
 from nanocontrol.experiments.pictures import bundled, kinds_seen, nano, pictures, shown
 from nanocontrol.experiments.results import Results
 from nanocontrol.nano.follows import nearest_colours
@@ -104,10 +104,6 @@ def rows() -> list[Row]:
 ROWS = rows()
 
 
-def said(results: Results, number: str, names: list[str]) -> str:
-    return "; ".join(f"{name} {spoken(results.values(name, number))}" for name in names)
-
-
 def do_prompts_help(results: Results) -> tuple[str, str]:
     """Whether each setting is above the one before, plainly applied, in the mean, and the user's
     above none with every seed."""
@@ -115,14 +111,14 @@ def do_prompts_help(results: Results) -> tuple[str, str]:
     found = [results.values(name, "placed") for name in names]
     means = [np.mean(values) for values in found]
     rises = means == sorted(means) and max(found[0]) < min(found[-1])
-    ours = f"right kind and place: {said(results, 'placed', names)}"
+    ours = f"right kind and place: {results.in_words('placed', names)}"
     return ours, "reproduced" if rises else "not reproduced"
 
 
 def is_weighting_better(results: Results) -> tuple[str, str]:
     names = [name_of("none", way) for way in WAYS]
     plain, guess, weighted = (results.values(name, "placed") for name in names)
-    ours = f"right kind and place: {said(results, 'placed', names)}"
+    ours = f"right kind and place: {results.in_words('placed', names)}"
     better = min(weighted) > max(plain) and min(weighted) > max(guess)
     return ours, "reproduced" if better else "not reproduced"
 
@@ -130,7 +126,7 @@ def is_weighting_better(results: Results) -> tuple[str, str]:
 def is_plain_best_with_prompt(results: Results) -> tuple[str, str]:
     names = [name_of("user's", way) for way in WAYS]
     plain, *others = (results.values(name, "follows") for name in names)
-    ours = f"`follows`: {said(results, 'follows', names)}"
+    ours = f"`follows`: {results.in_words('follows', names)}"
     best = all(min(plain) > max(other) for other in others)
     return ours, "reproduced" if best else "not reproduced"
 
@@ -138,7 +134,7 @@ def is_plain_best_with_prompt(results: Results) -> tuple[str, str]:
 def is_nine_as_good(results: Results) -> tuple[str, str]:
     names = [name_of("user's", "plain", scale) for scale in (1, OWN, 5, 9)]
     found = [results.values(name, "follows") for name in names]
-    ours = f"`follows`: {said(results, 'follows', names)}"
+    ours = f"`follows`: {results.in_words('follows', names)}"
     worse = apart(found[-1], found[1]) and np.mean(found[-1]) < np.mean(found[1])
     return ours, "not reproduced" if worse else "reproduced"
 

@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nanocontrol.experiments.numbers import Curve, area, step_of_jump, width_of_jump
+from nanocontrol.experiments.numbers import Curve, area, spoken, step_of_jump, width_of_jump
 from nanocontrol.nano.healthy import read
 from nanocontrol.plumbing.files import make_folder, write_atomically
 
@@ -109,6 +110,11 @@ class Results:
     def first(self, arm: str, name: str) -> list[float]:
         """Of a number at step 0, one for each seed."""
         return [curve[0][1] for curve in self.curves(arm, name)]
+
+    def in_words(self, number: str, names: Sequence[str], digits: int = 2) -> str:
+        """Of several arms or rows: the mean over seeds, and the spread."""
+        said = (f"{name} {spoken(self.values(name, number), digits)}" for name in names)
+        return "; ".join(said)
 
     @property
     def minutes(self) -> float:

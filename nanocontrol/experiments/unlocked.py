@@ -40,9 +40,9 @@ NAMES = tuple(arm.name for arm in ARMS)
 
 def compared(results: Results, number: str, digits: int) -> tuple[str, list[str]]:
     """In words, and the unlocked arms that have more of it with every seed."""
-    said = [f"{name} {spoken(results.values(name, number), digits)}" for name in NAMES]
     locked = max(results.values(VARIANCE.name, number))
-    return "; ".join(said), [n for n in NAMES[1:] if min(results.values(n, number)) > locked]
+    more = [name for name in NAMES[1:] if min(results.values(name, number)) > locked]
+    return results.in_words(number, NAMES, digits), more
 
 
 def do_they_forget(results: Results) -> tuple[str, str]:
