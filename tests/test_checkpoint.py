@@ -175,6 +175,7 @@ def test_half_precision_files_come_as_what_is_asked_for(sd, tmp_path):
     assert next(kept.unet.parameters()).dtype == torch.float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".ckpt", ".pth"])
 @pytest.mark.parametrize("wraps", [0, 1, 2])
 @pytest.mark.parametrize("zipped", [True, False])
@@ -209,6 +210,7 @@ def test_merges_without_text_model_and_with_wrong_position_ids(sd, tmp_path):
     assert same(load_sd(tmp_path / "b.safetensors").text_encoder, sd.text_encoder)
 
 
+@pytest.mark.slow
 def test_controlnets_with_prefix_without_and_inside_a_whole_model(sd, trained_control, tmp_path):
     whole = contents(sd, tmp_path / "a.safetensors")
     save_control(trained_control, tmp_path / "control.safetensors")

@@ -61,6 +61,7 @@ def test_measures_know_true_pictures_from_wrong_ones():
     assert shows_kinds(detector, images[pairs], halves) < 0.05  # one kind too many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_scores_know_true_pictures_from_wrong_ones(condition):
     data, detector = Scenes(condition, HELD_OUT), load_detector(DETECTOR)
@@ -107,6 +108,7 @@ def perfect(condition: str, shift: int, scale: int = 1) -> float:
     return np.mean(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "condition, near, far",  # shifts at which little, and nearly all, is lost
     [

@@ -111,6 +111,7 @@ def new(condition: str, size: int = 128) -> Tensor:
     return scenes(condition, size, first=SEED, n=1).hints[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", KINDS)
 def test_a_new_hint_of_the_same_kind_looks_like_those_of_the_training(condition):
     for hint in scenes(condition, 128, first=SEED, n=4).hints:

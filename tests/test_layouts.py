@@ -139,6 +139,7 @@ def test_transfer_adds_the_difference_of_the_bases(bases, trained_control, tmp_p
     assert load_control(tmp_path / "c-to-b.safetensors", unet).config == trained_control.config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_transfer_to_the_same_base_changes_nothing(bases, trained_control, tmp_path, dtype):
     save_control(trained_control.to(dtype), tmp_path / "c.safetensors")
@@ -147,6 +148,7 @@ def test_transfer_to_the_same_base_changes_nothing(bases, trained_control, tmp_p
     assert all(torch.equal(new[name], c[name]) and new[name].dtype == c[name].dtype for name in c)
 
 
+@pytest.mark.slow
 def test_transfer_of_a_whole_model(bases, trained_control, tmp_path):
     """As the files of ControlNet 1.0, whose decoder may differ from its base's."""
     a, b = map(load_file, bases)
@@ -161,6 +163,7 @@ def test_transfer_of_a_whole_model(bases, trained_control, tmp_path):
     assert all(torch.equal(new[name], b[name]) for name in b if "diffusion_model" not in name)
 
 
+@pytest.mark.slow
 def test_transfer_refuses(bases, tmp_path, capsys):
     save_control(ControlNet(CONFIGS["sd2"]), tmp_path / "c.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "exists.safetensors")

@@ -100,6 +100,7 @@ def test_in_half_precision_the_vae_keeps_its_range(tmp_path, monkeypatch, pairs)
         assert next(seen[-1].unet.parameters()).dtype == sample.DTYPES[dtype]
 
 
+@pytest.mark.slow
 def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
     """As the files of ControlNet 1.0."""
     with safe_open(NANO, "pt") as file:
@@ -169,6 +170,7 @@ def test_what_is_read_is_frozen_and_the_flags_stay_as_they_were(pairs):
             inputs.width = 128
 
 
+@pytest.mark.slow
 def test_generate_from_other_code():
     """Loaded networks and values in, pictures out: what the command makes, without it."""
     sd, (_, hint, prompt) = load_sd(NANO), Scenes("canny", HELD_OUT, size=SIZE)[0]
@@ -190,6 +192,7 @@ def made(out: Path, *flags: str) -> np.ndarray:
     return np.asarray(Image.open(out / "000.png"))
 
 
+@pytest.mark.slow
 def test_four_kinds_of_prompts(tmp_path, read_once):
     caption = tmp_path / "photo.txt"
     caption.write_bytes("\ufeffa yellow ball\n on a blue background\n".encode())
@@ -204,6 +207,7 @@ def test_four_kinds_of_prompts(tmp_path, read_once):
         assert opened(tmp_path / "out" / "000.png").text["prompt"] == prompt
 
 
+@pytest.mark.slow
 def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs, read_once):
     hint = str(pairs / "hint0.png")
     flags = ["--hint", hint, "--prompt", "a yellow ball", *SMALL]
@@ -238,6 +242,7 @@ def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
     assert np.array_equal(none, plain) and not np.array_equal(alone, plain)
 
 
+@pytest.mark.slow
 def test_canny_is_of_the_hint_before_it(tmp_path, pairs, read_once):
     picture, edges = str(pairs / "image0.png"), canny(read_picture(pairs / "image0.png"), 20, 50)
     edges = to_bytes(edges)
@@ -251,6 +256,7 @@ def test_canny_is_of_the_hint_before_it(tmp_path, pairs, read_once):
     )
 
 
+@pytest.mark.slow
 def test_what_the_flags_become(tmp_path, pairs, monkeypatch):
     """What `sample` of the package is called with."""
     mask, seen, original = np.zeros((SIZE, SIZE), np.uint8), [], sample.sample
@@ -299,6 +305,7 @@ def test_photographs_of_all_kinds(tmp_path):
     assert made(tmp_path / "out", "--hint", str(tmp_path / "phone.png")).shape == (256, 128, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", [True, False])
 def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control, read_once):
     image, mask = np.asarray(Image.open(pairs / "image0.png")), np.zeros((SIZE, SIZE), np.uint8)

@@ -155,6 +155,7 @@ def test_a_strength_for_each_residual(guided, trained_control):
             sample(**arguments, controls=[(trained_control, hint, [1.0] * 6)], **rule)
 
 
+@pytest.mark.slow
 def test_control_in_part_of_the_steps(guided, trained_control):
     arguments, hint = guided
     arguments |= {"steps": 5}
@@ -174,6 +175,7 @@ def test_control_in_part_of_the_steps(guided, trained_control):
         assert calls == steps, (begin, end)
 
 
+@pytest.mark.slow
 def test_repainting_keeps_what_is_not_masked_to_the_bit(guided, trained_control):
     arguments, hint = guided
     image, mask = torch.randn(1, 4, 8, 16), torch.zeros(1, 1, 8, 16, dtype=torch.bool)

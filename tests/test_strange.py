@@ -23,12 +23,19 @@ def server():
         yield server
 
 
-LONGEST = [  # a second or two each
+LONGEST = [  # half a second to three each
+    "a_bomb_of_1000_small_ones",
+    "a_bomb_of_a_pickle",
+    "a_bomb_of_numbers",
+    "a_bomb_that_nothing_uses",
     "a_controlnet_of_10_000_blocks",
     "fifty_thousand_tensors_of_the_same_numbers",
     "a_million_operations_and_one",
+    "a_pickle_of_many_operations_packed",
     "a_pickle_without_an_end",
     "a_tensor_that_is_jagged",
+    "a_torchscript_program",
+    "a_zip_as_torch_saves_it",
     "with_20000_more_records",
 ]
 assert CASES.keys() >= {*LONGEST}

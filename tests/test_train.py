@@ -317,6 +317,7 @@ def test_defaults_are_the_papers_with_a_base_of_ones_own(flags):
 # ------------------------------------------------------------------------------------ bad input
 
 
+@pytest.mark.slow
 def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     run = str(tmp_path / "run")
     empty = tmp_path / "empty"
@@ -366,6 +367,7 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     assert not (tmp_path / "hotter" / "state.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
 

@@ -66,6 +66,7 @@ def test_scenes_are_the_same_on_every_machine():
         assert column.sum() < 10
 
 
+@pytest.mark.slow
 def test_everything_is_inside_the_picture():
     for seed in range(200):
         drawing = draw(random_scene(seed))
@@ -79,6 +80,7 @@ def test_everything_is_inside_the_picture():
                 assert joints_of(thing).min() > 0 and joints_of(thing).max() < 1
 
 
+@pytest.mark.slow
 def test_a_nearer_thing_hides_a_farther_one():
     for seed in range(200):
         drawing = draw(random_scene(seed))
@@ -114,6 +116,7 @@ def test_no_two_maps_are_the_same():
         assert np.abs(stacks[a] - stacks[b]).mean() > 0.015, (a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_a_scene_is_the_same_at_every_size(size):
     """Its picture and maps, made as small as those of 64, are nearly those; as much of them is ink.
@@ -146,6 +149,7 @@ def test_pairs_of_another_size():
     assert np.asarray(sheet(0, 1, 128)).shape == (16 + 128, 10 * 128, 3)
 
 
+@pytest.mark.slow
 def test_every_map_shows_something():
     for condition in CONDITIONS:
         for i in range(25):

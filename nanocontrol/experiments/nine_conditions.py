@@ -1,6 +1,6 @@
 """All nine conditions.
 
-The paper (section 4.1, figure 7; arXiv v1, section 3.5 and on) trains ControlNets for Canny edges,
+The paper (section 4.1, figure 7; arXiv v1, implementation) trains ControlNets for Canny edges,
 Hough lines, soft (HED) edges, user scribbles, poses, segmentation maps, depth, normals and cartoon
 lines, with the same method and nothing else changed. It shows pictures.
 

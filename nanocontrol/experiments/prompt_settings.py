@@ -1,9 +1,9 @@
 """The four prompt settings, three ways to apply the control, and guidance.
 
-The paper (arXiv v1, section 4.1): pictures are made with no prompt, with a default one ("a
-professional, detailed, high-quality image"), with an automatic one (a caption of what the default
-one gave) and with the user's. Its guidance is 9. Section 3.4, figure 5: without a prompt the
-control is in both halves of the guidance, which then strengthens nothing, so it is given to the
+The paper (arXiv v1, experimental settings): pictures are made with no prompt, with a default one
+("a professional, detailed, high-quality image"), with an automatic one (a caption of what the
+default one gave) and with the user's. Its guidance is 9. Section 3.4, figure 5: without a prompt
+the control is in both halves of the guidance, which then strengthens nothing, so it is given to the
 prompted half alone, weighted by resolution (CFG-RW); the original's guess mode is another way.
 
 Here, with the bundled ControlNet for Canny edges and no training:
@@ -151,7 +151,7 @@ EXPERIMENT = Experiment(
     claims=(
         Claim(
             "the more a prompt says, the better it is drawn",
-            "arXiv v1, section 4.1 (pictures)",
+            "arXiv v1, experimental settings (pictures)",
             do_prompts_help,
         ),
         Claim(
@@ -161,7 +161,9 @@ EXPERIMENT = Experiment(
         ),
         Claim("with a prompt, plain is better than both", "none", is_plain_best_with_prompt),
         Claim(
-            "guidance 9 is as good as less", "arXiv v1, section 4.1 (its setting)", is_nine_as_good
+            "guidance 9 is as good as less",
+            "arXiv v1, experimental settings (its guidance)",
+            is_nine_as_good,
         ),
     ),
     sampled=tuple(ROWS),
