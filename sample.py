@@ -99,8 +99,6 @@ def load(
         for_sampling()
         for network in (sd.unet, sd.vae, *nets):  # convolutions are fastest with it there
             network.to(memory_format=torch.channels_last)
-    if dtype == torch.float16:  # the VAE's values can leave its range, and pictures become black
-        sd.vae.float()
     hints = [hint[None] for hint in inputs.hints]
     return sd, list(zip(nets, hints, inputs.strengths, strict=True))
 

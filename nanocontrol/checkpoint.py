@@ -147,6 +147,7 @@ def load_sd(
     """A base model from any original file of Stable Diffusion 1.x or 2.x, or from our own.
 
     path: of the file, which may be open already;
+    dtype: of the weights; with float16 the VAE's stay float32;
     prediction: "eps" or "v", what the U-Net was trained to predict; "auto" finds out (from our
     metadata, or by trying).
     The networks come locked: no parameter asks for a gradient.
@@ -162,7 +163,9 @@ def load_sd(
     if sum(len(its_tensors) for _, its_tensors in networks) < len(tensors):
         raise InputError(f"{path} holds two text encoders; expected one")
     for network, its_tensors in networks:
-        load_weights(network, its_tensors, path).requires_grad_(False).to(device, dtype)
+        # (The VAE's values can leave float16's range, and pictures become black.)
+        own_dtype = torch.float32 if network is vae and dtype == torch.float16 else dtype
+        load_weights(network, its_tensors, path).requires_grad_(False).to(device, own_dtype)
     if prediction == "auto":
         prediction = metadata.get("prediction") or guess_prediction(unet)
     own = {name: metadata[name] for name in OWN_METADATA if name in metadata}

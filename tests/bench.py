@@ -238,7 +238,7 @@ def random_weights(network: nn.Module) -> nn.Module:
 
 
 def diffusers_networks(args: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
-    """diffusers' U-Net and ControlNet, at their best settings."""
+    """diffusers' U-Net and ControlNet; on a GPU channels last, and compiled by who calls it."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     with torch.device("meta"):

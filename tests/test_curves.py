@@ -83,3 +83,6 @@ def test_bands_are_the_lowest_and_highest_of_runs_with_other_seeds(monkeypatch, 
     short = run("e", 0.2)
     (short / "log.jsonl").write_text(json.dumps(history(0.1)[-1]) + "\n")
     assert "same steps" in refusal(healthy.main, capsys, "a", "e")
+    other = run("f", 0.2, base=None)
+    (other / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    assert "f was never measured" in refusal(healthy.main, capsys, "f")

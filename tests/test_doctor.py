@@ -36,8 +36,10 @@ def scenes(condition: str, size: int, first: int = 0, n: int = 8) -> Seen:
     return Seen([*images], [*hints], [*prompts])
 
 
-def verdicts(seen: Seen, condition: str | None = None, learnt: bool = False) -> list[str]:
-    return [finding.verdict for finding in about_hints(seen, condition, learnt)]
+def verdicts(
+    seen: Seen, condition: str | None = None, made: bool = False, learnt: bool = False
+) -> list[str]:
+    return [finding.verdict for finding in about_hints(seen, condition, made, learnt)]
 
 
 def report(capsys, *flags: object) -> str:

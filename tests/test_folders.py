@@ -65,11 +65,15 @@ def test_a_folder_of_photographs_with_captions_beside_them(tmp_path):
         gradient((80, 64)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("\ufeffa\n red  ramp\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("")
-    (tmp_path / "notes.md").write_text("not a picture")
+    for name in ("d.heic", "notes.md", ".DS_Store"):
+        (tmp_path / name).write_text("no picture that is read")
+    (tmp_path / "more").mkdir()
     pairs = of(tmp_path, hints="canny")
     assert [entry.picture.name for entry in pairs.entries] == ["a.PNG", "b.jpg", "c.webp"]
     assert [pairs[i][2] for i in range(3)] == ["a red ramp", "", ""]
-    assert "2 captions missing: b.jpg, c.webp" in found(pairs)
+    notes = found(pairs)
+    assert "2 captions missing: b.jpg, c.webp" in notes
+    assert "3 other things in the folder, not used: d.heic, more, notes.md" in notes
 
 
 def test_hints_are_made_of_pictures_that_a_list_names(tmp_path):
@@ -405,6 +409,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
         '{"target": 3}',
         '{"source": 1, "target": 2, "prompt": ""}',
         '{"source": "hint0.png", "target": "image0.png", "prompt": null}',
+        r'{"source": "hint0.png", "target": "image0.png", "prompt": "\ud83d"}',
     ],
 )
 def test_lines_that_are_no_pairs(tmp_path, text):

@@ -224,6 +224,19 @@ def test_shapes_may_differ_by_rounding(hint_size, size, folders, capsys):
     assert scored(capsys, *folders)["score"] == 1
 
 
+def test_photographs_are_followed_by_their_edges(folders, capsys):
+    hints, made = Path(folders[1]), Path(folders[3])
+    for file in hints.iterdir():
+        larger = opened(made / file.name).resize((640, 640), Image.Resampling.BICUBIC)
+        larger.save(file)
+    assert scored(capsys, *folders, "--photos")["score"] > 0.8
+    for file in [*hints.iterdir()]:  # each that of another
+        file.rename(file.with_suffix(".of"))
+    for i, file in enumerate(sorted(hints.iterdir())):
+        file.rename(hints / f"{(i + 1) % N}.png")
+    assert scored(capsys, *folders, "--photos")["score"] < 0.5
+
+
 def test_thresholds_are_cannys(folders, capsys):
     default = scored(capsys, *folders)
     assert scored(capsys, *folders, "--thresholds", "100", "200") == default
@@ -242,6 +255,7 @@ def test_flags_that_do_not_go_together(folders, capsys):
             [*depth, "--maps", "m", "--thresholds", "1", "2"],
             "--thresholds is for --condition canny",
         ),
+        ([*depth, "--maps", "m", "--photos"], "--photos is for --condition canny, not depth"),
         ([*folders, "--thresholds", "200", "100"], "--thresholds 200 100: expected the lower one"),
         ([*folders, "--thresholds", "1", str(2**31)], "--thresholds 1 2147483648: expected"),
         ([*folders, "--thresholds", "-1", "100"], "argument --thresholds: -1 is less than 0"),
@@ -282,6 +296,13 @@ def test_files_that_cannot_be_used(flag, at, folders, capsys):
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(file)
     (file.parent / "1.jpg").write_bytes(b"")
     assert f"{flag}: {file.parent}/1.jpg and {file} have one name" in refusal(main, capsys, *flags)
+
+
+def test_pictures_much_smaller_than_their_hints(folders, capsys):
+    write(Path(folders[1]), {"0.png": torch.zeros(3, 640, 640)})
+    words = "0.png is much smaller than its hint", "expected hints of the pictures' size"
+    message = refusal(main, capsys, *folders)
+    assert all(part in message for part in words)
 
 
 def test_pictures_without_hint_or_map(folders, capsys):

@@ -29,7 +29,7 @@ def bands_for(settings: dict) -> dict[str, dict]:
 def comparable(settings: dict) -> dict:
     """Without what hardly changes a run; of the base only its name."""
     kept = {name: value for name, value in settings.items() if name not in OWN}
-    return kept | {"base": Path(settings["base"]).name}
+    return kept | {"base": Path(settings["base"] or "").name}  # (parts of nano have none)
 
 
 def measured(runs: list[Path]) -> dict:
@@ -47,6 +47,8 @@ def measured(runs: list[Path]) -> dict:
         for run, own in zip(runs, values):
             if own.keys() != values[0].keys():
                 raise InputError(f"{run} and {runs[0]} were not measured at the same steps")
+        if not values[0]:
+            continue
         columns = {step: [own[step] for own in values] for step in values[0]}
         found[name] = {
             "runs": len(runs),
@@ -54,6 +56,8 @@ def measured(runs: list[Path]) -> dict:
             "lowest": [round(min(column), 5) for column in columns.values()],
             "highest": [round(max(column), 5) for column in columns.values()],
         }
+    if not found:
+        raise InputError(f"{runs[0]} was never measured; expected a ControlNet's run")
     return {"settings": all_settings[0], "numbers": found}
 
 

@@ -14,6 +14,7 @@ computed. Exit status 0 whenever a report was printed.
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from nanocontrol.nano.model import UNET
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import blame, one_sentence
+from nanocontrol.plumbing.flags import device
 from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
 from nanocontrol.plumbing.tensors import open_tensors
 from nanocontrol.schedulers import STEPS
@@ -218,12 +220,13 @@ def condition_of(run: Run) -> str | None:
 # ------------------------------------------------------------------------------------ hints
 
 
-def about_hints(seen: Seen, condition: str | None, learnt: bool) -> Iterator[Finding]:
-    """condition: the one that the run says; learnt: whether the ControlNet has learnt to follow
-    them: whatever they look like, they are right."""
+def about_hints(seen: Seen, condition: str | None, made: bool, learnt: bool) -> Iterator[Finding]:
+    """condition: the one that the run says; made: the hints are made from the pictures, and so of
+    no others; learnt: whether the ControlNet has learnt to follow them: whatever they look like,
+    they are right."""
     n, looks = len(seen.hints), [looks_of(hint) for hint in seen.hints]
     flat = sum(one.deviation < FLAT for one in looks)
-    same = sum(torch.equal(hint, seen.hints[0]) for hint in seen.hints)
+    ((_, same),) = Counter(hint.numpy().tobytes() for hint in seen.hints).most_common(1)
     if max(flat, same if n > 1 else 0) > n / 2:
         how = f"{flat} of {n} hints are one colour all over"
         if n > 1 and same > n / 2:
@@ -242,7 +245,8 @@ def about_hints(seen: Seen, condition: str | None, learnt: bool) -> Iterator[Fin
     if place.moved:
         yield about_place(place, n)
     yield from about_looks(usual(looks), n, condition, learnt)
-    if not place.moved and n >= ENOUGH and not learnt and not is_above_zero(margins):
+    foreign = n >= ENOUGH and not is_above_zero(margins)
+    if foreign and not place.moved and not made and not learnt:
         yield Finding(
             "The hints belong to other pictures: they are shuffled.",
             [
@@ -357,7 +361,7 @@ def other_prompt(prompts: list[str], i: int) -> str:
 
 def about_captions(losses: np.ndarray) -> Iterator[Finding]:
     """losses [3, n]: with own prompts, others', and none."""
-    own, other, empty = losses
+    own, other, empty = losses[:, losses[OWN] != losses[OTHER]]  # (some have one caption)
     if len(own) < ENOUGH or not is_above_zero(own - empty) or is_above_zero(other - own):
         return
     yield Finding(
@@ -408,7 +412,7 @@ def about_rate(run: Run, base_loss: float, course: tuple[float, float, float]) -
         )
     if any(entry.get("held_out_loss", 0) is None for entry in run.log):
         evidence.append("the held-out loss is not finite")
-    if skipped >= TOO_MANY:
+    if skipped >= max(TOO_MANY, run.steps // 100):  # (fp16 skips a few while it finds its scale)
         evidence.append(f"{skipped} steps were skipped: losses or gradients were not finite")
     if len(evidence) > 1 or not run.follows and rate > FAR * course[0]:
         yield Finding(
@@ -488,12 +492,10 @@ def gain_of(run: Run) -> list[str]:
 # ----------------------------------------------------------------------------------- reports
 
 
-def diagnose(run: Run) -> list[Finding]:
+def diagnose(run: Run, device: str) -> list[Finding]:
     """What is wrong, the most likely first, or else where the run is."""
     with blame("--base"):
-        sd = load_sd(
-            run.settings["base"], machine.default_device(), prediction=run.settings["prediction"]
-        )
+        sd = load_sd(run.settings["base"], device, prediction=run.settings["prediction"])
     is_nano = sd.unet.config == UNET
     course = NANO_COURSE if is_nano else COURSE
     pairs = pairs_of(run)
@@ -505,7 +507,7 @@ def diagnose(run: Run) -> list[Finding]:
     losses = losses_of_base(sd, seen)
     means = losses[:, OWN].mean(axis=-1)
     found = [
-        *about_hints(seen, condition_of(run), learnt),
+        *about_hints(seen, condition_of(run), bool(run.settings["hints"]), learnt),
         *about_captions(losses[means.argmin()]),
         *about_prediction(means, sd.prediction),
         *about_rate(run, means[PREDICTIONS.index(sd.prediction)], course),
@@ -556,10 +558,12 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the folder that train.py left")
     add("--hint", type=Path, metavar="FILE", help="a picture that is to be followed")
+    on = "where the base is measured; beside a training cpu leaves the GPU to it"
+    add("--device", type=device, default=machine.default_device(), help=on)
     args = parser.parse_args(argv)
     with one_sentence("doctor"):
         run = read_run(args.run)
-        findings = [about_hint(run, args.hint)] if args.hint else diagnose(run)
+        findings = [about_hint(run, args.hint)] if args.hint else diagnose(run, args.device)
         print(report(findings))
 
 

@@ -42,7 +42,7 @@ class Looks(NamedTuple):
     """Of one hint, or the medians of many."""
 
     mean: float
-    deviation: float
+    deviation: float  # in the channel where it is largest
     two_valued: float  # share of the pixels that are black or white
     coloured: float  # share of the pixels that are not grey
     black: float  # share of the pixels
@@ -85,7 +85,7 @@ def looks_of(hint: Tensor) -> Looks:
     border = lines.diff(dim=0).sum() + lines.diff(dim=1).sum()
     return Looks(
         hint.mean().item(),
-        hint.std().item(),
+        hint.std(dim=(1, 2)).max().item(),
         share(black | white),
         share(brightest - darkest > 0.1),
         share(black),

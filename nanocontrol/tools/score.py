@@ -1,11 +1,13 @@
 """How well pictures follow their hints, anyone's pictures too:
 
     python -m nanocontrol.tools.score --hints DIR --pictures DIR --condition canny
+    python -m nanocontrol.tools.score --hints DIR --pictures DIR --condition canny --photos
     python -m nanocontrol.tools.score --hints DIR --pictures DIR --condition depth --maps DIR
 
 The condition is found again in each picture, and this map is compared with the hint. Canny's edges
 are found here; maps of other kinds are made by a detector of yours, of the pictures, in the form of
-the hints. With --maps only the pictures' names are used. A picture's score, at most 1:
+the hints. With --maps only the pictures' names are used. With --photos the hints are photographs,
+as sample.py --canny takes them: their edges are found too. A picture's score, at most 1:
 
 | condition              | score                                                                 |
 |------------------------|-----------------------------------------------------------------------|
@@ -29,7 +31,7 @@ Names: a picture `NAME.png` follows the hint `NAME.png`, and so do `NAME-anythin
 `NAME_anything.png`; of several such hints the one of the longest name is taken. A picture's map has
 the picture's name. PNG, JPEG and WebP files are read. Pictures and maps of another size than the
 hint are brought to the hint's. (Thin lines fade where a map is made smaller: detect them at the
-hint's size.)
+hint's size.) A photograph is brought to the picture's size.
 
 It prints JSON: the condition, the number of pictures, the mean of their scores, the standard
 deviation of these, and the five worst pictures.
@@ -59,6 +61,7 @@ FLAT = torch.tensor([0.5, 0.5, 1]).view(3, 1, 1)  # a normal that looks at the v
 MOST_COLOURS = 256  # of a segmentation: JPEG and smoothing make thousands
 THRESHOLDS = (100, 200)
 LARGEST = 2040  # of Canny's gradients
+MOST_ENLARGED = 2  # times, along each side
 
 
 def score(condition: str, hint: Tensor, found: Tensor) -> float:
@@ -190,6 +193,16 @@ def matched(
 # ----------------------------------------------------------------------------------- scoring
 
 
+def score_edges(picture: Path, photo: Path, low: int, high: int) -> float:
+    """The edges of a picture against those of the photograph that it was to follow."""
+    with blame("--pictures"):
+        size = picture_size(picture)
+        check_shape(picture, size, photo, picture_size(photo))
+        found = canny(read_picture(picture), low, high)
+    with blame("--hints"):
+        return score("canny", canny(read_picture(photo, size), low, high), found)
+
+
 def score_file(
     condition: str, picture: Path, hint_file: Path, found_file: Path | None, low: int, high: int
 ) -> float:
@@ -202,6 +215,9 @@ def score_file(
         check_shape(file, picture_size(file), hint_file, size)
         if found_file:
             return score(condition, hint, read_map(condition, file, size))
+        if size[0] > MOST_ENLARGED * picture_size(file)[0]:
+            what = "enlarged so much it would have few edges; expected hints of the pictures' size"
+            raise InputError(f"{file} is much smaller than its hint {hint_file}: {what}")
         return score(condition, hint, canny(read_picture(file, size), low, high))
 
 
@@ -225,8 +241,9 @@ def check(args: argparse.Namespace) -> None:
     if args.condition != "canny" and not args.maps:
         what = "the pictures' maps, made by your detector"
         raise InputError(f"--condition {args.condition} needs --maps, a folder of {what}")
-    if args.condition != "canny" and args.thresholds:
-        raise InputError(f"--thresholds is for --condition canny, not {args.condition}")
+    for flag in "thresholds", "photos":
+        if args.condition != "canny" and getattr(args, flag):
+            raise InputError(f"--{flag} is for --condition canny, not {args.condition}")
     low, high = args.thresholds or THRESHOLDS
     if not low <= high <= LARGEST:
         what = f"the lower one first, none above {LARGEST}"
@@ -241,6 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--pictures", type=Path, required=True, metavar="DIR", help="what was generated")
     add("--condition", choices=CONDITIONS, required=True, help="what the hints show")
     add("--maps", type=Path, metavar="DIR", help="the pictures' maps (all but canny)")
+    add("--photos", action="store_true", help="the hints are photographs (canny)")
     of_canny = "of Canny's edges (default: 100 200)"
     low_high = ("LOW", "HIGH")
     add("--thresholds", nargs=2, type=at_least(0), metavar=low_high, help=of_canny)
@@ -251,7 +269,9 @@ def main(argv: list[str] | None = None) -> None:
         low, high = args.thresholds or THRESHOLDS
         with tqdm(together, "scoring") as bar:  # (closed before anything else is printed)
             scores = {
-                picture: score_file(args.condition, picture, hint, found, low, high)
+                picture: score_edges(picture, hint, low, high)
+                if args.photos
+                else score_file(args.condition, picture, hint, found, low, high)
                 for picture, hint, found in bar
             }
         print(json.dumps(summary(args.condition, scores)))

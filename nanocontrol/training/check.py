@@ -72,6 +72,7 @@ def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings
     notes = [
         f"{counted(len(entries), 'pair')}; {steps:,} steps of {batch} will see each "
         f"{steps * batch / len(entries):,.1f} times",
+        *about_ignored(folder.ignored),
         *about_sizes(entries, folder.view.size, folder.view.crop),
         *about_prompts(entries),
         *about_same(entries, seen),
@@ -157,6 +158,14 @@ def named(entries: Sequence[Entry], hints: bool = False) -> str:
     names = [(hints and entry.hint or entry.picture).name for entry in entries[:3]]
     more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
     return ", ".join(names) + more
+
+
+def about_ignored(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    what = counted(len(names), "other thing")
+    return [f"{what} in the folder, not used: {', '.join(names[:3])}{more}"]
 
 
 def about_sizes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[str]:

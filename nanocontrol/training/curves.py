@@ -44,7 +44,7 @@ def draw_curves(history: list[dict], path: Path, bands: dict[str, dict]) -> None
 
 def draw_number(axes: Any, name: str, history: list[dict], usual: dict | None) -> None:
     points = measured(history, name)
-    if not points:
+    if not points or name == "loss" and len(points) < SMOOTH:
         return
     steps, values = (np.array(column) for column in zip(*points))
     colour = COLOURS.get(name, "#204080")

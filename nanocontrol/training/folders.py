@@ -106,6 +106,7 @@ def first_of(entry: dict, names: list[str]) -> str:
     name = next((name for name in names if name in entry), names[0])
     if not isinstance(entry[name], str):
         raise TypeError(name)
+    entry[name].encode()  # half of a surrogate pair is no text: a ValueError
     return entry[name]
 
 
@@ -115,6 +116,15 @@ def pictures_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}); expected a folder") from None
     return [file for file in files if not file.name.startswith(".")]  # (macOS leaves ._cat.jpg)
+
+
+def ignored_in(folder: Path) -> list[str]:
+    """Names of what is in a folder without a list but neither picture nor caption."""
+    if any((folder / name).is_file() for name in LISTS):
+        return []
+    known = (*PICTURES, ".txt")
+    others = [file for file in folder.iterdir() if file.suffix.lower() not in known]
+    return sorted(file.name for file in others if not file.name.startswith("."))
 
 
 def from_picture(file: Path) -> Entry:

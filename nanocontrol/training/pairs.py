@@ -16,7 +16,7 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
 from nanocontrol.training.batches import generator_of
-from nanocontrol.training.folders import Entry, read_folder
+from nanocontrol.training.folders import Entry, ignored_in, read_folder
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 MIDDLE = 0.5, 0.5
@@ -78,7 +78,8 @@ class Folder(Pairs):
     Of a picture and its hint the same part is cut out, the largest of the view's shape, and
     resized. Item (i, n) is the pair as the n-th that a training sees: cut out at a random place.
 
-    `wrong` has a line for each folder or pair that cannot be used.
+    `wrong` has a line for each folder or pair that cannot be used, `ignored` the names of what is
+    neither picture nor caption.
     """
 
     def __init__(self, folders: Iterable[Path], view: View):
@@ -86,9 +87,11 @@ class Folder(Pairs):
         self.view = view
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
+        self.ignored: list[str] = []
         for folder, times in Counter(folders).items():
             try:
                 entries, wrong = read_folder(folder, own_hints=view.hints is None)
+                self.ignored += ignored_in(folder)
             except InputError as error:
                 entries, wrong = [], [str(error)]
             self.entries += entries

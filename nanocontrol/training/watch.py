@@ -23,6 +23,7 @@ from nanocontrol.training.start import Signals
 
 LOG_EVERY = 10  # steps: reading a loss makes the CPU wait for the GPU, so it is done seldom
 TOO_MANY = 10  # steps skipped in a row: the run is stopped
+HALVINGS = 16  # of fp16's scale of the loss, 65536 at first: as many steps may be skipped for that
 
 Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 
@@ -52,6 +53,7 @@ class Watch:
         self.run = RunFolder(Path(settings.out))
         self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # those that are not logged yet
+        self.too_many = TOO_MANY + (HALVINGS if settings.dtype == "fp16" else 0)
         self.skipped_in_a_row = 0
         self.began = time.monotonic()
 
@@ -121,7 +123,7 @@ class Watch:
         for step, loss in enumerate(values, done - len(values) + 1):
             taken = math.isfinite(loss)
             self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
-            if self.skipped_in_a_row >= TOO_MANY:
+            if self.skipped_in_a_row >= self.too_many:
                 last_bad = step
             if self.writes and taken:
                 self.run.log(step, loss=loss)
@@ -134,8 +136,8 @@ class Watch:
                 self.write(done)  # it is good: bad steps changed nothing
             self.processes.wait()
             raise self.diverged(
-                f"{TOO_MANY} steps in a row were skipped until step {last_bad}, as their losses or "
-                "gradients were not finite"
+                f"{self.too_many} steps in a row were skipped until step {last_bad}, as their "
+                "losses or gradients were not finite"
             )
 
     def observe(self, step: int) -> None:
