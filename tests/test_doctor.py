@@ -14,17 +14,10 @@ import train
 from conftest import CONTROL, NANO, refusal
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
-from nanocontrol.tools.doctor import (
-    NANO_COURSE,
-    Seen,
-    about_hints,
-    about_rate,
-    about_steps,
-    course_of,
-    read_run,
-)
+from nanocontrol.tools.causes import NANO_COURSE, about_hints, about_rate, about_steps, course_of
 from nanocontrol.tools.doctor import main as doctor
 from nanocontrol.tools.hints import KINDS, Training, could_be, differences, looks_of, usual
+from nanocontrol.tools.past_run import Seen, read_run
 
 SEED = 1000  # scenes apart, so that every seed has its own
 
