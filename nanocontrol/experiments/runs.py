@@ -74,8 +74,9 @@ class Run:
         """Raises InputError if the folder holds a run of other settings."""
         if not (self.folder / "settings.json").exists():
             return False
-        kept = settings_of_run(train.Settings, self.folder, {})
-        if asdict(replace(kept, out=self.settings.out)) != asdict(self.settings):
+        if as_anywhere(settings_of_run(train.Settings, self.folder, {})) != as_anywhere(
+            self.settings
+        ):
             message = "holds a run of other settings than the arm has now: delete that folder"
             raise InputError(f"{self.folder} {message}")
         return True
@@ -86,6 +87,13 @@ class Run:
             last = (self.folder / "log.jsonl").read_text().splitlines()[-1]
             return json.loads(last)["step"]
         return 0
+
+
+def as_anywhere(settings: train.Settings) -> dict:
+    """Without the folders: those of another checkout are other ones."""
+    names = "base", "init_control"
+    files = {name: Path(getattr(settings, name) or "").name for name in names}
+    return asdict(replace(settings, out="", cache="")) | files
 
 
 def runs_of(

@@ -2,28 +2,31 @@
 
 from typing import Any
 
-from nanocontrol.experiments.arm import PLAIN, PLAIN_SETTINGS, SOONER, Arm, Start, unchanged
+from nanocontrol.experiments.arm import LATER, SOONER, Arm, Start, unchanged
 from nanocontrol.experiments.beginnings import gaussian_convolutions
 
-STEPS = {1e-3: 1000, 2e-3: 700, 4e-3: 500}  # by learning rate: a larger one jumps sooner
-RATES, BATCHES = tuple(STEPS), (4, 8, 16)
-VARIANCE = Arm("variance", SOONER | {"hint_init": "variance"})
-GAUSSIAN = Arm("gaussian", start=gaussian_convolutions())
+SOON = SOONER | {"hint_init": "variance"}
+VARIANCE = Arm("variance", SOON | {"sample_every": 20})  # (its jump's width is measured)
+GAUSSIAN = Arm("gaussian", LATER, gaussian_convolutions())
 
 
 def like_variance(name: str, start: Start = unchanged, **settings: Any) -> Arm:
     """The arm that learns soon, but for these settings."""
-    return Arm(name, dict(VARIANCE.settings) | settings, start)
+    return Arm(name, SOON | settings, start)
 
 
-def rate_and_batch(lr: float, batch: int) -> Arm:
-    if lr == PLAIN_SETTINGS["lr"] and batch == PLAIN_SETTINGS["batch_size"]:
-        return PLAIN
-    settings = {"lr": lr, "batch_size": batch, "steps": STEPS[lr]}
-    return Arm(f"lr {lr:g} batch {batch}", settings)
+GAUSSIAN_SOON = like_variance("gaussian variance", gaussian_convolutions())
 
-
-BY_RATE_AND_BATCH = {(lr, batch): rate_and_batch(lr, batch) for lr in RATES for batch in BATCHES}
+BY_RATE = {
+    5e-4: like_variance("lr 0.0005", lr=5e-4, steps=600, sample_every=30),
+    1e-3: VARIANCE,
+    2e-3: like_variance("lr 0.002", lr=2e-3, sample_every=20),
+}
+BY_BATCH = {
+    4: like_variance("batch 4", batch_size=4, sample_every=20),
+    8: VARIANCE,
+    16: like_variance("batch 16", batch_size=16, sample_every=20),
+}
 
 # What afterwards.what_is_left measures.
 LEFT = {
