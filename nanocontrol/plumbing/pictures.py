@@ -147,10 +147,12 @@ def columns_with_titles(strips: list[np.ndarray], titles: list[str], width: int)
 
 
 def with_caption(image: Image.Image, text: str) -> Image.Image:
-    """The picture with a line of text under it, CAPTION pixels high."""
+    """The picture with a line of text under it, CAPTION pixels high, in letters that fit."""
     whole = Image.new("RGB", (image.width, image.height + CAPTION), "white")
     whole.paste(image)
-    ImageDraw.Draw(whole).text((4, image.height + 2), text, fill="black")
+    draw = ImageDraw.Draw(whole)
+    fitting = 10 * (image.width - 8) / draw.textlength(text, font_size=10)
+    draw.text((4, image.height + 2), text, fill="black", font_size=min(10, fitting))
     return whole
 
 
