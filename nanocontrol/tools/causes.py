@@ -28,8 +28,8 @@ DIVERGED = 2.0  # times the base's own loss
 LATE = 1.5  # times the steps until the jump, when it is overdue
 FAR = 10.0  # times the usual learning rate, or a tenth of it
 # AdamW moves a weight by about the learning rate at a step. The usual rate, and rate times steps
-# until the jump: of nano's runs with the defaults of train.py (for edges 100 to 200 steps), and what the
-# original's guide expects (3,000 to 7,000 steps of 1e-5).
+# until the jump: of nano's runs with the defaults of train.py (ten for edges jumped after 100 to
+# 200 steps), and what the original's guide expects (3,000 to 7,000 steps of 1e-5).
 NANO_COURSE = 1e-3, 0.15, 0.25
 COURSE = 1e-5, 0.03, 0.07
 
