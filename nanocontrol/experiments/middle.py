@@ -36,7 +36,7 @@ whole ControlNet's. Reconnected for 200 steps it nearly reaches the whole one, a
 FASTER = 1.3
 TURNS, STEPS = 7, 3  # of the two by turns, so that what else the machine does slows both
 MIDDLE = like_variance("middle", only_mid_control=True)
-FIRST = like_variance("middle first", only_mid_control=True, steps=200)
+FIRST = like_variance("middle first", only_mid_control=True, steps=200, schedule="constant")
 RECONNECTED = Arm("reconnected", dict(VARIANCE.settings) | {"steps": 200}, goes_on_from=FIRST)
 
 
