@@ -55,8 +55,8 @@ class Arm:
 
 
 PLAIN = Arm("plain", {"steps": 1600, "sample_every": 40})
-# Where the jump comes early. In the last quarter the rate falls to 0: in a first run with a constant
-# one `follows` went up and down between 0.5 and 0.7 after the jump: no ends could be compared.
+# Where the jump comes early. In the last quarter the rate falls to 0: in a first run with a
+# constant one `follows` went up and down between 0.5 and 0.7 after the jump.
 SOONER = {"steps": 400, "sample_every": 25, "schedule": "cooldown"}
 LATER = {"steps": 600}  # where it may not come
 
