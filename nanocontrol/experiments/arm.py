@@ -54,7 +54,7 @@ class Arm:
     goes_on_from: "Arm | None" = None
 
 
-PLAIN = Arm("plain", {"steps": 1600, "sample_every": 40})
+PLAIN = Arm("plain", {"steps": 2000, "sample_every": 40})
 # Where the jump comes early. In the last quarter the rate falls to 0: in a first run with a
 # constant one `follows` went up and down between 0.5 and 0.7 after the jump.
 SOONER = {"steps": 400, "sample_every": 25, "schedule": "cooldown"}

@@ -11,7 +11,7 @@ network with the copy's number of weights, and the copy's architecture with rand
 under PyTorch's start of the condition encoder, and under the variance-keeping one: where the
 encoder passes nothing on, whatever moves first learns first. A start under which neither of two
 arms jumps tells nothing of them. (Of the paper's start the others have 600 steps, the plain arm
-1,600.)
+2,000.)
 
 Damage: the loss on held-out pairs at step 0, less that of the base alone. Repaired: the first look
 at which it is no larger. Arms differ where the ranges of their seeds do not meet.
