@@ -15,9 +15,9 @@ from nanocontrol.plumbing.files import write_atomically
 
 
 def draw(results: Results, experiment: Experiment, path: Path) -> None:
-    """Above the curves, below the charts, of those panels and charts that have a run. Without
-    matplotlib it says so."""
-    panels = [p for p in experiment.panels if any(results.has([arm]) for arm in p.arms)]
+    """Above the curves, below the charts, of those panels and charts that have runs of two arms to
+    compare. Without matplotlib it says so."""
+    panels = [p for p in experiment.panels if sum(results.has([arm]) for arm in p.arms) > 1]
     charts = [c for c in experiment.charts if any(results.has([name]) for name in c.names)]
     if not panels and not charts:
         return

@@ -17,7 +17,7 @@ is called sudden where its width is less than half of the steps that passed befo
 import numpy as np
 
 from nanocontrol.experiments.arm import PLAIN
-from nanocontrol.experiments.experiment import Claim, Experiment, Panel
+from nanocontrol.experiments.experiment import ROWS, Claim, Experiment, Panel
 from nanocontrol.experiments.numbers import spoken
 from nanocontrol.experiments.results import Results
 from nanocontrol.experiments.shared import BY_BATCH, BY_RATE, VARIANCE
@@ -123,6 +123,7 @@ EXPERIMENT = Experiment(
             does_it_wait,
         ),
     ),
+    rows=ROWS | {"spread_last": "spread after the last SiLU"},
     panels=(
         Panel("the paper's start, and one that passes the hint on", (PLAIN.name, VARIANCE.name)),
         Panel("learning rates, batch 8", tuple(arm.name for arm in BY_RATE.values())),
