@@ -11,6 +11,7 @@ On a GPU training is in bf16, with batches doubled until memory is full (128 at 
 in bf16; on a CPU all is float32 and of one picture. With --minutes there is one round, training on
 a GPU has two batches (the paper's 4, and the largest that fits), and what is not reached in time is
 left out. It takes 20 GB of free disk and, on a CPU, 16 GB of memory (fine-tuning the base alone).
+A CPU without instructions for bf16 takes minutes for a step in it: leave out settings and memory.
 
 The C library keeps freed memory for our side, as our scripts have it; rows "memory kept" are
 diffusers' with the same setting, which is not its own.
