@@ -692,3 +692,9 @@ def test_a_claim_is_judged_by_what_is_higher(which):
     verdicts = [judge(made_up(values, experiment))[1] for values in (higher, level)]
     expected = ["reproduced", "not reproduced"]
     assert verdicts == (expected[::-1] if which[1] in REFUTED else expected)
+
+
+def test_the_two_arms_of_quick_share_a_panel():
+    for experiment in map(experiment_of, NAMES):
+        if experiment.quick:
+            assert any({*experiment.quick} <= {*panel.arms} for panel in experiment.panels)

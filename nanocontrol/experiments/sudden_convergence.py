@@ -99,7 +99,7 @@ EXPERIMENT = Experiment(
     name="sudden_convergence",
     expected=EXPECTED,
     arms=(PLAIN, *ARMS),
-    quick=(BY_BATCH[4].name, BY_RATE[2e-3].name),
+    quick=(VARIANCE.name, BY_RATE[2e-3].name),
     claims=(
         Claim("a picture follows its hint suddenly", "section 3.3, figure 4", is_it_sudden),
         Claim(
