@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nanocontrol import ControlNet, StableDiffusion
-from nanocontrol.experiments.arm import LATER, PLAIN, SOONER, Arm
+from nanocontrol.experiments.arm import PLAIN, SOONER, Arm
 from nanocontrol.experiments.beginnings import half_as_deep, one_zero_convolution, variance_keeping
 from nanocontrol.experiments.cross_norm import cross_norm
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
@@ -44,8 +44,8 @@ times sooner than PyTorch's, the encoder of half the depth in between. The learn
 Weights of the loss and draws of t change the step of the jump by less than a third; more weight on
 the noisy t brings it a little sooner. Gaussian convolutions jump sooner than zero ones, since the
 encoder has a gradient from the first step on, and cross normalization as they do; from the paper's
-start neither they nor four times the rate is enough within their steps. The one zero convolution
-learns here: it has no depth to fade in, and what it lacks is only capacity.
+start they and four times the rate bring it sooner, too. The one zero convolution learns here: it
+has no depth to fade in, and what it lacks is only capacity.
 """
 
 GAINS = {
@@ -53,9 +53,9 @@ GAINS = {
     1.4: VARIANCE,
     2.0: Arm("variance x2", SOONER, variance_keeping(2.0)),
 }
-HALF = Arm("half as deep", LATER, half_as_deep)
-ONE_ZERO = Arm("one zero convolution", LATER, one_zero_convolution)
-FASTER = Arm("plain lr 0.004", {"lr": 4e-3, "steps": 500})
+HALF = Arm("half as deep", start=half_as_deep)
+ONE_ZERO = Arm("one zero convolution", start=one_zero_convolution)
+FASTER = Arm("plain lr 0.004", {"lr": 4e-3})
 CROSS_NORM = like_variance("cross norm", cross_norm())
 LIKE_X0, MIN_SNR = Arm("like x0", SOON, weight=like_x0), Arm("min-SNR", SOON, weight=min_snr)
 LATE = Arm("noisy t", SOON, draw=late)

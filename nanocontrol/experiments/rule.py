@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from nanocontrol.experiments.arm import LATER, Arm
+from nanocontrol.experiments.arm import Arm
 from nanocontrol.experiments.beginnings import half_as_deep, variance_keeping
 from nanocontrol.experiments.cause import GAINS, HALF
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
@@ -40,12 +40,12 @@ TEN = (
     like_variance("lr 0.0015", lr=1.5e-3),
     like_variance("batch 6", batch_size=6),
     like_variance("batch 12", batch_size=12),
-    Arm("variance x0.5", LATER, variance_keeping(0.5)),
-    Arm("variance x0.7", LATER, variance_keeping(0.7)),
-    Arm("variance x0.7 lr 0.002", LATER | {"lr": 2e-3}, variance_keeping(0.7)),
-    Arm("variance x1.2 lr 0.0005", LATER | {"lr": 5e-4}, variance_keeping(1.2)),
-    Arm("half as deep lr 0.002", LATER | {"lr": 2e-3}, half_as_deep),
-    Arm("half as deep batch 16", LATER | {"batch_size": 16}, half_as_deep),
+    Arm("variance x0.5", start=variance_keeping(0.5)),
+    Arm("variance x0.7", start=variance_keeping(0.7)),
+    Arm("variance x0.7 lr 0.002", {"lr": 2e-3}, variance_keeping(0.7)),
+    Arm("variance x1.2 lr 0.0005", {"lr": 5e-4}, variance_keeping(1.2)),
+    Arm("half as deep lr 0.002", {"lr": 2e-3}, half_as_deep),
+    Arm("half as deep batch 16", {"batch_size": 16}, half_as_deep),
 )
 
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from nanocontrol.experiments.arm import LATER, SOONER, Arm, Start, unchanged
+from nanocontrol.experiments.arm import SOONER, WAITING, Arm, Start, unchanged
 from nanocontrol.experiments.beginnings import gaussian_convolutions
 
 SOON = SOONER | {"hint_init": "variance"}
 VARIANCE = Arm("variance", SOON | {"sample_every": 20})  # (its jump's width is measured)
-GAUSSIAN = Arm("gaussian", LATER, gaussian_convolutions())
+GAUSSIAN = Arm("gaussian", WAITING, gaussian_convolutions())
 
 
 def like_variance(name: str, start: Start = unchanged, **settings: Any) -> Arm:

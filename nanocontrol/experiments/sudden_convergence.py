@@ -28,7 +28,7 @@ in the mean, as pictures jump at different steps. At every rate and batch size: 
 it sooner, nearly in proportion. It counts steps more than pairs: with twice the batch it comes
 after somewhat fewer steps, but after more pairs. The control gain leaves zero before the score
 does; the loss in training shows nothing. The plain arm jumps between 1,000 steps, for which it had
-been watched, and 1,600. (It did, in the first run, at the end of these: now it has 2,000.)
+been watched, and 1,600.
 """
 
 SUDDEN = 0.5

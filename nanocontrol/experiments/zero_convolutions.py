@@ -10,8 +10,7 @@ base at the beginning.
 network with the copy's number of weights, and the copy's architecture with random weights. All
 under PyTorch's start of the condition encoder, and under the variance-keeping one: where the
 encoder passes nothing on, whatever moves first learns first. A start under which neither of two
-arms jumps tells nothing of them. (Of the paper's start the others have 600 steps, the plain arm
-2,000.)
+arms jumps tells nothing of them.
 
 Damage: the loss on held-out pairs at step 0, less that of the base alone. Repaired: the first look
 at which it is no larger. Arms differ where the ranges of their seeds do not meet.
@@ -21,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nanocontrol.experiments.arm import LATER, PLAIN, Arm
+from nanocontrol.experiments.arm import PLAIN, WAITING, Arm
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
 from nanocontrol.experiments.light import (
     as_many_weights,
@@ -35,10 +34,10 @@ from nanocontrol.experiments.shared import GAUSSIAN, GAUSSIAN_SOON, VARIANCE, li
 
 EXPECTED = """
 zero convolutions do no damage at step 0; Gaussian ones multiply the loss and repair it within 100
-steps. Under PyTorch's start nothing jumps within its steps; under the variance-keeping start
-Gaussian convolutions jump later than zero ones, and they end lower. The light network jumps as soon
-as the copy and ends lower; with the copy's number of weights between the two. A copy with random
-weights learns, but ends lower than the copy: at this size by little.
+steps. Under PyTorch's start Gaussian convolutions jump sooner than zero ones; under the
+variance-keeping start later, and they end lower. The light network jumps as soon as the copy and
+ends lower; with the copy's number of weights between the two. A copy with random weights learns,
+but ends lower than the copy: at this size by little.
 """
 
 CHANGES = {
@@ -49,7 +48,7 @@ CHANGES = {
 UNDER_PYTORCH = {
     "zero": PLAIN,
     "gaussian": GAUSSIAN,
-    **{name: Arm(name, LATER, change) for name, change in CHANGES.items()},
+    **{name: Arm(name, WAITING, change) for name, change in CHANGES.items()},
 }
 UNDER_VARIANCE = {
     "zero": VARIANCE,

@@ -153,19 +153,19 @@ def counted(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
+def a_few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def named(entries: Sequence[Entry], hints: bool = False) -> str:
     """A few of them, by the names of their pictures, or of their hints where these are files."""
-    names = [(hints and entry.hint or entry.picture).name for entry in entries[:3]]
-    more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
-    return ", ".join(names) + more
+    return a_few([(hints and entry.hint or entry.picture).name for entry in entries])
 
 
 def about_ignored(names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     what = counted(len(names), "other thing")
-    return [f"{what} in the folder, not used: {', '.join(names[:3])}{more}"]
+    return [f"{what} in the folder, not used: {a_few(names)}"] if names else []
 
 
 def about_sizes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[str]:
