@@ -62,7 +62,9 @@ def sampled_of(experiment: Experiment, root: Path) -> dict:
 def settings_of_arm(run: Run) -> dict:
     """Without what differs from seed to seed and from machine to machine."""
     settings = vars(run.settings)
-    kept = {name: x for name, x in settings.items() if name not in ("out", "seed", "cache")}
+    kept = {
+        name: x for name, x in settings.items() if name not in ("out", "seed", "cache", "device")
+    }
     before = run.arm.goes_on_from
     names = {"base": Path(run.settings.base).name, "init_control": before and before.name}
     return kept | names

@@ -39,7 +39,7 @@ def measure_afterwards(afterwards: Afterwards, arm: Arm, settings: train.Setting
     for name, network in trained.items():
         file, keys = SAVED[name]
         tensors, _ = read_tensors(Path(settings.out) / file)
-        network.load_state_dict(below(keys, tensors))
+        network.to(settings.device).load_state_dict(below(keys, tensors))
     return afterwards.measure(sd, control)
 
 

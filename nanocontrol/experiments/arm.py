@@ -11,6 +11,7 @@ from torch import Tensor
 import train
 from nanocontrol import DDPM, ControlNet, StableDiffusion
 from nanocontrol.experiments.looks import Looks
+from nanocontrol.plumbing import machine
 
 # The paper's recipe, for nano. (When the arms were chosen it had been watched for 1,000 steps: no
 # score moved; at 900 the condition encoder's activations began to. Arms that learn sooner are
@@ -24,6 +25,8 @@ PLAIN_SETTINGS: dict[str, Any] = {
     "scenes": train.SCENES,
     "sample_every": 50,
     "save_every": 50,
+    "dtype": "fp32",  # on a GPU, too
+    "compile": False,
 }
 
 # What it gives, if anything, is trained in the ControlNet's place.
@@ -78,6 +81,7 @@ def settings_of(arm: Arm, seed: int, out: Path) -> train.Settings:
 def models_of(arm: Arm, settings: train.Settings) -> tuple:
     """As train.models gives them, with the arm's change."""
     sd, control, trained = train.models(settings)
+    machine.exact_float32()  # the paper's start spreads less across hints than TF32 rounds off
     like = next(control.parameters())
     control = arm.start(sd, control) or control
     control.to(like)  # what is new in it, too

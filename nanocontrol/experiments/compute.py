@@ -1,6 +1,7 @@
 """How much arithmetic a training step is: multiplications and additions of matrix products and
 convolutions, forwards and backwards, as PyTorch counts them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from nanocontrol.experiments.arm import Arm, models_of, settings_of
 
 def operations(arm: Arm) -> int:
     """Of a step's networks, for one pair; its encoding and the optimizer are not counted."""
-    settings = settings_of(arm, 0, Path("unused"))
+    settings = replace(settings_of(arm, 0, Path("unused")), device="cpu")
     sd, control, _ = models_of(arm, settings)
     side = sd.size
     latent, hint = torch.ones(1, 4, side // 8, side // 8), torch.ones(1, 3, side, side)

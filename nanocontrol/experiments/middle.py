@@ -44,9 +44,8 @@ def steps_a_second() -> dict:
     """The median over turns, the slowest and the fastest."""
     torch.set_num_threads(1)
     arms = {"whole": VARIANCE, "middle": MIDDLE}
-    steppings = {
-        name: stepping(settings_of(arm, 0, Path("unused")))[2] for name, arm in arms.items()
-    }
+    settings = {name: settings_of(arm, 0, Path("unused")) for name, arm in arms.items()}
+    steppings = {name: stepping(own)[2] for name, own in settings.items()}
     found: dict[str, list[float]] = {name: [] for name in steppings}
     for turn in range(TURNS + 1):
         for name, step in steppings.items():
@@ -56,7 +55,8 @@ def steps_a_second() -> dict:
             if turn:  # (the first steps are slower)
                 found[name].append(STEPS / (time.monotonic() - began))
     rows = {name: [float(np.median(all_)), min(all_), max(all_)] for name, all_ in found.items()}
-    machine = ", ".join(f"{name} {x}" for name, x in this_machine().items())
+    here = this_machine(settings["whole"].device)
+    machine = ", ".join(f"{name} {x}" for name, x in here.items())
     note = f"(Batches of 8 encoded pairs, one thread, the two by turns, {TURNS} times; {machine}.)"
     return {
         "head": ["connected", "steps a second", "slowest", "fastest"],

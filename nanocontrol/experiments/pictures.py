@@ -16,6 +16,7 @@ from nanocontrol.nano.follows import counted, follows, kind_and_place
 from nanocontrol.nano.model import DETECTOR, NANO, WEIGHTS
 from nanocontrol.nano.scores import score
 from nanocontrol.nano.world import Scene, draw
+from nanocontrol.plumbing import machine
 from nanocontrol.sampling import Control, initial_noise, sample
 
 AT_ONCE = 32
@@ -23,7 +24,8 @@ AT_ONCE = 32
 
 @cache
 def nano() -> StableDiffusion:
-    return load_sd(NANO)
+    machine.for_sampling()
+    return load_sd(NANO, machine.default_device())
 
 
 @cache
@@ -46,8 +48,8 @@ def pictures(
     scale: float | None = None,
     **ways: Any,
 ) -> Tensor:
-    """A picture for each prompt [n, 3, H, W] in [-1, 1], from the seed's noise. Hints [n, 3, H, W];
-    scale: of the guidance (None: the base's own); ways: those of sampling.sample."""
+    """A picture for each prompt [n, 3, H, W] in [-1, 1], from the seed's noise, on the CPU. Hints
+    [n, 3, H, W]; scale: of the guidance (None: the base's own); ways: those of sampling.sample."""
     n = len(prompts)
     noise = initial_noise(n, sd.size, sd.size, torch.Generator().manual_seed(seed))
     uncond, scale, made = sd.encode_prompts(""), scale or sd.guidance, []
@@ -55,7 +57,7 @@ def pictures(
         context = sd.encode_prompts([prompts[i] for i in part])
         of_part = [(net, hints[part], strength) for net, hints, strength in controls]
         latents = sample(sd, noise[part], context, uncond, of_part, scale=scale, **ways)
-        made += [sd.decode(latent[None]) for latent in latents]
+        made += [sd.decode(latent[None]).cpu() for latent in latents]
     return torch.cat(made).clamp(-1, 1)
 
 

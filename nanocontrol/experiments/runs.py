@@ -23,11 +23,10 @@ import train
 from nanocontrol.experiments.afterwards import Afterwards, measure_afterwards
 from nanocontrol.experiments.arm import Arm, folder_of, settings_of, variant_of
 from nanocontrol.experiments.experiment import Experiment, experiment_of
+from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError, Stopped, one_sentence
 from nanocontrol.plumbing.files import make_folder
-from nanocontrol.plumbing.machine import keep_freed_memory
 from nanocontrol.training.run import write_json
-from nanocontrol.training.settings import settings_of_run
 from nanocontrol.training.start import Signals, folder_held
 
 RUNS = Path("runs/experiments")
@@ -72,11 +71,10 @@ class Run:
     @property
     def has_begun(self) -> bool:
         """Raises InputError if the folder holds a run of other settings."""
-        if not (self.folder / "settings.json").exists():
+        file = self.folder / "settings.json"
+        if not file.exists():
             return False
-        if as_anywhere(settings_of_run(train.Settings, self.folder, {})) != as_anywhere(
-            self.settings
-        ):
+        if as_anywhere(json.loads(file.read_text())) != as_anywhere(asdict(self.settings)):
             message = "holds a run of other settings than the arm has now: delete that folder"
             raise InputError(f"{self.folder} {message}")
         return True
@@ -89,11 +87,10 @@ class Run:
         return 0
 
 
-def as_anywhere(settings: train.Settings) -> dict:
-    """Without the folders: those of another checkout are other ones."""
-    names = "base", "init_control"
-    files = {name: Path(getattr(settings, name) or "").name for name in names}
-    return asdict(replace(settings, out="", cache="")) | files
+def as_anywhere(settings: dict) -> dict:
+    """Without the folders, which in another checkout are other ones, and the device."""
+    files = {name: Path(settings[name] or "").name for name in ("base", "init_control")}
+    return settings | files | {"out": "", "cache": "", "device": ""}
 
 
 def runs_of(
@@ -120,14 +117,16 @@ def train_run(run: Run) -> None:
 def train_alone(run: Run) -> None:
     resume = run.has_begun
     with folder_held(str(run.folder), "", resume) as out, Signals() as signals:
-        write_json(run.folder / "machine.json", this_machine())
         settings = replace(run.settings, out=out)
+        write_json(run.folder / "machine.json", this_machine(settings.device))
         train.train(settings, signals, resume, variant_of(run.arm))
     with suppress(OSError):
         (run.folder / "state.pt").unlink()  # three times the size of all the rest
 
 
-def this_machine() -> dict:
+def this_machine(device: str) -> dict:
+    if machine.is_gpu(device):
+        return {"processor": torch.cuda.get_device_name(device), "pytorch": torch.__version__}
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -190,7 +189,7 @@ def check_ended(run: Run, status: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-    keep_freed_memory()
+    machine.keep_freed_memory()
     name, arm_name, seed, folder, settings = argv
     with one_sentence("experiments"):
         experiment = experiment_of(name)

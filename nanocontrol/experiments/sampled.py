@@ -17,6 +17,7 @@ from nanocontrol.experiments.experiment import Experiment, experiment_of
 from nanocontrol.experiments.runs import this_machine
 from nanocontrol.plumbing.errors import Stopped
 from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.machine import default_device
 from nanocontrol.training.run import write_json
 from nanocontrol.training.start import Signals
 
@@ -53,7 +54,8 @@ def measure(one: Measurement) -> None:
     began = time.monotonic()
     numbers = experiment_of(one.experiment).row(one.row).measure(one.scenes, one.seed)
     seconds = round(time.monotonic() - began, 1)
-    content = {"seed": one.seed, "seconds": seconds, "machine": this_machine(), "end": numbers}
+    here = this_machine(default_device())
+    content = {"seed": one.seed, "seconds": seconds, "machine": here, "end": numbers}
     write_json(one.file, content)
 
 

@@ -60,7 +60,7 @@ def stepping(settings: train.Settings) -> tuple[StableDiffusion, ControlNet, Cal
     def step() -> None:
         loss = train.training_loss(sd.unet, control, diffusion, 1.0, batch, draws, empty)
         optimizer.backward(loss)
-        optimizer.step(loss.detach())
+        optimizer.step(loss.detach()).item()  # (which waits for a GPU)
 
     return sd, control, step
 

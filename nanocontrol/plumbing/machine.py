@@ -63,11 +63,17 @@ def allow_tf32(device: str) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def for_sampling() -> None:
-    """On a GPU: convolutions of float32 numbers are as exact as matrix products are (by PyTorch's
-    default they have 10 bits of mantissa). And cuDNN's attention is left out: for every new shape
-    it would build a plan, which takes seconds, and there are twenty steps only."""
+def exact_float32() -> None:
+    """On a GPU, float32 numbers are multiplied as such. (By PyTorch's default convolutions take 10
+    bits of their mantissa.)"""
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+
+
+def for_sampling() -> None:
+    """On a GPU: float32 is exact. And cuDNN's attention is left out: for every new shape it would
+    build a plan, which takes seconds, and there are twenty steps only."""
+    exact_float32()
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
