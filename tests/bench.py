@@ -3,6 +3,7 @@
     pip install -e ".[bench]"  # brings diffusers; without it the rows beside it are left out
     python tests/bench.py [--size 256] [--rounds 2] [--only training sampling ...]
     python tests/bench.py --only training sampling --minutes 10  # a short visit to a GPU
+    python tests/bench.py --only training sampling --eager --batches 4 --rounds 1  # a shorter one
 
 Everything is of Stable Diffusion 1's size, with random weights unless --base and --control name
 files. Each contender runs in a process of its own, so that its peak memory is known; the contenders
@@ -92,6 +93,7 @@ TIMED = 3  # training steps in a process, after two that are not timed
 
 def settings_of(args: argparse.Namespace, *flags: str) -> train.Settings:
     common = ["--base", args.base, "--device", args.device, "--batch-size", str(args.batch)]
+    common += ["--no-compile"] if args.eager else []
     settings, *_ = train.parse([*common, "--out", str(args.folder / "run"), *flags])
     return settings
 
@@ -291,7 +293,7 @@ def diffusers_step(args: argparse.Namespace, encoding: bool = False) -> Callable
     if encoding:
         vae, text = diffusers_encoders(args)
         tokens = torch.randint(49406, (args.batch, 77), device=args.device)
-    if gpu:
+    if gpu and not args.eager:
         unet, control = torch.compile(unet), torch.compile(control)
 
     def step() -> None:
@@ -317,7 +319,7 @@ def diffusers_picture(args: argparse.Namespace) -> Callable[[], object]:
     dtype = dtype_of(args)
     control.to(dtype)
     given = {name: value.to(args.device) for name, value in inputs(args).items()}
-    if machine.is_gpu(args.device):
+    if machine.is_gpu(args.device) and not args.eager:
         unet = torch.compile(unet, mode="reduce-overhead")
         control = torch.compile(control, mode="reduce-overhead")
     context, hint = (torch.cat([given[k]] * 2).to(dtype) for k in ("context", "hint"))
@@ -638,6 +640,7 @@ def parse() -> argparse.Namespace:
     count = at_least(1)
     parser.add_argument("--batches", type=count, nargs="+", help="pairs in a training step")
     parser.add_argument("--minutes", type=count, help="stop then (default: when all is measured)")
+    parser.add_argument("--eager", action="store_true", help="on a GPU: compile nothing")
     parser.add_argument("--out", default="bench.json", help="default: bench.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -45,11 +45,13 @@ from nanocontrol.experiments.numbers import spoken
 from nanocontrol.experiments.results import Results, results_of, run_as_json, write_results
 from nanocontrol.experiments.shared import VARIANCE
 from nanocontrol.nano.detector import kinds_of
+from nanocontrol.nano.model import NANO
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import draw, random_scene
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.sampling import sample
 from nanocontrol.training import watch
+from nanocontrol.training.run import write_json
 from nanocontrol.training.start import Signals
 
 README = ROOT / "nanocontrol" / "experiments" / "README.md"
@@ -234,10 +236,14 @@ def test_weights_and_draws_are_those_of_their_papers():
     assert drawn.float().mean() == pytest.approx(750, abs=2)  # of 1 - u^3 it is 3/4
 
 
+def on_a_cpu(arm):
+    """Its settings, whatever this machine has: an arm's ControlNet begins there."""
+    return replace(settings_of(arm, 0, Path("run")), device="cpu")
+
+
 def test_a_weight_multiplies_a_pairs_loss(blind):
     """As if each pair's loss were computed by itself."""
-    settings = settings_of(PLAIN, 0, Path("run"))
-    sd, control, _ = models_of(PLAIN, settings)
+    sd, control, _ = models_of(PLAIN, on_a_cpu(PLAIN))
     draws = train.random_draws(0, 0, 3, (64, 64), 0.0)
     latent, hint = torch.randn(3, 4, 8, 8), torch.rand(3, 3, 64, 64)
     batch = train.Batch(latent, latent.exp(), torch.randn(3, 77, 64), hint)
@@ -264,7 +270,7 @@ CONCATENATED = Arm("", {"unlock": "all"}, concatenated.concatenated())
 
 
 def test_appended_channels_are_a_convolution_of_the_joined_maps():
-    sd, control, trained = models_of(CONCATENATED, settings_of(CONCATENATED, 0, Path("run")))
+    sd, control, trained = models_of(CONCATENATED, on_a_cpu(CONCATENATED))
     assert isinstance(control, concatenated.HandedOver) and trained["control"] is control
     x, hint = torch.randn(2, 4, 8, 8), torch.rand(2, 3, 64, 64)
     added, first = control.input_hint_block[-1], sd.unet.input_blocks[0][0]
@@ -282,7 +288,7 @@ def test_appended_channels_are_a_convolution_of_the_joined_maps():
 
 
 def test_concatenation_begins_as_the_base():
-    settings = settings_of(CONCATENATED, 0, Path("run"))
+    settings = on_a_cpu(CONCATENATED)
     (sd, control, _), (plain, *_) = models_of(CONCATENATED, settings), train.models(settings)
     x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 64)
     residuals = control(x, torch.rand(1, 3, 64, 64), t, context)
@@ -381,6 +387,16 @@ def in_this_process(monkeypatch):
 
 def tiny(arm: Arm) -> Arm:
     return replace(arm, settings=dict(arm.settings) | TINY)
+
+
+def test_a_run_of_another_machine_counts(tmp_path):
+    run = runs.Run("", PLAIN, 0, tmp_path)
+    there = {"device": "cuda:7", "out": "/x", "cache": "/y", "base": f"/z/{NANO.name}"}
+    write_json(tmp_path / "settings.json", asdict(run.settings) | there)
+    assert run.has_begun
+    write_json(tmp_path / "settings.json", asdict(run.settings) | there | {"dtype": "bf16"})
+    with pytest.raises(InputError, match="other settings"):
+        _ = run.has_begun
 
 
 @pytest.mark.slow

@@ -37,15 +37,15 @@ MADE_FROM = {
 }
 TEN = (
     like_variance("lr 0.0007", lr=7e-4),
-    like_variance("lr 0.0015", lr=1.5e-3),
+    like_variance("lr 0.0015", lr=1.5e-3, steps=300),
     like_variance("batch 6", batch_size=6),
-    like_variance("batch 12", batch_size=12),
-    Arm("variance x0.5", start=variance_keeping(0.5)),
+    like_variance("batch 12", batch_size=12, steps=300),
+    Arm("variance x0.8", {"steps": 600}, variance_keeping(0.8)),
     Arm("variance x0.7", start=variance_keeping(0.7)),
-    Arm("variance x0.7 lr 0.002", {"lr": 2e-3}, variance_keeping(0.7)),
-    Arm("variance x1.2 lr 0.0005", {"lr": 5e-4}, variance_keeping(1.2)),
-    Arm("half as deep lr 0.002", {"lr": 2e-3}, half_as_deep),
-    Arm("half as deep batch 16", {"batch_size": 16}, half_as_deep),
+    Arm("variance x0.7 lr 0.002", {"lr": 2e-3, "steps": 600}, variance_keeping(0.7)),
+    Arm("variance x1.2 lr 0.0005", {"lr": 5e-4, "steps": 500}, variance_keeping(1.2)),
+    Arm("half as deep lr 0.002", {"lr": 2e-3, "steps": 400}, half_as_deep),
+    Arm("half as deep batch 16", {"batch_size": 16, "steps": 300}, half_as_deep),
 )
 
 
