@@ -101,7 +101,7 @@ class Settings:
         "for small GPUs, slower: gradient checkpointing, and with bf16 or fp16 the optimizer in "
         "the CPU's memory",
     )
-    compile: bool = knob(None, "torch.compile (default: on a GPU, for 2000 steps or more)")
+    compile: bool = knob(None, "torch.compile (default: on a GPU, with --base, from 2000 steps on)")
     cache: str = knob("cache", "where encoded pairs are kept", absolute)
     save_every: int = knob(1000, "steps between saves", at_least(1))
     sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
@@ -118,7 +118,7 @@ NANO_PRESET: dict[str, Any] = {
 }
 
 SCENES = 1600  # drawn ones; a run that would see each more than six times draws more
-COMPILE_FROM = 2000  # steps: compiling pays from about there on (not measured)
+COMPILE_FROM = 2000  # steps: compiling Stable Diffusion pays from about there on (not measured)
 # From here on it is decided what goes where, and in which colour; the error of the predicted noise
 # hardly tells.
 NOISY = 800
@@ -381,7 +381,7 @@ def resolve(given: dict[str, Any]) -> Settings:
     condition = settings.condition or settings.hints or (None if settings.data else "canny")
     on = settings.device or machine.default_device()
     pairs_seen = settings.steps * settings.accumulate * settings.batch_size
-    long = machine.is_gpu(on) and settings.steps >= COMPILE_FROM and not settings.low_memory
+    long = settings.steps >= COMPILE_FROM and "base" in given and not settings.low_memory
     return replace(
         settings,
         base=settings.base or str(NANO),
@@ -389,7 +389,7 @@ def resolve(given: dict[str, Any]) -> Settings:
         scenes=settings.scenes or max(SCENES, pairs_seen // 6),
         device=on,
         dtype=settings.dtype or machine.default_dtype(on),
-        compile=long if settings.compile is None else settings.compile,
+        compile=long and machine.is_gpu(on) if settings.compile is None else settings.compile,
         cache=settings.cache and absolute(settings.cache),
     )
 

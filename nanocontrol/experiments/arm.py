@@ -26,7 +26,6 @@ PLAIN_SETTINGS: dict[str, Any] = {
     "sample_every": 50,
     "save_every": 50,
     "dtype": "fp32",  # on a GPU, too
-    "compile": False,
 }
 
 # What it gives, if anything, is trained in the ControlNet's place.

@@ -1,0 +1,82 @@
+"""What a GPU computes, beside a CPU. Without one these tests are skipped."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from nanocontrol import DDPM
+from nanocontrol.checkpoint import load_control, load_sd
+from nanocontrol.experiments.arm import models_of, settings_of
+from nanocontrol.experiments.shared import VARIANCE
+from nanocontrol.nano.model import NANO, WEIGHTS
+from nanocontrol.nano.scenes import held_out_scenes
+from nanocontrol.plumbing import machine
+from nanocontrol.sampling import initial_noise, sample
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+
+@pytest.fixture
+def exact():
+    """Float32 without TF32; afterwards what was before."""
+    cudnn, matrices = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    attention = torch.backends.cuda.cudnn_sdp_enabled()
+    machine.for_sampling()
+    yield
+    torch.backends.cudnn.allow_tf32 = cudnn
+    torch.set_float32_matmul_precision(matrices)
+    torch.backends.cuda.enable_cudnn_sdp(attention)
+
+
+def latents(sd, control, hints, prompts, seed):
+    noise = initial_noise(len(hints), 128, 128, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        context, uncond = sd.encode_prompts(list(prompts)), sd.encode_prompts("")
+        controls = [(control, hints, 1.0)]
+        made = sample(sd, noise, context, uncond, controls, steps=8, control_to=0.5)
+    return made.float().cpu()
+
+
+def test_it_samples_what_a_cpu_samples_also_when_steps_are_replayed(exact):
+    """Twice with each seed: the first picture's second step is recorded as a CUDA graph, those of
+    the next pictures are replays, with control and without."""
+    _, hints, prompts, _ = held_out_scenes("canny", 2, size=128)
+    made = {}
+    for device in "cpu", "cuda":
+        sd = load_sd(NANO, device)
+        control = load_control(WEIGHTS / "nano-control-canny.safetensors", sd.unet)
+        made[device] = [latents(sd, control, hints, prompts, seed) for seed in (1, 2, 1)]
+    torch.testing.assert_close(made["cuda"][0], made["cuda"][2], rtol=0, atol=1e-4)
+    for ours, theirs in zip(made["cuda"], made["cpu"]):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-2)
+    assert (made["cpu"][0] - made["cpu"][1]).abs().max() > 1
+
+
+def test_it_learns_what_a_cpu_learns(exact):
+    """Three steps on the same pairs. (The gradients are those of the fourth.)"""
+    losses, gradients = {}, {}
+    _, hints, _, _ = held_out_scenes("canny", 2, size=128)
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
+    for device in "cpu", "cuda":
+        settings = replace(settings_of(VARIANCE, 0, Path("run")), device=device)
+        sd, control, trained = models_of(VARIANCE, settings)
+        optimizer = train.optimizer_for(settings, trained)
+        with torch.no_grad():
+            context = sd.encode_prompts(["a red ball", ""])
+        pairs = (x.to(device) for x in (x0, hints, context, noise))
+        given = sd.unet, control, DDPM(sd.prediction), *pairs, torch.tensor([100, 800])
+        for _ in range(3):
+            loss = train.diffusion_loss(*given)
+            optimizer.backward(loss)
+            optimizer.step(loss.detach())
+        loss = train.diffusion_loss(*given)
+        optimizer.backward(loss)
+        losses[device] = loss.item()
+        gradients[device] = torch.cat([p.grad.flatten().cpu() for p in control.parameters()])
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)
+    away = gradients["cuda"] - gradients["cpu"]
+    assert away.norm() < 1e-2 * gradients["cpu"].norm()
