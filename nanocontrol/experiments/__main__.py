@@ -79,7 +79,10 @@ def run_experiment(
     def write() -> None:
         content = content_of(experiment, root, once)
         write_results(folder / f"{experiment.name}.json", content)
-        draw(Results(content), experiment, folder / f"{experiment.name}.png")
+        results = Results(content)
+        draw(results, experiment, folder / f"{experiment.name}.png")
+        if experiment.front:
+            draw(results, front_of(experiment), folder / f"{experiment.name}-front.png")
         if folder == ASSETS:
             write_readme()
 
@@ -95,6 +98,11 @@ def run_experiment(
         measure_all(sampled, beside, write)
     write()
     print(folder / f"{experiment.name}.json")
+
+
+def front_of(experiment: Experiment) -> Experiment:
+    rows = {name: experiment.rows[name] for name in experiment.front}
+    return replace(experiment, panels=experiment.panels[:1], rows=rows, charts=())
 
 
 def quick(experiment: Experiment) -> Experiment:

@@ -80,7 +80,7 @@ def settings_of(arm: Arm, seed: int, out: Path) -> train.Settings:
 def models_of(arm: Arm, settings: train.Settings) -> tuple:
     """As train.models gives them, with the arm's change."""
     sd, control, trained = train.models(settings)
-    machine.exact_float32()  # the paper's start spreads less across hints than TF32 rounds off
+    machine.exact_float32()  # TF32 rounds off about what the paper's start spreads across hints
     like = next(control.parameters())
     control = arm.start(sd, control) or control
     control.to(like)  # what is new in it, too

@@ -71,6 +71,7 @@ class Experiment:
     sampled: tuple[Row, ...] = ()
     numbers: Mapping[str, str] = field(default_factory=dict)  # of afterwards or sampled: titles
     charts: tuple[Chart, ...] = ()
+    front: tuple[str, ...] = ()  # these rows of the first panel are a small plot of their own
 
     @property
     def names(self) -> list[str]:

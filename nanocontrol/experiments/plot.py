@@ -28,7 +28,7 @@ def draw(results: Results, experiment: Experiment, path: Path) -> None:
     from matplotlib.figure import Figure  # takes a second
 
     heights = [2.6 * len(experiment.rows)] * bool(panels) + [4.5] * bool(charts)
-    size = (5 * max(len(panels), len(charts)), sum(heights))
+    size = (max(8, 5 * max(len(panels), len(charts))), sum(heights))
     figure = Figure(figsize=size, layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     if panels:

@@ -11,8 +11,11 @@ after so many pairs? Three rates and three batch sizes, from the start with whic
 gain tells while one waits.
 
 The width of a jump: steps from a quarter to three quarters of the score's way (numbers.py). A jump
-is called sudden where its width is less than half of the steps that passed before it.
+is called sudden where its width is less than half of the steps that passed before it. (At first
+this was asked of `variance` alone; the row of the paper's start was added when both had run.)
 """
+
+from functools import partial
 
 import numpy as np
 
@@ -48,8 +51,8 @@ def median_pictures(results: Results, arm: str) -> tuple[list[float], list[float
     return widths, shares
 
 
-def is_it_sudden(results: Results) -> tuple[str, str]:
-    widths, shares = median_pictures(results, VARIANCE.name)
+def is_it_sudden(results: Results, arm: str) -> tuple[str, str]:
+    widths, shares = median_pictures(results, arm)
     ours = f"median picture: {spoken(widths, 0)} steps wide, {spoken(shares)} of the wait"
     return ours, "reproduced" if shares and max(shares) < SUDDEN else "not reproduced"
 
@@ -101,7 +104,16 @@ EXPERIMENT = Experiment(
     arms=(PLAIN, *ARMS),
     quick=(VARIANCE.name, BY_RATE[2e-3].name),
     claims=(
-        Claim("a picture follows its hint suddenly", "section 3.3, figure 4", is_it_sudden),
+        Claim(
+            "with the paper's start a picture follows its hint suddenly",
+            "section 3.3, figure 4",
+            partial(is_it_sudden, arm=PLAIN.name),
+        ),
+        Claim(
+            "also with a start that passes the hint on",
+            "none",
+            partial(is_it_sudden, arm=VARIANCE.name),
+        ),
         Claim(
             "the mean over pictures follows gradually",
             "none (the figure shows one picture)",
@@ -124,6 +136,7 @@ EXPERIMENT = Experiment(
         ),
     ),
     rows=ROWS | {"spread_last": "spread after the last SiLU"},
+    front=("score", "spread_last"),
     panels=(
         Panel("the paper's start, and one that passes the hint on", (PLAIN.name, VARIANCE.name)),
         Panel("learning rates, batch 8", tuple(arm.name for arm in BY_RATE.values())),
