@@ -434,7 +434,9 @@ def test_a_stopped_run_goes_on_and_a_done_one_is_not_trained_again(few, monkeypa
 
 
 def test_a_run_goes_on_from_the_one_with_the_same_seed():
-    (ours,) = (run for run in runs.runs_of(experiment_of("middle"), (middle.RECONNECTED,), 1))
+    (ours,) = (
+        run for run in runs.runs_of(experiment_of("middle"), (middle.RECONNECTED,), range(1))
+    )
     before = Path("runs/experiments/middle-first-0").absolute()
     assert ours.settings.init_control == str(before / "control.safetensors")
     assert not ours.can_begin
@@ -446,7 +448,7 @@ def test_a_run_goes_on_from_the_one_with_the_same_seed():
 @pytest.mark.slow
 def test_reconnected_it_begins_where_the_middle_block_alone_ended(few):
     arms = tiny(middle.FIRST), tiny(middle.RECONNECTED)
-    for run in runs.runs_of(experiment_of("middle"), arms, 1, Path("runs")):
+    for run in runs.runs_of(experiment_of("middle"), arms, range(1), Path("runs")):
         runs.train_run(run)
     first, second = (
         run_as_json(Path(f"runs/{name}-0")) for name in ("middle-first", "reconnected")
@@ -485,7 +487,7 @@ def test_a_run_waits_for_the_one_that_it_goes_on_from(monkeypatch):
     monkeypatch.setattr(runs, "check_ended", lambda *_: None)
     monkeypatch.setattr(runs.time, "sleep", lambda _: None)
     arms = middle.FIRST, middle.RECONNECTED
-    runs.train_all(runs.runs_of(experiment_of("middle"), arms, 1), 2, lambda: None)
+    runs.train_all(runs.runs_of(experiment_of("middle"), arms, range(1)), 2, lambda: None)
     assert begun == [("middle first", True), ("reconnected", True)]
 
 
@@ -523,7 +525,7 @@ def test_a_measured_row_is_not_measured_again(in_this_process, monkeypatch):
     row = limits_.sampled[0]._replace(measure=measure)
     monkeypatch.setattr(sampled, "experiment_of", lambda _: replace(limits_, sampled=(row,)))
     for seeds in (1, 2):
-        some = sampled.measurements_of(limits_, (row.name,), seeds, 7, Path("runs"))
+        some = sampled.measurements_of(limits_, (row.name,), range(seeds), 7, Path("runs"))
         sampled.measure_all(some, 2, lambda: None)
     assert asked == [(7, 0), (7, 1)]
     kept = command.sampled_of(replace(limits_, sampled=(row,)), Path("runs"))[row.name]["runs"]
@@ -629,7 +631,7 @@ def made_up(arms: dict[str, list[float]], experiment: Experiment | None = None) 
         if name in rows
     }
     once_rows = {"pytorch": [1.0, 0.00123], "variance": [1.0, 0.5]}
-    once_rows |= {"whole": [2.0, 1.9], "middle": [2.2, 2.1]}
+    once_rows |= {"whole": [2.0, 1.9], "middle": [2.2, 2.1], "factor": [1.1, 1.0, 1.2]}
     once = {"head": ["", "a", "b"], "rows": once_rows}
     return Results({"expected": "", "once": once, "arms": entries, "sampled": of_rows})
 
@@ -647,7 +649,7 @@ def test_the_readme_says_what_was_found_and_no_more(experiment):
         assert len(rows) == len(own)
         assert all(("not run yet" in row) != judged for row in rows)
     assert all(row.endswith(f" | {2 * len(names)} |") for row in rows)
-    assert all(("(of 2 seeds only)" in row) == bool(names) for row in rows)
+    assert all(("(some arms: 2 seeds only)" in row) == bool(names) for row in rows)
     numbers = "| 2 | 75 | 0.35 (0.30 to 0.40) | 60 (60 to 60) | 0.70 (0.60 to 0.80) "
     numbers += "| 0.70 (0.60 to 0.80) | 0.0100 (0.0100 to 0.0100) | 0.1000 (0.1000 to 0.1000) "
     digits = [4 if number.endswith("loss") else 2 for number in experiment.numbers]

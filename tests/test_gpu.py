@@ -10,6 +10,7 @@ import train
 from nanocontrol import DDPM
 from nanocontrol.checkpoint import load_control, load_sd
 from nanocontrol.experiments.arm import models_of, settings_of
+from nanocontrol.experiments.inside import parts_of
 from nanocontrol.experiments.shared import VARIANCE
 from nanocontrol.nano.model import NANO, WEIGHTS
 from nanocontrol.nano.scenes import held_out_scenes
@@ -41,14 +42,15 @@ def latents(sd, control, hints, prompts, seed):
 
 
 def test_it_samples_what_a_cpu_samples_also_when_steps_are_replayed(exact):
-    """Twice with each seed: the first picture's second step is recorded as a CUDA graph, those of
-    the next pictures are replays, with control and without."""
+    """Seed 1 twice: at first steps are computed and then recorded as CUDA graphs, with control and
+    without; the last time all are replays."""
     _, hints, prompts, _ = held_out_scenes("canny", 2, size=128)
     made = {}
     for device in "cpu", "cuda":
         sd = load_sd(NANO, device)
         control = load_control(WEIGHTS / "nano-control-canny.safetensors", sd.unet)
         made[device] = [latents(sd, control, hints, prompts, seed) for seed in (1, 2, 1)]
+    assert len(sd.graphs["replayed"].recorded) == 2 and all(sd.graphs["replayed"].recorded.values())
     torch.testing.assert_close(made["cuda"][0], made["cuda"][2], rtol=0, atol=1e-4)
     for ours, theirs in zip(made["cuda"], made["cpu"]):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-2)
@@ -76,7 +78,10 @@ def test_it_learns_what_a_cpu_learns(exact):
         loss = train.diffusion_loss(*given)
         optimizer.backward(loss)
         losses[device] = loss.item()
-        gradients[device] = torch.cat([p.grad.flatten().cpu() for p in control.parameters()])
+        gradients[device] = {
+            part: torch.cat([p.grad.flatten().cpu() for m in modules for p in m.parameters()])
+            for part, modules in parts_of(control).items()
+        }
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)
-    away = gradients["cuda"] - gradients["cpu"]
-    assert away.norm() < 1e-2 * gradients["cpu"].norm()
+    for part, expected in gradients["cpu"].items():
+        assert (gradients["cuda"][part] - expected).norm() < 1e-2 * expected.norm(), part

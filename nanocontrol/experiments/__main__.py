@@ -28,13 +28,13 @@ from nanocontrol.plumbing.flags import at_least
 
 QUICK = RUNS / "quick"
 QUICK_STEPS, QUICK_SCENES = 100, 8
-MOST_SEEDS = 10
+SEEDS = range(10)  # that are looked for
 
 
 def content_of(experiment: Experiment, root: Path, once: dict) -> dict:
     """With all runs that are done, be they more than were asked for now."""
     found: dict[str, dict] = {}
-    for run in runs_of(experiment, experiment.arms, MOST_SEEDS, root):
+    for run in runs_of(experiment, experiment.arms, SEEDS, root):
         arm = found.setdefault(run.arm.name, {"settings": settings_of_arm(run), "runs": []})
         if run.is_done:
             file = run.file_afterwards if run.afterwards else None
@@ -52,7 +52,7 @@ def sampled_of(experiment: Experiment, root: Path) -> dict:
     """As of arms: all measurements that are done."""
     sampled: dict[str, dict] = {}
     names = tuple(row.name for row in experiment.sampled)
-    for one in measurements_of(experiment, names, MOST_SEEDS, 0, root):
+    for one in measurements_of(experiment, names, SEEDS, 0, root):
         row = sampled.setdefault(one.row, {"runs": []})
         if one.file.exists():
             row["runs"].append(json.loads(one.file.read_text()))
@@ -71,7 +71,7 @@ def settings_of_arm(run: Run) -> dict:
 
 
 def run_experiment(
-    experiment: Experiment, seeds: int, scenes: int, beside: int, root: Path, folder: Path
+    experiment: Experiment, seeds: range, scenes: int, beside: int, root: Path, folder: Path
 ) -> None:
     """scenes: of each row that is sampled; root: of the runs' folders; folder: of the results."""
     once = experiment.once() if experiment.once else {}
@@ -123,17 +123,20 @@ def main(argv: list[str] | None = None) -> None:
     )
     seeds = "of each arm (default: 3)"
     parser.add_argument(
-        "--seeds", type=int, choices=range(1, MOST_SEEDS + 1), default=3, metavar="N", help=seeds
+        "--seeds", type=int, choices=range(1, len(SEEDS) + 1), default=3, metavar="N", help=seeds
     )
+    first = "of these seeds (default: 0); 9 at most"
+    parser.add_argument("--first", type=int, choices=SEEDS, default=0, metavar="SEED", help=first)
     beside = "runs beside each other, with one thread each (default: 2)"
     parser.add_argument("--beside", type=at_least(1), default=2, metavar="N", help=beside)
     args = parser.parse_args(argv)
     with one_sentence("experiments"):
         experiment = experiment_of(args.name)
         if args.quick:
-            run_experiment(quick(experiment), 1, QUICK_SCENES, args.beside, QUICK, QUICK)
+            run_experiment(quick(experiment), SEEDS[:1], QUICK_SCENES, args.beside, QUICK, QUICK)
         else:
-            run_experiment(experiment, args.seeds, looks.AT_END, args.beside, RUNS, ASSETS)
+            chosen = SEEDS[args.first : args.first + args.seeds]
+            run_experiment(experiment, chosen, looks.AT_END, args.beside, RUNS, ASSETS)
 
 
 if __name__ == "__main__":

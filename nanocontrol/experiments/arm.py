@@ -13,10 +13,8 @@ from nanocontrol import DDPM, ControlNet, StableDiffusion
 from nanocontrol.experiments.looks import Looks
 from nanocontrol.plumbing import machine
 
-# The paper's recipe, for nano. (When the arms were chosen it had been watched for 1,000 steps: no
-# score moved; at 900 the condition encoder's activations began to. Arms that learn sooner are
-# shorter.)
-PLAIN_SETTINGS: dict[str, Any] = {
+# With the paper's start. Arms that learn sooner have fewer steps, those that learn later more.
+DEFAULTS: dict[str, Any] = {
     "hint_init": "pytorch",
     "steps": 1000,
     "batch_size": 8,
@@ -56,7 +54,7 @@ class Arm:
     goes_on_from: "Arm | None" = None
 
 
-WAITING = {"steps": 2000, "sample_every": 40}  # from the paper's start: it jumped at 1,546 once
+WAITING = {"steps": 2000, "sample_every": 40}  # from the paper's start it jumps at 1,546 and later
 PLAIN = Arm("plain", WAITING)
 # Where the jump comes early. In the last quarter the rate falls to 0: in a first run with a
 # constant one `follows` went up and down between 0.5 and 0.7 after the jump.
@@ -69,7 +67,7 @@ def folder_of(arm: Arm, seed: int, root: Path) -> Path:
 
 def settings_of(arm: Arm, seed: int, out: Path) -> train.Settings:
     """out: the run's folder, beside those of all other arms."""
-    given = PLAIN_SETTINGS | dict(arm.settings) | {"seed": seed}
+    given = DEFAULTS | dict(arm.settings) | {"seed": seed}
     if arm.goes_on_from:
         before = folder_of(arm.goes_on_from, seed, out.parent.absolute())
         given["init_control"] = str(before / "control.safetensors")

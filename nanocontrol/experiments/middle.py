@@ -54,6 +54,7 @@ def steps_a_second() -> dict:
                 step()
             if turn:  # (the first steps are slower)
                 found[name].append(STEPS / (time.monotonic() - began))
+    found["factor"] = [b / a for a, b in zip(found["whole"], found["middle"])]
     rows = {name: [float(np.median(all_)), min(all_), max(all_)] for name, all_ in found.items()}
     here = this_machine(settings["whole"].device)
     machine = ", ".join(f"{name} {x}" for name, x in here.items())
@@ -66,9 +67,10 @@ def steps_a_second() -> dict:
 
 
 def is_it_faster(results: Results) -> tuple[str, str]:
-    rows = results.content["once"]["rows"]
-    factor = rows["middle"][0] / rows["whole"][0]
-    return f"{factor:.2f} times", "reproduced" if factor >= FASTER else "not reproduced"
+    """The median of the factors of all turns."""
+    factor, lowest, highest = results.content["once"]["rows"]["factor"]
+    ours = f"{factor:.2f} times ({lowest:.2f} to {highest:.2f}), on a CPU"
+    return ours, "reproduced" if factor >= FASTER else "not reproduced"
 
 
 def does_it_follow(results: Results) -> tuple[str, str]:
@@ -83,6 +85,8 @@ def does_it_catch_up(results: Results) -> tuple[str, str]:
     names = (RECONNECTED.name, VARIANCE.name)
     ours, whole = (results.values(name, "follows") for name in names)
     text = f"`follows`: 200 + 200 steps {spoken(ours)}, whole from the start {spoken(whole)}"
+    if not np.isfinite(results.jumps(FIRST.name)).all():
+        return text, "untestable: the middle block alone had learnt nothing"
     return text, "not reproduced" if max(ours) < min(whole) else "reproduced"
 
 

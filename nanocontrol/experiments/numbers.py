@@ -8,7 +8,7 @@ import numpy as np
 Curve = Sequence[tuple[float, float]]
 
 # The score of the condition at which the jump is said to happen: of the 16 scenes without control
-# it is 0.22, of true pictures 1. (A fixed level: half of an arm's own way would depend on how long
+# it is 0.24, of true pictures 1. (A fixed level: half of an arm's own way would depend on how long
 # it runs.)
 JUMPED = 0.4
 SHORTEST = 0.2  # a score's way from its first to its last value, below which it has no width
@@ -33,6 +33,12 @@ def step_at(curve: Curve, level: float) -> float | None:
 
 def step_of_jump(score: Curve) -> float | None:
     return step_at(score, JUMPED)
+
+
+def half_way(curve: Curve) -> float | None:
+    """Of a single picture, whose score without control may be above or far below the fixed level:
+    the step at half of its way from the first to the last value."""
+    return step_at(curve, (curve[0][1] + curve[-1][1]) / 2)
 
 
 def width_of_jump(curve: Curve) -> float | None:

@@ -45,7 +45,7 @@ def draw_panels(figure: Any, results: Results, experiment: Experiment, panels: l
     grid = figure.subplots(len(rows), len(panels), sharex="col", sharey="row", squeeze=False)
     for row, (name, title) in zip(grid, rows.items()):
         row[0].set_ylabel(title)
-        if name.startswith(("spread", "gradient")):
+        if name.startswith(("spread", "gradient", "control_gain")):
             row[0].set_yscale("symlog", linthresh=1e-6)
         for axes, panel in zip(row, panels):
             axes.grid(alpha=0.3)

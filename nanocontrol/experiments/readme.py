@@ -43,7 +43,7 @@ def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> 
     ours, verdict = claim.judge(results)
     seeds = min((len(results.runs(name)) for name in names), default=SEEDS)
     if seeds < SEEDS:
-        verdict += f" (of {seeds} seed{'s' if seeds > 1 else ''} only)"
+        verdict += f" (some arms: {seeds} seed{'s' if seeds > 1 else ''} only)"
     return [*said, ours, verdict, f"{results.minutes:.0f}"]
 
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from nanocontrol.experiments.numbers import Curve, area, spoken, step_of_jump, width_of_jump
+from nanocontrol.experiments.numbers import (
+    Curve,
+    area,
+    half_way,
+    spoken,
+    step_of_jump,
+    width_of_jump,
+)
 from nanocontrol.nano.healthy import read
 from nanocontrol.plumbing.files import make_folder, write_atomically
 
@@ -63,7 +70,7 @@ def compared(curves: dict[str, Curve]) -> dict[str, Any]:
         "area": area(curves["follows"]),
         "jump": step_of_jump(curves["score"]),
         "width": width_of_jump(curves["score"]),
-        "picture_jumps": [step_of_jump(curve) for curve in pictures],
+        "picture_jumps": [half_way(curve) for curve in pictures],
         "picture_widths": [width_of_jump(curve) for curve in pictures],
     }
 
@@ -98,8 +105,16 @@ class Results:
     def knows(self, name: str, number: str) -> bool:
         return all(number in run["end"] | run.get("compared", {}) for run in self.runs(name))
 
+    def by_seed(self, names: list[str], number: str) -> list[list]:
+        """For each seed that all of these arms have: the number of each."""
+        found = [
+            {run["seed"]: run["compared"][number] for run in self.runs(name)} for name in names
+        ]
+        seeds = [seed for seed in found[0] if all(seed in own for own in found)]
+        return [[own[seed] for own in found] for seed in seeds]
+
     def jumps(self, arm: str) -> list[float]:
-        """Later than ever where there was none."""
+        """Infinite where there was none."""
         return [np.inf if x is None else x for x in self.values(arm, "jump")]
 
     def curves(self, arm: str, name: str) -> list[list[tuple[float, float]]]:

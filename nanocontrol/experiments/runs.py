@@ -94,12 +94,12 @@ def as_anywhere(settings: dict) -> dict:
 
 
 def runs_of(
-    experiment: Experiment, arms: tuple[Arm, ...], seeds: int, root: Path = RUNS
+    experiment: Experiment, arms: tuple[Arm, ...], seeds: range, root: Path = RUNS
 ) -> list[Run]:
     """Seed by seed: after the first there is something of every arm to look at."""
     return [
         Run(experiment.name, arm, seed, folder_of(arm, seed, root), experiment.afterwards)
-        for seed in range(seeds)
+        for seed in seeds
         for arm in arms
     ]
 

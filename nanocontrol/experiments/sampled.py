@@ -33,13 +33,13 @@ class Measurement(NamedTuple):
 
 
 def measurements_of(
-    experiment: Experiment, rows: tuple[str, ...], seeds: int, scenes: int, root: Path
+    experiment: Experiment, rows: tuple[str, ...], seeds: range, scenes: int, root: Path
 ) -> list[Measurement]:
     """Seed by seed, as runs are."""
     folder = root / experiment.name
     return [
         Measurement(experiment.name, row, seed, scenes, folder / f"{file_name(row)}-{seed}.json")
-        for seed in range(seeds)
+        for seed in seeds
         for row in rows
     ]
 
