@@ -340,9 +340,7 @@ def test_a_rule_is_found_again_in_what_it_made():
     powers = [0.5, -0.2, -0.8, -0.1]
     made = torch.Generator().manual_seed(0)
     rows = np.hstack([np.ones((9, 1)), torch.randn(9, 3, generator=made).numpy()])
-    assert np.allclose(
-        rule.fitted([(rows[:4], rows[:4] @ powers), (rows[4:], rows[4:] @ powers)]), powers
-    )
+    assert np.allclose(rule.fitted(rows, rows @ powers), powers)
     assert rule.off_by(rows, rows @ powers + np.log(1.3), np.array(powers)) == pytest.approx(1.3)
 
 
