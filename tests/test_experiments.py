@@ -19,6 +19,7 @@ from nanocontrol import DDPM
 from nanocontrol.experiments import __main__ as command
 from nanocontrol.experiments import (
     beginnings,
+    cause,
     compute,
     concatenated,
     concatenation,
@@ -36,6 +37,7 @@ from nanocontrol.experiments import (
     rule,
     runs,
     sampled,
+    sudden_convergence,
     weighting,
 )
 from nanocontrol.experiments.afterwards import Afterwards
@@ -714,3 +716,51 @@ def test_the_two_arms_of_quick_share_a_panel():
     for experiment in map(experiment_of, NAMES):
         if experiment.quick:
             assert any({*experiment.quick} <= {*panel.arms} for panel in experiment.panels)
+
+
+def jumping(jumps: dict[str, list[float | None]], steps: int = 400) -> Results:
+    results = made_up({name: [0.5] * len(of_arm) for name, of_arm in jumps.items()})
+    for name, of_arm in jumps.items():
+        results.arms[name]["settings"]["steps"] = steps
+        for run, jump in zip(results.runs(name), of_arm):
+            run["compared"]["jump"] = jump
+    return results
+
+
+@pytest.mark.parametrize(
+    "jumps, verdict",
+    [([100, 120], "reproduced"), ([100, 160], "not reproduced"), ([100, None], "not reproduced")],
+)
+def test_an_arm_comes_sooner_if_all_its_seeds_do(jumps, verdict):
+    results = jumping({"than": [150, 200], "arm": jumps})
+    assert cause.does_it_come_sooner(results, "than", "arm")[1] == verdict
+
+
+def test_what_ended_before_the_other_arm_jumped_is_left_open():
+    results = jumping({"than": [1500], "arm": [None]})
+    assert cause.does_it_come_sooner(results, "than", "arm")[1].startswith("untestable")
+
+
+@pytest.mark.parametrize(
+    "seeds, verdict",
+    [
+        ([(100, 100, 100), (110, 100, 90)], "reproduced"),
+        ([(400, 200, 100), (360, 200, 100)], "not reproduced"),
+        ([(100, 100, 100), (400, 200, 100)], "undecided"),
+        ([(100, 100, None)], "untestable"),
+    ],
+)
+def test_steps_count_or_pairs_or_it_is_undecided(seeds, verdict):
+    names = [arm.name for arm in sudden_convergence.BY_BATCH.values()]
+    results = jumping(dict(zip(names, map(list, zip(*seeds)))))
+    assert sudden_convergence.steps_or_pairs(results)[1] == verdict
+
+
+def test_only_seeds_that_all_arms_have_are_compared():
+    results = jumping({"a": [1, 2, 3], "b": [4, 5, 6]})
+    del results.runs("b")[1]
+    assert results.by_seed(["a", "b"], "jump") == [[1, 4], [3, 6]]
+
+
+def test_a_pictures_jump_is_half_of_its_own_way():
+    assert numbers.half_way([(0, 0.5), (10, 0.5), (20, 1.0)]) == 15

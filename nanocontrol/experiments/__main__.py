@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--seeds", type=int, choices=range(1, len(SEEDS) + 1), default=3, metavar="N", help=seeds
     )
-    first = "of these seeds (default: 0); 9 at most"
+    first = "the first of these seeds (default: 0); none is above 9"
     parser.add_argument("--first", type=int, choices=SEEDS, default=0, metavar="SEED", help=first)
     beside = "runs beside each other, with one thread each (default: 2)"
     parser.add_argument("--beside", type=at_least(1), default=2, metavar="N", help=beside)

@@ -69,7 +69,7 @@ def steps_a_second() -> dict:
 def is_it_faster(results: Results) -> tuple[str, str]:
     """The median of the factors of all turns."""
     factor, lowest, highest = results.content["once"]["rows"]["factor"]
-    ours = f"{factor:.2f} times ({lowest:.2f} to {highest:.2f}), on a CPU"
+    ours = f"{factor:.2f} times ({lowest:.2f} to {highest:.2f})"
     return ours, "reproduced" if factor >= FASTER else "not reproduced"
 
 

@@ -22,7 +22,7 @@ from nanocontrol.experiments.beginnings import half_as_deep, variance_keeping
 from nanocontrol.experiments.cause import FASTER, GAINS, HALF
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
 from nanocontrol.experiments.results import Results, results_of
-from nanocontrol.experiments.shared import BY_RATE, like_variance
+from nanocontrol.experiments.shared import BY_BATCH, BY_RATE, like_variance
 
 EXPECTED = """
 the wait grows as the spread falls, by a small power (b near -0.2: three decades of spread make the
@@ -34,7 +34,9 @@ HOLDS = 1.5
 ORIGINAL_LR, ORIGINAL_BATCH = 1e-5, 4
 MADE_FROM = {
     "cause": [arm.name for arm in (PLAIN, *GAINS.values(), HALF, FASTER)],
-    "sudden_convergence": [BY_RATE[5e-4].name, BY_RATE[2e-3].name, "batch 4", "batch 16"],
+    "sudden_convergence": [
+        arm.name for arm in (BY_RATE[5e-4], BY_RATE[2e-3], BY_BATCH[4], BY_BATCH[16])
+    ],
 }
 TEN = (
     like_variance("lr 0.0007", lr=7e-4),
