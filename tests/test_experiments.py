@@ -26,6 +26,7 @@ from nanocontrol.experiments import (
     cross_norm,
     encoder_at_size,
     first_steps,
+    gathered,
     light,
     limits,
     looks,
@@ -44,7 +45,7 @@ from nanocontrol.experiments.afterwards import Afterwards
 from nanocontrol.experiments.arm import PLAIN, Arm, models_of, settings_of, variant_of
 from nanocontrol.experiments.experiment import NAMES, Experiment, experiment_of
 from nanocontrol.experiments.numbers import spoken
-from nanocontrol.experiments.results import Results, results_of, run_as_json, write_results
+from nanocontrol.experiments.results import ASSETS, Results, results_of, run_as_json, write_results
 from nanocontrol.experiments.shared import VARIANCE
 from nanocontrol.nano.detector import kinds_of
 from nanocontrol.nano.model import NANO
@@ -528,8 +529,30 @@ def test_a_measured_row_is_not_measured_again(in_this_process, monkeypatch):
         some = sampled.measurements_of(limits_, (row.name,), range(seeds), 7, Path("runs"))
         sampled.measure_all(some, 2, lambda: None)
     assert asked == [(7, 0), (7, 1)]
-    kept = command.sampled_of(replace(limits_, sampled=(row,)), Path("runs"))[row.name]["runs"]
-    assert [(one["seed"], one["end"]["score"]) for one in kept] == [(0, 0.5), (1, 1.5)]
+    of_another = {row.name: {"runs": [{"seed": 4, "end": {"score": 9}}]}}
+    asked_for = replace(limits_, sampled=(row,)), Path("runs"), of_another
+    kept = gathered.sampled_of(*asked_for)[row.name]["runs"]
+    assert [(one["seed"], one["end"]["score"]) for one in kept] == [(0, 0.5), (1, 1.5), (4, 9)]
+
+
+def test_runs_of_other_machines_stay_until_their_seed_is_run_here(tmp_path, monkeypatch):
+    def run_here(folder, afterwards=None):
+        return {"seed": int(folder.name[-1]), "here": True}
+
+    monkeypatch.setattr(runs.Run, "is_done", property(lambda run: run.seed == 1))
+    monkeypatch.setattr(gathered, "run_as_json", run_here)
+    experiment = replace(experiment_of("middle"), arms=(VARIANCE, PLAIN))
+    file = tmp_path / "middle.json"
+    content = gathered.content_of(experiment, {}, tmp_path / "runs", file)
+    for arm in content["arms"].values():
+        arm["runs"] = [{"seed": seed, "here": False} for seed in (3, 1, 0)]
+    content["arms"]["plain"]["settings"]["steps"] += 1  # since then the arm was changed
+    write_results(file, content)
+    merged = gathered.content_of(experiment, {}, tmp_path / "runs", file)["arms"]
+    seeds = {
+        name: [(run["seed"], run["here"]) for run in arm["runs"]] for name, arm in merged.items()
+    }
+    assert seeds == {"variance": [(0, False), (1, True), (3, False)], "plain": [(1, True)]}
 
 
 @pytest.mark.slow
@@ -596,6 +619,15 @@ def test_every_number_of_the_tables_is_that_of_the_json():
     assert readme.written(README.read_text(), found) == README.read_text(), (
         "run: python -m nanocontrol.experiments.readme"
     )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
+def test_runs_in_the_json_had_the_settings_that_arms_have_now(experiment, tmp_path):
+    file = ASSETS / f"{experiment.name}.json"
+    before = json.loads(file.read_text()) if file.exists() else {"arms": {}}
+    now = gathered.arms_of(experiment, tmp_path, before["arms"])
+    for name, arm in before["arms"].items():
+        assert arm["runs"] == now[name]["runs"], name
 
 
 def made_up(arms: dict[str, list[float]], experiment: Experiment | None = None) -> Results:

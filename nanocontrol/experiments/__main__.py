@@ -10,17 +10,17 @@ runs/experiments/quick.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from nanocontrol.experiments import looks
 from nanocontrol.experiments.arm import PLAIN, Arm, settings_of
 from nanocontrol.experiments.experiment import NAMES, Experiment, experiment_of
+from nanocontrol.experiments.gathered import SEEDS, content_of
 from nanocontrol.experiments.plot import draw
 from nanocontrol.experiments.readme import write_readme
-from nanocontrol.experiments.results import ASSETS, Results, run_as_json, write_results
-from nanocontrol.experiments.runs import RUNS, Run, runs_of, train_all
+from nanocontrol.experiments.results import ASSETS, Results, write_results
+from nanocontrol.experiments.runs import RUNS, runs_of, train_all
 from nanocontrol.experiments.sampled import measure_all, measurements_of
 from nanocontrol.experiments.speed import measured_speed, told
 from nanocontrol.plumbing.errors import one_sentence
@@ -28,46 +28,6 @@ from nanocontrol.plumbing.flags import at_least
 
 QUICK = RUNS / "quick"
 QUICK_STEPS, QUICK_SCENES = 100, 8
-SEEDS = range(10)  # that are looked for
-
-
-def content_of(experiment: Experiment, root: Path, once: dict) -> dict:
-    """With all runs that are done, be they more than were asked for now."""
-    found: dict[str, dict] = {}
-    for run in runs_of(experiment, experiment.arms, SEEDS, root):
-        arm = found.setdefault(run.arm.name, {"settings": settings_of_arm(run), "runs": []})
-        if run.is_done:
-            file = run.file_afterwards if run.afterwards else None
-            arm["runs"].append(run_as_json(run.folder, file))
-    sampled = sampled_of(experiment, root)
-    return {
-        "expected": experiment.expected.strip(),
-        "once": once,
-        "arms": found,
-        "sampled": sampled,
-    }
-
-
-def sampled_of(experiment: Experiment, root: Path) -> dict:
-    """As of arms: all measurements that are done."""
-    sampled: dict[str, dict] = {}
-    names = tuple(row.name for row in experiment.sampled)
-    for one in measurements_of(experiment, names, SEEDS, 0, root):
-        row = sampled.setdefault(one.row, {"runs": []})
-        if one.file.exists():
-            row["runs"].append(json.loads(one.file.read_text()))
-    return sampled
-
-
-def settings_of_arm(run: Run) -> dict:
-    """Without what differs from seed to seed and from machine to machine."""
-    settings = vars(run.settings)
-    kept = {
-        name: x for name, x in settings.items() if name not in ("out", "seed", "cache", "device")
-    }
-    before = run.arm.goes_on_from
-    names = {"base": Path(run.settings.base).name, "init_control": before and before.name}
-    return kept | names
 
 
 def run_experiment(
@@ -77,14 +37,7 @@ def run_experiment(
     once = experiment.once() if experiment.once else {}
 
     def write() -> None:
-        content = content_of(experiment, root, once)
-        write_results(folder / f"{experiment.name}.json", content)
-        results = Results(content)
-        draw(results, experiment, folder / f"{experiment.name}.png")
-        if experiment.front:
-            draw(results, front_of(experiment), folder / f"{experiment.name}-front.png")
-        if folder == ASSETS:
-            write_readme()
+        write_all(experiment, once, root, folder)
 
     runs = runs_of(experiment, experiment.arms, seeds, root)
     rows = tuple(row.name for row in experiment.sampled)
@@ -98,6 +51,18 @@ def run_experiment(
         measure_all(sampled, beside, write)
     write()
     print(folder / f"{experiment.name}.json")
+
+
+def write_all(experiment: Experiment, once: dict, root: Path, folder: Path) -> None:
+    file = folder / f"{experiment.name}.json"
+    content = content_of(experiment, once, root, file)
+    write_results(file, content)
+    results = Results(content)
+    draw(results, experiment, folder / f"{experiment.name}.png")
+    if experiment.front:
+        draw(results, front_of(experiment), folder / f"{experiment.name}-front.png")
+    if folder == ASSETS:
+        write_readme()
 
 
 def front_of(experiment: Experiment) -> Experiment:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nanocontrol import ControlNet, StableDiffusion
-from nanocontrol.experiments.arm import PLAIN, SOONER, Arm
+from nanocontrol.experiments.arm import PLAIN, SOONER, WAITING, Arm
 from nanocontrol.experiments.beginnings import half_as_deep, one_zero_convolution, variance_keeping
 from nanocontrol.experiments.cross_norm import cross_norm
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
@@ -56,7 +56,7 @@ GAINS = {
 }
 HALF = Arm("half as deep", start=half_as_deep)
 ONE_ZERO = Arm("one zero convolution", start=one_zero_convolution)
-FASTER = Arm("plain lr 0.004", {"lr": 4e-3})
+FASTER = Arm("plain lr 0.004", WAITING | {"lr": 4e-3})
 CROSS_NORM = like_variance("cross norm", cross_norm())
 LIKE_X0, MIN_SNR = Arm("like x0", SOON, weight=like_x0), Arm("min-SNR", SOON, weight=min_snr)
 LATE = Arm("noisy t", SOON, draw=late)
