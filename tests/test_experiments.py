@@ -345,6 +345,10 @@ def test_a_rule_is_found_again_in_what_it_made():
     rows = np.hstack([np.ones((9, 1)), torch.randn(9, 3, generator=made).numpy()])
     assert np.allclose(rule.fitted(rows, rows @ powers), powers)
     assert rule.off_by(rows, rows @ powers + np.log(1.3), np.array(powers)) == pytest.approx(1.3)
+    drawn = rule.resampled(rows, rows @ powers)  # (a few have less than four different runs)
+    assert drawn.shape == (1000, 4) and np.allclose(np.percentile(drawn, (5, 95), axis=0), powers)
+    low, high = np.percentile(rule.resampled(rows, rows[:, 1] ** 2), (5, 95), axis=0)
+    assert (high - low > 0.01).all()
 
 
 @pytest.mark.slow
