@@ -13,6 +13,9 @@ from nanocontrol.experiments.numbers import band
 from nanocontrol.experiments.results import Results
 from nanocontrol.plumbing.files import write_atomically
 
+BESIDE = 2  # charts
+APART = 0.16  # numbers of one name, so that none hides another
+
 
 def draw(results: Results, experiment: Experiment, path: Path) -> None:
     """Above the curves, below the charts, of those panels and charts that have runs of two arms to
@@ -27,8 +30,10 @@ def draw(results: Results, experiment: Experiment, path: Path) -> None:
         return
     from matplotlib.figure import Figure  # takes a second
 
-    heights = [2.6 * len(experiment.rows)] * bool(panels) + [4.5] * bool(charts)
-    size = (max(8, 5 * max(len(panels), len(charts))), sum(heights))
+    most = max((len(chart.names) for chart in charts), default=0)
+    rows_of_charts = -(-len(charts) // BESIDE) * (1.8 + 0.25 * most)
+    heights = [2.6 * len(experiment.rows)] * bool(panels) + [rows_of_charts] * bool(charts)
+    size = (max(13 if charts else 8, 5 * len(panels)), sum(heights))
     figure = Figure(figsize=size, layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     if panels:
@@ -71,20 +76,56 @@ def draw_arm(axes: Any, results: Results, arm: str, name: str, against: str, col
 
 
 def draw_charts(figure: Any, results: Results, experiment: Experiment, charts: list[Chart]) -> None:
-    """The mean over seeds of each number, and a line from the lowest to the highest."""
-    for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts):
+    """The mean over seeds of each number, and a line from the lowest to the highest. Names stand at
+    the left, but those that are a quantity below."""
+    grid = figure.subplots(-(-len(charts) // BESIDE), min(len(charts), BESIDE), squeeze=False)
+    for axes in grid.flat[len(charts) :]:
+        axes.set_axis_off()
+    for axes, chart in zip(grid.flat, charts):
         names = [name for name in chart.names if results.has([name])]
-        for number in chart.numbers:
-            own = [name for name in names if results.knows(name, number)]
-            points = [(names.index(name), results.values(name, number)) for name in own]
-            known = [(i, values) for i, values in points if None not in values]
-            x, means = [i for i, _ in known], [np.mean(values) for _, values in known]
-            below = [mean - min(values) for mean, (_, values) in zip(means, known)]
-            above = [max(values) - mean for mean, (_, values) in zip(means, known)]
+        for k, number in enumerate(chart.numbers):
             title = experiment.numbers.get(number, number).replace("`", "")
-            how = {"linestyle": "-" if chart.joined else "none", "marker": "o", "capsize": 3}
-            axes.errorbar(x, means, (below, above), label=title, **how)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
-        axes.set_title(chart.title, fontsize=10)
+            points = points_of(results, names, number)
+            if chart.joined:
+                draw_joined(axes, points, title)
+            else:
+                draw_apart(axes, points, title, (k - (len(chart.numbers) - 1) / 2) * APART)
+        places = range(len(names))
+        if chart.joined:
+            axes.set_xticks(places, names, rotation=20, ha="right", fontsize=8)
+        else:
+            axes.set_yticks(places, names, fontsize=8)
+            axes.set_ylim(len(names) - 0.5, -0.5)  # (the first is above)
+        axes.set_title(chart.title, fontsize=10, loc="left", pad=18)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        above = {
+            "loc": "lower left",
+            "bbox_to_anchor": (0, 1),
+            "borderaxespad": 0,
+            "frameon": False,
+        }
+        legend = axes.legend(fontsize=8, ncols=len(chart.numbers), columnspacing=1, **above)
+        legend.set_in_layout(False)  # (it may be wider than the chart, which then would shrink)
+
+
+def points_of(results: Results, names: list[str], number: str) -> np.ndarray:
+    """[N, 4]: of each name whose runs all have this number its place, the mean over seeds, and how
+    far the lowest and the highest are from it."""
+    values = {
+        i: results.values(name, number)
+        for i, name in enumerate(names)
+        if results.knows(name, number)
+    }
+    found = {i: (np.mean(xs), min(xs), max(xs)) for i, xs in values.items() if None not in xs}
+    points = [(i, mean, mean - low, high - mean) for i, (mean, low, high) in found.items()]
+    return np.array(points).reshape(-1, 4)
+
+
+def draw_joined(axes: Any, points: np.ndarray, title: str) -> None:
+    axes.errorbar(points[:, 0], points[:, 1], points[:, 2:].T, label=title, marker="o", capsize=3)
+
+
+def draw_apart(axes: Any, points: np.ndarray, title: str, lower: float) -> None:
+    y = points[:, 0] + lower
+    how = {"linestyle": "none", "marker": "o", "markersize": 5, "capsize": 3}
+    axes.errorbar(points[:, 1], y, xerr=points[:, 2:].T, label=title, **how)
