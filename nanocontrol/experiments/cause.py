@@ -17,7 +17,6 @@ here if its arm jumps sooner with every seed.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -103,8 +102,9 @@ def does_it_come_sooner(results: Results, than: str, *arms: str) -> tuple[str, s
     return ours, "reproduced" if sooner else "not reproduced"
 
 
-def sooner(than: Arm, *arms: Arm) -> Callable[[Results], tuple[str, str]]:
-    return lambda results: does_it_come_sooner(results, than.name, *(arm.name for arm in arms))
+def sooner(claim: str, evidence: str, than: Arm, *arms: Arm) -> Claim:
+    names = tuple(arm.name for arm in (than, *arms))
+    return Claim(claim, evidence, lambda results: does_it_come_sooner(results, *names), names)
 
 
 def does_it_never_learn(results: Results) -> tuple[str, str]:
@@ -140,30 +140,29 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     quick=(VARIANCE.name, LIKE_X0.name),
     claims=(
-        Claim(
+        sooner(
             "an encoder that passes the hint on from the start brings it sooner",
             "none in print",
-            sooner(PLAIN, *GAINS.values(), HALF),
+            *(PLAIN, *GAINS.values(), HALF),
         ),
-        *(Claim(claim, where, sooner(VARIANCE, arm)) for claim, where, arm in RIVALS),
-        Claim("a larger learning rate brings it sooner", "none", sooner(VARIANCE, BY_RATE[2e-3])),
-        Claim(
-            "like x0 with the noisy t is sooner than like x0", "none", sooner(LIKE_X0, STRONGEST)
-        ),
-        Claim(
+        *(sooner(claim, where, VARIANCE, arm) for claim, where, arm in RIVALS),
+        sooner("a larger learning rate brings it sooner", "none", VARIANCE, BY_RATE[2e-3]),
+        sooner("like x0 with the noisy t is sooner than like x0", "none", LIKE_X0, STRONGEST),
+        sooner(
             "from the paper's start Gaussian convolutions bring it sooner, too",
             "none",
-            sooner(PLAIN, GAUSSIAN),
+            *(PLAIN, GAUSSIAN),
         ),
-        Claim(
+        sooner(
             "from the paper's start four times the rate brings it sooner, too",
             "none",
-            sooner(PLAIN, FASTER),
+            *(PLAIN, FASTER),
         ),
         Claim(
             "with one zero convolution as condition encoder nothing is learnt",
             "lllyasviel/ControlNet#373, #752",
             does_it_never_learn,
+            (ONE_ZERO.name,),
         ),
     ),
     panels=(

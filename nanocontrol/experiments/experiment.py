@@ -25,11 +25,12 @@ ROWS = {
 
 class Claim(NamedTuple):
     """A row of the table. judge: what we found, with its spread, and the verdict; it is asked only
-    when all arms have run."""
+    when what it compares has run."""
 
     claim: str
     evidence: str  # of the paper, or of who claims it, and where it stands
     judge: Callable[[Results], tuple[str, str]]
+    compares: tuple[str, ...] = ()  # the names of these arms and rows; if none, of all
 
 
 class Panel(NamedTuple):

@@ -37,7 +37,7 @@ def claims_table(found: dict[str, Results | None]) -> str:
 
 def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> list[str]:
     said = [claim.claim, claim.evidence]
-    names = experiment.names
+    names = list(claim.compares) or experiment.names
     if results is None or not results.has(names):
         return [*said, "", NOT_RUN, ""]
     ours, verdict = claim.judge(results)

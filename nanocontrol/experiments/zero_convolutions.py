@@ -16,8 +16,6 @@ Damage: the loss on held-out pairs at step 0, less that of the base alone. Repai
 at which it is no larger. Arms differ where the ranges of their seeds do not meet.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from nanocontrol.experiments.arm import PLAIN, WAITING, Arm
@@ -91,14 +89,18 @@ def compared(results: Results, a: str, b: str) -> tuple[str, bool, bool]:
     return "; ".join(texts), bool(above) and all(above), differ
 
 
-def is_zero_above(other: str) -> Callable[[Results], tuple[str, str]]:
+def zero_above(claim: str, evidence: str, other: str) -> Claim:
     """Whether the plain ControlNet ends better than this one."""
 
     def judge(results: Results) -> tuple[str, str]:
         text, above, _ = compared(results, "zero", other)
         return text, "reproduced" if above else "not reproduced"
 
-    return judge
+    return Claim(claim, evidence, judge, names_of("zero", other))
+
+
+def names_of(*both: str) -> tuple[str, ...]:
+    return tuple(arms[name].name for arms in BOTH.values() for name in both)
 
 
 def is_gaussian_like_lite(results: Results) -> tuple[str, str]:
@@ -116,26 +118,22 @@ EXPERIMENT = Experiment(
             "zero convolutions do the base no harm at first, Gaussian ones do",
             "section 3.1",
             is_zero_harmless,
+            (PLAIN.name, GAUSSIAN.name),
         ),
-        Claim("zero convolutions end better", "section 4.2, figure 8", is_zero_above("gaussian")),
+        zero_above("zero convolutions end better", "section 4.2, figure 8", "gaussian"),
         Claim(
             "with Gaussian convolutions a ControlNet is as good as ControlNet-lite",
             "section 4.2, figure 8",
             is_gaussian_like_lite,
+            names_of("gaussian", "lite"),
         ),
-        Claim(
-            "ControlNet-lite is weaker",
-            "section 4.2, figure 8, tables 1 to 3",
-            is_zero_above("lite"),
-        ),
-        Claim(
+        zero_above("ControlNet-lite is weaker", "section 4.2, figure 8, tables 1 to 3", "lite"),
+        zero_above(
             "it would be with as many weights, too",
             "none (its light network is smaller)",
-            is_zero_above("lite wide"),
+            "lite wide",
         ),
-        Claim(
-            "the copied weights matter", "section 3.1 (no experiment)", is_zero_above("random copy")
-        ),
+        zero_above("the copied weights matter", "section 3.1 (no experiment)", "random copy"),
     ),
     panels=tuple(
         Panel(start, tuple(arm.name for arm in arms.values())) for start, arms in BOTH.items()
