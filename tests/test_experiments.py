@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import train
@@ -29,6 +30,7 @@ from nanocontrol.experiments import (
     gathered,
     light,
     limits,
+    limits_sheet,
     looks,
     middle,
     numbers,
@@ -592,6 +594,19 @@ def test_a_quick_run(name, few, in_this_process, monkeypatch, capsys):
         command.main([name, "--quick"])  # nothing is left to do
         assert "2 of them done: about 0.0 hours" in capsys.readouterr().out
     assert README.read_text() == before
+
+
+@pytest.mark.slow
+def test_a_sheet_has_a_row_for_each_scene(few, monkeypatch, tmp_path):
+    pytest.importorskip("skimage", reason=BROUGHT)
+    pytest.importorskip("sklearn", reason=BROUGHT)
+    monkeypatch.setattr(limits_sheet, "SCENES", 3)
+    monkeypatch.setattr(limits_sheet, "ASSETS", tmp_path)
+    limits_sheet.main()
+    for name, columns in ("prompts", 8), ("hints", 7):
+        picture = np.array(Image.open(tmp_path / f"limits-{name}.png"))
+        assert picture.shape == (16 + 3 * 128, columns * 128, 3)
+    assert (picture[16 : 16 + 128, :128].reshape(-1, 3).max(0) == 255).all()  # the edges
 
 
 @pytest.mark.long
