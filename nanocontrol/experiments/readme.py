@@ -13,6 +13,15 @@ from nanocontrol.experiments.results import Results, results_of
 from nanocontrol.plumbing.files import write_atomically
 
 README = Path(__file__).with_name("README.md")
+FRONT = Path(__file__).parents[2] / "README.md"
+# What a newcomer would most like to know.
+FRONT_ROWS = {
+    "sudden_convergence": "with the paper's start pictures follow their hints only after a long wait",
+    "unlocked": "a base that is not locked forgets",
+    "data_size": "1,000 pictures are enough",
+    "prompt_dropout": "half of the prompts emptied makes it find meanings in the hint",
+    "limits": "a prompt that contradicts the hint does not change what is drawn",
+}
 NOT_RUN = "not run yet"
 SEEDS = 3  # of each arm, that a verdict should have
 HEAD = ["claim", "evidence for it", "ours", "verdict", "minutes"]
@@ -33,6 +42,17 @@ def claims_table(found: dict[str, Results | None]) -> str:
         experiment = experiment_of(name)
         rows += [claim_row(claim, experiment, results) for claim in experiment.claims]
     return table(HEAD, rows)
+
+
+def front_table(found: dict[str, Results | None]) -> str:
+    """Five rows, without the evidence and the minutes."""
+    rows = []
+    for name, text in FRONT_ROWS.items():
+        experiment = experiment_of(name)
+        claim = next(claim for claim in experiment.claims if claim.claim == text)
+        _, _, ours, verdict, _ = claim_row(claim, experiment, found[name])
+        rows.append([text, ours, verdict])
+    return table(["claim", "on nano", "verdict"], rows)
 
 
 def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> list[str]:
@@ -99,12 +119,12 @@ def machines_of(results: Results) -> list[str]:
     return sorted({", ".join(f"{name} {x}" for name, x in own.items()) for own in machines})
 
 
-def with_part(text: str, mark: str, part: str) -> str:
+def with_part(text: str, mark: str, part: str, gap: str = "\n\n") -> str:
     begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README.md has no marks {begin} and {end}")
-    return pattern.sub(lambda _: f"{begin}\n\n{part}\n\n{end}", text)
+        raise ValueError(f"the text has no marks {begin} and {end}")
+    return pattern.sub(lambda _: begin + gap + part + gap + end, text)
 
 
 def written(text: str, found: dict[str, Results | None]) -> str:
@@ -115,10 +135,18 @@ def written(text: str, found: dict[str, Results | None]) -> str:
     return text
 
 
+def front_written(text: str, found: dict[str, Results | None]) -> str:
+    return with_part(text, "claims", front_table(found), gap="\n")
+
+
 def write_readme() -> None:
     found = {name: results_of(name) for name in NAMES}
-    text = written(README.read_text(encoding="utf-8"), found)
-    write_atomically(README, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(README, written(README.read_text(encoding="utf-8"), found))
+    write_text(FRONT, front_written(FRONT.read_text(encoding="utf-8"), found))
+
+
+def write_text(file: Path, text: str) -> None:
+    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

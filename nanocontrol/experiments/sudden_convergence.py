@@ -95,9 +95,10 @@ def steps_or_pairs(results: Results) -> tuple[str, str]:
 def does_it_wait(results: Results) -> tuple[str, str]:
     """The paper's start against the one that passes the hint on: more than twice as long with every
     seed."""
-    ours = f"jumps at step: {results.in_words('jump', (PLAIN.name, VARIANCE.name), 0)}"
+    own, other = (spoken(results.values(arm.name, "jump"), 0) for arm in (PLAIN, VARIANCE))
+    ours = f"jumps at step {own} of 2,000; with a start that passes the hint on at {other} of 400"
     later = min(results.jumps(PLAIN.name)) > 2 * max(results.jumps(VARIANCE.name))
-    return ours + " (of 2,000 and 400)", "reproduced" if later else "not reproduced"
+    return ours, "reproduced" if later else "not reproduced"
 
 
 EXPERIMENT = Experiment(
@@ -137,7 +138,7 @@ EXPERIMENT = Experiment(
             tuple(arm.name for arm in BY_BATCH.values()),
         ),
         Claim(
-            "with the paper's start it comes after a long wait",
+            "with the paper's start pictures follow their hints only after a long wait",
             "section 3.3 (6,100 steps)",
             does_it_wait,
             (PLAIN.name, VARIANCE.name),

@@ -36,13 +36,15 @@ SLOW_DECODER, SLOW_ALL = (
 UNLOCKED = (DECODER, ALL, SLOW_DECODER, SLOW_ALL)
 ARMS = (VARIANCE, *UNLOCKED)
 NAMES = tuple(arm.name for arm in ARMS)
+TITLES = ("locked", *NAMES[1:])
 
 
 def compared(results: Results, number: str, digits: int) -> tuple[str, list[str]]:
     """In words, and the unlocked arms that have more of it with every seed."""
     locked = max(results.values(VARIANCE.name, number))
     more = [name for name in NAMES[1:] if min(results.values(name, number)) > locked]
-    return results.in_words(number, NAMES, digits), more
+    said = (spoken(results.values(name, number), digits) for name in NAMES)
+    return "; ".join(f"{title} {x}" for title, x in zip(TITLES, said)), more
 
 
 def do_they_forget(results: Results) -> tuple[str, str]:
