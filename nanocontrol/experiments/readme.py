@@ -16,7 +16,7 @@ README = Path(__file__).with_name("README.md")
 FRONT = Path(__file__).parents[2] / "README.md"
 # What a newcomer would most like to know.
 FRONT_ROWS = {
-    "sudden_convergence": "with the paper's start pictures follow their hints only after a long wait",
+    "sudden_convergence": "with the paper's start pictures follow only after a long wait",
     "unlocked": "a base that is not locked forgets",
     "data_size": "1,000 pictures are enough",
     "prompt_dropout": "half of the prompts emptied makes it find meanings in the hint",

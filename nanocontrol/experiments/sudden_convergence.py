@@ -138,7 +138,7 @@ EXPERIMENT = Experiment(
             tuple(arm.name for arm in BY_BATCH.values()),
         ),
         Claim(
-            "with the paper's start pictures follow their hints only after a long wait",
+            "with the paper's start pictures follow only after a long wait",
             "section 3.3 (6,100 steps)",
             does_it_wait,
             (PLAIN.name, VARIANCE.name),
