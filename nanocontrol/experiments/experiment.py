@@ -72,12 +72,16 @@ class Experiment:
     sampled: tuple[Row, ...] = ()
     numbers: Mapping[str, str] = field(default_factory=dict)  # of afterwards or sampled: titles
     charts: tuple[Chart, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)  # of arms that are others' elsewhere
     front: tuple[str, ...] = ()  # these rows of the first panel are a small plot of their own
 
     @property
     def names(self) -> list[str]:
         """Of all arms and rows."""
         return [arm.name for arm in self.arms] + [row.name for row in self.sampled]
+
+    def title(self, name: str) -> str:
+        return self.titles.get(name, name)
 
     def row(self, name: str) -> Row:
         return next(row for row in self.sampled if row.name == name)

@@ -14,7 +14,8 @@ SEEDS = range(10)  # that are looked for
 
 def content_of(experiment: Experiment, once: dict, root: Path, file: Path) -> dict:
     """All runs that are done, be they more than were asked for now. file: the results as they were.
-    Its runs stay, but those whose seed has been run here, and those of an arm with other settings.
+    Its runs stay, but those whose seed has been run here, and those of an arm that has other
+    settings or is no more.
     """
     before = json.loads(file.read_text()) if file.exists() else {"arms": {}, "sampled": {}}
     return {

@@ -116,5 +116,6 @@ EXPERIMENT = Experiment(
         Panel("connected", (VARIANCE.name, MIDDLE.name)),
         Panel("in two halves", (FIRST.name, RECONNECTED.name)),
     ),
+    titles={VARIANCE.name: "whole"},
     once=steps_a_second,
 )

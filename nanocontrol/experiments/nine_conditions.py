@@ -38,9 +38,9 @@ NINE = Path("runs/nine")
 NUMBERS = {
     "with": "score",
     "without": "without control",
-    "true": "of true pictures",
+    "true": "score of true pictures",
     "follows": "`follows`",
-    "follows_true": "of true pictures",
+    "follows_true": "`follows` of true pictures",
 }
 
 
@@ -80,7 +80,9 @@ EXPERIMENT = Experiment(
     expected=EXPECTED,
     arms=(),
     claims=tuple(
-        Claim(f"a ControlNet follows: {name}", "section 4.1, figure 7", is_it_followed(name))
+        Claim(
+            f"a ControlNet follows: {name}", "section 4.1, figure 7", is_it_followed(name), (name,)
+        )
         for name in CONDITIONS
     ),
     sampled=tuple(Row(name, partial(measure, name), pictures=1.5) for name in CONDITIONS),

@@ -18,8 +18,8 @@ APART = 0.16  # numbers of one name, so that none hides another
 
 
 def draw(results: Results, experiment: Experiment, path: Path) -> None:
-    """Above the curves, below the charts, of those panels and charts that have runs of two arms to
-    compare. Without matplotlib it says so."""
+    """Above the curves of those panels that have two arms to compare, below the charts. Without
+    matplotlib it says so."""
     panels = [p for p in experiment.panels if sum(results.has([arm]) for arm in p.arms) > 1]
     charts = [c for c in experiment.charts if any(results.has([name]) for name in c.names)]
     if not panels and not charts:
@@ -56,7 +56,10 @@ def draw_panels(figure: Any, results: Results, experiment: Experiment, panels: l
             axes.grid(alpha=0.3)
             for i, arm in enumerate(panel.arms):
                 if results.has([arm]):
-                    draw_arm(axes, results, arm, name, panel.against, f"C{i}")
+                    curves = results.curves(arm, name)
+                    pairs = results.arms[arm]["settings"]["batch_size"]
+                    times = pairs if panel.against == "pairs" else 1
+                    draw_arm(axes, curves, times, experiment.title(arm), f"C{i}")
     for i, panel in enumerate(panels):
         grid[0][i].set_title(panel.title, fontsize=10)
         grid[-1][i].set_xlabel("steps" if panel.against == "step" else "pairs seen")
@@ -64,14 +67,13 @@ def draw_panels(figure: Any, results: Results, experiment: Experiment, panels: l
             grid[0][i].legend(fontsize=7)
 
 
-def draw_arm(axes: Any, results: Results, arm: str, name: str, against: str, colour: str) -> None:
-    curves = results.curves(arm, name)
+def draw_arm(axes: Any, curves: list, times: int, title: str, colour: str) -> None:
+    """times: what steps are multiplied by."""
     if not curves:
         return
     steps, lowest, mean, highest = band(curves)
-    pairs = results.arms[arm]["settings"]["batch_size"] if against == "pairs" else 1
-    x = [step * pairs for step in steps]
-    axes.plot(x, mean, color=colour, label=arm, marker="." if len(x) < 3 else None)
+    x = [step * times for step in steps]
+    axes.plot(x, mean, color=colour, label=title, marker="." if len(x) < 3 else None)
     axes.fill_between(x, lowest, highest, color=colour, alpha=0.15)
 
 
@@ -90,11 +92,11 @@ def draw_charts(figure: Any, results: Results, experiment: Experiment, charts: l
                 draw_joined(axes, points, title)
             else:
                 draw_apart(axes, points, title, (k - (len(chart.numbers) - 1) / 2) * APART)
-        places = range(len(names))
+        places, titles = range(len(names)), [experiment.title(name) for name in names]
         if chart.joined:
-            axes.set_xticks(places, names, rotation=20, ha="right", fontsize=8)
+            axes.set_xticks(places, titles, rotation=20, ha="right", fontsize=8)
         else:
-            axes.set_yticks(places, names, fontsize=8)
+            axes.set_yticks(places, titles, fontsize=8)
             axes.set_ylim(len(names) - 0.5, -0.5)  # (the first is above)
         axes.set_title(chart.title, fontsize=10, loc="left", pad=18)
         axes.grid(alpha=0.3)

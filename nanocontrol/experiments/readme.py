@@ -18,9 +18,9 @@ FRONT = Path(__file__).parents[2] / "README.md"
 FRONT_ROWS = {
     "sudden_convergence": "with the paper's start pictures follow only after a long wait",
     "unlocked": "a base that is not locked forgets",
-    "data_size": "1,000 pictures are enough",
+    "data_size": "with 1,000 pictures it does not collapse",
     "prompt_dropout": "half of the prompts emptied makes it find meanings in the hint",
-    "limits": "a prompt that contradicts the hint does not change what is drawn",
+    "limits": "the hint wins over a prompt that names other kinds",
 }
 NOT_RUN = "not run yet"
 SEEDS = 3  # of each arm, that a verdict should have
@@ -62,8 +62,10 @@ def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> 
         return [*said, "", NOT_RUN, ""]
     ours, verdict = claim.judge(results)
     seeds = min((len(results.runs(name)) for name in names), default=SEEDS)
-    if seeds < SEEDS:
-        verdict += f" (some arms: {seeds} seed{'s' if seeds > 1 else ''} only)"
+    if seeds == 1:
+        verdict = f"one seed says: {verdict}"  # (one of each are always apart)
+    elif seeds < SEEDS:
+        verdict += f" (some arms: {seeds} seeds only)"
     return [*said, ours, verdict, f"{results.minutes:.0f}"]
 
 
@@ -92,7 +94,7 @@ def arms_table(results: Results, experiment: Experiment) -> str:
             cells += own_numbers(results, experiment, arm)
             minutes = spoken([run["seconds"] / 60 for run in runs], 1)
             steps = results.arms[arm]["settings"]["steps"]
-            rows.append([arm, str(len(runs)), str(steps), *cells, minutes])
+            rows.append([experiment.title(arm), str(len(runs)), str(steps), *cells, minutes])
     return table(["arm", "seeds", "steps", *TITLES, *experiment.numbers.values(), "minutes"], rows)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,14 @@ class Results:
         """Of a number at step 0, one for each seed."""
         return [curve[0][1] for curve in self.curves(arm, name)]
 
-    def in_words(self, number: str, names: Sequence[str], digits: int = 2) -> str:
+    def in_words(
+        self, number: str, names: Sequence[str], digits: int = 2, titles: Mapping[str, str] = {}
+    ) -> str:
         """Of several arms or rows: the mean over seeds, and the spread."""
-        said = (f"{name} {spoken(self.values(name, number), digits)}" for name in names)
+        said = (
+            f"{titles.get(name, name)} {spoken(self.values(name, number), digits)}"
+            for name in names
+        )
         return "; ".join(said)
 
     @property
