@@ -42,6 +42,7 @@ from nanocontrol.experiments import (
     sampled,
     sudden_convergence,
     weighting,
+    zero_convolutions,
 )
 from nanocontrol.experiments.afterwards import Afterwards
 from nanocontrol.experiments.arm import PLAIN, Arm, models_of, settings_of, variant_of
@@ -208,8 +209,8 @@ CHANGED = {
     "one zero convolution": Arm("", start=beginnings.one_zero_convolution),
     "gaussian": Arm("", start=beginnings.gaussian_convolutions()),
     "cross norm": Arm("", start=cross_norm.cross_norm()),
-    "lite": Arm("", start=light.blocks_by(light.one_convolution)),
-    "lite wide": Arm("", start=light.blocks_by(light.as_many_weights)),
+    "lite": Arm("", start=light.blocks_by(light.passing_on(light.one_convolution))),
+    "lite wide": Arm("", start=light.blocks_by(light.passing_on(light.as_many_weights))),
     "random copy": Arm("", start=light.random_weights()),
     "concatenation": Arm("", {"unlock": "all"}, concatenated.concatenated()),
 }
@@ -365,6 +366,16 @@ def test_a_light_network_has_as_many_weights_as_the_copy():
         for net in (copy, wide, lite)
     )
     assert abs(n_wide / n - 1) < 0.01 and n_lite < n / 2
+
+
+@pytest.mark.slow
+def test_a_light_network_passes_on_what_differs_as_the_copy_does():
+    spreads = zero_convolutions.spreads()["rows"]
+    for name in ("copy", "lite", "lite wide"):
+        assert 0.3 < spreads[name][-1] / spreads[name][0] < 10
+    for name in ("lite", "lite wide"):
+        faded = spreads[f"{name}, PyTorch's weights"]
+        assert faded[-1] / faded[0] < 0.01
 
 
 # ------------------------------------------------------------------------------ runs and files

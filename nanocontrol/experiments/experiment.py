@@ -28,9 +28,15 @@ class Claim(NamedTuple):
     when what it compares has run."""
 
     claim: str
-    evidence: str  # of the paper, or of who claims it, and where it stands
+    evidence: str  # of the paper, or of who claims it, and where it stands; or "none ..."
     judge: Callable[[Results], tuple[str, str]]
     compares: tuple[str, ...] = ()  # the names of these arms and rows; if none, of all
+
+    def judged(self, results: Results) -> tuple[str, str]:
+        """What nobody claims cannot be reproduced: it is seen here, or not."""
+        ours, verdict = self.judge(results)
+        claimed = not self.evidence.startswith("none")
+        return ours, verdict if claimed else verdict.replace("reproduced", "seen")
 
 
 class Panel(NamedTuple):

@@ -10,17 +10,32 @@ from nanocontrol.schedulers import STEPS
 from nanocontrol.training.measure import HeldOut
 
 
+def spread(x: Tensor) -> float:
+    """How much activations [B, C, H, W] at one place differ from picture to picture: the root mean
+    square over channels and places of the deviation across pictures."""
+    return x.float().var(dim=0).mean().sqrt().item()
+
+
 @torch.no_grad()
 def spread_by_layer(encoder: nn.Sequential, hints: Tensor) -> list[float]:
-    """After each SiLU: how much the activations at one place differ from hint to hint, the root
-    mean square over channels and places of the deviation across hints [n, 3, H, W]."""
+    """After each SiLU, across hints [n, 3, H, W]."""
     spreads = []
     x = hints.to(next(encoder.parameters()))
     for module in encoder:
         x = module(x)
         if isinstance(module, nn.SiLU):
-            spreads.append(x.float().var(dim=0).mean().sqrt().item())
+            spreads.append(spread(x))
     return spreads
+
+
+@torch.no_grad()
+def spread_by_block(sd: StableDiffusion, control: ControlNet, n: int = 16) -> list[float]:
+    """After each of the copy's blocks, across latents of noise alone, at t 999, without a hint."""
+    size = sd.size // 8
+    x = torch.randn(n, 4, size, size, generator=torch.Generator().manual_seed(0))
+    emb = control.embed_time(torch.full((n,), STEPS - 1))
+    outputs = control.encode(x, emb, sd.encode_prompts([""] * n))
+    return [spread(output) for output in outputs]
 
 
 def parts_of(control: ControlNet) -> dict[str, list[nn.Module]]:

@@ -3,6 +3,7 @@ copy, and the copy's own architecture with random weights."""
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from nanocontrol import ControlNet, StableDiffusion
@@ -29,6 +30,22 @@ def as_many_weights(old: Block, channels: int, out_channels: int, stride: int) -
         nn.SiLU(),
         nn.Conv2d(width, out_channels, 3, padding=1),
     )
+
+
+def passing_on(make: NewBlock) -> NewBlock:
+    """Its convolutions start as `--hint-init variance` has the condition encoder's. Nothing leads
+    around them, so with PyTorch's weights pictures would hardly differ any more behind them."""
+
+    @torch.no_grad()
+    def made(old: Block, channels: int, out_channels: int, stride: int) -> Block:
+        block = make(old, channels, out_channels, stride)
+        for module in block:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight).mul_(1.4)
+                module.bias.zero_()
+        return block
+
+    return made
 
 
 def as_it_is(old: Block, channels: int, out_channels: int, stride: int) -> Block:

@@ -60,7 +60,7 @@ def claim_row(claim: Claim, experiment: Experiment, results: Results | None) -> 
     names = list(claim.compares) or experiment.names
     if results is None or not results.has(names):
         return [*said, "", NOT_RUN, ""]
-    ours, verdict = claim.judge(results)
+    ours, verdict = claim.judged(results)
     seeds = min((len(results.runs(name)) for name in names), default=SEEDS)
     if seeds == 1:
         verdict = f"one seed says: {verdict}"  # (one of each are always apart)

@@ -10,20 +10,26 @@ base at the beginning.
 network with the copy's number of weights, and the copy's architecture with random weights. All
 under PyTorch's start of the condition encoder, and under the variance-keeping one: where the
 encoder passes nothing on, whatever moves first learns first. A start under which neither of two
-arms jumps tells nothing of them.
+arms jumps tells nothing of them. A light network's convolutions have no way around them, and fade
+with PyTorch's weights as the condition encoder does (the table of spreads); so that the network is
+judged, and not its first weights, they start with others.
 
 Damage: the loss on held-out pairs at step 0, less that of the base alone. Repaired: the first look
 at which it is no larger. Arms differ where the ranges of their seeds do not meet.
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from nanocontrol.experiments.arm import PLAIN, WAITING, Arm
+from nanocontrol.experiments.arm import PLAIN, WAITING, Arm, models_of, settings_of, unchanged
 from nanocontrol.experiments.experiment import Claim, Experiment, Panel
+from nanocontrol.experiments.inside import spread_by_block
 from nanocontrol.experiments.light import (
     as_many_weights,
     blocks_by,
     one_convolution,
+    passing_on,
     random_weights,
 )
 from nanocontrol.experiments.numbers import apart, spoken
@@ -39,8 +45,8 @@ but ends lower than the copy: at this size by little.
 """
 
 CHANGES = {
-    "lite": blocks_by(one_convolution),
-    "lite wide": blocks_by(as_many_weights),
+    "lite": blocks_by(passing_on(one_convolution)),
+    "lite wide": blocks_by(passing_on(as_many_weights)),
     "random copy": random_weights(),
 }
 UNDER_PYTORCH = {
@@ -89,6 +95,19 @@ def compared(results: Results, a: str, b: str) -> tuple[str, bool, bool]:
     return "; ".join(texts), bool(above) and all(above), differ
 
 
+def spreads() -> dict:
+    """At step 0, after each of the copy's blocks; PyTorch's weights beside those of the arms."""
+    by_pytorch = {"lite": blocks_by(one_convolution), "lite wide": blocks_by(as_many_weights)}
+    starts = {"copy": unchanged, **CHANGES}
+    starts |= {f"{name}, PyTorch's weights": start for name, start in by_pytorch.items()}
+    rows = {}
+    for name, start in starts.items():
+        sd, control, _ = models_of(Arm(name, start=start), settings_of(PLAIN, 0, Path("unused")))
+        rows[name] = spread_by_block(sd, control)
+    blocks = [*(str(i) for i in range(len(rows["copy"]) - 1)), "middle"]
+    return {"head": ["spread after block", *blocks], "rows": rows}
+
+
 def zero_above(claim: str, evidence: str, other: str) -> Claim:
     """Whether the plain ControlNet ends better than this one."""
 
@@ -112,6 +131,7 @@ EXPERIMENT = Experiment(
     name="zero_convolutions",
     expected=EXPECTED,
     arms=tuple(arm for arms in BOTH.values() for arm in arms.values()),
+    titles={PLAIN.name: "zero", VARIANCE.name: "zero variance"},
     quick=(UNDER_VARIANCE["zero"].name, UNDER_VARIANCE["gaussian"].name),
     claims=(
         Claim(
@@ -135,6 +155,7 @@ EXPERIMENT = Experiment(
         ),
         zero_above("the copied weights matter", "section 3.1 (no experiment)", "random copy"),
     ),
+    once=spreads,
     panels=tuple(
         Panel(start, tuple(arm.name for arm in arms.values())) for start, arms in BOTH.items()
     ),
