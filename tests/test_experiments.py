@@ -737,6 +737,8 @@ def test_claims_are_judged_by_their_rules():
     judge = judges["zero convolutions end better"]
     lower = made_up({name: [0.2] * 3 if "gaussian" in name else [0.6] * 3 for name in names})
     assert judge(lower)[1] == "reproduced"
+    one = made_up({n: [0.2] * 3 if n == "gaussian variance" else [0.6] * 3 for n in names})
+    assert judge(one)[1] == "reproduced with the variance-keeping start only"
     level = made_up({name: [0.5, 0.6, 0.7] for name in names})
     assert judge(level)[1] == "not reproduced"
     assert (

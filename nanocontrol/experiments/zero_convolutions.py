@@ -6,13 +6,14 @@ about as weak as (c), and takes that as a sign that training destroys the copied
 weak to follow hints without a prompt. Section 3.1: zero convolutions keep harmful noise from the
 base at the beginning.
 
-(c) differs from (a) in its number of weights as well as in being no copy. So two arms more: a light
-network with the copy's number of weights, and the copy's architecture with random weights. All
-under PyTorch's start of the condition encoder, and under the variance-keeping one: where the
-encoder passes nothing on, whatever moves first learns first. A start under which neither of two
-arms jumps tells nothing of them. A light network's convolutions have no way around them, and fade
-with PyTorch's weights as the condition encoder does (the table of spreads); so that the network is
-judged, and not its first weights, they start with others.
+(c) differs from (a) in its number of weights as well as in being no copy, and it knows neither t
+nor the prompt. So two arms more: a light network with the copy's number of weights (two
+convolutions a block: "wide"), and the copy's architecture with random weights. All under PyTorch's
+start of the condition encoder, and under the variance-keeping one: where the encoder passes nothing
+on, whatever moves first learns first. A start under which neither of two arms jumps tells nothing
+of them. A light network's convolutions have no way around them, and fade with PyTorch's weights as
+the condition encoder does (the table of spreads); so that the network is judged, and not its first
+weights, they start with others.
 
 Damage: the loss on held-out pairs at step 0, less that of the base alone. Repaired: the first look
 at which it is no larger. Arms differ where the ranges of their seeds do not meet.
@@ -59,7 +60,7 @@ UNDER_VARIANCE = {
     "gaussian": GAUSSIAN_SOON,
     **{name: like_variance(f"{name} variance", change) for name, change in CHANGES.items()},
 }
-BOTH = {"PyTorch's start": UNDER_PYTORCH, "variance-keeping start": UNDER_VARIANCE}
+BOTH = {"PyTorch's start": UNDER_PYTORCH, "the variance-keeping start": UNDER_VARIANCE}
 
 
 def damage(results: Results, arm: str) -> list[float]:
@@ -81,18 +82,18 @@ def is_zero_harmless(results: Results) -> tuple[str, str]:
     return ours, "reproduced" if max(zero) < min(gaussian) else "not reproduced"
 
 
-def compared(results: Results, a: str, b: str) -> tuple[str, bool, bool]:
-    """Under each start `follows` at the end of two arms, whether the first is above the second
-    under all that tell of them, and whether they differ under either."""
-    texts, above, differ = [], [], False
+def compared(results: Results, a: str, b: str) -> tuple[str, dict[str, bool], bool]:
+    """Under each start `follows` at the end of two arms; whether the first is above the second, for
+    each start that tells of them; and whether they differ under any."""
+    texts, above, differ = [], {}, False
     for start, arms in BOTH.items():
         names = arms[a].name, arms[b].name
         ours, other = (results.values(name, "follows") for name in names)
         texts.append(f"{start}: {a} {spoken(ours)}, {b} {spoken(other)}")
         if any(np.isfinite(results.jumps(name)).any() for name in names):
-            above.append(min(ours) > max(other))
+            above[start] = min(ours) > max(other)
             differ = differ or apart(ours, other)
-    return "; ".join(texts), bool(above) and all(above), differ
+    return "; ".join(texts), above, differ
 
 
 def spreads() -> dict:
@@ -113,7 +114,10 @@ def zero_above(claim: str, evidence: str, other: str) -> Claim:
 
     def judge(results: Results) -> tuple[str, str]:
         text, above, _ = compared(results, "zero", other)
-        return text, "reproduced" if above else "not reproduced"
+        where = [start for start in above if above[start]]
+        if where and len(where) < len(above):
+            return text, f"reproduced with {where[0]} only"
+        return text, "reproduced" if where else "not reproduced"
 
     return Claim(claim, evidence, judge, names_of("zero", other))
 
