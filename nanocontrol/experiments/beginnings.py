@@ -13,17 +13,22 @@ def convolutions(encoder: nn.Sequential) -> list[nn.Conv2d]:
     return [module for module in encoder[:-1] if isinstance(module, nn.Conv2d)]
 
 
-def variance_keeping(gain: float) -> Start:
-    """The condition encoder starts with Kaiming's weights times the gain. 1.4 is train.py's
-    `--hint-init variance`; PyTorch's own weights are 0.41 times Kaiming's, and have biases."""
+@torch.no_grad()
+def keep_variance(module: nn.Conv2d, gain: float) -> None:
+    """Kaiming's weights times the gain, no biases. 1.4 is train.py's `--hint-init variance`;
+    PyTorch's own weights are 0.41 times Kaiming's, and have biases."""
+    # (Drawn in this order, whatever the order in memory, the numbers are train.py's.)
+    drawn = nn.init.kaiming_normal_(module.weight.contiguous())
+    module.weight.copy_(drawn.mul_(gain))
+    module.bias.zero_()
 
-    @torch.no_grad()
+
+def variance_keeping(gain: float) -> Start:
+    """The condition encoder starts so."""
+
     def start(sd: StableDiffusion, control: ControlNet) -> None:
         for module in convolutions(control.input_hint_block):
-            # (Drawn in this order, whatever the order in memory, the numbers are train.py's.)
-            drawn = nn.init.kaiming_normal_(module.weight.contiguous())
-            module.weight.copy_(drawn.mul_(gain))
-            module.bias.zero_()
+            keep_variance(module, gain)
 
     return start
 

@@ -3,11 +3,11 @@ copy, and the copy's own architecture with random weights."""
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from nanocontrol import ControlNet, StableDiffusion
 from nanocontrol.experiments.arm import Start
+from nanocontrol.experiments.beginnings import keep_variance
 from nanocontrol.unet import Block, Downsample
 
 # Of a block, the channels that it takes and gives, and its stride: what comes in its place.
@@ -36,13 +36,11 @@ def passing_on(make: NewBlock) -> NewBlock:
     """Its convolutions start as `--hint-init variance` has the condition encoder's. Nothing leads
     around them, so with PyTorch's weights pictures would hardly differ any more behind them."""
 
-    @torch.no_grad()
     def made(old: Block, channels: int, out_channels: int, stride: int) -> Block:
         block = make(old, channels, out_channels, stride)
         for module in block:
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight).mul_(1.4)
-                module.bias.zero_()
+                keep_variance(module, 1.4)
         return block
 
     return made
