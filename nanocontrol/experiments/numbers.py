@@ -78,8 +78,8 @@ def spoken(values: Sequence[float | None], digits: int = 2) -> str:
     there = [value for value in values if value is not None]
     if not there:
         return "none"
-    text = f"{np.mean(there):.{digits}f}"
+    text = f"{np.mean(there):z.{digits}f}"  # (z: no -0.00)
     if len(there) > 1:
-        text += f" ({min(there):.{digits}f} to {max(there):.{digits}f})"
+        text += f" ({min(there):z.{digits}f} to {max(there):z.{digits}f})"
     missing = len(values) - len(there)
     return text + (f", none in {missing} of {len(values)}" if missing else "")

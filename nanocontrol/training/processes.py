@@ -78,5 +78,5 @@ class Processes:
             dist.barrier()
 
     def leave(self) -> None:
-        if self.size > 1:
+        if dist.is_initialized():  # also by torchrun with a single one
             dist.destroy_process_group()
