@@ -119,7 +119,10 @@ def points_of(results: Results, names: list[str], number: str) -> np.ndarray:
         if results.knows(name, number)
     }
     found = {i: (np.mean(xs), min(xs), max(xs)) for i, xs in values.items() if None not in xs}
-    points = [(i, mean, mean - low, high - mean) for i, (mean, low, high) in found.items()]
+    # (The mean of equal values is rounded: it may be below the lowest.)
+    points = [
+        (i, mean, max(0, mean - low), max(0, high - mean)) for i, (mean, low, high) in found.items()
+    ]
     return np.array(points).reshape(-1, 4)
 
 

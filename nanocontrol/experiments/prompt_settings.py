@@ -2,7 +2,9 @@
 
 The paper (arXiv v1, experimental settings): pictures are made with no prompt, with a default one
 ("a professional, detailed, high-quality image"), with an automatic one (a caption of what the
-default one gave) and with the user's. Its guidance is 9. Section 3.4, figure 5: without a prompt
+default one gave) and with the user's. Its guidance is 9. (The printed one, section 4.2, has none,
+an insufficient one, which is the default, a conflicting one, which limits.py tries, and a perfect
+one, and says that a ControlNet succeeds with all four.) Section 3.4, figure 5: without a prompt
 the control is in both halves of the guidance, which then strengthens nothing, so it is given to the
 prompted half alone, weighted by resolution (CFG-RW); the original's guess mode is another way.
 
