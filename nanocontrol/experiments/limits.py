@@ -2,7 +2,8 @@
 
 Contradiction. The paper (arXiv v1, limitation): where the meaning of a hint is misread, it seems
 difficult to repair, even by a strong prompt. Section 4.2, figure 8, has prompts that conflict with
-the hint, and says that a ControlNet succeeds with them. Here the prompt names other kinds than the hint shows, and, by itself, other colours.
+the hint, and says that a ControlNet succeeds with them. Here the prompt names other kinds than the
+hint shows, and, by itself, other colours.
 Part of the steps. The paper (arXiv v1, coarse-level control): without control in the last half of
 the steps pictures follow their hints loosely only.
 Two controls. Section 3.4, figure 6: the outputs of several ControlNets are added, with no further
