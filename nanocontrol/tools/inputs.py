@@ -18,7 +18,7 @@ from nanocontrol.sampling import Strength
 from nanocontrol.tools.explain import name_of
 from nanocontrol.unet import UNetConfig
 
-DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.1 of the paper
+DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.2 of the paper
 
 
 @dataclass(frozen=True)
