@@ -79,3 +79,5 @@ def done_in_processes(waiting: list[Measurement], beside: int) -> Iterator[None]
         ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)  # the first process stops them
         with get_context("spawn").Pool(beside, *ignore) as pool:
             yield from pool.imap_unordered(measure, waiting)
+            pool.close()
+            pool.join()  # ended by themselves they leave no semaphores behind
