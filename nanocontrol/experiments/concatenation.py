@@ -8,11 +8,14 @@ the U-Net's input and trains all of it; it took a cluster and 12 million pairs, 
 Here both start from nano. At equal compute: a step of this one has fewer multiplications
 (compute.py counts them), so it is given more steps. With much data, 1,600 scenes, and little, 100.
 What it forgets is measured as in `unlocked`. With the ControlNets' learning rate (nano itself was
-trained at nearly the same), and with a fifth of it.
+trained at nearly the same), and with a fifth of it; half of it was added when both had been seen,
+as the one harmed the base and with the other little was learnt.
 
 An arm is below another where all of its seeds are. The hint is the same, as is what is seen of
 it: no line is lost by the latent's size (concatenated.py).
 """
+
+import numpy as np
 
 from nanocontrol.experiments.afterwards import Afterwards, what_is_left
 from nanocontrol.experiments.concatenated import concatenated
@@ -32,33 +35,39 @@ STEPS = 458  # as much arithmetic as 400 of the ControlNet's; a test holds it
 LITTLE = 100
 SETTINGS = {"unlock": "all", "steps": STEPS}
 CONCATENATION = like_variance("concatenation", concatenated(), **SETTINGS)
+HALF = like_variance("concatenation, half", concatenated(), **SETTINGS, lr=5e-4)
 SLOW = like_variance("concatenation, a fifth", concatenated(), **SETTINGS, lr=2e-4)
 FEW = like_variance("variance, 100 scenes", scenes=LITTLE)
 CONCATENATION_FEW = like_variance(
     "concatenation, 100 scenes", concatenated(), **SETTINGS, scenes=LITTLE
 )
-ARMS = (VARIANCE, CONCATENATION, SLOW, FEW, CONCATENATION_FEW)
+ARMS = (VARIANCE, CONCATENATION, HALF, SLOW, FEW, CONCATENATION_FEW)
 NAMES = tuple(arm.name for arm in ARMS)
 TITLES = {VARIANCE.name: "ControlNet", FEW.name: "ControlNet, 100 scenes"}
 
 
 def is_it_as_good(results: Results) -> tuple[str, str]:
-    """The better of its two rates."""
-    best = max(NAMES[1:3], key=lambda name: sum(results.values(name, "follows")))
-    ours = f"`follows`, much data: {results.in_words('follows', NAMES[:3], 2, TITLES)}"
-    control, other = (results.values(name, "follows") for name in (VARIANCE.name, best))
-    return ours, "not reproduced" if max(control) < min(other) else "reproduced"
+    """The better of its rates, by the mean of `follows`."""
+    rates = (CONCATENATION.name, HALF.name, SLOW.name)
+    best = max(rates, key=lambda name: np.mean(results.values(name, "follows")))
+    said, below = [], {}
+    for number in "follows", "score":
+        control, other = (results.values(name, number) for name in (VARIANCE.name, best))
+        said.append(f"`{number}`: {results.in_words(number, (VARIANCE.name, *rates), 2, TITLES)}")
+        below[number] = max(control) < min(other)
+    verdict = "reproduced by `follows`, not by the score" if below["score"] else "reproduced"
+    return "; ".join(said), "not reproduced" if below["follows"] else verdict
 
 
 def is_it_worse_with_little(results: Results) -> tuple[str, str]:
     control, other = (results.values(arm.name, "follows") for arm in (FEW, CONCATENATION_FEW))
-    ours = f"`follows`: {results.in_words('follows', NAMES[3:], 2, TITLES)}"
+    ours = f"`follows`: {results.in_words('follows', NAMES[4:], 2, TITLES)}"
     return ours, "reproduced" if max(other) < min(control) else "not reproduced"
 
 
 def does_it_forget(results: Results) -> tuple[str, str]:
     locked = max(results.values(VARIANCE.name, "base_loss"))
-    others = (CONCATENATION.name, SLOW.name, CONCATENATION_FEW.name)
+    others = (CONCATENATION.name, HALF.name, SLOW.name, CONCATENATION_FEW.name)
     more = all(min(results.values(name, "base_loss")) > locked for name in others)
     text = results.in_words("base_loss", (VARIANCE.name, *others), 4, TITLES)
     ours = f"loss without hint: {text}"
@@ -87,7 +96,7 @@ EXPERIMENT = Experiment(
             does_it_forget,
         ),
     ),
-    panels=(Panel("1,600 scenes", NAMES[:3]), Panel("100 scenes", NAMES[3:])),
+    panels=(Panel("1,600 scenes", NAMES[:4]), Panel("100 scenes", NAMES[4:])),
     afterwards=Afterwards(what_is_left, pictures=1),
     numbers=LEFT,
     titles=TITLES,

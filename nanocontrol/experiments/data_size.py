@@ -11,6 +11,8 @@ It does not collapse if every seed with 1,000 scenes jumps, and has half of the 
 largest number has. More is better if every seed with the largest number is above all with 1,000.
 """
 
+import math
+
 import numpy as np
 
 from nanocontrol.experiments.experiment import Chart, Claim, Experiment, Panel
@@ -26,10 +28,11 @@ thirds of the largest. 1,000 scenes are worse by a tenth. 10,000 and 12,000 do n
 """
 
 STEPS, BATCH = 1500, 8
+EVERY = 250  # steps, between two looks
 SIZES = (100, 1000, 10_000, STEPS * BATCH)
 TITLES = ("100 scenes", "1000 scenes", "10000 scenes", "each scene once")
 ARMS = {
-    n: like_variance(title, scenes=n, steps=STEPS, sample_every=250)
+    n: like_variance(title, scenes=n, steps=STEPS, sample_every=EVERY)
     for n, title in zip(SIZES, TITLES)
 }
 
@@ -37,9 +40,11 @@ ARMS = {
 def is_there_no_collapse(results: Results) -> tuple[str, str]:
     name = ARMS[1000].name
     few, most = (results.values(n, "follows") for n in (name, ARMS[SIZES[-1]].name))
-    ours = f"`follows`: 1000 scenes {spoken(few)}, each once {spoken(most)}; jump at "
-    ours += spoken(results.values(name, "jump"), 0)
-    learnt = np.isfinite(results.jumps(name)).all() and min(few) > np.mean(most) / 2
+    jumps = results.jumps(name)
+    ours = f"`follows`: 1000 scenes {spoken(few)}, each once {spoken(most)}"
+    learnt = np.isfinite(jumps).all() and min(few) > np.mean(most) / 2
+    if learnt:
+        ours += f"; jumped before step {EVERY * math.ceil(max(jumps) / EVERY)}"
     return ours, "reproduced" if learnt else "not reproduced"
 
 

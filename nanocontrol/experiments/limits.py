@@ -123,6 +123,7 @@ CONTRADICTIONS = {
     KIND: (other_kinds, 1.0, None),
     f"{KIND}, strength 0.5": (other_kinds, 0.5, None),
     f"{KIND}, guidance 5": (other_kinds, 1.0, 5.0),
+    f"{KIND}, no control": (other_kinds, 0.0, None),
     COLOUR: (other_colours, 1.0, None),
 }
 
@@ -218,9 +219,9 @@ def does_the_hint_win(results: Results) -> tuple[str, str]:
 
 
 def is_it_still_followed(results: Results) -> tuple[str, str]:
-    names = NEVER, KIND, AGREES
+    names = f"{KIND}, no control", KIND, AGREES
     never, other, agreeing = (results.values(name, "score") for name in names)
-    said = f"no control {spoken(never)}, other kinds {spoken(other)}, agreeing {spoken(agreeing)}"
+    said = f"{spoken(other)}, without control {spoken(never)}, if they agree {spoken(agreeing)}"
     verdict = "reproduced" if min(other) > max(never) else "not reproduced"
     return f"score of the edges: {said}", verdict
 
@@ -276,7 +277,7 @@ EXPERIMENT = Experiment(
             does_the_hint_win,
         ),
         Claim(
-            "with such a prompt the hint is still followed (asked after the runs)",
+            "a hint is still followed if the prompt names other kinds (asked after the runs)",
             "section 4.2, figure 8 (conflicting prompts: it succeeds)",
             is_it_still_followed,
         ),
@@ -292,11 +293,16 @@ EXPERIMENT = Experiment(
             "none (section 3.4, figure 6 has some that agree)",
             do_both_lose,
         ),
-        Claim("edges of photographs are followed", "none", is_it_followed("photographs")),
-        Claim("a drawing by hand is followed", "none", is_it_followed("by hand")),
+        Claim(
+            "edges of photographs are followed more than by chance",
+            "none",
+            is_it_followed("photographs"),
+        ),
+        Claim("so is a drawing by hand", "none", is_it_followed("by hand")),
     ),
     sampled=ROWS,
     numbers=NUMBERS,
+    titles={AGREES: "prompt agrees (all steps)"},
     charts=(
         Chart("contradiction", tuple(CONTRADICTIONS), ("of_hint", "of_prompt", "colours")),
         Chart("control in the first steps", DOSE, ("score", "placed", "follows"), joined=True),

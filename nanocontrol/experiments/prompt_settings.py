@@ -170,8 +170,9 @@ EXPERIMENT = Experiment(
     ),
     sampled=tuple(ROWS),
     numbers=NUMBERS,
+    titles={row.name: f"{row.name}, guidance {OWN}" for row in ROWS[:12]},
     charts=(
-        Chart("guidance 2.5", tuple(row.name for row in ROWS[:12]), tuple(NUMBERS)),
+        Chart(f"guidance {OWN}", tuple(row.name for row in ROWS[:12]), tuple(NUMBERS)),
         by_guidance("user's", "plain"),
         by_guidance("none", "weighted"),
     ),

@@ -20,7 +20,7 @@ FRONT_ROWS = {
     "unlocked": "a base that is not locked forgets",
     "data_size": "with 1,000 pictures it does not collapse",
     "prompt_dropout": "half of the prompts emptied makes it find meanings in the hint",
-    "limits": "the hint wins over a prompt that names other kinds",
+    "limits": "a hint is still followed if the prompt names other kinds (asked after the runs)",
 }
 NOT_RUN = "not run yet"
 SEEDS = 3  # of each arm, that a verdict should have
