@@ -175,5 +175,6 @@ EXPERIMENT = Experiment(
         Chart(f"guidance {OWN}", tuple(row.name for row in ROWS[:12]), tuple(NUMBERS)),
         by_guidance("user's", "plain"),
         by_guidance("none", "weighted"),
+        by_guidance("none", "guess"),
     ),
 )
