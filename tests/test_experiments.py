@@ -35,6 +35,7 @@ from nanocontrol.experiments import (
     middle,
     numbers,
     pictures,
+    plot,
     prompt_settings,
     readme,
     rule,
@@ -126,6 +127,7 @@ def test_a_spread_is_said_in_words():
     assert numbers.spoken([0.5, 0.6, 0.55]) == "0.55 (0.50 to 0.60)"
     assert numbers.spoken([100.0, None], 0) == "100, none in 1 of 2"
     assert numbers.spoken([None]) == "none"
+    assert numbers.spoken([-1e-6, 1e-6], 4) == "0.0000 (0.0000 to 0.0000)"
 
 
 # ----------------------------------------------------------------------------------- the arms
@@ -783,6 +785,12 @@ def test_the_two_arms_of_quick_share_a_panel():
     for experiment in map(experiment_of, NAMES):
         if experiment.quick:
             assert any({*experiment.quick} <= {*panel.arms} for panel in experiment.panels)
+
+
+def test_what_is_drawn_never_lies_outside_its_bar():
+    """The mean of three times 0.1 is a little more than 0.1."""
+    below, above = plot.points_of(made_up({"same": [0.1] * 3}), ["same"], "follows")[0, 2:]
+    assert (below, above) == pytest.approx((0, 0)) and below >= 0 and above >= 0
 
 
 def jumping(jumps: dict[str, list[float | None]], steps: int = 400) -> Results:
