@@ -43,17 +43,18 @@ CONCATENATION_FEW = like_variance(
 )
 ARMS = (VARIANCE, CONCATENATION, HALF, SLOW, FEW, CONCATENATION_FEW)
 NAMES = tuple(arm.name for arm in ARMS)
+RATES = (CONCATENATION.name, HALF.name, SLOW.name)
+MUCH_DATA, LITTLE_DATA = (VARIANCE.name, *RATES), (FEW.name, CONCATENATION_FEW.name)
 TITLES = {VARIANCE.name: "ControlNet", FEW.name: "ControlNet, 100 scenes"}
 
 
 def is_it_as_good(results: Results) -> tuple[str, str]:
     """The better of its rates, by the mean of `follows`."""
-    rates = (CONCATENATION.name, HALF.name, SLOW.name)
-    best = max(rates, key=lambda name: np.mean(results.values(name, "follows")))
+    best = max(RATES, key=lambda name: np.mean(results.values(name, "follows")))
     said, below = [], {}
     for number in "follows", "score":
         control, other = (results.values(name, number) for name in (VARIANCE.name, best))
-        said.append(f"`{number}`: {results.in_words(number, (VARIANCE.name, *rates), 2, TITLES)}")
+        said.append(f"`{number}`: {results.in_words(number, MUCH_DATA, 2, TITLES)}")
         below[number] = max(control) < min(other)
     verdict = "reproduced by `follows`, not by the score" if below["score"] else "reproduced"
     return "; ".join(said), "not reproduced" if below["follows"] else verdict
@@ -61,13 +62,13 @@ def is_it_as_good(results: Results) -> tuple[str, str]:
 
 def is_it_worse_with_little(results: Results) -> tuple[str, str]:
     control, other = (results.values(arm.name, "follows") for arm in (FEW, CONCATENATION_FEW))
-    ours = f"`follows`: {results.in_words('follows', NAMES[4:], 2, TITLES)}"
+    ours = f"`follows`: {results.in_words('follows', LITTLE_DATA, 2, TITLES)}"
     return ours, "reproduced" if max(other) < min(control) else "not reproduced"
 
 
 def does_it_forget(results: Results) -> tuple[str, str]:
     locked = max(results.values(VARIANCE.name, "base_loss"))
-    others = (CONCATENATION.name, HALF.name, SLOW.name, CONCATENATION_FEW.name)
+    others = (*RATES, CONCATENATION_FEW.name)
     more = all(min(results.values(name, "base_loss")) > locked for name in others)
     text = results.in_words("base_loss", (VARIANCE.name, *others), 4, TITLES)
     ours = f"loss without hint: {text}"
@@ -96,7 +97,7 @@ EXPERIMENT = Experiment(
             does_it_forget,
         ),
     ),
-    panels=(Panel("1,600 scenes", NAMES[:4]), Panel("100 scenes", NAMES[4:])),
+    panels=(Panel("1,600 scenes", MUCH_DATA), Panel("100 scenes", LITTLE_DATA)),
     afterwards=Afterwards(what_is_left, pictures=1),
     numbers=LEFT,
     titles=TITLES,

@@ -118,12 +118,13 @@ def contradicted(
 
 
 AGREES, KIND, COLOUR = "prompt agrees", "prompt names other kinds", "prompt names other colours"
+KIND_ALONE = f"{KIND}, no control"
 CONTRADICTIONS = {
     AGREES: (as_it_is, 1.0, None),
     KIND: (other_kinds, 1.0, None),
     f"{KIND}, strength 0.5": (other_kinds, 0.5, None),
     f"{KIND}, guidance 5": (other_kinds, 1.0, 5.0),
-    f"{KIND}, no control": (other_kinds, 0.0, None),
+    KIND_ALONE: (other_kinds, 0.0, None),
     COLOUR: (other_colours, 1.0, None),
 }
 
@@ -219,7 +220,7 @@ def does_the_hint_win(results: Results) -> tuple[str, str]:
 
 
 def is_it_still_followed(results: Results) -> tuple[str, str]:
-    names = f"{KIND}, no control", KIND, AGREES
+    names = KIND_ALONE, KIND, AGREES
     never, other, agreeing = (results.values(name, "score") for name in names)
     said = f"{spoken(other)}, without control {spoken(never)}, if they agree {spoken(agreeing)}"
     verdict = "reproduced" if min(other) > max(never) else "not reproduced"

@@ -104,6 +104,7 @@ def rows() -> list[Row]:
 
 
 ROWS = rows()
+AT_OWN = tuple(row.name for row in ROWS if "guidance" not in row.name)
 
 
 def do_prompts_help(results: Results) -> tuple[str, str]:
@@ -170,9 +171,9 @@ EXPERIMENT = Experiment(
     ),
     sampled=tuple(ROWS),
     numbers=NUMBERS,
-    titles={row.name: f"{row.name}, guidance {OWN}" for row in ROWS[:12]},
+    titles={name: f"{name}, guidance {OWN}" for name in AT_OWN},
     charts=(
-        Chart(f"guidance {OWN}", tuple(row.name for row in ROWS[:12]), tuple(NUMBERS)),
+        Chart(f"guidance {OWN}", AT_OWN, tuple(NUMBERS)),
         by_guidance("user's", "plain"),
         by_guidance("none", "weighted"),
         by_guidance("none", "guess"),
