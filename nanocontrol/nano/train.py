@@ -52,11 +52,20 @@ class Settings:
     """A flag each."""
 
     part: str
-    base: str = knob(None, "a Stable Diffusion whose VAE is trained (base, decoder)", absolute)
+    base: str = knob(
+        None,
+        "a Stable Diffusion whose VAE is trained (base, decoder), or is trained on (vae)",
+        absolute,
+    )
     out: str = knob(None, "the run's folder (default: runs/PART-1, -2, ...)", absolute)
     steps: int = knob(6000, "of the optimizer; the learning rate falls over them", at_least(1))
     batch_size: int = knob(32, "pictures in a step", at_least(1))
     lr: float = knob(1e-3, "learning rate at its highest", positive)
+    latent_noise: float = knob(
+        None,
+        "noise on the latents, in their standard deviations: up to this much (vae, decoder)",
+        fraction,
+    )
     drop_prompt: float = knob(0.1, "share of the prompts that are emptied (base)", fraction)
     scenes: int = knob(50_000, "drawn scenes to train on", at_least(1))
     size: int = knob(None, "of a picture (default: --base's; without a base 64)", int, SIZES)
@@ -70,17 +79,24 @@ class Settings:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "vae": {"steps": 14_000, "batch_size": 8, "lr": 1.2e-3, "scenes": HELD_OUT, "size": PIXELS},
+    "vae": {
+        "steps": 14_000,
+        "batch_size": 8,
+        "lr": 1.2e-3,
+        "scenes": HELD_OUT,
+        "latent_noise": 0.25,
+    },
     "base": {},
-    "decoder": {"batch_size": 8, "lr": 6e-4, "scenes": HELD_OUT},
+    "decoder": {"batch_size": 8, "lr": 6e-4, "scenes": HELD_OUT, "latent_noise": 0.2},
     "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 6000, "size": 2 * PIXELS},
 }
-USED_BY = {"base": ("base", "decoder"), "drop_prompt": ("base",)}
+USED_BY = {
+    "base": ("vae", "base", "decoder"),
+    "latent_noise": ("vae", "decoder"),
+    "drop_prompt": ("base",),
+}
 SHEET, HELD_OUT_SCENES = 8, 32  # to look at during a run, and to measure on at its end
 REBUILT = "true pictures, and rebuilt by the VAE"
-# The U-Net's latents are never quite right, and a decoder that knows only right ones makes dents of
-# that. So when the decoder is trained alone, noise of up to this deviation is on its latents.
-SPOILT_LATENTS = 0.2
 ENCODING = 2  # beside (seed, 0): draws from the posterior are no step's draw
 
 
@@ -128,11 +144,14 @@ def learning_rate(lr: float, step: int, steps: int) -> float:
 
 
 def vae(settings: Settings) -> Part:
-    sd = channels_last(new_nano(settings.size))
-    sd.vae.to(settings.device)
+    """A new one, or the one of --base, further."""
+    size = settings.size or PIXELS
+    sd = load_base(settings) if settings.base else channels_last(new_nano(size))
+    sd.vae.to(settings.device).requires_grad_(True)
 
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
-        return vae_loss(sd, seen(settings, step, batch[0], generator), 0.0, generator)
+        images = seen(settings, step, batch[0], generator)
+        return vae_loss(sd, images, settings.latent_noise, generator)
 
     def save(folder: Path) -> None:
         sd.scale_factor = measured_scale_factor(sd)
@@ -149,7 +168,8 @@ def decoder(settings: Settings) -> Part:
         network.requires_grad_(True)
 
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
-        return vae_loss(sd, seen(settings, step, batch[0], generator), SPOILT_LATENTS, generator)
+        images = seen(settings, step, batch[0], generator)
+        return vae_loss(sd, images, settings.latent_noise, generator)
 
     look = partial(look_at_reconstructions, settings, sd)
     return Part(trained, scenes_for(settings, sd), loss, look, REBUILT, partial(save_base, sd))
@@ -173,14 +193,19 @@ def random_quarter(images: Tensor, generator: Generator) -> Tensor:
     return images[:, :, top : top + half, left : left + half]
 
 
-def vae_loss(sd: StableDiffusion, images: Tensor, spoilt: float, generator: Generator) -> Tensor:
-    """How far rebuilt pictures are from the true ones, with noise of a standard deviation of up to
-    `spoilt` on the latents (which have about 1)."""
+def vae_loss(sd: StableDiffusion, images: Tensor, noise: float, generator: Generator) -> Tensor:
+    """Reconstruction error of images [B, 3, H, W] with noise on the latents, plus the KL term.
+
+    noise: per picture its standard deviation is drawn from 0 to this, in units of the latents' own.
+    The latents that the U-Net samples are never exact. A decoder that has seen only exact ones
+    turns their errors into dents, and an encoder that is trained along puts the information where
+    noise does not reach it.
+    """
     mean, logvar = sd.vae.encode(images.to(next(sd.vae.parameters())))
     latents = sample_posterior(mean, logvar, generator)
-    deviation = spoilt * torch.rand((len(latents), 1, 1, 1), generator=generator)
-    noise = (deviation * torch.randn(latents.shape, generator=generator)).to(latents)
-    rebuilt = sd.vae.decode(latents + noise / sd.scale_factor).float()
+    deviation = noise * torch.rand((len(latents), 1, 1, 1), generator=generator)
+    normal = torch.randn(latents.shape, generator=generator)
+    rebuilt = sd.vae.decode(latents + latents.std() * (deviation * normal).to(latents)).float()
     mean, logvar = mean.float(), logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     # Absolute errors keep edges crisp; square ones alone would blur them, and alone would be best
@@ -340,7 +365,7 @@ def resolve(given: dict[str, Any]) -> Settings:
     for name, parts in USED_BY.items():
         if name in given and part not in parts:
             raise InputError(f"--{name.replace('_', '-')} has no meaning for {part}")
-    if part in USED_BY["base"] and "base" not in given:
+    if part in ("base", "decoder") and "base" not in given:
         raise InputError(f"{part}: expected --base FILE, with a trained VAE (train vae first)")
     check_new(given.get("out"))
     settings = Settings(**PRESETS[part] | given)
