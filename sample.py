@@ -22,14 +22,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanocontrol import DDIM, DDPM, StableDiffusion, load_control, load_sd, sample
+from nanocontrol.commands.flags import parse
+from nanocontrol.commands.inputs import Inputs, read_inputs
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.machine import for_sampling, is_gpu, keep_freed_memory
 from nanocontrol.plumbing.pictures import save_picture, to_bytes, to_pixels
 from nanocontrol.sampling import Control, initial_noise
 from nanocontrol.tools.explain import explain
-from nanocontrol.tools.flags import parse
-from nanocontrol.tools.inputs import Inputs, read_inputs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

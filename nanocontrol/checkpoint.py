@@ -12,10 +12,9 @@ import torch
 
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.controlnet import ControlNet
-from nanocontrol.plumbing.checks import check_none, first_three
-from nanocontrol.plumbing.diffusers_names import from_diffusers, is_diffusers
-from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.tensors import (
+from nanocontrol.formats.checks import check_none, first_three
+from nanocontrol.formats.diffusers_names import from_diffusers, is_diffusers
+from nanocontrol.formats.tensors import (
     TensorFile,
     Tensors,
     below,
@@ -26,6 +25,7 @@ from nanocontrol.plumbing.tensors import (
     without_weights,
     write_tensors,
 )
+from nanocontrol.plumbing.errors import InputError
 from nanocontrol.stable_diffusion import StableDiffusion, TextEncoder
 from nanocontrol.unet import SD1, SD2, UNet, UNetConfig
 from nanocontrol.vae import VAE, VAEConfig

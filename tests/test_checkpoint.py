@@ -389,7 +389,7 @@ def test_a_failed_save_leaves_the_older_file(trained_control, tmp_path, monkeypa
         Path(file).write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nanocontrol.plumbing.tensors.save_file", full)
+    monkeypatch.setattr("nanocontrol.formats.tensors.save_file", full)
     with pytest.raises(InputError, match="No space left"):
         save_control(trained_control, path)
     assert path.read_bytes() == before

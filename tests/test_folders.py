@@ -15,11 +15,11 @@ import train
 from conftest import NANO, opened, refusal, write_pairs
 from nanocontrol import InputError
 from nanocontrol.checkpoint import load_sd
+from nanocontrol.formats.tensors import open_tensors
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import as_tensor, read_image
-from nanocontrol.plumbing.tensors import open_tensors
 from nanocontrol.tools.check_data import main as check_data
 from nanocontrol.training import check
 from nanocontrol.training.batches import load_batches

@@ -12,8 +12,18 @@ from conftest import ROOT
 PAPER = {"unet", "controlnet", "schedulers", "sampling", "vae", "clip", "stable_diffusion"}
 PAPER |= {"checkpoint", "__init__"}
 # A file imports from its own room and from those before it.
-# (experiments/ may call the two scripts, and so may a demo page in tools/, which will come.)
-ROOMS = ["plumbing", "paper", "training", "nano", "tools", "experiments", "scripts"]
+ROOMS = [
+    "plumbing",
+    "formats",
+    "paper",
+    "training",
+    "nano",
+    "commands",
+    "scripts",
+    "tools",
+    "doctor",
+    "experiments",
+]
 FILES = [*sorted((ROOT / "nanocontrol").rglob("*.py")), ROOT / "train.py", ROOT / "sample.py"]
 CORE_LINES = 915  # of code, in the paper's eight files
 

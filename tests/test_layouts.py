@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from conftest import CONFIGS, randomise
 from nanocontrol import ControlNet, InputError, UNet, load_control, load_sd, save_control, save_sd
-from nanocontrol.plumbing import tensors
-from nanocontrol.plumbing.diffusers_names import from_diffusers, to_diffusers
+from nanocontrol.formats import tensors
+from nanocontrol.formats.diffusers_names import from_diffusers, to_diffusers
+from nanocontrol.nano.model import name_of
 from nanocontrol.tools import explain as explain_module
-from nanocontrol.tools.explain import explain, name_of
+from nanocontrol.tools.explain import explain
 from nanocontrol.tools.to_diffusers import config_of
 from nanocontrol.tools.to_diffusers import main as export
 from nanocontrol.tools.transfer import main as transfer

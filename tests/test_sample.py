@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 import sample
 from conftest import CONFIGS, CONTROL, NANO, ROOT, SIZE, opened, refusal, write_pairs
 from nanocontrol import DDPM, ControlNet, load_control, load_sd, save_control
+from nanocontrol.formats.tensors import read_tensors
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import picture_size, read_picture, to_bytes
-from nanocontrol.plumbing.tensors import read_tensors
 
 SMALL = ["--width", "64", "--height", "64"]
 
@@ -146,7 +146,7 @@ def test_every_checkpoint_is_opened_once(tmp_path, pairs, monkeypatch):
     hint, opened = ["--hint", str(pairs / "hint0.png")], []
     read = read_tensors
     monkeypatch.setattr(
-        "nanocontrol.plumbing.tensors.read_tensors",
+        "nanocontrol.formats.tensors.read_tensors",
         lambda path, check: opened.append(path) or read(path, check),
     )
     for flags, files in [

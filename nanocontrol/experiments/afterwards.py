@@ -15,11 +15,11 @@ from nanocontrol.checkpoint import CONTROL_KEYS, UNET_KEYS
 from nanocontrol.experiments import looks
 from nanocontrol.experiments.arm import Arm, models_of
 from nanocontrol.experiments.pictures import detector, placed
+from nanocontrol.formats.tensors import below, read_tensors
 from nanocontrol.nano.evaluate import background_is, shows_colours, shows_kinds
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import score
 from nanocontrol.nano.world import Scene
-from nanocontrol.plumbing.tensors import below, read_tensors
 from nanocontrol.training.measure import HeldOut, held_out_loss, make_pictures
 
 Numbers = dict[str, float | None]

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanocontrol.formats.tensors import read_tensors
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.world import KINDS, PIXELS, Drawing, Scene, draw, joints_of, points
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.tensors import read_tensors
 
 # What each channel of the detector's maps says of a pixel, all in 0..1.
 KIND = slice(0, 6)  # is it the wall? a ball? ... in the order of KINDS

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nanocontrol.checkpoint import load_control
+from nanocontrol.checkpoint import described, load_control
 from nanocontrol.clip import CLIPTextEncoder, TextConfig
 from nanocontrol.controlnet import HINT_CHANNELS, ControlNet, zero_module
+from nanocontrol.formats.tensors import TensorFile, open_tensors
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.world import COLOURS, KINDS
 from nanocontrol.plumbing.errors import LONGEST, InputError
-from nanocontrol.plumbing.tensors import TensorFile, open_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.unet import ResBlock, SpatialTransformer, UNet, UNetConfig
 from nanocontrol.vae import VAE, VAEConfig
@@ -52,6 +52,11 @@ def new_nano(size: int) -> StableDiffusion:
         embedding.zero_()[used] = torch.randn(len(used), TEXT.width)
     nn.init.normal_(text_encoder.text_model.embeddings.position_embedding.weight, std=0.2)
     return sd
+
+
+def name_of(config: UNetConfig) -> str:
+    """What a base of this configuration is called in messages."""
+    return "nano" if config == UNET else described(config)
 
 
 def hint_channels_for(unet: UNet) -> tuple[int, ...]:

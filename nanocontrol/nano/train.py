@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from nanocontrol.checkpoint import load_sd, save_sd
+from nanocontrol.formats.tensors import read_tensors, write_tensors
 from nanocontrol.nano.detector import DEPTH, Detector, truth
 from nanocontrol.nano.evaluate import psnr, rebuild, shows_kinds
 from nanocontrol.nano.model import new_nano
@@ -34,7 +35,6 @@ from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
-from nanocontrol.plumbing.tensors import read_tensors, write_tensors
 from nanocontrol.schedulers import DDPM, STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.batches import apart, generator_of, groups, loader, shuffled

@@ -13,18 +13,16 @@ from nanocontrol.checkpoint import (
     OPEN_CLIP_KEYS,
     UNET_KEYS,
     VAE_KEYS,
-    described,
     holds_base,
     holds_control,
     load_sd,
     read_control,
 )
-from nanocontrol.nano.model import UNET
-from nanocontrol.plumbing.checks import first_three
-from nanocontrol.plumbing.diffusers_names import is_diffusers
+from nanocontrol.formats.checks import first_three
+from nanocontrol.formats.diffusers_names import is_diffusers
+from nanocontrol.formats.tensors import SMALL, TensorFile, Tensors, open_tensors
+from nanocontrol.nano.model import name_of
 from nanocontrol.plumbing.errors import InputError, one_line
-from nanocontrol.plumbing.tensors import SMALL, TensorFile, Tensors, open_tensors
-from nanocontrol.unet import UNetConfig
 
 PREFIXES = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS, CONTROL_KEYS)
 
@@ -96,7 +94,3 @@ def header_of(path: Path) -> str:
             return json.dumps(file.metadata() or {})
     except SafetensorError:
         return "none (only safetensors files have it)"
-
-
-def name_of(config: UNetConfig) -> str:
-    return "nano" if config == UNET else described(config)

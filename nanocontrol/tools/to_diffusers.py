@@ -12,10 +12,10 @@ from pathlib import Path
 
 from nanocontrol.checkpoint import hint_channels, metadata_of, read_control
 from nanocontrol.controlnet import ControlNet
-from nanocontrol.plumbing.diffusers_names import to_diffusers
+from nanocontrol.formats.diffusers_names import to_diffusers
+from nanocontrol.formats.tensors import write_tensors
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence
 from nanocontrol.plumbing.files import make_folder, write_atomically
-from nanocontrol.plumbing.tensors import write_tensors
 
 
 def config_of(control: ControlNet) -> dict:

@@ -23,8 +23,7 @@ from nanocontrol.checkpoint import (
     read_base,
     read_control,
 )
-from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence
-from nanocontrol.plumbing.tensors import (
+from nanocontrol.formats.tensors import (
     Tensors,
     below,
     load_weights,
@@ -32,6 +31,7 @@ from nanocontrol.plumbing.tensors import (
     without_weights,
     write_tensors,
 )
+from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence
 from nanocontrol.tools.explain import name_of
 from nanocontrol.unet import UNet
 

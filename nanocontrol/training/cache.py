@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from nanocontrol.formats.tensors import read_safetensors, write_tensors
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files
-from nanocontrol.plumbing.tensors import read_safetensors, write_tensors
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.batches import apart, encode, readers
 from nanocontrol.training.pairs import Pairs

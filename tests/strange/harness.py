@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nanocontrol.formats.tensors import open_tensors
 from nanocontrol.plumbing.errors import InputError, one_line
-from nanocontrol.plumbing.tensors import open_tensors
 
 TESTS = Path(__file__).parents[1]
 KINDS = ["pickles", "zips", "safetensors_files", "tensors", "names", "other_files"]

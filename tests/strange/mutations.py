@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from nanocontrol.plumbing.tensors import load_weights
+from nanocontrol.formats.tensors import load_weights
 from strange.harness import Case, read_file
 
 KINDS = ["pth", "ckpt", "safetensors"]

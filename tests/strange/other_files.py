@@ -12,9 +12,9 @@ from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from nanocontrol.checkpoint import OPEN_CLIP_KEYS
-from nanocontrol.plumbing import tensors as reading
-from nanocontrol.plumbing.diffusers_names import to_diffusers
-from nanocontrol.plumbing.tensors import open_tensors
+from nanocontrol.formats import tensors as reading
+from nanocontrol.formats.diffusers_names import to_diffusers
+from nanocontrol.formats.tensors import open_tensors
 from strange.harness import WEIGHTS, loads, read_file, refused
 from strange.networks import (
     BASE_FILE,

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from nanocontrol.tools.hints import KINDS, Looks, Place, could_be, looks_of, place_of, usual
-from nanocontrol.tools.past_run import Run, Seen
+from nanocontrol.doctor.hints import KINDS, Looks, Place, could_be, looks_of, place_of, usual
+from nanocontrol.doctor.past_run import Run, Seen
 from nanocontrol.training.check import FLAT, OTHERS, WHITE, agreement, edges_of
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.watch import TOO_MANY

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from nanocontrol.plumbing.checks import (
+from nanocontrol.formats.checks import (
     FLOATS,
     beginning_of,
     check_metadata,
@@ -25,9 +25,9 @@ from nanocontrol.plumbing.checks import (
     plain_tensors,
     shown,
 )
+from nanocontrol.formats.pickles import read_pickle
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
-from nanocontrol.plumbing.pickles import read_pickle
 
 Tensors = dict[str, Tensor]
 SMALL = 10**9  # bytes of a file that is read into memory, and all of it checked

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from nanocontrol.formats.zips import Bytes, content_of, records_of
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.zips import Bytes, content_of, records_of
 
 # Of a pickle, without the tensors' numbers. Published files have 0.3 MB and 70,000 operations.
 MOST_BYTES, MOST_OPERATIONS = 2**24, 1_000_000

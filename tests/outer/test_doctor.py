@@ -12,12 +12,12 @@ from torch import Tensor
 
 import train
 from conftest import CONTROL, NANO, refusal
+from nanocontrol.doctor.__main__ import main as doctor
+from nanocontrol.doctor.causes import NANO_COURSE, about_hints, about_rate, about_steps, course_of
+from nanocontrol.doctor.hints import KINDS, Training, could_be, differences, looks_of, usual
+from nanocontrol.doctor.past_run import Seen, read_run
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
-from nanocontrol.tools.causes import NANO_COURSE, about_hints, about_rate, about_steps, course_of
-from nanocontrol.tools.doctor import main as doctor
-from nanocontrol.tools.hints import KINDS, Training, could_be, differences, looks_of, usual
-from nanocontrol.tools.past_run import Seen, read_run
 
 SEED = 1000  # scenes apart, so that every seed has its own
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from torch import Tensor
 
 from nanocontrol.checkpoint import holds_base, read_base, read_control
-from nanocontrol.nano.model import NANO, NANO_CONTROL, condition_of
+from nanocontrol.formats.tensors import TensorFile, open_tensors
+from nanocontrol.nano.model import NANO, NANO_CONTROL, condition_of, name_of
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import LONGEST, InputError, blame
 from nanocontrol.plumbing.pictures import picture_size, read_caption, read_picture, size_to_sample
-from nanocontrol.plumbing.tensors import TensorFile, open_tensors
 from nanocontrol.sampling import Strength
-from nanocontrol.tools.explain import name_of
 from nanocontrol.unet import UNetConfig
 
 DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.2 of the paper

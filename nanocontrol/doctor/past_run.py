@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from nanocontrol import InputError
+from nanocontrol.formats.tensors import open_tensors
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.errors import blame
-from nanocontrol.plumbing.tensors import open_tensors
 from nanocontrol.training.check import spread
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.pairs import Folder, Pairs, View

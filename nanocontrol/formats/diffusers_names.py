@@ -5,7 +5,7 @@ Such files are read like any other ControlNet; tools/to_diffusers.py writes them
 
 import re
 
-from nanocontrol.plumbing.tensors import Tensors
+from nanocontrol.formats.tensors import Tensors
 
 # A ResBlock's modules: the original's name, diffusers' name.
 RES_BLOCK = {

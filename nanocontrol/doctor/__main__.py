@@ -1,8 +1,8 @@
 """Why does a ControlNet not follow? What a run's folder and its data tell.
 
-    python -m nanocontrol.tools.doctor RUN
+    python -m nanocontrol.doctor RUN
         the most likely cause, with its evidence, or that the run looks healthy, and where it is
-    python -m nanocontrol.tools.doctor RUN --hint FILE
+    python -m nanocontrol.doctor RUN --hint FILE
         a picture that is to be followed, beside the hints of the training
 
 Faults are looked for in this order: hints (constant, shifted or scaled against their pictures,
@@ -21,13 +21,7 @@ from tqdm import tqdm
 
 from nanocontrol import DDPM, StableDiffusion
 from nanocontrol.checkpoint import load_sd
-from nanocontrol.nano.model import UNET
-from nanocontrol.plumbing import machine
-from nanocontrol.plumbing.errors import blame, one_sentence
-from nanocontrol.plumbing.flags import device
-from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
-from nanocontrol.schedulers import STEPS
-from nanocontrol.tools.causes import (
+from nanocontrol.doctor.causes import (
     COURSE,
     NANO_COURSE,
     OWN,
@@ -40,8 +34,14 @@ from nanocontrol.tools.causes import (
     about_steps,
     course_of,
 )
-from nanocontrol.tools.hints import Training, differences
-from nanocontrol.tools.past_run import Run, Seen, base_size, condition_of, look, pairs_of, read_run
+from nanocontrol.doctor.hints import Training, differences
+from nanocontrol.doctor.past_run import Run, Seen, base_size, condition_of, look, pairs_of, read_run
+from nanocontrol.nano.model import UNET
+from nanocontrol.plumbing import machine
+from nanocontrol.plumbing.errors import blame, one_sentence
+from nanocontrol.plumbing.flags import device
+from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
+from nanocontrol.schedulers import STEPS
 from nanocontrol.training.measure import mean_latents
 from nanocontrol.training.pairs import Folder, held_out_of
 
