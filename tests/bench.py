@@ -71,7 +71,7 @@ from nanocontrol import (
 from nanocontrol.clip import CLIPTextEncoder
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.flags import at_least, device, multiple_of_64
-from nanocontrol.training.batches import Batch, encoded
+from nanocontrol.training.loader import Batch, encoded
 from nanocontrol.training.optimizer import PRECISIONS, Optimizer
 from nanocontrol.training.processes import Processes
 

@@ -25,7 +25,6 @@ from nanocontrol import sample
 from nanocontrol.training import measure, watch
 
 ROUNDING = 1e-6
-train_models = train.models
 
 
 @contextmanager
@@ -57,7 +56,7 @@ def widened(x):
 
 
 def models(settings: train.Settings) -> tuple:
-    sd, control, trained = train_models(settings)
+    sd, control, trained = train.models(settings)
     networks: list[nn.Module] = [sd.unet, sd.vae, sd.text_encoder, control]
     for network in networks:
         network.double()
@@ -67,8 +66,8 @@ def models(settings: train.Settings) -> tuple:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with no_pictures(), mock.patch.object(train, "models", models):
-        train.main(argv)
+    with no_pictures():
+        train.main(argv, models=models)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from fake_gpu import FakeGPU, rehearsed
 from in_float64 import no_pictures
 from nanocontrol import ControlNet, load_sd, sampling, save_sd, unet
 from nanocontrol.plumbing.flags import absolute
-from nanocontrol.training import batches, cache
+from nanocontrol.training import cache, loader
 from nanocontrol.training.optimizer import Optimizer
 
 # ------------------------------------------------------------------------------- planted mistakes
@@ -102,26 +102,14 @@ def rehearse_training(gpu: FakeGPU, base: str) -> dict:
     (--low-memory is not rehearsed: gradient checkpointing would compute a block anew for each
     tensor that it kept.)"""
     pairs, found = str(write_pairs(Path("pairs"), n=20)), {}
-    flags = [
-        "--base",
-        base,
-        "--data",
-        pairs,
-        "--size",
-        "64",
-        "--device",
-        "cuda",
-        "--steps",
-        "6",
-        "--no-compile",
-    ]
+    flags = ["--base", base, "--data", pairs, "--size", "64", "--device", "cuda", "--steps", "6"]
     for name, more, loss in (
         ("bf16", [], train.training_loss),
         ("fp16", ["--dtype", "fp16"], train.training_loss),
         ("mistake", [], partial(and_wait, train.training_loss)),
     ):
-        with counting_steps(gpu, loss) as steps:
-            train.main([*flags, *more, "--out", name])
+        with counting_steps(gpu, loss) as (counting, steps):
+            train.main([*flags, *more, "--out", name], loss=counting)
         (waits, launches), (waits_after, launches_after) = steps[2:4]
         found[name] = {
             "waits": dict(waits_after - waits),
@@ -142,13 +130,13 @@ def after_a_step_with_weights_on_the_cpu() -> Optimizer:
 
 def and_wait(loss: Callable[..., Tensor], *given) -> Tensor:
     value = loss(*given)
-    value.item()
+    value.mean().item()
     return value
 
 
 @contextmanager
-def counting_steps(gpu: FakeGPU, loss: Callable[..., Tensor]) -> Iterator[list]:
-    """What was counted before each step's loss, from the first one's on."""
+def counting_steps(gpu: FakeGPU, loss: Callable[..., Tensor]) -> Iterator[tuple[Callable, list]]:
+    """The loss, and the counts before each step's loss, from the first one's on."""
     counted: list = []
 
     def counting(*given) -> Tensor:
@@ -157,12 +145,11 @@ def counting_steps(gpu: FakeGPU, loss: Callable[..., Tensor]) -> Iterator[list]:
 
     with (
         no_pictures(),
-        mock.patch.object(train, "training_loss", counting),
-        mock.patch.object(batches, "readers", lambda _: 0),
+        mock.patch.object(loader, "readers", lambda _: 0),
         mock.patch.object(cache, "readers", lambda _: 0),
         mock.patch.object(torch, "save", lambda _, file: Path(file).touch()),
     ):
-        yield counted
+        yield counting, counted
 
 
 def small_base() -> str:

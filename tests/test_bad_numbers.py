@@ -210,7 +210,7 @@ def test_one_bad_pass_skips_the_step(flags, bad_draws):
 
 
 @pytest.mark.slow
-def test_a_run_that_skipped_goes_on_to_the_bit(flags, bad_draws, monkeypatch):
+def test_a_run_that_skipped_goes_on_to_the_bit(flags, bad_draws):
     bad_draws([1, 3])
     flags += ["--steps", "5", "--save-every", "2"]
     train.main([*flags, "--out", "whole"])
@@ -222,10 +222,8 @@ def test_a_run_that_skipped_goes_on_to_the_bit(flags, bad_draws, monkeypatch):
             raise KeyboardInterrupt
         return original(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "training_loss", power_cut)
-        with pytest.raises(SystemExit):
-            train.main([*flags, "--out", "cut"])
+    with pytest.raises(SystemExit):
+        train.main([*flags, "--out", "cut"], loss=power_cut)
     assert state("cut")["/step"] == 2
     train.main(["--resume", "cut"])
     assert same(state("whole"), state("cut")) and log("whole") == log("cut")
@@ -325,9 +323,8 @@ def main() -> None:
         return optimizers[0]
 
     Optimizer_for, train.optimizer_for = train.optimizer_for, optimizer_for
-    train.training_loss = training_loss
     with no_pictures():
-        train.main()
+        train.main(loss=training_loss)
     torch.save(optimizers[0].state(), f"{rank}.pt")
 
 

@@ -22,10 +22,11 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import as_tensor, read_image
 from nanocontrol.tools.check_data import main as check_data
 from nanocontrol.training import check
-from nanocontrol.training.batches import load_batches
+from nanocontrol.training.batches import batches_from
 from nanocontrol.training.cache import names
 from nanocontrol.training.check import agreement, edges_of, look_through, not_met, spread
 from nanocontrol.training.pairs import Folder, View, split
+from nanocontrol.training.processes import Processes
 
 SQUARE = View((64, 64))
 
@@ -164,12 +165,12 @@ def test_a_resumed_training_sees_the_same_places(tmp_path):
     write_pairs(tmp_path, n=5, size=(100, 64))
     pairs, sd = of(tmp_path, crop="random"), load_sd(NANO)
 
-    def hints(seen: int, batches: int) -> torch.Tensor:
-        some = load_batches(sd, pairs, 0, seen, 2, slice(None), "cpu", numbered=True)
+    def hints(start: int, batches: int) -> torch.Tensor:
+        some = batches_from(start, sd, pairs, Processes("cpu"), "cpu", 0, 9, 2, 1, True, "")
         return torch.cat([next(some).hint for _ in range(batches)])
 
     whole = hints(0, 4)
-    assert torch.equal(whole[4:], hints(4, 2)) and not torch.equal(whole[:2], whole[2:4])
+    assert torch.equal(whole[4:], hints(2, 2)) and not torch.equal(whole[:2], whole[2:4])
 
 
 def test_mirrored_pairs_come_after_the_others(tmp_path):

@@ -28,7 +28,7 @@ import train
 from conftest import NANO, ROOT, write_pairs
 from in_float64 import hasty_pictures
 from nanocontrol.nano import train as nano_train
-from nanocontrol.training import batches, cache
+from nanocontrol.training import cache, loader
 
 STEPS = 12
 SHORT = ["--steps", str(STEPS), "--batch-size", "2", "--save-every", "1", "--sample-every", "5"]
@@ -61,7 +61,7 @@ def child(folder: str, argv: list[str], readers: int, limit: int, environment: d
     with ExitStack() as changed:
         changed.enter_context(hasty_pictures())
         changed.enter_context(mock.patch.multiple(nano_train, SHEET=2, HELD_OUT_SCENES=4))
-        for module in (batches, cache) if readers else ():
+        for module in (loader, cache) if readers else ():
             changed.enter_context(mock.patch.object(module, "readers", lambda _: readers))
         (nano_train if part else train).main(argv)
 

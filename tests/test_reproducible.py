@@ -19,9 +19,10 @@ from test_house import FILES
 import sample
 import train
 from conftest import NANO, ROOT, opened, write_pairs
+from nanocontrol.nano import data as nano_data
 from nanocontrol.nano import train as nano_train
 from nanocontrol.nano.scenes import Scenes
-from nanocontrol.training import batches, cache
+from nanocontrol.training import cache, loader
 
 TRAIN = ["--steps", "3", "--batch-size", "2", "--device", "cpu", "--dtype", "fp32", "--save-every"]
 TRAIN += ["3", "--sample-every", "9"]
@@ -127,11 +128,15 @@ def test_a_training_of_nano_does_not_depend_on_what_ran_before(part, pairs, blin
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["pairs", "pairs, encoded once", "scenes"])
 def test_processes_that_read_pairs_change_no_bit(data, pairs, blind, monkeypatch):
-    monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=8, size=64))
+    class Small(Scenes):
+        def __init__(self, *which, n, size):
+            super().__init__(*which, n=8, size=64)
+
+    monkeypatch.setattr(nano_data, "Scenes", Small)
     flags = TRAIN if data == "scenes" else [*TRAIN, "--base", NANO]
     flags += [] if data == "scenes" else ["--data", pairs, "--size", "64"]
     for readers in (0, 2):
-        for module in (batches, cache):
+        for module in (loader, cache):
             monkeypatch.setattr(module, "readers", lambda device: readers)
         cached = ["--cache", f"cache-{readers}"] if "once" in data else ["--no-cache"]
         train.main([*flags, *cached, "--out", f"{readers} readers"])

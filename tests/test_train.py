@@ -2,6 +2,8 @@
 
 import json
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import train
 from conftest import CONTROL, NANO, SIZE, refusal, write_pairs
 from nanocontrol import load_control, load_sd
 from nanocontrol.checkpoint import save_sd
+from nanocontrol.nano import data
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
 from nanocontrol.training import measure
@@ -50,22 +53,20 @@ def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def stop_after(monkeypatch, steps: int) -> None:
-    """Let the power fail in the step after these."""
-    original, done = train.training_loss, [0]
+def power_fails_after(steps: int) -> Callable:
+    """A loss that stops the run in the step after these."""
+    done = [0]
 
     def training_loss(*args):
         done[0] += 1
         if done[0] > steps:
             raise KeyboardInterrupt
-        return original(*args)
+        return train.training_loss(*args)
 
-    monkeypatch.setattr(train, "training_loss", training_loss)
+    return training_loss
 
 
-def test_training_leaves_everything_and_resumes_to_the_bit(
-    flags, tmp_path, monkeypatch, hasty, capsys
-):
+def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, hasty, capsys):
     flags += ["--sample-every", "2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train.main([*flags, "--out", str(whole)])
@@ -80,9 +81,8 @@ def test_training_leaves_everything_and_resumes_to_the_bit(
     losses = [entry["loss"] for entry in log(whole) if "loss" in entry]
     assert len(losses) == 4
 
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        assert "--resume cut" in refusal(train.main, capsys, *flags, "--out", str(cut))
+    stopped = partial(train.main, loss=power_fails_after(3))
+    assert "--resume cut" in refusal(stopped, capsys, *flags, "--out", str(cut))
     assert len(log(cut)) < len(log(whole)) and not (cut / "metrics.json").exists()
     train.main(["--resume", str(cut), *flags])
     assert log(cut) == log(whole)
@@ -96,16 +96,15 @@ def test_training_leaves_everything_and_resumes_to_the_bit(
     sample.main(["--control", control, *hint, "--out", str(tmp_path / "out")])
 
 
-def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(flags, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(flags, tmp_path, capsys):
     """(How processes end and go on: test_interrupted.py.)"""
-    original = train.training_loss
 
     def stopped(*args):
         signal.raise_signal(signal.SIGINT)
-        return original(*args)
+        return train.training_loss(*args)
 
-    monkeypatch.setattr(train, "training_loss", stopped)
-    message = refusal(train.main, capsys, *flags, "--out", str(tmp_path / "run"))
+    main = partial(train.main, loss=stopped)
+    message = refusal(main, capsys, *flags, "--out", str(tmp_path / "run"))
     assert "stopped" in message and message.endswith("--resume run")
     assert (
         torch.load(tmp_path / "run" / "state.pt")["step"] == 1 == log(tmp_path / "run")[-1]["step"]
@@ -113,11 +112,10 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(flags, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_run_without_a_save_starts_over(flags, tmp_path, monkeypatch, capsys):
+def test_a_run_without_a_save_starts_over(flags, tmp_path, capsys):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        message = refusal(train.main, capsys, *flags, "--out", str(run))
+    stopped = partial(train.main, loss=power_fails_after(1))
+    message = refusal(stopped, capsys, *flags, "--out", str(run))
     assert "before anything was saved" in message and "--resume" in message
     assert not (run / "state.pt").exists()
     train.main(["--resume", str(run)])
@@ -202,11 +200,14 @@ def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock, dtype):
     assert bool(moved - decoder) == (unlock == "all")
 
 
-def test_the_locked_base_keeps_its_bits(flags, tmp_path, monkeypatch):
+def test_the_locked_base_keeps_its_bits(flags, tmp_path):
     seen = []
-    original = train.models
-    monkeypatch.setattr(train, "models", lambda args: seen.append(original(args)) or seen[-1])
-    train.main([*flags, "--steps", "1", "--out", str(tmp_path / "run")])
+
+    def models(settings):
+        seen.append(train.models(settings))
+        return seen[-1]
+
+    train.main([*flags, "--steps", "1", "--out", str(tmp_path / "run")], models=models)
     (sd, _, _), base = seen[0], load_sd(NANO)
     for part in ("unet", "vae", "text_encoder"):
         own, theirs = getattr(sd, part).state_dict(), getattr(base, part).state_dict()
@@ -238,8 +239,8 @@ def test_the_step_of_the_jump(tmp_path):
 
 @pytest.mark.slow
 def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
-    monkeypatch.setattr(train, "Scenes", lambda *which, n, size: Scenes(*which, n=min(n, 2)))
-    flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2"]
+    monkeypatch.setattr(data, "MEASURED", 2)
+    flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2", "--scenes", "2"]
     train.main([*flags, "--out", str(tmp_path / "run")])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 <= metrics["score"] < 0.7 and metrics["iou"] > 0
@@ -259,7 +260,7 @@ def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
 def test_scenes_are_drawn_at_the_bases_size(tmp_path, capsys):
     sd, settings = load_sd(NANO), train.resolve({"condition": "pose", "out": str(tmp_path / "run")})
     sd.size = 64
-    pairs, held_out, scores = train.datasets(settings, sd)
+    pairs, held_out, scores = train.pairs_of(settings, sd)
     assert pairs[0][0].shape == pairs.hint(0).shape == (3, 64, 64)
     assert held_out.images.shape == (32, 3, 64, 64) and held_out.x0.shape == (32, 4, 8, 8)
     assert scores(held_out.images[:8])["follows"] > 0.9

@@ -13,6 +13,7 @@ computed. Exit status 0 whenever a report was printed.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,15 @@ from nanocontrol.doctor.causes import (
     course_of,
 )
 from nanocontrol.doctor.hints import Training, differences
-from nanocontrol.doctor.past_run import Run, Seen, base_size, condition_of, look, pairs_of, read_run
+from nanocontrol.doctor.past_run import (
+    PastRun,
+    Seen,
+    base_size,
+    condition_of,
+    look,
+    pairs_of,
+    read_past_run,
+)
 from nanocontrol.nano.model import UNET
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import blame, one_sentence
@@ -76,7 +85,7 @@ def other_prompt(prompts: list[str], i: int) -> str:
     return next((prompt for prompt in following if prompt != prompts[i]), prompts[i])
 
 
-def diagnose(run: Run, device: str) -> list[Finding]:
+def diagnose(run: PastRun, device: str) -> list[Finding]:
     """What is wrong, the most likely first, or else where the run is."""
     with blame("--base"):
         sd = load_sd(run.settings["base"], device, prediction=run.settings["prediction"])
@@ -84,14 +93,14 @@ def diagnose(run: Run, device: str) -> list[Finding]:
     course = NANO_COURSE if is_nano else COURSE
     pairs = pairs_of(run)
     if isinstance(pairs, Folder):
-        run = run._replace(held_out=held_out_of(len(pairs)))
+        run = replace(run, held_out=held_out_of(len(pairs)))
     seen = look(pairs, PAIRS if is_nano else PAIRS_OF_LARGE)
     # (One that could follow before has some gain with wrong hints, too.)
-    learnt = run.follows and not run.settings["init_control"] and run.way > course[1] / 2
+    learnt = run.follows and not run.settings.get("init_control") and run.way > course[1] / 2
     losses = losses_of_base(sd, seen)
     means = losses[:, OWN].mean(axis=-1)
     found = [
-        *about_hints(seen, condition_of(run), bool(run.settings["hints"]), learnt),
+        *about_hints(seen, condition_of(run), bool(run.source.hints), learnt),
         *about_captions(losses[means.argmin()]),
         *about_prediction(means, sd.prediction),
         *about_rate(run, means[PREDICTIONS.index(sd.prediction)], course),
@@ -100,7 +109,7 @@ def diagnose(run: Run, device: str) -> list[Finding]:
     return found or [course_of(run, course)]
 
 
-def about_hint(run: Run, file: Path) -> Finding:
+def about_hint(run: PastRun, file: Path) -> Finding:
     """Whether a picture that sample.py is given looks like the hints of the training."""
     with blame("--hint"):
         own = picture_size(file)
@@ -146,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", type=device, default=machine.default_device(), help=on)
     args = parser.parse_args(argv)
     with one_sentence("doctor"):
-        run = read_run(args.run)
+        run = read_past_run(args.run)
         findings = [about_hint(run, args.hint)] if args.hint else diagnose(run, args.device)
         print(report(findings))
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from nanocontrol.doctor.hints import KINDS, Looks, Place, could_be, looks_of, place_of, usual
-from nanocontrol.doctor.past_run import Run, Seen
+from nanocontrol.doctor.past_run import PastRun, Seen
 from nanocontrol.training.check import FLAT, OTHERS, WHITE, agreement, edges_of
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.watch import TOO_MANY
@@ -189,7 +189,9 @@ def about_prediction(losses: np.ndarray, prediction: str) -> Iterator[Finding]:
 # ------------------------------------------------------------------------- rate, steps, course
 
 
-def about_rate(run: Run, base_loss: float, course: tuple[float, float, float]) -> Iterator[Finding]:
+def about_rate(
+    run: PastRun, base_loss: float, course: tuple[float, float, float]
+) -> Iterator[Finding]:
     """base_loss: of the base without a ControlNet, as the run takes it."""
     rate, skipped = run.settings["lr"], len(run.measured("skipped"))
     losses = [loss for _, loss in run.measured("loss")]
@@ -217,7 +219,7 @@ def about_rate(run: Run, base_loss: float, course: tuple[float, float, float]) -
         )
 
 
-def about_steps(run: Run, course: tuple[float, float, float]) -> Iterator[Finding]:
+def about_steps(run: PastRun, course: tuple[float, float, float]) -> Iterator[Finding]:
     """Whether it cannot follow yet."""
     if run.follows:
         return
@@ -242,7 +244,7 @@ def about_steps(run: Run, course: tuple[float, float, float]) -> Iterator[Findin
         )
 
 
-def course_of(run: Run, course: tuple[float, float, float]) -> Finding:
+def course_of(run: PastRun, course: tuple[float, float, float]) -> Finding:
     """Where a run is in which nothing wrong was found."""
     rate, (_, early, late) = run.settings["lr"], course
     first, last = early / rate, late / rate
@@ -274,7 +276,7 @@ def course_of(run: Run, course: tuple[float, float, float]) -> Finding:
     )
 
 
-def gain_of(run: Run) -> list[str]:
+def gain_of(run: PastRun) -> list[str]:
     if run.gain is None:
         return ["the control gain was not measured"]
     gain, loss = run.gain

@@ -1,53 +1,36 @@
 """A run that train.py left: its settings and numbers, and some of its pairs."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from nanocontrol import InputError
 from nanocontrol.formats.tensors import open_tensors
-from nanocontrol.nano.scenes import Scenes
+from nanocontrol.nano.data import Source, all_pairs
 from nanocontrol.plumbing.errors import blame
 from nanocontrol.training.check import spread
 from nanocontrol.training.measure import step_of_jump
-from nanocontrol.training.pairs import Folder, Pairs, View
-from nanocontrol.training.run import measured
+from nanocontrol.training.pairs import Folder, Pairs
+from nanocontrol.training.run import Run, read_run
 
-NEEDED = {
-    "base",
-    "data",
-    "hints",
-    "size",
-    "condition",
-    "init_control",
-    "steps",
-    "lr",
-    "prediction",
-    "seed",
-}
+NEEDED = {"base", "steps", "lr", "prediction", "seed"}
 # Control gain, in shares of the loss, of a ControlNet that follows, measured on 8 pairs; on fewer
 # there is more by chance.
 FOLLOWS, MEASURED = 0.05, 8
 
 
-class Run(NamedTuple):
-    """What a training left."""
+@dataclass(frozen=True)
+class PastRun(Run):
+    """A run, and how much its numbers tell."""
 
-    folder: Path
-    settings: dict[str, Any]
-    log: list[dict[str, Any]]
-    metrics: dict[str, Any]  # empty: it did not come to its end
     held_out: int = MEASURED  # pairs that the log's numbers are of
 
-    def measured(self, name: str) -> list[tuple[int, float]]:
-        return measured(self.log, name)
-
     @property
-    def steps(self) -> int:
-        """How many were done."""
-        return max((entry["step"] for entry in self.log), default=0)
+    def source(self) -> Source:
+        """Which pairs it has."""
+        return Source.of(self.settings)
 
     @property
     def gain(self) -> tuple[float, float] | None:
@@ -83,60 +66,29 @@ class Seen(NamedTuple):
     prompts: list[str]
 
 
-def read_run(folder: Path) -> Run:
-    settings = read_json(folder / "settings.json")
-    if not NEEDED <= settings.keys():
+def read_past_run(folder: Path) -> PastRun:
+    """Raises InputError if the folder is not the one of a ControlNet's run."""
+    run = read_run(folder)
+    if not NEEDED <= run.settings.keys():
         raise InputError(
             f"{folder} is not a ControlNet's run: its settings.json has no "
-            f"{min(NEEDED - settings.keys())}; expected a folder that train.py left"
+            f"{min(NEEDED - run.settings.keys())}; expected a folder that train.py left"
         )
-    log = []
-    try:
-        lines = (folder / "log.jsonl").read_text().splitlines()
-        log = [
-            json.loads(line) for line in lines if line.endswith("}")
-        ]  # (the last may be cut off)
-        if not all("step" in entry for entry in log):
-            raise ValueError("entries without a step")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'log.jsonl'} cannot be read ({error})") from None
-    ended = (folder / "metrics.json").exists()
-    return Run(folder, settings, log, read_json(folder / "metrics.json") if ended else {})
+    return PastRun(**vars(run))
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is missing or damaged; expected a folder that train.py left")
-    return content
-
-
-def size_of(run: Run) -> tuple[int, int]:
-    """Width and height of the training's pictures."""
-    if run.settings["size"]:
-        width, height = run.settings["size"].split("x")
-        return int(width), int(height)
-    return (base_size(run),) * 2
-
-
-def base_size(run: Run) -> int:
+def base_size(past: PastRun) -> int:
     with blame("--base"):
-        return open_tensors(run.settings["base"]).metadata.get("size", 512)
+        return open_tensors(past.settings["base"]).metadata.get("size", 512)
 
 
-def pairs_of(run: Run) -> Pairs:
+def pairs_of(past: PastRun) -> Pairs:
     """All of its pairs, the held-out ones too."""
-    if not run.settings["data"]:
-        return Scenes(run.settings["condition"], size=size_of(run)[0])
     with blame("--data"):
-        view = View(size_of(run), hints=run.settings["hints"], seed=run.settings["seed"])
-        folder = Folder(map(Path, run.settings["data"]), view)
-        if folder.wrong:
-            raise InputError(folder.wrong[0])
-    return folder
+        pairs = all_pairs(past.source, base_size(past))
+        if isinstance(pairs, Folder) and pairs.wrong:
+            raise InputError(pairs.wrong[0])
+        return pairs
 
 
 def look(pairs: Pairs, most: int) -> Seen:
@@ -148,9 +100,10 @@ def look(pairs: Pairs, most: int) -> Seen:
     return Seen([*images], [*hints], [*prompts])
 
 
-def condition_of(run: Run) -> str | None:
+def condition_of(past: PastRun) -> str | None:
     """What the run says that its hints are; None: nothing."""
-    if run.settings["condition"] or not run.settings["init_control"]:
-        return run.settings["condition"]
+    before = past.settings.get("init_control")
+    if past.source.condition or not before:
+        return past.source.condition
     with blame("--init-control"):
-        return open_tensors(run.settings["init_control"]).metadata.get("condition")
+        return open_tensors(before).metadata.get("condition")

@@ -12,7 +12,7 @@ from nanocontrol import DDPM
 from nanocontrol.experiments.arm import Arm, models_of, settings_of, variant_of
 from nanocontrol.experiments.inside import parts_of
 from nanocontrol.nano.scenes import Scenes
-from nanocontrol.training.batches import load_batches
+from nanocontrol.training.loader import load_batches
 
 STEPS = 4
 

@@ -12,7 +12,7 @@ from nanocontrol.experiments import looks
 from nanocontrol.experiments.experiment import experiment_of
 from nanocontrol.experiments.runs import Run
 from nanocontrol.experiments.sampled import Measurement
-from nanocontrol.training.batches import Batch, generator_of
+from nanocontrol.training.loader import Batch, generator_of
 from nanocontrol.training.measure import make_pictures
 
 STEPS, PICTURES = 3, 4  # that are measured

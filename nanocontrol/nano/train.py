@@ -13,7 +13,7 @@ about.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +37,7 @@ from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
 from nanocontrol.schedulers import DDPM, STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.batches import apart, generator_of, groups, loader, shuffled
+from nanocontrol.training.loader import apart, generator_of, groups, loader, shuffled
 from nanocontrol.training.measure import HeldOut, held_out_loss, make_pictures, mean_latents
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
@@ -57,7 +57,9 @@ class Settings:
         "a Stable Diffusion whose VAE is trained (base, decoder), or is trained on (vae)",
         absolute,
     )
-    out: str = knob(None, "the run's folder (default: runs/PART-1, -2, ...)", absolute)
+    out: str = knob(
+        None, "the run's folder (default: runs/PART-1, -2, ...)", absolute, learnt=False
+    )
     steps: int = knob(6000, "of the optimizer; the learning rate falls over them", at_least(1))
     batch_size: int = knob(32, "pictures in a step", at_least(1))
     lr: float = knob(1e-3, "learning rate at its highest", positive)
@@ -70,12 +72,14 @@ class Settings:
     scenes: int = knob(50_000, "drawn scenes to train on", at_least(1))
     size: int = knob(None, "of a picture (default: --base's; without a base 64)", int, SIZES)
     seed: int = knob(0, "of weights, order and noise", seed)
-    device: str = knob(None, "cpu, cuda, ... (default: a GPU if there is one)", device)
-    dtype: Literal["fp32", "bf16", "fp16"] = knob(
-        None, "default: bf16 on a GPU that has it, fp16 on others, fp32 on a CPU"
+    device: str = knob(
+        None, "cpu, cuda, ... (default: a GPU if there is one)", device, learnt=False
     )
-    save_every: int = knob(500, "steps between saves", at_least(1))
-    sample_every: int = knob(500, "steps between sheets of pictures", at_least(1))
+    dtype: Literal["fp32", "bf16", "fp16"] = knob(
+        None, "default: bf16 on a GPU that has it, fp16 on others, fp32 on a CPU", learnt=False
+    )
+    save_every: int = knob(500, "steps between saves", at_least(1), learnt=False)
+    sample_every: int = knob(500, "steps between sheets of pictures", at_least(1), learnt=False)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -122,9 +126,10 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     processes = Processes(settings.device)
     if processes.size > 1:
         raise InputError("the small model's parts are trained by one process, without torchrun")
+    where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
+    watch = Watch(*where, optimizer, processes, signals)
     look = partial(part.look, SHEET)
-    watch = Watch(settings, optimizer, processes, look, part.caption, part.save, signals)
-    start = watch.begin(resume)
+    start = watch.begin(asdict(settings), resume, "", look, part.caption, part.save)
     order = shuffled(len(part.data), settings.seed, start * settings.batch_size)
     batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
     for step in watch.steps(start):
@@ -375,9 +380,7 @@ def resolve(given: dict[str, Any]) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_for(Settings, __doc__, PRESETS)
-    continued = "continue this run; no other flag may differ"
-    parser.add_argument("--resume", metavar="RUN", type=absolute, help=continued)
+    parser = parser_for(Settings, __doc__, PRESETS, "; no other flag may differ")
     parser.add_argument("part", choices=PARTS, help="what to train")
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")

@@ -89,15 +89,16 @@ def to_device(x: Tensor, device: str | torch.device) -> Tensor:
 
 
 @contextmanager
-def moved(networks: Sequence[nn.Module], device: str, back_to: str) -> Iterator[None]:
-    """Have networks on the device for a while."""
+def moved(networks: Sequence[nn.Module], device: str) -> Iterator[None]:
+    """Networks on the device for a while, then back where they were."""
+    homes = [next(network.parameters()).device for network in networks]
     for network in networks:
         network.to(device)
     try:
         yield
     finally:
-        for network in networks:
-            network.to(back_to)
+        for network, home in zip(networks, homes):
+            network.to(home)
 
 
 class Conv3x3(nn.Conv2d):

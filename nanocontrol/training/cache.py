@@ -21,7 +21,7 @@ from nanocontrol.formats.tensors import read_safetensors, write_tensors
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.batches import apart, encode, readers
+from nanocontrol.training.loader import apart, encode, readers
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
 

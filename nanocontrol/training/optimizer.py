@@ -36,6 +36,7 @@ class Optimizer:
         **adamw: Any,
     ):
         self.networks, self.device, self.clip = networks, device, clip
+        self.lr, self.dtype = lr, dtype
         home, exact = "cpu" if on_cpu else device, []
         for network in networks.values():
             if dtype != "fp32":

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
-from nanocontrol.training.batches import generator_of
 from nanocontrol.training.folders import Entry, ignored_in, read_folder
+from nanocontrol.training.loader import generator_of
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 MIDDLE = 0.5, 0.5

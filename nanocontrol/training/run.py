@@ -3,7 +3,9 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,56 @@ from nanocontrol.training.film import chosen, film
 from nanocontrol.training.optimizer import Optimizer
 
 FOLLOWED = ("follows", "score", "iou")  # of these the film has the first that was measured
+
+
+@dataclass(frozen=True)
+class Run:
+    """The contents of a run's folder."""
+
+    folder: Path
+    settings: dict[str, Any]  # settings.json
+    log: list[dict[str, Any]]  # log.jsonl
+    metrics: dict[str, Any]  # metrics.json; empty if the run did not come to its end
+
+    def measured(self, name: str) -> list[tuple[int, float]]:
+        return measured(self.log, name)
+
+    @property
+    def steps(self) -> int:
+        """How many were done."""
+        return max((entry["step"] for entry in self.log), default=0)
+
+
+def read_run(folder: Path) -> Run:
+    """Raises InputError, naming the file, if this is not the folder of a run."""
+    ended = (folder / "metrics.json").exists()
+    metrics = read_json(folder / "metrics.json") if ended else {}
+    return Run(folder, read_json(folder / "settings.json"), read_log(folder), metrics)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The entries of log.jsonl; none without that file. A last line that was cut off is dropped."""
+    file = folder / "log.jsonl"
+    if not file.exists():
+        return []
+    try:
+        lines = file.read_text().splitlines()
+        log = [json.loads(line) for line in lines if line.endswith("}")]
+        if not all("step" in entry for entry in log):
+            raise ValueError("entries without a step")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error})") from None
+    return log
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is missing or damaged; expected a run's folder")
+    return content
 
 
 class RunFolder:
@@ -86,14 +138,10 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop from the log what came after the last save: it will be done again."""
-        file, entries = self.path / "log.jsonl", []
-        for line in file.read_bytes().splitlines() if step and file.exists() else []:
-            try:
-                entries.append(json.loads(line))
-            except ValueError:  # the last one, cut off
-                break
+        entries = read_log(self.path) if step else []
         self.history = [entry for entry in entries if entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in self.history)
+        file = self.path / "log.jsonl"
         write_atomically(file, lambda temporary: temporary.write_text(text))
 
     def finish(self, metrics: dict) -> None:

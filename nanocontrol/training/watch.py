@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +28,46 @@ Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 
 
 class Watch:
-    """Of several processes the first one looks, saves and writes.
+    """In a run of several processes, the first one evaluates, saves and writes.
 
-    settings: with out, steps, sample_every and save_every; look: measures the networks; caption:
-    how its pictures are made; save: writes what sample.py takes into the folder; signals: a first
-    one stops the run after its step; pairs: as Pairs.digest has it.
+    folder: of the run, which ends after `steps` steps; signals: the first one stops the run after
+    its step.
     """
 
     def __init__(
         self,
-        settings: Any,
+        folder: Path,
+        steps: int,
+        look_every: int,
+        save_every: int,
         optimizer: Optimizer,
         processes: Processes,
-        look: Look,
-        caption: str,
-        save: Callable[[Path], None],
         signals: Signals,
-        pairs: str = "",
     ):
-        self.settings, self.optimizer, self.processes = settings, optimizer, processes
-        self.look, self.caption, self.save, self.signals = look, caption, save, signals
-        self.pairs = pairs
-        self.run = RunFolder(Path(settings.out))
+        self.total, self.look_every, self.save_every = steps, look_every, save_every
+        self.optimizer, self.processes, self.signals = optimizer, processes, signals
+        self.run = RunFolder(folder)
         self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # those that are not logged yet
-        self.too_many = TOO_MANY + (HALVINGS if settings.dtype == "fp16" else 0)
+        self.too_many = TOO_MANY + (HALVINGS if optimizer.dtype == "fp16" else 0)
         self.skipped_in_a_row = 0
         self.began = time.monotonic()
 
-    def begin(self, resume: bool) -> int:
-        """Write the folder, or go back to its last save -> the step to begin with."""
+    def begin(
+        self,
+        settings: dict[str, Any],
+        resume: bool,
+        pairs: str,
+        look: Look,
+        caption: str,
+        save: Callable[[Path], None],
+    ) -> int:
+        """Write the folder with these settings, or restore its last save -> the first step.
+
+        pairs: as Pairs.digest has it; look: measures the networks; caption: how its pictures are
+        made; save: writes what sample.py takes into the folder.
+        """
+        self.pairs, self.look, self.caption, self.save = pairs, look, caption, save
         progress = self.progress(0)
         if resume:
             progress = self.run.restore(self.optimizer, progress)
@@ -76,7 +85,7 @@ class Watch:
         if self.writes:
             if resume and start == 0:
                 print(f"{self.run.path} holds no saved state: beginning anew", file=sys.stderr)
-            self.run.create(asdict(self.settings), start)
+            self.run.create(settings, start)
         return start
 
     def progress(self, step: int) -> dict:
@@ -94,9 +103,8 @@ class Watch:
         self.signals.noting = True
         if start == 0 and self.writes:
             self.observe(0)
-        left, total = range(start, self.settings.steps), self.settings.steps
-        hidden = not self.writes
-        self.bar = tqdm(left, "training", total, initial=start, smoothing=0.05, disable=hidden)
+        left, hidden = range(start, self.total), not self.writes
+        self.bar = tqdm(left, "training", self.total, initial=start, smoothing=0.05, disable=hidden)
         yield from self.bar
         self.signals.noting = False
 
@@ -104,9 +112,9 @@ class Watch:
         """After each step, from 0 on. loss: as Optimizer.step returns it, of all processes."""
         self.losses.append(loss)
         done = step + 1
-        last, stopped = done == self.settings.steps, self.processes.largest(self.signals.noted)
-        looks = last or done % self.settings.sample_every == 0
-        saves = last or stopped > 0 or done % self.settings.save_every == 0
+        last, stopped = done == self.total, self.processes.largest(self.signals.noted)
+        looks = last or done % self.look_every == 0
+        saves = last or stopped > 0 or done % self.save_every == 0
         if looks or saves or done % LOG_EVERY == 0:
             self.log_losses(done)
         if looks and self.writes:
@@ -175,8 +183,8 @@ class Watch:
         return metrics
 
     def diverged(self, why: str) -> InputError:
-        precision = "" if self.settings.dtype == "fp32" else " or --dtype fp32"
+        precision = "" if self.optimizer.dtype == "fp32" else " or --dtype fp32"
         return InputError(
-            f"--lr {self.settings.lr:g}: {why}; begin a new run with a lower rate{precision}, and "
+            f"--lr {self.optimizer.lr:g}: {why}; begin a new run with a lower rate{precision}, and "
             f"look for NaN in the data (the last good state, if any, is kept in {self.run.path})"
         )

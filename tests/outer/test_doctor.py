@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from conftest import CONTROL, NANO, refusal
 from nanocontrol.doctor.__main__ import main as doctor
 from nanocontrol.doctor.causes import NANO_COURSE, about_hints, about_rate, about_steps, course_of
 from nanocontrol.doctor.hints import KINDS, Training, could_be, differences, looks_of, usual
-from nanocontrol.doctor.past_run import Seen, read_run
+from nanocontrol.doctor.past_run import Seen, read_past_run
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
 
@@ -190,15 +191,17 @@ def course(gain: float, steps: int, loss: float = 0.04) -> list[dict]:
     ],
 )
 def test_rate_steps_and_course_are_read_from_the_log(tmp_path, log, settings, words):
-    run = read_run(write_run(tmp_path / "run", log, **settings))
+    run = read_past_run(write_run(tmp_path / "run", log, **settings))
     found = [*about_rate(run, 0.04, NANO_COURSE), *about_steps(run, NANO_COURSE)]
     assert words in (found or [course_of(run, NANO_COURSE)])[0].verdict
 
 
 def test_of_few_pairs_more_gain_is_needed(tmp_path):
-    run = read_run(write_run(tmp_path / "run", course(0.003, 300)))
-    assert run.follows and not run._replace(held_out=2).follows
-    assert read_run(write_run(tmp_path / "run", course(0.01, 300)))._replace(held_out=2).follows
+    run = read_past_run(write_run(tmp_path / "run", course(0.003, 300)))
+    assert run.follows and not replace(run, held_out=2).follows
+    assert replace(
+        read_past_run(write_run(tmp_path / "run", course(0.01, 300))), held_out=2
+    ).follows
 
 
 def test_a_report_is_a_verdict_its_evidence_and_what_to_do(tmp_path, capsys):
@@ -225,7 +228,7 @@ def test_what_the_doctor_cannot_read_is_one_sentence(tmp_path, capsys):
     for file in ("text.png", "gone.png"):
         assert "--hint: " in refusal(doctor, capsys, str(run), "--hint", str(tmp_path / file))
     (run / "log.jsonl").write_text('{"step": 1, "loss": 0.1}\n{"step": 2, "lo')  # killed there
-    assert read_run(run).steps == 1
+    assert read_past_run(run).steps == 1
     (run / "log.jsonl").write_text('{"loss": 0.1}\n')
     assert "log.jsonl cannot be read" in refusal(doctor, capsys, str(run))
 

@@ -1,0 +1,88 @@
+"""Which pairs a run trains on and which it measures with, from its settings."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from nanocontrol.nano.scenes import HELD_OUT, Scenes
+from nanocontrol.nano.scores import scorer
+from nanocontrol.nano.world import SIZES
+from nanocontrol.plumbing.errors import InputError, blame
+from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.training.check import tell_or_refuse
+from nanocontrol.training.measure import HeldOut, Scores, edge_scores
+from nanocontrol.training.pairs import Folder, Pairs, View, split
+
+MEASURED = 32  # drawn scenes that are held out
+
+
+class Source(NamedTuple):
+    """The settings of train.py that decide which pairs a run has."""
+
+    data: list[str] | None = None  # folders; None: drawn scenes
+    hints: str | None = None
+    size: str | None = None
+    crop: str = "middle"
+    mirror: bool = False
+    condition: str | None = None
+    scenes: int = HELD_OUT
+    seed: int = 0
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Settings that are missing, in the runs of earlier versions, have their defaults."""
+        return cls(**{name: settings[name] for name in cls._fields if name in settings})
+
+    def view(self, base_size: int) -> View:
+        """base_size: of the pictures that the base was trained on, in pixels."""
+        width, height = self.size.split("x") if self.size else (base_size, base_size)
+        return View((int(width), int(height)), self.crop, self.hints, self.seed)
+
+    def read(
+        self, sd: StableDiffusion, base: str, steps: int, n: int
+    ) -> tuple[Pairs, HeldOut, Scores | None]:
+        """The pairs to train on, others to measure with, and a function that scores pictures of the
+        first of these others (None where nothing is known of what the hints show).
+
+        base: its file; steps and n: how many pairs a training will see. Notes are printed.
+        Raises InputError for pairs that cannot be used.
+        """
+        if not self.data and sd.size not in SIZES:
+            drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}: expected --data DIR"
+            raise InputError(f"--base: {base} is for pictures of {sd.size} pixels, and {drawn}")
+        with blame("--data"):
+            pairs = all_pairs(self, sd.size)
+            if isinstance(pairs, Folder):
+                tell_or_refuse(pairs, steps, n)
+            trained, others, scores = divided(self, pairs)
+            return trained, HeldOut.of(sd, others), scores
+
+
+def check_flags(given: Mapping[str, Any]) -> None:
+    """Refuse train.py's flags about data that do not go together."""
+    if "condition" in given and "data" in given:
+        raise InputError("--condition is for drawn scenes: it cannot be used with --data")
+    for name in ("hints", "size", "crop", "mirror"):
+        if name in given and "data" not in given:
+            raise InputError(f"--{name} is for pictures of your own: expected --data DIR")
+    if "data" in given and "base" not in given:
+        note = "--data without --base: training a ControlNet for nano, the bundled small model"
+        print(note, file=sys.stderr)
+
+
+def all_pairs(source: Source, base_size: int) -> Folder | Scenes:
+    """All pairs of the run's folders, or the drawn scenes that it trains on."""
+    if source.data:
+        return Folder(map(Path, source.data), source.view(base_size))
+    return Scenes(source.condition, n=source.scenes, size=base_size)
+
+
+def divided(source: Source, pairs: Folder | Scenes) -> tuple[Pairs, Pairs, Scores | None]:
+    """The pairs to train on, those to measure with, and the function that scores, as in `read`."""
+    if isinstance(pairs, Scenes):
+        others = Scenes(pairs.condition, HELD_OUT, n=MEASURED, size=pairs.size)
+        return pairs, others, scorer(str(pairs.condition), others)
+    trained, kept = split(pairs, source.seed)
+    scores = edge_scores(kept) if source.hints == "canny" else None
+    return trained.mirrored() if source.mirror else trained, kept, scores

@@ -1,0 +1,44 @@
+"""Where networks compute and in which precision, before a training."""
+
+from typing import Any
+
+import torch
+
+from nanocontrol.controlnet import ControlNet
+from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.training.optimizer import PRECISIONS
+from nanocontrol.unet import Block
+
+
+def place(
+    sd: StableDiffusion,
+    control: ControlNet,
+    device: str,
+    dtype: str,
+    channels_last: bool,
+    checkpointed: bool,
+) -> None:
+    """Move the base to the device, and set memory layout and gradient checkpointing of both.
+
+    dtype: "fp32", "bf16" or "fp16". A locked base is rounded to it. A base that is trained stays in
+    float32 (the optimizer rounds what is trained): it is saved too, and its other parts stay exact.
+    """
+    if not any(parameter.requires_grad for parameter in sd.unet.parameters()):
+        sd.unet.to(PRECISIONS[dtype]), sd.text_encoder.to(PRECISIONS[dtype])
+        if dtype == "bf16":  # fp16 ends at 65504, and Stable Diffusion's VAE goes beyond
+            sd.vae.to(PRECISIONS[dtype])
+    sd.unet.to(device), sd.vae.to(device), sd.text_encoder.to(device)
+    if channels_last:
+        for network in (sd.unet, sd.vae, control):
+            network.to(memory_format=torch.channels_last)
+    for module in [*sd.unet.modules(), *control.modules()]:
+        if isinstance(module, Block):
+            module.checkpointed = checkpointed
+
+
+def compiled(network: Any, wanted: bool) -> Any:
+    """Where a compiler is missing, PyTorch says so and the network stays as it is."""
+    if not wanted:
+        return network
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(network)

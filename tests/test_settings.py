@@ -1,0 +1,95 @@
+"""Which settings are compared, when a version has other ones than the one before."""
+
+import json
+from dataclasses import asdict, field, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from nanocontrol import InputError
+from nanocontrol.nano.healthy import bands_for
+from nanocontrol.training.settings import knob, settings_of_run, what_is_learnt
+
+
+def with_knobs(names: list[str], former: dict[str, Any], **new: Any) -> type:
+    """train.py's Settings with these knobs of today's, and new ones with their defaults."""
+    kept = [
+        (one.name, one.type, field(default=one.default, metadata=one.metadata))
+        for one in fields(train.Settings)
+        if one.name in names
+    ]
+    added = [(name, type(default), knob(default, "")) for name, default in new.items()]
+    settings = make_dataclass("Settings", [*kept, *added], frozen=True)
+    settings.former = train.Settings.former | former
+    return settings
+
+
+TODAY = [one.name for one in fields(train.Settings)]
+VERSIONS = {
+    "a knob more": with_knobs(TODAY, {}, sharpness=3),
+    "a knob less": with_knobs([name for name in TODAY if name != "mirror"], {"mirror": False}),
+}
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request) -> type:
+    return VERSIONS[request.param]
+
+
+def of_version(version: type, **given: Any) -> Any:
+    """What train.py resolves, as that version would have it."""
+    settings = asdict(train.resolve(given))
+    known = {one.name for one in fields(version)}
+    return version(**{name: value for name, value in settings.items() if name in known})
+
+
+def test_bands_of_healthy_runs_outlive_a_knob(version):
+    bands = bands_for(train.resolve({}))
+    assert bands.keys() >= {"follows", "control_gain"}
+    assert bands_for(of_version(version)) == bands
+    assert bands_for(of_version(version, lr=2e-3)) == {}
+    more = of_version(version, seed=5, sample_every=7, out="elsewhere", dtype="bf16")
+    assert bands_for(more) == bands
+
+
+def test_a_run_can_be_resumed_by_a_version_with_other_knobs(version):
+    run = Path("run")
+    run.mkdir()
+    (run / "settings.json").write_text(json.dumps(asdict(train.resolve({"lr": 2e-3}))))
+    settings = settings_of_run(version, run, {})
+    assert settings == replace(of_version(version, lr=2e-3), out="run")
+
+
+def test_a_setting_that_matters_and_is_gone_refuses_the_run():
+    run, less = Path("run"), VERSIONS["a knob less"]
+    run.mkdir()
+    kept = asdict(train.resolve({}))
+    for changed in ({"mirror": True}, {"noisy": 0.3}, {"unheard_of": 0}):
+        (run / "settings.json").write_text(json.dumps(kept | changed))
+        with pytest.raises(InputError, match=f"{next(iter(changed))} = .* does not know"):
+            settings_of_run(less, run, {})
+        assert what_is_learnt(kept | changed, less) != what_is_learnt(kept, less)
+
+
+def test_where_and_how_fast_a_run_was_does_not_count():
+    kept = asdict(train.resolve({}))
+    for name, value in {
+        "out": "x",
+        "device": "cuda",
+        "dtype": "bf16",
+        "compile": True,
+        "low_memory": True,
+        "cache": "",
+        "save_every": 1,
+        "sample_every": 1,
+        "base": "/elsewhere/nano.safetensors",
+    }.items():
+        assert what_is_learnt(kept | {name: value}, train.Settings) == what_is_learnt(
+            kept, train.Settings
+        )
+    for name in ("base", "lr", "steps", "seed", "condition", "hint_init"):
+        assert what_is_learnt(kept | {name: "other"}, train.Settings) != what_is_learnt(
+            kept, train.Settings
+        )
