@@ -321,7 +321,7 @@ def print_settings(settings: Settings) -> None:
     print(json.dumps(asdict(settings) | sizes, indent=2))
 
 
-def main(argv: list[str] | None = None, **functions: Callable) -> None:
+def main(argv: list[str] | None = None, **functions: Any) -> None:
     """functions: those of a variant, which `train` takes."""
     machine.keep_freed_memory()
     with one_sentence("train.py", "use a smaller --batch-size, or --low-memory"):

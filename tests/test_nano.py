@@ -178,7 +178,7 @@ def test_training_nano_refuses_bad_input(capsys):
     for flags, words in [
         (["base"], "--base FILE"),
         (["decoder"], "--base FILE"),
-        (["vae", "--base", NANO], "--base has no meaning for vae"),
+        (["detector", "--base", NANO], "--base has no meaning for detector"),
         (["vae", "--drop-prompt", "0.5"], "--drop-prompt"),
         (["base", "--base", "missing.safetensors"], "--base"),
         (["unet"], "unet"),
