@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from nanocontrol.unet import SD1, UNet, UNetConfig, UNetEncoder
 
 M = TypeVar("M", bound=nn.Module)
-HINT_CHANNELS = (16, 32, 96, 256)  # of the condition encoder at 1, 1/2, 1/4, 1/8 of the size
+HINT_CHANNELS = (16, 32, 96, 256)  # the condition encoder's widths at 1, 1/2, 1/4, 1/8 of the size
+# Its convolutions before the last one: which of the widths each has, and its stride.
+HINT_LAYERS = ((0, 1), (0, 1), (1, 2), (1, 1), (2, 2), (2, 1), (3, 2))
 
 
 def zero_module(module: M) -> M:
@@ -55,10 +57,11 @@ class ControlBlock(nn.Module):
 
 
 def condition_encoder(channels: int, widths: tuple[int, ...] = HINT_CHANNELS) -> nn.Sequential:
-    """The hint [B, 3, H, W] -> [B, channels, h, w]: as small as the latent, and zero at first.
+    """A network from the hint [B, 3, H, W] to [B, channels, h, w], the latent's size. Its output is
+    zero at first.
 
-    widths: its four numbers of channels within. With Stable Diffusion's, for a picture of 512
-    pixels (kernels are 3x3, with a SiLU between any two convolutions):
+    widths: its channels at each resolution. With Stable Diffusion's, for a picture of 512 pixels
+    (kernels are 3x3, with a SiLU between any two convolutions):
 
     | convolution         | stride | channels | size |
     |---------------------|--------|----------|------|
@@ -75,18 +78,25 @@ def condition_encoder(channels: int, widths: tuple[int, ...] = HINT_CHANNELS) ->
     convolutions (4x4, stride 2, ReLU, 16 to 128 channels, Gaussian weights).
     """
     layers: list[nn.Module] = []
-    width, (a, b, c, d) = 3, widths
-    for out, stride in [(a, 1), (a, 1), (b, 2), (b, 1), (c, 2), (c, 1), (d, 2)]:
-        layers += [nn.Conv2d(width, out, 3, stride, padding=1), nn.SiLU()]
-        width = out
+    width = 3
+    for i, stride in HINT_LAYERS:
+        layers += [nn.Conv2d(width, widths[i], 3, stride, padding=1), nn.SiLU()]
+        width = widths[i]
     return nn.Sequential(*layers, zero_module(nn.Conv2d(width, channels, 3, padding=1)))
+
+
+def read_hint_channels(tensors: dict[str, Tensor]) -> tuple[int, ...]:
+    """The widths of the condition encoder in a ControlNet's state dict, read off its shapes."""
+    layers = [i for i, _ in HINT_LAYERS]
+    first = [layers.index(i) for i in range(max(layers) + 1)]  # the first convolution of each width
+    return tuple(tensors[f"input_hint_block.{2 * k}.weight"].shape[0] for k in first)
 
 
 @torch.no_grad()
 def initialise_condition_encoder(control: "ControlNet") -> None:
-    """Another start than the original's, which is PyTorch's: every convolution passes the hint on
-    undamped, a little louder each time. With PyTorch's each of the seven passes on a fraction, and
-    part of the wait for the sudden convergence is for them to learn better."""
+    """Scaled Kaiming initialisation, with which every convolution amplifies the hint a little. With
+    PyTorch's, which the original has, each of them passes only a fraction on, and training has to
+    amplify the hint first: part of the wait for the sudden convergence."""
     for module in list(control.input_hint_block)[:-1]:  # the last one has to stay zero
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight).mul_(1.4)

@@ -1,11 +1,13 @@
 """From noise to a latent, guided by a prompt and by any number of ControlNets.
 
 Shapes: B pictures; h and w, the latent's height and width (the picture's / 8); 77 tokens,
-D = context_dim (768 or 1024); N rows of a batch: B, or 2B with guidance.
+D = context_dim (768 or 1024). A batch has N rows: B, or 2B with guidance, where the first B have
+the negative prompt.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,23 +20,29 @@ from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.unet import UNet
 
 # 1 is as trained: a number, or one for each residual (13 in Stable Diffusion), the shallowest
-# first, the middle last.
+# first, the middle block's last.
 Strength = float | Sequence[float]
 # A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength.
 Control = tuple[ControlNet, Tensor, Strength]
-# For each control its network, its strength, and whether `guess` and `resolution_weighting` hold.
-Ways = Sequence[tuple[ControlNet, Strength, bool, bool]]
+
+
+class Weighted(NamedTuple):
+    """A ControlNet and its influence, which is the same at every step."""
+
+    net: ControlNet
+    weights: list[float]  # one for each residual, the shallowest first, the middle block's last
+    prompt_only: bool  # whether it acts only on the rows with the prompt
 
 
 def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """[n, 4, height/8, width/8], for pictures of that size. The generator is the CPU's, so that a
-    seed gives the same noise on every device, and whatever PyTorch's default dtype may be."""
+    """Noise [n, 4, height/8, width/8] for pictures of this height and width. The generator is on
+    the CPU, so that a seed gives the same noise on every device."""
     return torch.randn((n, 4, height // 8, width // 8), generator=generator, dtype=torch.float32)
 
 
 def timesteps_to_visit(scheduler: DDPM, steps: int, noised: float | None) -> list[int | None]:
-    """The t to visit, noisiest first, then None: no noise is left. With `noised` (0 to 1) only
-    that fraction of them, the last ones, rounded to whole steps."""
+    """The t to visit, noisiest first, then None: no noise is left. `noised` (0 to 1) keeps only
+    this share of the steps, the last ones, rounded to whole steps."""
     if noised is not None and not 0 <= noised <= 1:
         raise ValueError(f"noised must be a fraction, 0 to 1, not {noised}")
     skipped = 0 if noised is None else steps - round(noised * steps)
@@ -42,13 +50,13 @@ def timesteps_to_visit(scheduler: DDPM, steps: int, noised: float | None) -> lis
 
 
 def controlled_steps(steps: int, control_from: float, control_to: float) -> list[bool]:
-    """Whether each step is under control: i of S if control_from <= i / S < control_to."""
+    """Whether each step is controlled: step i of S is if control_from <= i / S < control_to."""
     if not 0 <= control_from <= control_to <= 1:
         raise ValueError(f"expected 0 <= {control_from=} <= {control_to=} <= 1")
     return [control_from <= i / steps < control_to for i in range(steps)]
 
 
-def begin(
+def starting_latent(
     scheduler: DDPM,
     noise: Tensor,
     t: int | None,
@@ -56,8 +64,8 @@ def begin(
     mask: Tensor | None,
     noised: float | None,
 ) -> tuple[Tensor, Callable[[Tensor, int | None], Tensor]]:
-    """x_t to begin with, and the function that repaints: it takes x_t and t, and gives x_t where
-    the mask is True, elsewhere the image with as much of the noise as belongs to t."""
+    """The first x_t, and a function repaint(x_t, t): it keeps x_t where the mask is True and puts
+    in the image elsewhere, with as much of the noise as belongs to t."""
     if (image is None) != (mask is None and noised is None):
         raise ValueError("an image needs a mask, noised or both, and these need an image")
     if image is None:
@@ -74,76 +82,72 @@ def begin(
     return repaint(noise if noised is None else image_at(t), t), repaint
 
 
-def encode_hints(controls: Sequence[Control], x: Tensor, copies: int) -> list[Tensor]:
-    """The hints encoded, [copies * B, c, h, w], which are the same at every step. x [B, 4, h, w]:
-    for the size, and in the networks' precision."""
-    encoded: list[Tensor] = []
-    for net, hint, strength in controls:
-        n = len(net.zero_convs) + 1
-        if isinstance(strength, Sequence) and len(strength) != n:
-            raise ValueError(f"{len(strength)} strengths for {n} residuals")
-        h = net.encode_hint(hint.to(x), x)
-        encoded.append(h.expand(len(x), -1, -1, -1).repeat(copies, 1, 1, 1))
-    return encoded
+def weigh(control: Control, height: int, guess: bool, resolution_weighting: bool) -> Weighted:
+    """Strength, guess mode and resolution weighting as one weight for each residual.
 
-
-def weighted(
-    residuals: list[Tensor], strength: Strength, guess: bool, resolution_weighting: bool
-) -> list[Tensor]:
-    """A ControlNet's residuals, the first of the latent's height, times their weights."""
-    n, height = len(residuals), residuals[0].shape[2]
-    weights = strength if isinstance(strength, Sequence) else [strength] * n
-    if guess:  # the original's: in Stable Diffusion a tenth at the shallowest, 1 in the middle
+    height: the latent's. Raises ValueError for a wrong number of strengths.
+    """
+    net, _, strength = control
+    n = len(net.zero_convs) + 1
+    weights = [*strength] if isinstance(strength, Sequence) else [strength] * n
+    if len(weights) != n:
+        raise ValueError(f"{len(weights)} strengths for {n} residuals")
+    if guess:  # as in the original: in Stable Diffusion 0.1 at the shallowest, 1 in the middle
         weights = [w * 0.825 ** (n - 1 - i) for i, w in enumerate(weights)]
-    if resolution_weighting:  # the paper's, the other way round: 1 at the shallowest, up to 8
-        weights = [w * height / r.shape[2] for w, r in zip(weights, residuals)]
-    return [w * r for w, r in zip(weights, residuals)]
+    if resolution_weighting:  # the paper's goes the other way: 1 at the shallowest, up to 8
+        levels = [*net.skip_levels, net.skip_levels[-1]]
+        heights = [-(-height // 2**level) for level in levels]  # an odd height is rounded up
+        weights = [w * height / h for w, h in zip(weights, heights)]
+    return Weighted(net, weights, guess or resolution_weighting)
+
+
+def encode_hints(controls: Sequence[Control], x: Tensor) -> list[Tensor]:
+    """The hints, encoded: [B, c, h, w] each. x [B, 4, h, w] has their size and precision."""
+    encoded = [net.encode_hint(hint.to(x), x) for net, hint, _ in controls]
+    return [hint.expand(len(x), -1, -1, -1) for hint in encoded]
 
 
 def sum_of_residuals(
-    ways: Ways, hints: Sequence[Tensor], x: Tensor, t: Tensor, context: Tensor
+    controls: Sequence[Weighted], hints: Sequence[Tensor], x: Tensor, t: Tensor, context: Tensor
 ) -> list[Tensor] | None:
-    """All ControlNets' residuals, weighted and added up (section 3.4); None without hints.
+    """The residuals of all ControlNets, weighted and added up (section 3.4); None without hints.
 
-    x [N, 4, h, w], t [N], context [N, 77, D]: of these rows the last are controlled, as many as
-    an encoded hint has; the others get zeros.
+    hints [B, c, h, w]: encoded, one for each control; x [N, 4, h, w], t [N], context [N, 77, D].
+    Rows that a ControlNet does not act on get zeros.
     """
     total = None
-    for (net, strength, guess, resolution_weighting), hint in zip(ways, hints):
-        n, others = len(hint), len(x) - len(hint)
+    for (net, weights, prompt_only), hint in zip(controls, hints):
+        n = len(hint) if prompt_only else len(x)  # the last rows are those with the prompt
+        hint = hint.repeat(n // len(hint), 1, 1, 1)
         residuals = net.residuals(x[-n:], hint, t[-n:], context[-n:])
-        residuals = weighted(residuals, strength, guess, resolution_weighting)
-        residuals = [torch.cat([r.new_zeros(others, *r.shape[1:]), r]) for r in residuals]
+        residuals = [w * r for w, r in zip(weights, residuals)]
+        residuals = [torch.cat([r.new_zeros(len(x) - n, *r.shape[1:]), r]) for r in residuals]
         total = residuals if total is None else [a + b for a, b in zip(total, residuals)]
     return total
 
 
 def predict(
-    unet: UNet, ways: Ways, scale: float, x: Tensor, t: Tensor, context: Tensor, *hints: Tensor
+    unet: UNet,
+    controls: Sequence[Weighted],
+    scale: float,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
+    *hints: Tensor,
 ) -> Tensor:
-    """What the U-Net makes of x [B, 4, h, w] at step t [1], with guidance, and under control where
-    there are encoded hints, one for each way.
+    """The U-Net's output for x [B, 4, h, w] at step t [1], with guidance and control.
 
-    context [N, 77, D]: of the prompts; before them, unless scale is 1, of the negative ones.
+    context [N, 77, D]: encoded prompts, after the negative ones unless scale is 1;
+    hints [B, c, h, w]: encoded, one for each control; none at a step without control.
     """
     x_in = x.repeat(len(context) // len(x), 1, 1, 1).to(context.dtype)
     t_in = t.expand(len(x_in))
-    residuals = sum_of_residuals(ways, hints, x_in, t_in, context)
+    residuals = sum_of_residuals(controls, hints, x_in, t_in, context)
     output = unet(x_in, t_in, context, residuals).float()
     if scale == 1:
         return output
     without, with_prompt = output.chunk(2)
     return without + scale * (with_prompt - without)
-
-
-def predictor(
-    sd: StableDiffusion, controls: Sequence[Control], scale: float, guess: bool, weighting: bool
-) -> Callable[..., Tensor]:
-    """`predict` of x, t, context and hints, for this base and these controls."""
-    strengths = (tuple(s) if isinstance(s, Sequence) else s for *_, s in controls)
-    ways = [(net, s, guess, weighting) for (net, *_), s in zip(controls, strengths)]
-    networks = [sd.unet, *(net for net, *_ in controls)]
-    return repeated(partial(predict, sd.unet, ways, scale), networks, sd.graphs)
 
 
 @torch.no_grad()
@@ -170,24 +174,25 @@ def sample(
     """Latents [B, 4, h, w] in float32, scaled, as `sd.decode` takes them.
 
     noise [B, 4, h, w]; context and uncond [1 or B, 77, D], encoded prompts and negative prompts;
-    scale: of classifier-free guidance (Ho & Salimans 2022), 1 being the prompt alone;
-    scheduler: None is DDIM for what the base predicts; generator (CPU): of the noise that it adds.
+    scale: of classifier-free guidance (Ho & Salimans 2022); 1 is the prompt alone;
+    scheduler: DDIM by default, for what the base predicts; generator (CPU): draws the noise that
+    the scheduler adds.
 
-    Ways to apply the controls:
-    guess: for hints without a prompt, the original's "guess mode": control where the prompt is
-    given, none where it is not, and the weaker the shallower (0.825^(n-1-i) for residual i of n);
-    resolution_weighting: the paper's own answer to that (section 3.4, CFG-RW): also only where the
-    prompt is given, and weighted by the latent's height over the residual's. The two are meant
-    as alternatives, and sample.py takes one of them; with both, the weights are multiplied;
+    How the controls are applied:
+    guess: the original's "guess mode", for hints without a prompt. Only the rows with the prompt
+    are controlled, and shallow residuals less: the weight of residual i of n is 0.825^(n-1-i);
+    resolution_weighting: the paper's solution of the same problem (section 3.4, CFG-RW). Only the
+    rows with the prompt are controlled, and the weight of a residual is the latent's height divided
+    by its own. With both rules the weights are multiplied; sample.py allows only one of them;
     control_from, control_to: step i of S is controlled if control_from <= i / S < control_to.
 
-    image [1 or B, 4, h, w], scaled latents of a picture, for either or both of:
-    mask [1 or B, 1, h, w], bool: only what is True is painted anew, the rest is the image's, at
-    every step as noisy as x_t, and in the end the image's own;
-    noised: begin with the image, not with noise alone, noised to this fraction of the steps
-    (Meng et al. 2021); only these, rounded to whole ones, are then run and are the S above.
+    image [1 or B, 4, h, w], scaled latents of a picture; it needs a mask, noised or both:
+    mask [1 or B, 1, h, w], bool: inpainting. The part where it is True is new; elsewhere x_t is
+    the image with the noise of step t, and in the end the image itself;
+    noised: img2img (Meng et al. 2021). The run begins with the noised image instead of noise. Only
+    this share of the steps, rounded to whole steps, is run; S counts these.
 
-    Raises ValueError if there are not 1 to 1000 steps, for fractions not in 0..1 or in the wrong
+    Raises ValueError if there are not 1 to 1000 steps, for fractions outside 0..1 or in the wrong
     order, for an image without mask and noised or these without an image, and for a wrong number of
     strengths.
     """
@@ -196,17 +201,17 @@ def sample(
     noise = noise.to(weight.device, torch.float32)
     visited = timesteps_to_visit(scheduler, steps, noised)
     under_control = controlled_steps(len(visited) - 1, control_from, control_to)
-    x, repaint = begin(scheduler, noise, visited[0], image, mask, noised)
+    x, repaint = starting_latent(scheduler, noise, visited[0], image, mask, noised)
 
-    # Without the prompt, then with it, in one batch. The hint goes to all rows; with guess or
-    # resolution_weighting only to those with the prompt.
+    # One batch for both predictions, without the prompt and with it.
     prompts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in prompts]).to(weight)
-    copies = 1 if guess or resolution_weighting else len(prompts)
-    hints = encode_hints(controls, x.to(weight), copies)
-    output_of = predictor(sd, controls, scale, guess, resolution_weighting)
+    weighted = [weigh(c, x.shape[2], guess, resolution_weighting) for c in controls]
+    hints = encode_hints(controls, x.to(weight))
+    networks = [sd.unet, *(net for net, *_ in controls)]
+    output_of = repeated(partial(predict, sd.unet, weighted, scale), networks)
 
-    # Now, so that no step waits for a copy to the GPU.
+    # Copied to the GPU here, so that no step waits for a copy.
     ts = torch.tensor(visited[:-1], device=x.device).split(1)
     for i, t in enumerate(tqdm(visited[:-1], "sampling", disable=not progress)):
         output = output_of(x, ts[i], context, *(hints if under_control[i] else []))

@@ -1,7 +1,7 @@
-"""A base model: the three networks of Stable Diffusion together."""
+"""A base model: the three networks of Stable Diffusion."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,19 +15,18 @@ TextEncoder = CLIPTextEncoder | OpenCLIPTextEncoder
 
 @dataclass
 class StableDiffusion:
-    """A base model: three networks, and what else one must know to use them."""
+    """A base model: three networks, and the numbers that are needed to use them."""
 
     unet: UNet
     vae: VAE
     text_encoder: TextEncoder
     prediction: str  # what the U-Net predicts: "eps" or "v"
-    scale_factor: float = 0.18215  # the U-Net sees latents times this, of about unit variance
-    guidance: float = 9.0  # scale of classifier-free guidance to sample with, unless told otherwise
-    size: int = 512  # of the pictures that it was trained on, in pixels
-    graphs: dict = field(default_factory=dict, repr=False)  # of the last picture; see `repeated`
+    scale_factor: float = 0.18215  # the U-Net's latents are the VAE's times this: variance 1
+    guidance: float = 9.0  # default scale of classifier-free guidance
+    size: int = 512  # width and height of the training pictures, in pixels
 
     def tokenize(self, prompts: Sequence[str] | str) -> Tensor:
-        """Prompts -> tokens [B, 77], int64; longer ones are cut."""
+        """Prompts -> tokens [B, 77], int64. A prompt that is longer is cut off."""
         return tokenize(prompts, pad_with_end=isinstance(self.text_encoder, CLIPTextEncoder))
 
     def encode_prompts(self, prompts: Sequence[str] | str) -> Tensor:
@@ -37,7 +36,7 @@ class StableDiffusion:
 
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """pictures [B, 3, H, W], RGB in [-1, 1] -> mean and standard deviation of the VAE's
-        posterior [B, 4, H/8, W/8], unscaled: a latent is scale_factor times a draw from it."""
+        posterior [B, 4, H/8, W/8], unscaled: a latent is scale_factor times a sample of it."""
         weight = next(self.vae.parameters())
         pictures = pictures.to(weight.device, non_blocking=True)
         mean, logvar = self.vae.encode(pictures.to(weight.dtype))

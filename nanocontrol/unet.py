@@ -245,15 +245,18 @@ class UNetEncoder(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(c, 4 * c), nn.SiLU(), nn.Linear(4 * c, 4 * c))
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(4, c, 3, padding=1))])
         channels = c
-        self.skip_channels = [c]  # of every encoder block's output, which the decoder takes up
+        # Channels of every encoder block's output, and how often its size has been halved.
+        self.skip_channels, self.skip_levels = [c], [0]
         for level, mult in enumerate(config.channel_mult):
             if level > 0:
                 self.input_blocks.append(Block(Downsample(channels)))
                 self.skip_channels.append(channels)
+                self.skip_levels.append(level)
             for _ in range(config.num_res_blocks):
                 self.input_blocks.append(res_block(channels, mult * c, level, config))
                 channels = mult * c
                 self.skip_channels.append(channels)
+                self.skip_levels.append(level)
         self.middle_block = Block(
             ResBlock(channels, channels, config),
             SpatialTransformer(channels, config),

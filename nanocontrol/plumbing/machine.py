@@ -125,13 +125,13 @@ class Conv3x3(nn.Conv2d):
 
 
 class Recorded:
-    """On a GPU: a call of a function, recorded as a CUDA graph. Called again, with inputs of the
-    same shapes, it is replayed, and overwrites its last output."""
+    """A call of a function on a GPU, recorded as a CUDA graph. Called again with inputs of the same
+    shapes, it is replayed and overwrites its last output."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]):
         self.inputs = [x.clone() for x in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        # (Only what this thread does is recorded; in training another one pins memory.)
+        # Only this thread's work is recorded: in training another thread pins memory.
         with torch.cuda.device(inputs[0].device):
             stream = torch.cuda.Stream()
             with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
@@ -145,9 +145,10 @@ class Recorded:
 
 
 class Replayed:
-    """On a GPU: a function of which the second call with inputs of the same shapes is recorded, and
-    from then on replayed: launching a step's many small kernels one by one can take longer than
-    computing them. (At the first call libraries choose their kernels, which cannot be recorded.)"""
+    """A function on a GPU. Its second call with inputs of the same shapes is recorded, later ones
+    are replayed: launching the many small kernels of a step one by one can take longer than
+    computing them. The first call cannot be recorded, because libraries choose their kernels then.
+    """
 
     MOST = 2  # recorded calls that are kept: a step with control, and one without
 
@@ -166,16 +167,26 @@ class Replayed:
         return call(inputs)
 
 
-def repeated(function: partial, networks: Sequence[nn.Module], kept: dict) -> Callable[..., Tensor]:
-    """The function, for many calls: on a GPU recorded and replayed, elsewhere as it is.
+last_replayed: dict = {}  # the function that was replayed last, and its key; see `repeated`
 
-    networks: whose weights it uses; kept: what was recorded last time. That is used again if the
-    function's own arguments are the same, and the weights are where they were.
+
+def repeated(function: partial, networks: Sequence[nn.Module]) -> Callable[..., Tensor]:
+    """A function that will be called many times: on a GPU it is recorded and replayed, elsewhere it
+    is returned unchanged.
+
+    networks: all networks whose weights it uses. The recording is kept, with these networks, until
+    another function is recorded or `forget_recorded` is called. It is used again if the function's
+    own arguments are equal and the weights have not moved.
     """
     weights = [weight for network in networks for weight in network.parameters()]
     if weights[0].device.type != "cuda":
         return function
     key = function.args, [(weight.data_ptr(), weight.dtype) for weight in weights]
-    if kept.get("key") != key:
-        kept.update(key=key, replayed=Replayed(function))
-    return kept["replayed"]
+    if last_replayed.get("key") != key:
+        last_replayed.update(key=key, replayed=Replayed(function))
+    return last_replayed["replayed"]
+
+
+def forget_recorded() -> None:
+    """Free the GPU memory that the last recording holds."""
+    last_replayed.clear()

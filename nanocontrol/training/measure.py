@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.machine import forget_recorded
 from nanocontrol.sampling import initial_noise, sample
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
@@ -80,7 +81,7 @@ def make_pictures(
         controls = [(control, hints[part], 1.0)] if control else []
         latents = sample(sd, noise[part], context, uncond, controls, scale=sd.guidance)
         images += [sd.decode(latent[None]).cpu() for latent in latents]  # one by one
-    sd.graphs.clear()  # on a GPU they hold memory that training needs
+    forget_recorded()  # on a GPU it holds memory that training needs
     return torch.cat(images).clamp(-1, 1)
 
 
