@@ -21,15 +21,14 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from nanocontrol import DDIM, DDPM, StableDiffusion, load_control, load_sd, sample
-from nanocontrol.commands.flags import parse
+from nanocontrol import DDIM, DDPM, StableDiffusion, load_sd, sample
+from nanocontrol.commands.flags import parse_flags
 from nanocontrol.commands.inputs import Inputs, read_inputs
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.machine import for_sampling, is_gpu, keep_freed_memory
 from nanocontrol.plumbing.pictures import save_picture, to_bytes, to_pixels
 from nanocontrol.sampling import Control, initial_noise
-from nanocontrol.tools.explain import explain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,23 +50,23 @@ def generate(
     mask: Tensor | None = None,
     **options,
 ) -> list[np.ndarray]:
-    """n pictures [H, W, 3], bytes.
+    """Make n pictures [H, W, 3], uint8.
 
-    sd and the networks in controls: on one device, in any precision; each control is a network,
-    its hint [1, 3, H, W], RGB in [0, 1], and its strength (see sampling.py).
-    height, width: multiples of 64, those of the hints and the image (None: as the base likes it).
-    scale: of guidance (None: the base's own); scheduler: None is DDIM.
-    image [3, H, W], RGB in [0, 1]; mask [H, W], bool: what is painted anew of it.
+    sd and the networks in controls are on one device, in any precision. A control is a network, its
+    hint [1, 3, H, W], RGB in [0, 1], and its strength (see sampling.py).
+    height, width: multiples of 64, those of the hints and the image (default: the base's size);
+    scale: of guidance (default: the base's own); scheduler: DDIM by default;
+    image [3, H, W], RGB in [0, 1]; mask [H, W], bool: True where the image is repainted;
     options: guess, resolution_weighting, control_from, control_to and noised, as in `sample`.
-    Raises ValueError for what does not go together.
+    Raises ValueError as `sample` does.
     """
-    # Noise and prompts. (The generator is the CPU's: one seed, one noise, on every device.)
+    # Noise and prompts. The generator is on the CPU, so a seed gives the same noise on any device.
     generator = torch.Generator("cpu").manual_seed(seed)
     noise = initial_noise(n, height or sd.size, width or sd.size, generator)
     context, uncond = sd.encode_prompts(prompt), sd.encode_prompts(negative)
     scale = sd.guidance if scale is None else scale
 
-    # A picture to begin with or to keep parts of. (A latent is new if one of its pixels is.)
+    # A picture to begin with or to repaint. A latent is repainted if one of its pixels is.
     latent_image = latent_mask = None
     if image is not None:
         mean, _ = sd.encode(image[None] * 2 - 1)
@@ -75,14 +74,14 @@ def generate(
     if mask is not None:
         latent_mask = F.max_pool2d(mask[None, None].float(), 8).bool()
 
-    # From noise to latents, step by step; the decoder makes pictures of them.
+    # From noise to latents, step by step, and from latents to pictures.
     options |= {"progress": True, "image": latent_image, "mask": latent_mask}
     latents = sample(
         sd, noise, context, uncond, controls, steps, scale, scheduler, generator, **options
     )
     pictures = [to_pixels(sd.decode(z[None])[0]) for z in tqdm(latents, "decoding")]
     if mask is not None and image is not None:
-        # The rest is the input's to the bit: not even the VAE changes it.
+        # The other pixels are the input's to the bit, not what the VAE makes of them.
         pictures = [np.where(mask[..., None], p, to_bytes(image)) for p in pictures]
     return pictures
 
@@ -90,21 +89,21 @@ def generate(
 def load(
     inputs: Inputs, device: str, dtype: torch.dtype, prediction: str
 ) -> tuple[StableDiffusion, list[Control]]:
-    """The locked base model, and beside it the ControlNets with their hints and strengths."""
+    """The locked base model, and the ControlNets with their hints and strengths."""
     with blame("--base"):
         sd = load_sd(inputs.base, device, dtype, prediction)
-    with blame("--control"):
-        nets = [load_control(file, sd.unet) for file in inputs.controls]
+    nets = [net.to(next(sd.unet.parameters())) for net in inputs.controls]
     if is_gpu(device):
         for_sampling()
-        for network in (sd.unet, sd.vae, *nets):  # convolutions are fastest with it there
+        for network in (sd.unet, sd.vae, *nets):  # a GPU's fastest order for convolutions
             network.to(memory_format=torch.channels_last)
     hints = [hint[None] for hint in inputs.hints]
     return sd, list(zip(nets, hints, inputs.strengths, strict=True))
 
 
 def save(pictures: list[np.ndarray], inputs: Inputs, settings: dict, out: Path) -> None:
-    """Each picture with its settings inside, and a sheet that begins with what was given."""
+    """Write every picture with its settings in its metadata, and a sheet of hints, image and
+    pictures."""
     for i, picture in enumerate(pictures):
         text = PngInfo()
         text.add_itxt("prompt", inputs.prompt)
@@ -117,7 +116,7 @@ def save(pictures: list[np.ndarray], inputs: Inputs, settings: dict, out: Path) 
 
 
 def run(args: argparse.Namespace) -> None:
-    """From flags to files. All that can be refused is refused before anything slow."""
+    """From flags to files. Bad input is refused before anything slow."""
     inputs = read_inputs(args)
     make_folder("--out", args.out)
     sd, controls = load(inputs, args.device, DTYPES[args.dtype], args.prediction)
@@ -148,14 +147,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv, __doc__)
+    args = parse_flags(argv, __doc__)
     keep_freed_memory()
     with one_sentence("sample.py", when_memory_is_full="try a lower --n or --width"):
-        if args.explain:
-            with blame("--explain"):
-                print(explain(args.explain, args.check))
-        else:
-            run(args)
+        run(args)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Strength = float | Sequence[float]
 Control = tuple[ControlNet, Tensor, Strength]
 
 
-class Weighted(NamedTuple):
+class WeightedControl(NamedTuple):
     """A ControlNet and its influence, which is the same at every step."""
 
     net: ControlNet
@@ -82,7 +82,9 @@ def starting_latent(
     return repaint(noise if noised is None else image_at(t), t), repaint
 
 
-def weigh(control: Control, height: int, guess: bool, resolution_weighting: bool) -> Weighted:
+def weigh(
+    control: Control, height: int, guess: bool, resolution_weighting: bool
+) -> WeightedControl:
     """Strength, guess mode and resolution weighting as one weight for each residual.
 
     height: the latent's. Raises ValueError for a wrong number of strengths.
@@ -98,7 +100,7 @@ def weigh(control: Control, height: int, guess: bool, resolution_weighting: bool
         levels = [*net.skip_levels, net.skip_levels[-1]]
         heights = [-(-height // 2**level) for level in levels]  # an odd height is rounded up
         weights = [w * height / h for w, h in zip(weights, heights)]
-    return Weighted(net, weights, guess or resolution_weighting)
+    return WeightedControl(net, weights, guess or resolution_weighting)
 
 
 def encode_hints(controls: Sequence[Control], x: Tensor) -> list[Tensor]:
@@ -108,7 +110,11 @@ def encode_hints(controls: Sequence[Control], x: Tensor) -> list[Tensor]:
 
 
 def sum_of_residuals(
-    controls: Sequence[Weighted], hints: Sequence[Tensor], x: Tensor, t: Tensor, context: Tensor
+    controls: Sequence[WeightedControl],
+    hints: Sequence[Tensor],
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
 ) -> list[Tensor] | None:
     """The residuals of all ControlNets, weighted and added up (section 3.4); None without hints.
 
@@ -128,7 +134,7 @@ def sum_of_residuals(
 
 def predict(
     unet: UNet,
-    controls: Sequence[Weighted],
+    controls: Sequence[WeightedControl],
     scale: float,
     x: Tensor,
     t: Tensor,

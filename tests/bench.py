@@ -215,7 +215,7 @@ def our_picture(args: argparse.Namespace) -> Callable[[], object]:
         controls = [(control, given["hint"], 1.0)]
         sd.decode(sample(sd, given["noise"], context, uncond, controls, steps))
 
-    picture.forget = sd.graphs.clear  # type: ignore[attr-defined]
+    picture.forget = machine.forget_recorded  # type: ignore[attr-defined]
     return picture
 
 

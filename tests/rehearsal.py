@@ -26,17 +26,15 @@ from conftest import small, write_pairs
 from fake_gpu import FakeGPU, rehearsed
 from in_float64 import no_pictures
 from nanocontrol import ControlNet, load_sd, sampling, save_sd, unet
+from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.flags import absolute
 from nanocontrol.training import cache, loader
 from nanocontrol.training.optimizer import Optimizer
 
 # ------------------------------------------------------------------------------- planted mistakes
 
-weighted, embedding, encode_hint = (
-    sampling.weighted,
-    unet.timestep_embedding,
-    ControlNet.encode_hint,
-)
+embedding, encode_hint = unet.timestep_embedding, ControlNet.encode_hint
+sum_of_residuals = sampling.sum_of_residuals
 
 
 def on_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -46,18 +44,20 @@ def on_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return changed
 
 
-def weighted_by_an_item(residuals: list[Tensor], *rest) -> list[Tensor]:
-    return weighted([r * r.mean().item() for r in residuals], *rest)
+def times_an_item(*given) -> list[Tensor] | None:
+    residuals = sum_of_residuals(*given)
+    return residuals and [r * r.mean().item() for r in residuals]
 
 
-def weighted_by_the_cpus(residuals: list[Tensor], *rest) -> list[Tensor]:
-    return weighted([r * torch.ones(1).to(r) for r in residuals], *rest)
+def times_the_cpus(*given) -> list[Tensor] | None:
+    residuals = sum_of_residuals(*given)
+    return residuals and [r * torch.ones(1).to(r) for r in residuals]
 
 
 PLANTED = {
     "a device mixed up": (unet, "timestep_embedding", on_the_cpu(embedding)),
-    "an item": (sampling, "weighted", weighted_by_an_item),
-    "a copy from the CPU": (sampling, "weighted", weighted_by_the_cpus),
+    "an item": (sampling, "sum_of_residuals", times_an_item),
+    "a copy from the CPU": (sampling, "sum_of_residuals", times_the_cpus),
     "a hint left on the CPU": (ControlNet, "encode_hint", on_the_cpu(encode_hint)),
 }
 
@@ -66,19 +66,27 @@ PLANTED = {
 
 
 def rehearse_sampling(gpu: FakeGPU, base: str) -> dict:
-    """A picture, the next one with its graph, and a third with each of the mistakes."""
+    """A picture; the next one with its graph; one with another strength, which needs a new graph;
+    one after the graph is forgotten; and one with each of the mistakes."""
     sd = load_sd(base, "cuda", torch.bfloat16)
     made = dict(gpu.made_of)
     control = ControlNet(sd.unet.config).to("cuda", torch.bfloat16)
     hint, counted = torch.zeros(1, 3, sd.size, sd.size), []
     picture = partial(sample.generate, sd, "a red ball", controls=[(control, hint, 1.0)], n=1)
-    for _ in range(2):
+    weaker = partial(sample.generate, sd, "a red ball", controls=[(control, hint, 0.5)], n=1)
+
+    def count(call: Callable) -> None:
         gpu.launches.clear()
-        picture(steps=4)
+        call(steps=4)
         counted.append({"launches": gpu.launches.total(), "graphs": len(gpu.recorded)})
+
+    for call in picture, picture, weaker:
+        count(call)
+    machine.forget_recorded()
+    count(weaker)
     found = {}
     for name, plant in PLANTED.items():
-        sd.graphs.clear()
+        machine.forget_recorded()
         with mock.patch.object(*plant):
             found[name] = error_of(partial(picture, steps=2))
     return {

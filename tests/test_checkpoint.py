@@ -24,11 +24,14 @@ from nanocontrol import (
     VAEConfig,
     load_control,
     load_sd,
+    sample,
     save_control,
     save_sd,
 )
-from nanocontrol.checkpoint import IGNORED, guess_prediction
+from nanocontrol import controlnet as controlnet_module
+from nanocontrol.checkpoint import guess_prediction
 from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
+from nanocontrol.formats.original_names import IGNORED
 from nanocontrol.unet import SD1, SD2
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -163,6 +166,36 @@ def test_a_condition_encoder_of_other_widths(unet, tmp_path):
     ]:
         save_file(tensors | {"control_model." + name: tensor}, path)
         assert words in refused(path, unet)
+
+
+# Three convolutions, each halving the size; one that halves at once, then keeps the size.
+@pytest.mark.parametrize(
+    "layers", [((0, 2), (1, 2), (2, 2)), ((0, 2), (1, 2), (2, 2), (2, 1), (3, 1))]
+)
+@pytest.mark.parametrize("style", ["sd1"])
+def test_another_condition_encoder_is_saved_and_loaded(
+    sd, unet, inputs, tmp_path, monkeypatch, layers
+):
+    """Its layout stands in one place, controlnet.py: nothing else is told."""
+    x, t, context, hint, noise = inputs
+    released = ControlNet(unet.config).state_dict()
+    monkeypatch.setattr(controlnet_module, "HINT_LAYERS", layers)
+    control = randomise(ControlNet(unet.config, (4, 8, 12, 16)), seed=1)
+    assert len(control.input_hint_block) == 2 * len(layers) + 1
+    save_control(control, path := tmp_path / "a.safetensors")
+    again = load_control(path, unet)
+    assert again.input_hint_block[0].out_channels == 4
+    with torch.no_grad():
+        ours, theirs = control(x, hint, t, context), again(x, hint, t, context)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        ours, theirs = (
+            sample(sd, noise, context, context, [(net, hint, 1.0)], steps=2)
+            for net in (control, again)
+        )
+    assert torch.equal(ours, theirs)
+    # Files with the released encoder are refused, as this one was before.
+    save_file({"control_model." + name: tensor for name, tensor in released.items()}, path)
+    assert "input_hint_block" in refused(path, unet)
 
 
 @pytest.mark.parametrize("style", ["sd1"])

@@ -1,4 +1,4 @@
-"""diffusers' layout, the transfer to other bases, and what --explain says."""
+"""diffusers' layout, the transfer to other bases, and what tools.explain says."""
 
 import json
 import math
@@ -9,13 +9,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import CONFIGS, randomise
+from conftest import CONFIGS, randomise, refusal
 from nanocontrol import ControlNet, InputError, UNet, load_control, load_sd, save_control, save_sd
+from nanocontrol.controlnet import HINT_LAYERS
 from nanocontrol.formats import tensors
 from nanocontrol.formats.diffusers_names import from_diffusers, to_diffusers
 from nanocontrol.nano.model import name_of
 from nanocontrol.tools import explain as explain_module
 from nanocontrol.tools.explain import explain
+from nanocontrol.tools.explain import main as explain_command
 from nanocontrol.tools.to_diffusers import config_of
 from nanocontrol.tools.to_diffusers import main as export
 from nanocontrol.tools.transfer import main as transfer
@@ -26,6 +28,7 @@ from nanocontrol.unet import SD1, SD2
 NAMES = json.loads((Path(__file__).parent / "fixtures" / "diffusers_names.json").read_text())
 WEIGHTS = Path(__file__).parents[1] / "weights"
 NANO, CONTROL = WEIGHTS / "nano.safetensors", WEIGHTS / "nano-control-canny.safetensors"
+LAYERS = len(HINT_LAYERS)
 
 
 @pytest.fixture
@@ -38,10 +41,10 @@ def style() -> str:
 def test_names_are_diffusers(config):
     with torch.device("meta"):
         ours = ControlNet(config).state_dict()
-    theirs = to_diffusers(ours, len(config.channel_mult), config.num_res_blocks)
+    theirs = to_diffusers(ours, len(config.channel_mult), config.num_res_blocks, LAYERS)
     assert len(theirs) == len(NAMES) == 340
     assert all(theirs[NAMES[name]] is tensor for name, tensor in ours.items())
-    back = from_diffusers(theirs)
+    back = from_diffusers(theirs, LAYERS)
     assert back.keys() == ours.keys() and all(back[name] is ours[name] for name in ours)
 
 
@@ -69,7 +72,7 @@ def test_a_tensor_of_diffusers_without_a_place_is_refused(tmp_path):
     """As the larger models have them."""
     with safe_open(CONTROL, "pt") as file:
         metadata, unet = file.metadata(), load_sd(NANO).unet
-    tensors = to_diffusers(load_file_without_prefix(CONTROL), 3, 1)
+    tensors = to_diffusers(load_file_without_prefix(CONTROL), 3, 1, LAYERS)
     save_file(tensors, tmp_path / "c.safetensors", metadata)
     load_control(tmp_path / "c.safetensors", unet)
     tensors["add_embedding.linear_1.weight"] = torch.zeros(1)
@@ -217,6 +220,14 @@ def test_explain_says_what_was_checked(tmp_path, monkeypatch):
         explain(old, check=True)
 
 
+def test_explain_is_a_command(tmp_path, capsys):
+    for flags in ([str(CONTROL)], [str(CONTROL), "--check"]):
+        explain_command(flags)
+        assert capsys.readouterr().out == explain(CONTROL) + "\n"
+    (text := tmp_path / "text.png").write_text("no weights")
+    assert refusal(explain_command, capsys, str(text)).startswith(f"explain: {text}: expected a .s")
+
+
 def test_explain_a_base_and_a_controlnet():
     base, control = facts(NANO), facts(CONTROL)
     assert base["holds"].startswith("a base") and base["base"] == "nano, predicts eps"
@@ -233,7 +244,7 @@ def test_explain_other_layouts_and_what_is_refused(tmp_path):
     bare = facts(tmp_path / "bare.safetensors")
     assert bare["prefixes"] == "none" and bare["metadata"] == "{}"
     assert "32 channels" in bare["control"]
-    save_file(to_diffusers(tensors, 3, 1), tmp_path / "d.safetensors")
+    save_file(to_diffusers(tensors, 3, 1, LAYERS), tmp_path / "d.safetensors")
     assert facts(tmp_path / "d.safetensors")["layout"] == "diffusers'"
     save_file({"lora_up": torch.zeros(1)}, tmp_path / "lora.safetensors")
     lora = facts(tmp_path / "lora.safetensors")
@@ -260,6 +271,6 @@ def test_the_table_is_for_any_number_of_levels():
     for config in CONFIGS.values():
         with torch.device("meta"):
             ours, unet = ControlNet(config).state_dict(), UNet(config).state_dict()
-        theirs = to_diffusers(ours, len(config.channel_mult), config.num_res_blocks)
-        assert from_diffusers(theirs).keys() == ours.keys()
+        theirs = to_diffusers(ours, len(config.channel_mult), config.num_res_blocks, LAYERS)
+        assert from_diffusers(theirs, LAYERS).keys() == ours.keys()
         assert not theirs.keys() & unet.keys()  # every name is another one

@@ -24,9 +24,11 @@ def test_sampling_is_recorded_once_and_mistakes_are_found():
     found = counted("sampling")
     # Half precision is made on the CPU: nothing else ever takes place on the GPU.
     assert found["made_while_loading"].keys() == {"torch.bfloat16"}
-    first, second = found["pictures"]
+    first, second, *others = found["pictures"]
     assert first["graphs"] == second["graphs"] == 1  # the next picture is made with the same one
     assert second["launches"] < first["launches"] / 2
+    # Another strength and a forgotten graph are recorded again.
+    assert others == [first | {"graphs": 2}, first | {"graphs": 3}]
     for name, words in {
         "a device mixed up": "two devices|from or to the CPU",
         "an item": "the CPU waits in a recorded call",

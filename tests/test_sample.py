@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import sample
 from conftest import CONFIGS, CONTROL, NANO, ROOT, SIZE, opened, refusal, write_pairs
 from nanocontrol import DDPM, ControlNet, load_control, load_sd, save_control
+from nanocontrol.commands import inputs
 from nanocontrol.formats.tensors import read_tensors
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.plumbing.canny import canny
@@ -36,7 +37,7 @@ def pairs(tmp_path_factory) -> Path:
 @pytest.fixture
 def read_once(monkeypatch):
     """A test that makes many pictures reads nano and its ControlNet once."""
-    kept, load_sd, load_control = {}, sample.load_sd, sample.load_control
+    kept, load_sd, read_control = {}, sample.load_sd, inputs.read_control
 
     def base(file, *others):
         key = file.path, *others
@@ -44,14 +45,13 @@ def read_once(monkeypatch):
             kept[key] = load_sd(file, *others)
         return kept[key]
 
-    def control(file, unet):
-        key = file.path, id(unet)  # (kept, too: nothing else can come to have its number)
-        if key not in kept:
-            kept[key] = load_control(file, unet)
-        return kept[key]
+    def control(file, config):
+        if file.path not in kept:
+            kept[file.path] = read_control(file, config)
+        return kept[file.path]
 
     monkeypatch.setattr(sample, "load_sd", base)
-    monkeypatch.setattr(sample, "load_control", control)
+    monkeypatch.setattr(inputs, "read_control", control)
 
 
 @pytest.mark.slow
@@ -139,35 +139,38 @@ def test_a_controlnet_that_does_not_say_its_heads_has_them_from_the_base(tmp_pat
 
 
 @pytest.mark.slow
-def test_every_checkpoint_is_opened_once(tmp_path, pairs, monkeypatch):
+def test_every_checkpoint_is_opened_once_and_a_controlnet_is_built_once(
+    tmp_path, pairs, monkeypatch
+):
     tensors = load_file(NANO) | load_file(CONTROL)
     with safe_open(NANO, "pt") as file:
         save_file(tensors, whole := tmp_path / "v1.0.safetensors", file.metadata())
-    hint, opened = ["--hint", str(pairs / "hint0.png")], []
-    read = read_tensors
+    hint, opened, built = ["--hint", str(pairs / "hint0.png")], [], []
+    read, build = read_tensors, ControlNet.__init__
     monkeypatch.setattr(
         "nanocontrol.formats.tensors.read_tensors",
         lambda path, check: opened.append(path) or read(path, check),
     )
+    monkeypatch.setattr(ControlNet, "__init__", lambda *args: built.append(args) or build(*args))
     for flags, files in [
         ([], [CONTROL, NANO]),
         (["--base", NANO, "--control", CONTROL, *hint], [CONTROL, NANO]),
         (["--control", CONTROL, *hint], [CONTROL, NANO]),
         (["--control", str(whole), *hint], [str(whole)]),
     ]:
-        opened.clear()
+        opened.clear(), built.clear()
         made(tmp_path / "out", *flags, "--steps", "1")
-        assert sorted(map(str, opened)) == sorted(files)
+        assert sorted(map(str, opened)) == sorted(files) and len(built) == 1
 
 
 def test_what_is_read_is_frozen_and_the_flags_stay_as_they_were(pairs):
     for flags in ([], ["--image", str(pairs / "image0.png"), "--hint", str(pairs / "hint0.png")]):
-        args = sample.parse(flags, "")
+        args = sample.parse_flags(flags, "")
         before = copy.deepcopy(vars(args))
-        inputs = sample.read_inputs(args)
+        found = sample.read_inputs(args)
         assert vars(args) == before
         with pytest.raises(dataclasses.FrozenInstanceError):
-            inputs.width = 128
+            found.width = 128
 
 
 @pytest.mark.slow
@@ -243,17 +246,26 @@ def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
 
 
 @pytest.mark.slow
-def test_canny_is_of_the_hint_before_it(tmp_path, pairs, read_once):
-    picture, edges = str(pairs / "image0.png"), canny(read_picture(pairs / "image0.png"), 20, 50)
-    edges = to_bytes(edges)
-    made(tmp_path, "--hint", picture, "--canny", "20", "50")
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "sheet.png"))[:, :SIZE], edges)
-    two = ["--control", CONTROL, "--control", CONTROL, "--hint", picture]
-    made(tmp_path, *two, "--hint", picture, "--canny", "20", "50")
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert np.array_equal(sheet[:, SIZE : 2 * SIZE], edges) and not np.array_equal(
-        sheet[:, :SIZE], edges
-    )
+def test_canny_is_given_once_for_all_hints_or_once_for_each(tmp_path, pairs, read_once):
+    """The image, which follows the hints, is never a photo in this sense."""
+    photo = read_picture(pairs / "image0.png")
+    low, high = (to_bytes(canny(photo, *limits)) for limits in [(20, 50), (100, 200)])
+    assert not np.array_equal(low, high)
+    two = ["--control", CONTROL, "--control", CONTROL, *["--hint", str(pairs / "image0.png")] * 2]
+    one, image = two[2:6], ["--image", str(pairs / "image0.png")]
+    low_flag, high_flag = ["--canny", "20", "50"], ["--canny", "100", "200"]
+    for flags, shown in [
+        ([*one, *low_flag], [low]),
+        ([*low_flag, *one, *image], [low, to_bytes(photo)]),
+        ([*two, *low_flag], [low, low]),
+        ([*two, *low_flag, *high_flag], [low, high]),
+        ([*two, *high_flag, *low_flag, *image], [high, low, to_bytes(photo)]),
+    ]:
+        made(tmp_path, *flags, "--steps", "1")
+        sheet = opened(tmp_path / "sheet.png")
+        assert np.array_equal(np.asarray(sheet)[:, : len(shown) * SIZE], np.hstack(shown)), flags
+    settings = json.loads(opened(tmp_path / "000.png").text["settings"])
+    assert settings["canny"] == [[100, 200], [20, 50]]
 
 
 @pytest.mark.slow
@@ -346,9 +358,18 @@ def test_sizes_of_pictures(tmp_path, read_once):
         assert made(tmp_path / "out", *wide, *flags, "--steps", "1").shape[:2] == size
 
 
-def test_explain_prints_and_makes_nothing(tmp_path, capsys):
-    sample.main(["--explain", NANO, "--out", str(tmp_path / "out")])
-    assert "a base model" in capsys.readouterr().out and not (tmp_path / "out").exists()
+def test_pickles_are_not_imported_for_files_that_hold_none():
+    """Whoever makes pictures with the bundled weights needs no reader of them."""
+    program = (
+        "import sys, sample; from nanocontrol import load_sd\n"
+        "load_sd(sys.argv[1]); print([m for m in sys.modules if m.startswith('nanocontrol.')])"
+    )
+    command = [sys.executable, "-c", program, NANO]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "nanocontrol.formats.tensors" in done.stdout
+    for name in ("formats.pickles", "formats.zips", "tools"):
+        assert f"nanocontrol.{name}" not in done.stdout
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -407,7 +428,15 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--canny", "100", "200"], "needs --hint"),
         (["--hint", hint, "--canny", "200", "100"], "--canny 200 100"),
         (["--hint", hint, "--canny", "-1", "100"], "--canny"),
-        (["--explain", str(text)], "--explain"),
+        (
+            ["--hint", hint, "--canny", "1", "2", "--canny", "1", "2"],
+            "--canny is given 2 times, --hint 1 times",
+        ),
+        (["--canny", "1", "2", "--canny", "1", "2", *["--hint", hint] * 3], "--hint 3 times"),
+        (["--hint", hint, *["--canny", "1", "2"], *["--hint", hint]], "expected one --hint"),
+        (["--explain", NANO], "--explain: this is a command of its own now: python -m"),
+        (["--explain", NANO, "--check"], "python -m nanocontrol.tools.explain FILE [--check]"),
+        (["--check"], "python -m nanocontrol.tools.explain FILE [--check]"),
         (["--width", "100"], "multiple of 64"),
         (["--steps", "0"], "--steps"),
         (["--steps", "1001"], "--steps"),

@@ -1,12 +1,14 @@
 """The sampling loop."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nanocontrol import DDIM, DDPM, sample
-from nanocontrol.sampling import initial_noise
+from conftest import CONFIGS
+from nanocontrol import DDIM, DDPM, ControlNet, sample
+from nanocontrol.sampling import initial_noise, weigh
 
 
 @pytest.fixture
@@ -142,6 +144,25 @@ def test_guess_and_resolution_weights(guided, trained_control):
         made = sample(**arguments, controls=[(trained_control, hint, 0.9)], **{rule: True})
         expected = sample(**arguments, controls=[(trained_control, hint, weights)])
         assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("size", [(8, 16), (7, 16), (9, 16), (6, 16), (1, 16)])
+def test_heights_of_residuals_are_known_before_the_network_runs(size):
+    """An odd height is rounded up at every halving."""
+    config = replace(CONFIGS["sd1"], channel_mult=(1, 1, 1, 1), num_res_blocks=2)
+    with torch.device("meta"):
+        net, x = ControlNet(config), torch.empty(1, 4, *size)
+        hint = torch.empty(1, 3, 8 * size[0], 8 * size[1])
+        residuals = net(x, hint, torch.empty(1), torch.empty(1, 77, config.context_dim))
+    assert len({r.shape[2] for r in residuals}) == (4 if size[0] > 4 else 1)
+    made = weigh((net, hint, 0.7), size[0], False, resolution_weighting=True)
+    assert made.weights == [0.7 * size[0] / r.shape[2] for r in residuals] and made.prompt_only
+    both = weigh((net, hint, 0.7), size[0], True, resolution_weighting=True).weights
+    n = len(residuals)
+    assert both == [
+        0.7 * 0.825 ** (n - 1 - i) * size[0] / r.shape[2] for i, r in enumerate(residuals)
+    ]
+    assert weigh((net, hint, 2), size[0], False, False) == (net, [2] * n, False)
 
 
 def test_a_strength_for_each_residual(guided, trained_control):

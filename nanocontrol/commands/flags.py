@@ -1,4 +1,4 @@
-"""sample.py's command line."""
+"""The command line of sample.py."""
 
 import argparse
 from collections.abc import Callable
@@ -20,14 +20,8 @@ SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 OF_STEPS: dict[str, Any] = {"type": fraction, "metavar": "FRACTION"}
 
 
-class CannyOfHint(argparse.Action):
-    """--canny belongs to the --hint before it, or to the first."""
-
-    def __call__(self, parser, args, values, option_string=None):
-        args.canny = args.canny | {max(0, len(args.hint) - 1): values}
-
-
-def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
+def parse_flags(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """The flags with their defaults, checked against each other; no file is opened."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     add_networks_and_hints(parser.add_argument)
@@ -37,33 +31,28 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     add_output(parser.add_argument)
     args = parser.parse_args(argv)
     args.dtype = args.dtype or default_dtype(args.device)
-    check(parser, args)
+    check_flags(parser, args)
     return args
 
 
 def add_networks_and_hints(add: Callable) -> None:
-    add("--base", type=Path, help="a Stable Diffusion 1 or 2 (default: in --control, else nano)")
-    add("--control", type=Path, **SEVERAL, help="a ControlNet for that base; may be repeated")
-    add("--hint", type=Path, **SEVERAL, help="the picture that it follows; one for each")
-    strength = "of a control, 1 as trained: a number, or one for each residual, like 1,1,0.5"
-    add("--strength", type=numbers, **SEVERAL, help=strength)
-    add(
-        "--canny",
-        nargs=2,
-        type=at_least(0),
-        metavar=("LOW", "HIGH"),
-        action=CannyOfHint,
-        default={},
-        help="the --hint before this is a photo: follow its edges",
-    )
+    base = "a Stable Diffusion 1 or 2 (default: the one in --control, else nano)"
+    add("--base", type=Path, metavar="FILE", help=base)
+    control = "a ControlNet for that base; may be repeated"
+    add("--control", type=Path, metavar="FILE", **SEVERAL, help=control)
+    add("--hint", type=Path, metavar="FILE", **SEVERAL, help="control image; one per --control")
+    strength = "1 as trained: a number, or one for each residual, like 1,1,0.5; one per --control"
+    add("--strength", type=numbers, metavar="NUMBERS", **SEVERAL, help=strength)
+    canny = "the --hint files are photos, all of them: follow their edges; once, or one per --hint"
+    add("--canny", nargs=2, type=at_least(0), metavar=("LOW", "HIGH"), **SEVERAL, help=canny)
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
     words = parser.add_mutually_exclusive_group()
-    prompt = "what the picture shows; 'default' is the paper's default prompt (not given: none)"
+    prompt = "what the picture shows; 'default' is the paper's default prompt (default: none)"
     words.add_argument("--prompt", help=prompt)
     words.add_argument("--prompt-from", type=Path, metavar="FILE", help="a caption file (text)")
-    negative = "what it does not show"
+    negative = "what the picture does not show"
     parser.add_argument("--negative", default="", metavar="PROMPT", help=negative)
 
 
@@ -73,38 +62,44 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=at_least(1), default=20, help="1 to 1000 (default: 20)")
     add("--scale", type=finite, help="of guidance (default: 9; nano has its own)")
     rule = parser.add_mutually_exclusive_group()
-    rule.add_argument("--guess", action="store_true", help="guess mode: for hints without prompt")
+    guess = "guess mode, for hints without a prompt"
+    rule.add_argument("--guess", action="store_true", help=guess)
     rule.add_argument("--resolution-weighting", action="store_true", help="the paper's CFG-RW")
-    add("--control-from", **OF_STEPS, default=0.0, help="of the steps, where control begins")
-    add("--control-to", **OF_STEPS, default=1.0, help="and where it ends")
+    begins = "share of the steps before control begins (default: 0)"
+    add("--control-from", **OF_STEPS, default=0.0, help=begins)
+    add("--control-to", **OF_STEPS, default=1.0, help="and before it ends (default: 1)")
     add("--eta", type=fraction, default=0.0, help="DDIM's noise, 0 to 1 (default: 0)")
-    add("--sampler", choices=["ddim", "ddpm"], default="ddim")
+    add("--sampler", choices=["ddim", "ddpm"], default="ddim", help="default: ddim")
     add("--prediction", choices=["auto", "eps", "v"], default="auto", help="what the base predicts")
     add("--seed", type=seed, default=0)
 
 
 def add_image(add: Callable) -> None:
-    add("--image", type=Path, help="a picture to begin with (see --noise), or to repaint (--mask)")
-    add("--mask", type=Path, help="white is painted anew, all else stays")
-    noise = "how far to noise --image, 0 to 1 (default: 0.75; with --mask: begin with noise)"
+    image = "a picture to begin with (--noise) or to repaint (--mask)"
+    add("--image", type=Path, metavar="FILE", help=image)
+    mask = "the part of --image that is white here is repainted, the rest is kept"
+    add("--mask", type=Path, metavar="FILE", help=mask)
+    noise = "img2img: share of the steps to run on --image (default: 0.75, or noise with --mask)"
     add("--noise", **OF_STEPS, help=noise)
 
 
 def add_output(add: Callable) -> None:
-    size = "in pixels (default: the hint's or image's shape, its short side being the base's size)"
+    size = "in pixels (default: the shape of hint or image, with the base's size as short side)"
     add("--height", type=multiple_of_64, help=size)
     add("--width", type=multiple_of_64)
     add("--device", type=device, default=default_device(), help="default: a GPU if there is one")
     dtype = "default: bf16 on a GPU that has it, fp16 on others, fp32 (exact) on a CPU"
     add("--dtype", choices=["fp32", "bf16", "fp16"], help=dtype)
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
-    add("--explain", type=Path, metavar="FILE", help="say what a checkpoint is, and stop")
-    every = "with --explain: read every byte (of files up to 1 GB this is always done)"
-    add("--check", action="store_true", help=every)
+    # The flags of a command that moved; they are refused with its new name.
+    add("--explain", "--check", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse flags that do not go together."""
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other."""
+    if "explain" in args:
+        command = "python -m nanocontrol.tools.explain FILE [--check]"
+        parser.error(f"--explain: this is a command of its own now: {command}")
     if args.steps > 1000:
         parser.error(f"--steps {args.steps}: must be at most 1000")
     if args.eta and args.sampler == "ddpm":
@@ -114,10 +109,11 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"{order}; expected numbers from 0 to 1, in this order")
     if (args.mask or args.noise is not None) and not args.image:
         parser.error("--mask and --noise are for a picture: they need --image")
-    if args.check and not args.explain:
-        parser.error("--check needs --explain FILE, the checkpoint to be read")
     if args.canny and not args.hint:
         parser.error("--canny is for a picture: it needs --hint")
-    for low, high in args.canny.values():
+    if len(args.canny) not in (0, 1, len(args.hint)):
+        given = f"--canny is given {len(args.canny)} times, --hint {len(args.hint)} times"
+        parser.error(f"{given}; expected one --canny, or one for each --hint")
+    for low, high in args.canny:
         if low > high:
             parser.error(f"--canny {low} {high}: expected the lower threshold first")

@@ -1,4 +1,4 @@
-"""What sample.py is given: which files, whether they go together, and reading them."""
+"""The files that sample.py's flags name: choosing, checking and reading them."""
 
 import argparse
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nanocontrol.checkpoint import holds_base, read_base, read_control
+from nanocontrol.checkpoint import read_base, read_control
+from nanocontrol.controlnet import ControlNet
+from nanocontrol.formats.original_names import holds_base
 from nanocontrol.formats.tensors import TensorFile, open_tensors
 from nanocontrol.nano.model import NANO, NANO_CONTROL, condition_of, name_of
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
@@ -22,24 +24,25 @@ DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the flags name, read and checked: it goes together."""
+    """The files that the flags name, read and checked against each other."""
 
     base: TensorFile
-    controls: list[TensorFile]
+    control_files: list[Path]
+    controls: list[ControlNet]  # on the CPU, in their files' precision
     strengths: list[Strength]  # one for each ControlNet
     hints: list[Tensor]  # [3, H, W], RGB in [0, 1], one for each ControlNet
     image: Tensor | None  # [3, H, W], RGB in [0, 1]
-    mask: Tensor | None  # [H, W], bool: where it is painted anew
+    mask: Tensor | None  # [H, W], bool: True where the image is repainted
     prompt: str
     height: int  # of all pictures, in pixels
     width: int
-    noised: float | None  # of the steps, to which the image is noised (None: not begun with)
+    noised: float | None  # the share of the steps to run on the image; None without img2img
 
     def settings(self) -> dict:
-        """What became of the flags that can be left out, by their names."""
+        """The values used for flags that can be left out, by the flags' names."""
         return {
             "base": self.base.path,
-            "control": [file.path for file in self.controls],
+            "control": self.control_files,
             "strength": self.strengths,
             "prompt": self.prompt,
             "height": self.height,
@@ -49,33 +52,34 @@ class Inputs:
 
 
 def read_inputs(args: argparse.Namespace) -> Inputs:
-    """Read what the flags name, each file once; weights and pictures' sizes are looked at before
+    """Read the files that the flags name, each once. Weights and pictures' sizes are checked before
     pictures are read. Nothing is computed, and no weight is read yet.
 
-    Raises InputError, naming flag and file, for what cannot be read and what does not go together.
+    Raises InputError, naming flag and file, for files that cannot be read or do not match.
     """
-    base, controls, drawn = choose_files(args)
-    check_numbers(args, controls, drawn)
+    base, files, drawn = choose_files(args)
+    check_numbers(args, files, drawn)
     with blame("--base"):
         _, config = read_base(base)
-    strengths = args.strength or [[1.0]] * len(controls)
-    strengths = [
-        check_control(file, strength, base.path, config)
-        for file, strength in zip(controls, strengths, strict=True)
+    strengths = args.strength or [[1.0]] * len(files)
+    controls = [
+        build_control(file, strength, base.path, config)
+        for file, strength in zip(files, strengths, strict=True)
     ]
     prompt = read_prompt(args)
     if drawn:
-        hint, shown = draw_hint(args, controls[0], base.metadata.get("size", 512))
+        hint, scene = draw_hint(args, files[0], base.metadata.get("size", 512))
         pictures, mask, size = [hint], None, (hint.shape[2], hint.shape[1])
-        prompt = shown if prompt is None else prompt
+        prompt = scene if prompt is None else prompt
     else:
         size = common_size(args, base.metadata.get("size", 512))
         pictures, mask = read_pictures(args, size)
     begins_with_image = args.image and not args.mask and args.noise is None
     return Inputs(
         base=base,
+        control_files=[file.path for file in files],
         controls=controls,
-        strengths=strengths,
+        strengths=[s[0] if len(s) == 1 else s for s in strengths],
         hints=pictures[: len(controls)],
         image=pictures[-1] if args.image else None,
         mask=mask,
@@ -90,8 +94,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
 
 
 def choose_files(args: argparse.Namespace) -> tuple[TensorFile, list[TensorFile], bool]:
-    """The base, the ControlNets, and whether the hint is drawn. Without --base it is the base
-    inside a ControlNet v1.0 file, or nano, which draws its own hint."""
+    """The base's file, the ControlNets' files, and whether the hint is drawn. Without --base the
+    base is inside a ControlNet 1.0 file, or it is nano, for which a hint can be drawn."""
     with blame("--control"):
         controls = [open_tensors(file) for file in args.control]
     if args.base is not None:
@@ -106,7 +110,7 @@ def choose_files(args: argparse.Namespace) -> tuple[TensorFile, list[TensorFile]
 
 
 def check_numbers(args: argparse.Namespace, controls: list[TensorFile], drawn: bool) -> None:
-    """Refuse flags that are for ControlNets if there are not as many of these."""
+    """Refuse wrong numbers of hints and strengths, and flags for ControlNets without one."""
     hints = len(args.hint) + drawn
     if not len(controls) == hints == len(args.strength or controls):
         given = [f"--control {file.path}" for file in controls]
@@ -125,10 +129,13 @@ def check_numbers(args: argparse.Namespace, controls: list[TensorFile], drawn: b
         )
 
 
-def check_control(
+def build_control(
     file: TensorFile, strength: list[float], base: Path, config: UNetConfig
-) -> Strength:
-    """Refuse a ControlNet for another base, or a wrong number of strengths; the strength."""
+) -> ControlNet:
+    """The ControlNet in a file. Refuse one for another base, or a wrong number of strengths.
+
+    base, config: the file of the base and the configuration of its U-Net.
+    """
     with blame("--control"):
         control = read_control(file, config)
     if control.config != config:
@@ -143,7 +150,7 @@ def check_control(
             f"--strength {listed(strength)}: {len(strength)} numbers, expected one, or one for "
             f"each of the {n} residuals of {file.path}"
         )
-    return strength[0] if len(strength) == 1 else strength
+    return control
 
 
 def listed(values: list[float]) -> str:
@@ -154,7 +161,7 @@ def listed(values: list[float]) -> str:
 
 
 def read_prompt(args: argparse.Namespace) -> str | None:
-    """None if no flag says one."""
+    """The prompt; None if no flag gives one."""
     if args.prompt_from:
         with blame("--prompt-from"):
             caption = read_caption(args.prompt_from)
@@ -165,30 +172,33 @@ def read_prompt(args: argparse.Namespace) -> str | None:
 
 
 def draw_hint(args: argparse.Namespace, control: TensorFile, size: int) -> tuple[Tensor, str]:
-    """A hint [3, size, size] for a ControlNet of nano, of the scene of --seed, and its prompt."""
+    """A hint [3, size, size] for a ControlNet of nano, drawn from the scene of --seed, and the
+    scene's prompt."""
     with blame("--control"):
         condition = condition_of(control)
     if size not in SIZES:
         raise InputError(f"--control: no scene is drawn at the base's {size} pixels: use --hint")
-    _, hint, shown = Scenes(condition, HELD_OUT, size=size)[args.seed % HELD_OUT]
+    _, hint, prompt = Scenes(condition, HELD_OUT, size=size)[args.seed % HELD_OUT]
     height, width = hint.shape[1:]
     if (args.width or width, args.height or height) != (width, height):
         raise InputError(
             f"--width and --height: the drawn hint is {times((width, height))}; other sizes need a "
             "--hint"
         )
-    return hint, shown
+    return hint, prompt
 
 
 def named_pictures(args: argparse.Namespace) -> list[tuple[str, Path]]:
-    """Flag and file of the hints, then of the image if there is one."""
+    """Flag and file of every hint, then of the image if there is one."""
     image = [("--image", args.image)] if args.image else []
     return [("--hint", file) for file in args.hint] + image
 
 
 def common_size(args: argparse.Namespace, short_side: int) -> tuple[int, int]:
-    """(width, height) of all pictures; refuse those that do not go together. Only headers are read.
-    short_side: that of pictures that the base was trained on."""
+    """(width, height) of all pictures. Refuse pictures of different shapes. Only headers are read.
+
+    short_side: of the pictures that the base was trained on.
+    """
     sizes = []
     for flag, file in named_pictures(args):
         with blame(flag):
@@ -204,7 +214,7 @@ def common_size(args: argparse.Namespace, short_side: int) -> tuple[int, int]:
     if args.mask:
         with blame("--mask"):
             mask_size = picture_size(args.mask)
-        if mask_size != own:  # the image's: it is the last of the files
+        if mask_size != own:  # the last picture is the image
             raise InputError(
                 f"--mask: {args.mask} is {times(mask_size)}, but the picture {args.image} is "
                 f"{times(own)}; expected a mask of that size",
@@ -222,10 +232,12 @@ def read_pictures(
 ) -> tuple[list[Tensor], Tensor | None]:
     """The hints, then the image if there is one, and the mask, resized to (width, height)."""
     pictures, mask = [], None
+    with_thresholds = len(args.hint) if args.canny else 0
     for i, (flag, file) in enumerate(named_pictures(args)):
         with blame(flag):
-            picture = read_picture(file, size)
-        pictures.append(canny(picture, *args.canny[i]) if i in args.canny else picture)
+            pictures.append(read_picture(file, size))
+        if i < with_thresholds:  # a hint; --canny is given once for all, or once for each
+            pictures[i] = canny(pictures[i], *args.canny[i % len(args.canny)])
     if args.mask:
         with blame("--mask"):
             mask = read_picture(args.mask, size).mean(dim=0) > 0.5

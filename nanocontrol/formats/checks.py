@@ -48,7 +48,7 @@ def plain_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     it."""
     for name, tensor in tensors.items():
         if kind := strangeness(tensor):
-            raise InputError(f"{path}: {shown(name)} is {kind}; expected plain tensors")
+            raise InputError(f"{path}: {printable(name)} is {kind}; expected plain tensors")
     # Tensors can overlap, and a single number can be repeated without end.
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors.values()}
     held = sum(storage.nbytes() for storage in storages.values())
@@ -78,7 +78,7 @@ def check_weights(path: Path, tensors: dict[str, Tensor]) -> None:
         if tensor.dtype not in FLOATS:
             kind = str(tensor.dtype).removeprefix("torch.")
             expected = "expected float16, bfloat16, float32 or float64"
-            raise InputError(f"{path}: {shown(name)} is of type {kind}; {expected}")
+            raise InputError(f"{path}: {printable(name)} is of type {kind}; {expected}")
 
 
 def check_none(path: Path, what: str, names: Iterable[str]) -> None:
@@ -88,10 +88,10 @@ def check_none(path: Path, what: str, names: Iterable[str]) -> None:
 
 
 def first_three(names: Iterable[str]) -> str:
-    return ", ".join(map(shown, sorted(names)[:3]))
+    return ", ".join(map(printable, sorted(names)[:3]))
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name from a file, to be printed."""
     return one_line(name, 60) or "''"
 
@@ -126,6 +126,6 @@ def check_metadata(path: Path, metadata: Any) -> dict:
         raise InputError(f"{path}: its metadata is no JSON object; expected one under nanocontrol")
     for name, (makes_sense, expected) in METADATA.items():
         if name in metadata and not makes_sense(metadata[name]):
-            value = shown(repr(metadata[name]))
+            value = printable(repr(metadata[name]))
             raise InputError(f"{path}: {name} is {value} in its metadata; expected {expected}")
     return metadata

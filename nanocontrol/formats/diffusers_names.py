@@ -1,4 +1,4 @@
-"""The names that diffusers gives to a ControlNet's tensors (`diffusion_pytorch_model.safetensors`).
+"""diffusers' names of a ControlNet's tensors (`diffusion_pytorch_model.safetensors`).
 
 Such files are read like any other ControlNet; tools/to_diffusers.py writes them.
 """
@@ -18,19 +18,23 @@ RES_BLOCK = {
 }
 
 
-def table(levels: int, res_blocks: int) -> dict[str, str]:
-    """The beginning of every tensor's name: the original's, diffusers'. Below a SpatialTransformer
-    the two agree. Stable Diffusion has 4 levels (resolutions) with 2 ResBlocks each."""
+def name_table(levels: int, res_blocks: int, hint_layers: int) -> dict[str, str]:
+    """The beginnings of tensors' names: the original's -> diffusers'. Below a SpatialTransformer
+    both are equal.
+
+    levels, res_blocks: Stable Diffusion has 4 resolutions with 2 ResBlocks each; hint_layers: the
+    convolutions of the condition encoder before its last one.
+    """
     names = {
         "time_embed.0.": "time_embedding.linear_1.",
         "time_embed.2.": "time_embedding.linear_2.",
         "input_hint_block.0.": "controlnet_cond_embedding.conv_in.",
-        "input_hint_block.14.": "controlnet_cond_embedding.conv_out.",
+        f"input_hint_block.{2 * hint_layers}.": "controlnet_cond_embedding.conv_out.",
         "input_blocks.0.0.": "conv_in.",
         "middle_block.1.": "mid_block.attentions.0.",
         "middle_block_out.0.": "controlnet_mid_block.",
     }
-    for i in range(6):
+    for i in range(hint_layers - 1):
         names[f"input_hint_block.{2 * i + 2}."] = f"controlnet_cond_embedding.blocks.{i}."
     for i in range(levels * (res_blocks + 1)):
         names[f"zero_convs.{i}.0."] = f"controlnet_down_blocks.{i}."
@@ -49,8 +53,8 @@ def table(levels: int, res_blocks: int) -> dict[str, str]:
 
 
 def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
-    """Each tensor with the beginning of its name replaced; one that is not in the table stays.
-    Raises ValueError if two come to have one name."""
+    """The tensors with the beginnings of their names replaced. A name that is not in the table is
+    kept. Raises ValueError if two tensors get one name."""
 
     def rename(name: str) -> str:
         for old, new in names.items():
@@ -68,16 +72,19 @@ def is_diffusers(tensors: Tensors) -> bool:
     return any(name.startswith("controlnet_") for name in tensors)
 
 
-def from_diffusers(tensors: Tensors) -> Tensors:
-    """A ControlNet in diffusers' layout -> the same tensors under the original's names."""
+def from_diffusers(tensors: Tensors, hint_layers: int) -> Tensors:
+    """A ControlNet's tensors in diffusers' layout -> under the original's names. hint_layers: as in
+    `name_table`."""
 
     def found(pattern: str) -> int:
         return len({match[0] for name in tensors if (match := re.match(pattern, name))})
 
-    names = table(found(r"down_blocks\.\d+"), found(r"down_blocks\.0\.resnets\.\d+"))
+    levels, res_blocks = found(r"down_blocks\.\d+"), found(r"down_blocks\.0\.resnets\.\d+")
+    names = name_table(levels, res_blocks, hint_layers)
     return renamed(tensors, {theirs: ours for ours, theirs in names.items()})
 
 
-def to_diffusers(tensors: Tensors, levels: int, res_blocks: int) -> Tensors:
-    """The other way; the names without `control_model.`. levels, res_blocks: as in `table`."""
-    return renamed(tensors, table(levels, res_blocks))
+def to_diffusers(tensors: Tensors, levels: int, res_blocks: int, hint_layers: int) -> Tensors:
+    """A ControlNet's state dict -> the tensors under diffusers' names. The numbers: as in
+    `name_table`."""
+    return renamed(tensors, name_table(levels, res_blocks, hint_layers))

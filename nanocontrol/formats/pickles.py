@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from nanocontrol.formats.zips import Bytes, content_of, records_of
+from nanocontrol.formats.zips import Bytes, bytes_of, records_of
 from nanocontrol.plumbing.errors import InputError
 
 # Of a pickle, without the tensors' numbers. Published files have 0.3 MB and 70,000 operations.
@@ -273,7 +273,7 @@ def read_zip(path: Path, data: memoryview, check: bool) -> tuple[Any, dict[str, 
         raise InputError(f"{path} is packed more than tightly: it says it holds {unpacked:,} bytes")
 
     def content(name: str, check: bool = True) -> Bytes:
-        return content_of(path, data, records[folder + name], check)
+        return bytes_of(path, data, records[folder + name], check)
 
     if f"{folder}byteorder" in records and content("byteorder") != sys.byteorder.encode():
         raise InputError(f"{path} has its bytes in another order than this machine")

@@ -23,9 +23,8 @@ from nanocontrol.formats.checks import (
     check_weights,
     first_three,
     plain_tensors,
-    shown,
+    printable,
 )
-from nanocontrol.formats.pickles import read_pickle
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
 
@@ -56,7 +55,7 @@ def open_tensors(file: str | Path | TensorFile, check: bool = False) -> TensorFi
         return file
     path, before = Path(file), state_of(file)
     tensors, metadata = read_tensors(path, check)
-    if size_of(path) <= SMALL:
+    if bytes_in(path) <= SMALL:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     if state_of(path) != before:
         raise InputError(f"{path} was changed while it was read: try again")
@@ -72,7 +71,7 @@ def state_of(path: str | Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def size_of(path: Path) -> int:
+def bytes_in(path: Path) -> int:
     """In bytes. Raises InputError if the file was taken away."""
     try:
         return os.path.getsize(path)
@@ -91,7 +90,7 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
         raise InputError(f"{path} does not exist or is not a file; expected a checkpoint")
     if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt", ".bin"):
         raise InputError(f"{path}: expected a .safetensors, .ckpt or .pth file")
-    check = check or size_of(path) <= SMALL
+    check = check or bytes_in(path) <= SMALL
     # The header of a safetensors file: its length (below 4 GB), then "{".
     first = beginning_of(path)
     is_safetensors = first[4:9] == b"\0\0\0\0{"
@@ -100,6 +99,9 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
     if is_safetensors or path.suffix == ".safetensors":  # which is never unpickled
         tensors, metadata = read_safetensors(path)
     else:
+        # Imported where a file's first bytes ask for it: safetensors files never need this reader.
+        from nanocontrol.formats.pickles import read_pickle
+
         tensors, metadata = read_pickle(path, check), {}
     tensors = plain_tensors(path, tensors)
     if check:
@@ -109,12 +111,14 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
 
 def check_finite(path: Path, tensors: Tensors) -> None:
     """Refuse NaN and infinity in any tensor."""
-    quick = size_of(path) <= SMALL
+    quick = bytes_in(path) <= SMALL
     for name, tensor in tqdm(tensors.items(), "checking", leave=False, disable=quick):
         if tensor.dtype in FLOATS and tensor.numel():
             smallest, largest = tensor.aminmax()  # NaN if there is one
             if not math.isfinite(smallest) or not math.isfinite(largest):
-                raise InputError(f"{path}: {shown(name)} holds NaN or infinity; expected weights")
+                raise InputError(
+                    f"{path}: {printable(name)} holds NaN or infinity; expected weights"
+                )
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, Any]:
@@ -126,7 +130,7 @@ def read_safetensors(path: Path) -> tuple[Tensors, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors, json.loads(header.get("__metadata__", {}).get("nanocontrol", "{}"))
     except Exception as error:  # a damaged file can raise nearly anything
-        why = shown(str(error) or type(error).__name__)
+        why = printable(str(error) or type(error).__name__)
         raise InputError(f"{path} is cut off or not a safetensors file ({why})") from None
 
 
@@ -207,9 +211,9 @@ def load_weights(module: M, tensors: Tensors, path: Path) -> M:
     for name, tensor in tensors.items():
         # A 1x1 convolution [out, in, 1, 1] and a linear layer [out, in] are the same numbers.
         if without_1x1(tensor.shape) != without_1x1(expected[name]):
-            shape = shown(str([*tensor.shape]))
+            shape = printable(str([*tensor.shape]))
             shapes = f"{shape}, expected {[*expected[name]]}"
-            raise InputError(f"{path}: {shown(name)} has the shape {shapes}")
+            raise InputError(f"{path}: {printable(name)} has the shape {shapes}")
         fitted[name] = tensor.reshape(expected[name])
     module.load_state_dict(fitted, assign=True)
     return module

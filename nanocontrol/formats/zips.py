@@ -125,7 +125,7 @@ def begin_of(path: Path, data: Bytes, header: int, expected: tuple) -> int:
     return header + 30 + n + extra
 
 
-def content_of(path: Path, data: Bytes, record: Record, check: bool) -> Bytes:
+def bytes_of(path: Path, data: Bytes, record: Record, check: bool) -> Bytes:
     """A record's bytes: where they lie if they are stored as they are, else unpacked. check: that
     they have the right checksum."""
     found: Bytes = data[record.begin : record.begin + record.packed]

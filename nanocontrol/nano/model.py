@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nanocontrol.checkpoint import described, load_control
+from nanocontrol.checkpoint import architecture, load_control
 from nanocontrol.clip import CLIPTextEncoder, TextConfig
 from nanocontrol.controlnet import HINT_CHANNELS, ControlNet, zero_module
 from nanocontrol.formats.tensors import TensorFile, open_tensors
@@ -56,7 +56,7 @@ def new_nano(size: int) -> StableDiffusion:
 
 def name_of(config: UNetConfig) -> str:
     """What a base of this configuration is called in messages."""
-    return "nano" if config == UNET else described(config)
+    return "nano" if config == UNET else architecture(config)
 
 
 def hint_channels_for(unet: UNet) -> tuple[int, ...]:

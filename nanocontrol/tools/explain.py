@@ -1,5 +1,11 @@
-"""What is this file?  python sample.py --explain FILE"""
+"""Say what a checkpoint holds and how it can be used:
 
+    python -m nanocontrol.tools.explain FILE
+
+prints a fact a line: contents, base, flags, layout, precision, size, metadata and what was checked.
+"""
+
+import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -7,37 +13,27 @@ from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 
-from nanocontrol.checkpoint import (
-    CLIP_KEYS,
-    CONTROL_KEYS,
-    OPEN_CLIP_KEYS,
-    UNET_KEYS,
-    VAE_KEYS,
-    holds_base,
-    holds_control,
-    load_sd,
-    read_control,
-)
+from nanocontrol.checkpoint import load_sd, read_control
 from nanocontrol.formats.checks import first_three
 from nanocontrol.formats.diffusers_names import is_diffusers
+from nanocontrol.formats.original_names import BASE_KEYS, CONTROL_KEYS, holds_base, holds_control
 from nanocontrol.formats.tensors import SMALL, TensorFile, Tensors, open_tensors
 from nanocontrol.nano.model import name_of
-from nanocontrol.plumbing.errors import InputError, one_line
-
-PREFIXES = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS, CONTROL_KEYS)
+from nanocontrol.plumbing.errors import InputError, one_line, one_sentence
 
 
 def explain(path: Path, check: bool = False) -> str:
-    """What a checkpoint holds and what it can be used with, a fact a line. Whatever it holds is
-    put into its network, so "use" is never promised for a file that would be refused.
-    check: read every byte, as is always done up to 1 GB.
+    """The contents of a checkpoint and its use, a fact a line. Its tensors are loaded into their
+    networks, so "use as" never names a flag that would refuse the file.
 
+    check: read every byte; files of up to 1 GB always are.
     Raises InputError, naming the file, if it is no file of tensors.
     """
     _, tensors, _ = file = open_tensors(path, check)
     facts = {"file": str(path), "holds": content(tensors)}
     facts |= use(file)
-    prefixes = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors)]
+    known = (*BASE_KEYS, CONTROL_KEYS)
+    prefixes = [prefix for prefix in known if any(name.startswith(prefix) for name in tensors)]
     facts["layout"] = "diffusers'" if is_diffusers(tensors) else "the original's"
     if not (holds_base(tensors) or holds_control(tensors)):
         facts["layout"] = f"unknown here: {first_three(tensors)} ..."
@@ -47,7 +43,7 @@ def explain(path: Path, check: bool = False) -> str:
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     numbers = sum(tensor.numel() for tensor in tensors.values())
     facts["tensors"] = f"{len(tensors)}, of {numbers:,} numbers, {size:,.1f} MB"
-    facts["metadata"] = header_of(path)
+    facts["metadata"] = metadata_in(path)
     facts["checked"] = what_was_checked(path, check)
     return "\n".join(f"{name + ':':<11}{one_line(value, 500)}" for name, value in facts.items())
 
@@ -62,7 +58,7 @@ def content(tensors: Tensors) -> str:
 
 
 def use(file: TensorFile) -> dict[str, str]:
-    """What it belongs to, and what can be done with it, by doing it."""
+    """The base that it belongs to, and the flags that take it, found by loading it."""
     facts = {}
     try:
         if holds_base(file.tensors):
@@ -88,9 +84,24 @@ def what_was_checked(path: Path, check: bool) -> str:
     return f"every byte: all weights are finite; {sums}"
 
 
-def header_of(path: Path) -> str:
+def metadata_in(path: Path) -> str:
     try:
         with safe_open(path, "pt") as file:
-            return json.dumps(file.metadata() or {})
+            return json.dumps(file.metadata() or {}, sort_keys=True)
     except SafetensorError:
         return "none (only safetensors files have it)"
+
+
+def main(argv: list[str] | None = None) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("explain", description=__doc__, formatter_class=formatter)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint")
+    every = "read every byte (default: only of files up to 1 GB)"
+    parser.add_argument("--check", action="store_true", help=every)
+    args = parser.parse_args(argv)
+    with one_sentence("explain"):
+        print(explain(args.file, args.check))
+
+
+if __name__ == "__main__":
+    main()

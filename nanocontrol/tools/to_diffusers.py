@@ -10,8 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from nanocontrol.checkpoint import hint_channels, metadata_of, read_control
-from nanocontrol.controlnet import ControlNet
+from nanocontrol.checkpoint import metadata_of, read_control
+from nanocontrol.controlnet import HINT_LAYERS, ControlNet, read_hint_channels
 from nanocontrol.formats.diffusers_names import to_diffusers
 from nanocontrol.formats.tensors import write_tensors
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence
@@ -36,7 +36,7 @@ def config_of(control: ControlNet) -> dict:
         "attention_head_dim": heads,  # the number of heads, in spite of its name
         "use_linear_projection": config.linear_proj,
         "norm_num_groups": config.norm_groups,
-        "conditioning_embedding_out_channels": [*hint_channels(control.state_dict())],
+        "conditioning_embedding_out_channels": [*read_hint_channels(control.state_dict())],
     }
 
 
@@ -46,9 +46,8 @@ def export(control: Path, out: Path) -> None:
     make_folder("--out", out)
     text = json.dumps(config_of(net), indent=2) + "\n"
     write_atomically(out / "config.json", lambda temporary: temporary.write_text(text))
-    tensors = to_diffusers(
-        net.state_dict(), len(net.config.channel_mult), net.config.num_res_blocks
-    )
+    levels, res_blocks = len(net.config.channel_mult), net.config.num_res_blocks
+    tensors = to_diffusers(net.state_dict(), levels, res_blocks, len(HINT_LAYERS))
     write_tensors(out / "diffusion_pytorch_model.safetensors", tensors, metadata_of(net.config))
 
 

@@ -14,15 +14,8 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from nanocontrol.checkpoint import (
-    CONTROL_KEYS,
-    UNET_KEYS,
-    holds_base,
-    load_sd,
-    metadata_of,
-    read_base,
-    read_control,
-)
+from nanocontrol.checkpoint import load_sd, metadata_of, read_base, read_control
+from nanocontrol.formats.original_names import CONTROL_KEYS, UNET_KEYS, holds_base
 from nanocontrol.formats.tensors import (
     Tensors,
     below,
@@ -31,12 +24,12 @@ from nanocontrol.formats.tensors import (
     without_weights,
     write_tensors,
 )
+from nanocontrol.nano.model import name_of
 from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence
-from nanocontrol.tools.explain import name_of
 from nanocontrol.unet import UNet
 
 
-def moved(c: Tensors, a: Tensors, b: Tensors) -> Tensors:
+def plus_difference(c: Tensors, a: Tensors, b: Tensors) -> Tensors:
     """C + B - A for every tensor of C that the U-Nets of A and B have too; the others are C's."""
 
     def sum_of(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -67,14 +60,14 @@ def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
         unet_a = load_sd(file_a, prediction="eps").unet.state_dict()
     with blame("--to"):
         unet_b = load_sd(file_b, prediction="eps").unet.state_dict()
-    new = {CONTROL_KEYS + k: t for k, t in moved(c.state_dict(), unet_a, unet_b).items()}
+    new = {CONTROL_KEYS + k: t for k, t in plus_difference(c.state_dict(), unet_a, unet_b).items()}
     metadata = metadata_of(c.config, file_c.metadata.get("condition"))
     if holds_base(file_c.tensors):
         with without_weights():
             empty = UNet(c.config)
         unet_c = load_weights(empty, below(UNET_KEYS, file_c.tensors), control).state_dict()
         new |= file_b.tensors
-        new |= {UNET_KEYS + k: t for k, t in moved(unet_c, unet_a, unet_b).items()}
+        new |= {UNET_KEYS + k: t for k, t in plus_difference(unet_c, unet_a, unet_b).items()}
         metadata |= file_b.metadata
     write_tensors(out, new, metadata)
 
