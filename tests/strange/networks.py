@@ -6,7 +6,7 @@ from torch import Tensor
 
 from conftest import CONFIGS, randomise, small
 from nanocontrol import ControlNet, load_control, load_sd
-from nanocontrol.checkpoint import CLIP_KEYS, CONTROL_KEYS, UNET_KEYS, VAE_KEYS
+from nanocontrol.formats.original_names import CLIP_KEYS, CONTROL_KEYS, UNET_KEYS, VAE_KEYS
 
 Tensors = dict[str, Tensor]
 

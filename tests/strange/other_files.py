@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load, save, save_file
 from torch import Tensor
 
-from nanocontrol.checkpoint import OPEN_CLIP_KEYS
+from nanocontrol.controlnet import HINT_LAYERS
 from nanocontrol.formats import tensors as reading
 from nanocontrol.formats.diffusers_names import to_diffusers
+from nanocontrol.formats.original_names import OPEN_CLIP_KEYS
 from nanocontrol.formats.tensors import open_tensors
 from strange.harness import WEIGHTS, loads, read_file, refused
 from strange.networks import (
@@ -26,6 +27,9 @@ from strange.networks import (
     read_base_file,
     read_control_file,
 )
+
+LEVELS, RES_BLOCKS = len(CONFIG.channel_mult), CONFIG.num_res_blocks
+DIFFUSERS = to_diffusers(CONTROL, LEVELS, RES_BLOCKS, len(HINT_LAYERS))
 
 control_loads = partial(loads, read=read_control_file, weights=CONTROL)
 control_refused = partial(refused, read=read_control_file)
@@ -72,20 +76,17 @@ def a_stable_diffusion_xl(folder: Path) -> Path:
 
 @control_refused(says="without a place: add_embedding")
 def a_controlnet_for_stable_diffusion_xl(folder: Path) -> Path:
-    levels, res_blocks = len(CONFIG.channel_mult), CONFIG.num_res_blocks
-    xl = to_diffusers(CONTROL, levels, res_blocks) | {"add_embedding.linear_1.weight": ZERO}
-    return saved(xl, folder)
+    return saved(DIFFUSERS | {"add_embedding.linear_1.weight": ZERO}, folder)
 
 
 @control_loads
 def a_controlnet_of_diffusers(folder: Path) -> Path:
-    return saved(to_diffusers(CONTROL, len(CONFIG.channel_mult), CONFIG.num_res_blocks), folder)
+    return saved(DIFFUSERS, folder)
 
 
 @control_refused(says="architecture")
 def a_controlnet_that_has_a_tensor_under_both_names(folder: Path) -> Path:
-    theirs = to_diffusers(CONTROL, len(CONFIG.channel_mult), CONFIG.num_res_blocks)
-    return saved(theirs | {"input_blocks.0.0.bias": torch.zeros(32)}, folder)
+    return saved(DIFFUSERS | {"input_blocks.0.0.bias": torch.zeros(32)}, folder)
 
 
 @control_refused(says="'difference'")
