@@ -143,7 +143,7 @@ class ControlNet(UNetEncoder):
         return self.input_hint_block(hint)
 
     def residuals(self, x: Tensor, encoded: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-        """As `forward`, with the hint encoded, [B, c, h, w]."""
+        """`forward` with an encoded hint [B, c, h, w]."""
         outputs = self.encode(x, self.embed_time(t), context, encoded_hint=encoded)
         zeros = [*self.zero_convs, self.middle_block_out]
         return [zero(output) for zero, output in zip(zeros, outputs, strict=True)]

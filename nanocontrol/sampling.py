@@ -26,8 +26,8 @@ Strength = float | Sequence[float]
 Control = tuple[ControlNet, Tensor, Strength]
 
 
-class WeightedControl(NamedTuple):
-    """A ControlNet and its influence, which is the same at every step."""
+class Applied(NamedTuple):
+    """A ControlNet as it is applied, the same at every step."""
 
     net: ControlNet
     weights: list[float]  # one for each residual, the shallowest first, the middle block's last
@@ -82,9 +82,7 @@ def starting_latent(
     return repaint(noise if noised is None else image_at(t), t), repaint
 
 
-def weigh(
-    control: Control, height: int, guess: bool, resolution_weighting: bool
-) -> WeightedControl:
+def weigh(control: Control, height: int, guess: bool, resolution_weighting: bool) -> Applied:
     """Strength, guess mode and resolution weighting as one weight for each residual.
 
     height: the latent's. Raises ValueError for a wrong number of strengths.
@@ -100,7 +98,7 @@ def weigh(
         levels = [*net.skip_levels, net.skip_levels[-1]]
         heights = [-(-height // 2**level) for level in levels]  # an odd height is rounded up
         weights = [w * height / h for w, h in zip(weights, heights)]
-    return WeightedControl(net, weights, guess or resolution_weighting)
+    return Applied(net, weights, guess or resolution_weighting)
 
 
 def encode_hints(controls: Sequence[Control], x: Tensor) -> list[Tensor]:
@@ -110,11 +108,7 @@ def encode_hints(controls: Sequence[Control], x: Tensor) -> list[Tensor]:
 
 
 def sum_of_residuals(
-    controls: Sequence[WeightedControl],
-    hints: Sequence[Tensor],
-    x: Tensor,
-    t: Tensor,
-    context: Tensor,
+    controls: Sequence[Applied], hints: Sequence[Tensor], x: Tensor, t: Tensor, context: Tensor
 ) -> list[Tensor] | None:
     """The residuals of all ControlNets, weighted and added up (section 3.4); None without hints.
 
@@ -134,7 +128,7 @@ def sum_of_residuals(
 
 def predict(
     unet: UNet,
-    controls: Sequence[WeightedControl],
+    controls: Sequence[Applied],
     scale: float,
     x: Tensor,
     t: Tensor,

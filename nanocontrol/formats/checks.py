@@ -1,5 +1,5 @@
-"""What is checked in a file from a stranger, beside its form: that it is not plainly another kind
-of file, that its tensors are plain ones, that its metadata makes sense."""
+"""Checks of the contents of a stranger's file: it is not plainly another kind of file, its tensors
+are plain ones, and its metadata makes sense."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,8 +11,8 @@ from torch.nn import Parameter
 
 from nanocontrol.plumbing.errors import InputError, one_line
 
-# What weights may be: what PyTorch converts among by rounding once. Float8 and integers are not:
-# such files hold scales beside them, which every program applies in its own way.
+# Precisions of weights: PyTorch converts between these by rounding once. Float8 and integers are
+# refused: such files also hold scales, which every program applies in its own way.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
@@ -58,7 +58,7 @@ def plain_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def strangeness(tensor: Tensor) -> str:
-    """What is not plain about a tensor; "" if nothing."""
+    """A reason why a tensor is not plain; "" if it is."""
     if type(tensor) not in (Tensor, Parameter):
         return f"a {type(tensor).__name__}"
     if tensor.is_nested:
@@ -92,7 +92,7 @@ def first_three(names: Iterable[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """A name from a file, to be printed."""
+    """A name from a file in a form that can be printed."""
     return one_line(name, 60) or "''"
 
 
@@ -108,7 +108,7 @@ def number(value: Any) -> bool:
     return type(value) in (int, float) and -1e6 < value < 1e6
 
 
-# What our own metadata may hold: a test, and what is expected.
+# Entries of our own metadata: a test, and the expected values in words.
 METADATA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_heads": (lambda v: whole(v) and v > 0, "a whole number above 0"),
     "norm_groups": (lambda v: whole(v) and v > 0, "a whole number above 0"),

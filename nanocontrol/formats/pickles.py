@@ -21,10 +21,10 @@ from torch import Tensor
 from nanocontrol.formats.zips import Bytes, bytes_of, records_of
 from nanocontrol.plumbing.errors import InputError
 
-# Of a pickle, without the tensors' numbers. Published files have 0.3 MB and 70,000 operations.
+# Limits of a pickle without its tensors' numbers. Published ones: 0.3 MB, 70,000 operations.
 MOST_BYTES, MOST_OPERATIONS = 2**24, 1_000_000
 MOST_DIMENSIONS = 64  # of a tensor, as in PyTorch
-# What a packed file holds may be so many times larger than it, or 16 MB.
+# The content of a packed file may be this many times larger than the file, or 16 MB.
 EXPANSION, SMALL_CONTENT = 4, 2**24
 
 MAGIC_NUMBER, PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001  # files from before torch 1.6
@@ -59,7 +59,7 @@ STRANGE = {
     "torch._utils._rebuild_meta_tensor_no_storage": "without numbers",
     "torch._utils._rebuild_wrapper_subclass": "of a class of its own",
 }
-# What stands beside the tensors, in the published files too. Nothing is made of it.
+# Other objects in files, published ones too. Nothing is made of them.
 BESIDE = {
     "collections.OrderedDict",
     "collections.Counter",
@@ -83,15 +83,15 @@ KNOWN |= {*STORAGES, *DTYPES, *STRANGE, *BESIDE}
 
 
 class Call:
-    """What a pickle says of an object: the name of a function, and what it should be called with
-    (nothing yet, of a function alone)."""
+    """A pickle's note of an object: the name of a function, and the arguments that it should be
+    called with. A function alone has none yet."""
 
     def __init__(self, name: str, arguments: Any = None):
         self.name, self.arguments = name, arguments
 
 
 class Storage(Call):
-    """The same of the numbers of a tensor, which stand elsewhere in the file."""
+    """A note of a tensor's numbers, which stand elsewhere in the file."""
 
 
 # ------------------------------------------------------------------------ the operations
@@ -158,7 +158,7 @@ class Pickle:
             self.do_object(name, value)
 
     def do_many(self, name: str) -> None:
-        """What takes all values above the last mark."""
+        """Do an operation that takes all values above the last mark."""
         mark = self.marks.pop()
         values = self.stack[mark:]
         del self.stack[mark:]
@@ -172,7 +172,7 @@ class Pickle:
             fill_dict(self.stack[-1], values)
 
     def do_object(self, name: str, value: Any) -> None:
-        """What would import, call and build."""
+        """Note an operation that would import, call or build."""
         stack = self.stack
         if name == "GLOBAL":
             stack.append(self.known(value.replace(" ", ".", 1)))
@@ -261,7 +261,7 @@ def read_pickle(path: Path, check: bool) -> dict[str, Tensor]:
 
 
 def read_zip(path: Path, data: memoryview, check: bool) -> tuple[Any, dict[str, Tensor]]:
-    """What the pickle in an archive says, and the numbers by key: records beside it."""
+    """The content of the pickle in an archive, and the numbers of its other records by key."""
     records = records_of(path, data)
     folder = next(iter(records)).split("/")[0] + "/"
     if f"{folder}constants.pkl" in records:
@@ -290,7 +290,7 @@ def read_zip(path: Path, data: memoryview, check: bool) -> tuple[Any, dict[str, 
 
 
 def read_old(path: Path, data: memoryview) -> tuple[Any, dict[str, Tensor]]:
-    """The same of a file from before torch 1.6: five pickles, then the numbers of each storage."""
+    """`read_zip` for a file from before torch 1.6: five pickles, then each storage's numbers."""
     file = io.BytesIO(data[:MOST_BYTES])
     if [Pickle(path).read(file) for _ in range(2)] != [MAGIC_NUMBER, PROTOCOL_VERSION]:
         raise ValueError("not a torch.save file")

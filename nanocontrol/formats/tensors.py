@@ -32,7 +32,7 @@ Tensors = dict[str, Tensor]
 SMALL = 10**9  # bytes of a file that is read into memory, and all of it checked
 LONGEST_HEADER = 2**24  # bytes of a safetensors header; published ones have a hundredth of that
 M = TypeVar("M", bound=nn.Module)
-TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # what torch.save's zips and pickles begin with
+TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # first bytes of torch.save's zips and pickles
 
 
 class TensorFile(NamedTuple):
@@ -46,10 +46,10 @@ class TensorFile(NamedTuple):
 def open_tensors(file: str | Path | TensorFile, check: bool = False) -> TensorFile:
     """Open a file; one that is open already is not opened again. Raises InputError, naming it.
 
-    Up to 1 GB the tensors are copies in memory, so whatever becomes of the file changes nothing.
-    Larger ones are mapped from disk: a file that is replaced goes on to be there for who holds it,
-    but reading one that was cut off or overwritten meanwhile ends the process or gives other
-    numbers. check: every byte, as in `read_tensors`.
+    The tensors of files up to 1 GB are copied into memory, so later changes of the file do not
+    matter. Larger files are mapped from disk. Replacing such a file is safe, but reading one that
+    was cut off or overwritten meanwhile ends the process or gives other numbers.
+    check: every byte, as in `read_tensors`.
     """
     if isinstance(file, TensorFile):
         return file
@@ -63,7 +63,7 @@ def open_tensors(file: str | Path | TensorFile, check: bool = False) -> TensorFi
 
 
 def state_of(path: str | Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; nothing if there is none."""
+    """Numbers that change when the file is written or replaced; () if there is no file."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # ValueError: no file can have such a name
@@ -72,7 +72,7 @@ def state_of(path: str | Path) -> tuple[int, ...]:
 
 
 def bytes_in(path: Path) -> int:
-    """In bytes. Raises InputError if the file was taken away."""
+    """The file's size in bytes. Raises InputError if it is gone."""
     try:
         return os.path.getsize(path)
     except OSError as error:

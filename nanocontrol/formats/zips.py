@@ -1,6 +1,5 @@
-"""What a zip archive holds, read strictly. Python's zipfile, miniz (in PyTorch) and unzip each read
-a damaged or forged archive in their own way. Here it is refused unless all of them would read the
-same."""
+"""A strict reader of zip archives. Python's zipfile, miniz (in PyTorch) and unzip each read damaged
+or forged archives in their own way. Here one is refused unless all of them would read the same."""
 
 import struct
 import zlib
