@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanocontrol.nano.model import condition_of
-from nanocontrol.tools.explain import explain
 from strange.harness import WEIGHTS, loads, refused
 from strange.networks import (
     BASE_FILE,
@@ -63,23 +62,6 @@ for kind, name in STRANGE_NAMES.items():
     refused_in_control(in_a_control, says="holds 1 tensors without a place")
     beside_a_control.__name__ = f"a_name_{kind}_beside_a_controlnet"
     refused_in_control(beside_a_control, says="holds 1 tensors without a place")
-
-
-def read_explained(path: Path) -> dict[str, Tensor]:
-    lines = explain(path).splitlines()
-    assert all(line.isprintable() and len(line) < 1000 for line in lines), lines
-    return {}
-
-
-@loads(read=read_explained, weights={})
-def names_that_only_explain_prints(folder: Path) -> Path:
-    names = [name for name in STRANGE_NAMES.values() if len(name) < 100]
-    return saved({name: NUMBER.clone() for name in names}, folder)
-
-
-@loads(read=read_explained, weights={})
-def metadata_that_only_explain_prints(folder: Path) -> Path:
-    return saved(WEIGHTS, folder, {"title": "\x1b[2J" * 100_000})
 
 
 @refused_in_control(says="has the shape [1]")

@@ -1,0 +1,53 @@
+"""`nanocontrol.tools.to_diffusers`: a folder that diffusers reads."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import CONTROL, NANO
+from nanocontrol import ControlNet, load_control, load_sd
+from nanocontrol.tools.to_diffusers import config_of
+from nanocontrol.tools.to_diffusers import main as export
+from nanocontrol.unet import SD1, SD2
+
+
+def test_round_trip_to_the_bit(tmp_path, capsys):
+    folder = tmp_path / "for-diffusers"
+    export(["--control", str(CONTROL), "--out", str(folder)])
+    file = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    assert "controlnet_mid_block.weight" in tensors and len(tensors) == len(load_file(CONTROL))
+    unet = load_sd(NANO).unet
+    ours, theirs = load_control(CONTROL, unet).state_dict(), load_control(file, unet).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["block_out_channels"] == [32, 64, 128] and config["norm_num_groups"] == 4
+    del tensors["controlnet_mid_block.bias"]
+    save_file(tensors, cut := tmp_path / "cut.safetensors")
+    for file, out, word in [(CONTROL, folder, "--out"), (cut, tmp_path / "new", "--control")]:
+        with pytest.raises(SystemExit) as end:
+            export(["--control", str(file), "--out", str(out)])
+        assert end.value.code == 2 and word in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_diffusers_is_told_of_the_architecture():
+    sd1 = {
+        "block_out_channels": [320, 640, 1280, 1280],
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "layers_per_block": 2,
+        "cross_attention_dim": 768,
+        "attention_head_dim": [8, 8, 8, 8],
+        "use_linear_projection": False,
+        "norm_num_groups": 32,
+        "conditioning_embedding_out_channels": [16, 32, 96, 256],
+        "_class_name": "ControlNetModel",
+    }
+    sd2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]}
+    with torch.device("meta"):
+        assert config_of(ControlNet(SD1)) == sd1
+        assert config_of(ControlNet(SD2)) == sd1 | sd2 | {"use_linear_projection": True}
+        narrow = {"conditioning_embedding_out_channels": [8, 16, 32, 64]}
+        assert config_of(ControlNet(SD1, (8, 16, 32, 64))) == sd1 | narrow
