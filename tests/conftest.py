@@ -28,6 +28,16 @@ ROOT = Path(__file__).parents[1]
 NANO = str(ROOT / "weights" / "nano.safetensors")
 CONTROL = str(ROOT / "weights" / "nano-control-canny.safetensors")
 
+BROUGHT = 'the extra `photos` is not installed: pip install -e ".[photos]"'
+CAPTIONS = {
+    "astronaut": "an astronaut in an orange suit",
+    "camera": "a man with a camera",
+    "chelsea": "a cat",
+    "coffee": "a cup of coffee on a table",
+    "coins": "old coins",
+    "rocket": "a rocket before its start",
+}
+
 SIZE = 128  # of nano's pictures
 SMALL = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_levels": (0,)}
 CONFIGS = {
@@ -128,6 +138,21 @@ def write_pairs(
             pixels.save(folder / f"{name}{i}.png")
         lines.append(json.dumps(dict(zip(names, (f"image{i}.png", f"hint{i}.png", prompt)))))
     (folder / form).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A folder as people have it, with a caption beside each picture but one."""
+    skimage = pytest.importorskip("skimage.data", reason=BROUGHT)
+    sklearn = pytest.importorskip("sklearn.datasets", reason=BROUGHT)
+    folder = tmp_path_factory.mktemp("photos")
+    for name, caption in CAPTIONS.items():
+        Image.fromarray(getattr(skimage, name)()).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(caption + "\n")
+    for name in ("china", "flower"):
+        Image.fromarray(sklearn.load_sample_image(f"{name}.jpg")).save(folder / f"{name}.jpg")
+    (folder / "flower.txt").write_text("a flower\n")
     return folder
 
 

@@ -1,10 +1,8 @@
 """Pictures of one's own: folders of every form, what is cut out of them, and the look at them."""
 
 import json
-import struct
 import time
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import as_tensor, read_image
-from nanocontrol.tools.check_data import main as check_data
 from nanocontrol.training import check
 from nanocontrol.training.batches import batches_from
 from nanocontrol.training.cache import names
@@ -39,11 +36,6 @@ def gradient(size: tuple[int, int]) -> Image.Image:
     """Redder to the right, greener downwards."""
     right, down = np.meshgrid(*(np.linspace(0, 255, side) for side in size))
     return Image.fromarray(np.stack([right, down, 0 * right], axis=-1).round().astype(np.uint8))
-
-
-def header_of_a_png(width: int, height: int) -> bytes:
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", crc32(header))
 
 
 # ------------------------------------------------------------------------------------- forms
@@ -112,6 +104,27 @@ def test_lists_with_odd_marks_in_their_text(tmp_path):
     text = json.dumps(entry, ensure_ascii=False) + "\r\n"
     (tmp_path / "prompt.json").write_text(text, encoding="utf-8-sig")
     assert of(tmp_path)[0][2] == "one\u2028two"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        '"text"',
+        '{"source": "hint0.png"}',
+        '{"target": 3}',
+        '{"source": 1, "target": 2, "prompt": ""}',
+        '{"source": "hint0.png", "target": "image0.png", "prompt": null}',
+        r'{"source": "hint0.png", "target": "image0.png", "prompt": "\ud83d"}',
+    ],
+)
+def test_lines_that_are_no_pairs(tmp_path, text):
+    write_pairs(tmp_path, n=3)
+    good = (tmp_path / "prompt.json").read_text().splitlines()
+    (tmp_path / "prompt.json").write_text("\n".join([good[0], text, good[2]]))
+    pairs = of(tmp_path)
+    assert len(pairs) == 2 and len(pairs.wrong) == 1
+    assert "line 2" in pairs.wrong[0] and "target" in pairs.wrong[0]
 
 
 # ------------------------------------------------------------------------------ sizes and places
@@ -349,102 +362,6 @@ def test_hints_that_belong_to_other_pictures_are_seen(tmp_path, condition):
 
 def test_agreement_of_constant_maps_is_zero():
     assert agreement(torch.zeros(4, 4), torch.rand(4, 4)) == 0
-
-
-# --------------------------------------------------------------------------------- check_data
-
-
-def report(capsys, *flags: object) -> tuple[str, int]:
-    """What check_data prints, and its exit status."""
-    status = 0
-    try:
-        check_data([*map(str, flags), "--size", "64"])
-    except SystemExit as end:
-        status = end.code
-    return capsys.readouterr().out, status
-
-
-def test_check_data_says_what_it_sees_and_shows_it(tmp_path, capsys):
-    text, status = report(capsys, write_pairs(tmp_path / "pairs", n=20), "--out", "sheet.png")
-    assert status == 0 and text.endswith("sheet.png\n") and "20 pairs" in text
-    sheet = np.asarray(opened("sheet.png"))
-    assert sheet.shape == (4 * 64, 8 * 64, 3)
-    image, hint, _ = of(tmp_path / "pairs")[0]
-    assert np.abs(sheet[:64, :64] / 255 - hint.permute(1, 2, 0).numpy()).max() < 0.01
-    assert np.abs(sheet[:64, 64:128] / 127.5 - 1 - image.permute(1, 2, 0).numpy()).max() < 0.02
-
-
-def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
-    write_pairs(tmp_path, n=8)
-    lines = (tmp_path / "prompt.json").read_text().splitlines()
-    lines[1] = "{not json"
-    (tmp_path / "prompt.json").write_text("\n".join(lines))
-    (tmp_path / "image2.png").unlink()
-    (tmp_path / "hint3.png").write_text("no picture")
-    data = (tmp_path / "image4.png").read_bytes()
-    (tmp_path / "image4.png").write_bytes(data[: len(data) // 2])
-    Image.new("RGB", (64, 32)).save(tmp_path / "hint5.png")
-    (tmp_path / "hint6.png").write_bytes(header_of_a_png(20_000, 20_000))  # a decompression bomb
-    text, status = report(capsys, tmp_path)
-    wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
-    assert status == 1 and len(wrong) == 6 and not Path("out").exists()
-    for number, words in [
-        (2, "expected a JSON object on each line, with target, source, prompt"),
-        (3, "image2.png does not exist"),
-        (4, "hint3.png cannot be read as a picture"),
-        (5, "image4.png is cut off or damaged"),
-        (6, "hint5.png is 64x32 and its picture 64x64; expected the same shape"),
-        (7, "hint6.png"),
-    ]:
-        mine = [line for line in wrong if f"prompt.json, line {number}: " in line]
-        assert len(mine) == 1 and words in mine[0], number
-    assert "2 pairs" in text  # those that are left
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[1, 2]",
-        '"text"',
-        '{"source": "hint0.png"}',
-        '{"target": 3}',
-        '{"source": 1, "target": 2, "prompt": ""}',
-        '{"source": "hint0.png", "target": "image0.png", "prompt": null}',
-        r'{"source": "hint0.png", "target": "image0.png", "prompt": "\ud83d"}',
-    ],
-)
-def test_lines_that_are_no_pairs(tmp_path, text):
-    write_pairs(tmp_path, n=3)
-    good = (tmp_path / "prompt.json").read_text().splitlines()
-    (tmp_path / "prompt.json").write_text("\n".join([good[0], text, good[2]]))
-    pairs = of(tmp_path)
-    assert len(pairs) == 2 and len(pairs.wrong) == 1
-    assert "line 2" in pairs.wrong[0] and "target" in pairs.wrong[0]
-
-
-def test_folders_without_pairs(tmp_path, capsys):
-    for folder, flags, words in [
-        ("nowhere", [], "prompt.json or metadata.jsonl"),
-        ("nowhere", ["--hints", "canny"], "nowhere cannot be read"),
-        (".", ["--hints", "canny"], "holds no pictures: expected .png"),
-        (".", [], "or --hints canny, which makes them"),
-        ("nowhere", ["elsewhere", "--hints", "canny"], "elsewhere cannot be read"),
-    ]:
-        text, status = report(capsys, folder, *flags)
-        assert status == 1 and words in text and text.count("\n") == text.count("wrong: ")
-    for text, words in (("\n\n", "lists no pairs"), (b"\xff\xfe\x00", "cannot be read as text")):
-        Path("prompt.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-        assert words in report(capsys, ".")[0]
-    Path("prompt.json").write_text("[" * 20_000)
-    assert "line 1: expected a JSON object on each line" in report(capsys, ".")[0]
-    Path("prompt.json").unlink()
-    gradient((64, 64)).save("a.png")
-    (Path("._a.png")).write_bytes(b"what macOS leaves")
-    text, status = report(capsys, ".", "--hints", "canny")
-    assert status == 0 and "1 pair;" in text
-    assert ". is given twice" in report(capsys, ".", ".", "--hints", "canny")[0]
-    Path("a.txt").write_bytes(b"\xff\xfe\x00")
-    assert "a.txt is not a text" in report(capsys, ".", "--hints", "canny")[0]
 
 
 # ------------------------------------------------------------------------------------ train.py

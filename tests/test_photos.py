@@ -5,46 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import sample
 import train
 from conftest import opened
-from nanocontrol.tools.check_data import main as check_data
 
 pytestmark = pytest.mark.slow  # the packages alone take seconds to import
-BROUGHT = 'the extra `photos` is not installed: pip install -e ".[photos]"'
-CAPTIONS = {
-    "astronaut": "an astronaut in an orange suit",
-    "camera": "a man with a camera",
-    "chelsea": "a cat",
-    "coffee": "a cup of coffee on a table",
-    "coins": "old coins",
-    "rocket": "a rocket before its start",
-}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """A folder as people have it, with a caption beside each picture but one."""
-    skimage = pytest.importorskip("skimage.data", reason=BROUGHT)
-    sklearn = pytest.importorskip("sklearn.datasets", reason=BROUGHT)
-    folder = tmp_path_factory.mktemp("photos")
-    for name, caption in CAPTIONS.items():
-        Image.fromarray(getattr(skimage, name)()).save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text(caption + "\n")
-    for name in ("china", "flower"):
-        Image.fromarray(sklearn.load_sample_image(f"{name}.jpg")).save(folder / f"{name}.jpg")
-    (folder / "flower.txt").write_text("a flower\n")
-    return folder
-
-
-def test_a_folder_of_photographs_is_what_training_expects(photos, capsys):
-    check_data([str(photos), "--hints", "canny", "--size", "128"])
-    text = capsys.readouterr().out
-    assert "8 pairs" in text and "640x427" in text and "512x512" in text
-    assert "1 caption missing: china.jpg" in text and "wrong" not in text
-    assert opened("out/pairs.png").size == (8 * 128, 2 * 128)
 
 
 def test_nano_is_trained_on_photographs(photos, hasty):

@@ -1,0 +1,99 @@
+"""`nanocontrol.tools.check_data`: what it says of a folder of pairs."""
+
+import struct
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import opened, write_pairs
+from nanocontrol.tools.check_data import main as check_data
+from nanocontrol.training.pairs import Folder, View
+
+
+def header_of_a_png(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", crc32(header))
+
+
+def report(capsys, *flags: object) -> tuple[str, int]:
+    """What check_data prints, and its exit status."""
+    status = 0
+    try:
+        check_data([*map(str, flags), "--size", "64"])
+    except SystemExit as end:
+        status = end.code
+    return capsys.readouterr().out, status
+
+
+def test_check_data_says_what_it_sees_and_shows_it(tmp_path, capsys):
+    text, status = report(capsys, write_pairs(tmp_path / "pairs", n=20), "--out", "sheet.png")
+    assert status == 0 and text.endswith("sheet.png\n") and "20 pairs" in text
+    sheet = np.asarray(opened("sheet.png"))
+    assert sheet.shape == (4 * 64, 8 * 64, 3)
+    image, hint, _ = Folder([tmp_path / "pairs"], View((64, 64)))[0]
+    assert np.abs(sheet[:64, :64] / 255 - hint.permute(1, 2, 0).numpy()).max() < 0.01
+    assert np.abs(sheet[:64, 64:128] / 127.5 - 1 - image.permute(1, 2, 0).numpy()).max() < 0.02
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
+    write_pairs(tmp_path, n=8)
+    lines = (tmp_path / "prompt.json").read_text().splitlines()
+    lines[1] = "{not json"
+    (tmp_path / "prompt.json").write_text("\n".join(lines))
+    (tmp_path / "image2.png").unlink()
+    (tmp_path / "hint3.png").write_text("no picture")
+    data = (tmp_path / "image4.png").read_bytes()
+    (tmp_path / "image4.png").write_bytes(data[: len(data) // 2])
+    Image.new("RGB", (64, 32)).save(tmp_path / "hint5.png")
+    (tmp_path / "hint6.png").write_bytes(header_of_a_png(20_000, 20_000))  # a decompression bomb
+    text, status = report(capsys, tmp_path)
+    wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
+    assert status == 1 and len(wrong) == 6 and not Path("out").exists()
+    for number, words in [
+        (2, "expected a JSON object on each line, with target, source, prompt"),
+        (3, "image2.png does not exist"),
+        (4, "hint3.png cannot be read as a picture"),
+        (5, "image4.png is cut off or damaged"),
+        (6, "hint5.png is 64x32 and its picture 64x64; expected the same shape"),
+        (7, "hint6.png"),
+    ]:
+        mine = [line for line in wrong if f"prompt.json, line {number}: " in line]
+        assert len(mine) == 1 and words in mine[0], number
+    assert "2 pairs" in text  # those that are left
+
+
+def test_folders_without_pairs(tmp_path, capsys):
+    for folder, flags, words in [
+        ("nowhere", [], "prompt.json or metadata.jsonl"),
+        ("nowhere", ["--hints", "canny"], "nowhere cannot be read"),
+        (".", ["--hints", "canny"], "holds no pictures: expected .png"),
+        (".", [], "or --hints canny, which makes them"),
+        ("nowhere", ["elsewhere", "--hints", "canny"], "elsewhere cannot be read"),
+    ]:
+        text, status = report(capsys, folder, *flags)
+        assert status == 1 and words in text and text.count("\n") == text.count("wrong: ")
+    for text, words in (("\n\n", "lists no pairs"), (b"\xff\xfe\x00", "cannot be read as text")):
+        Path("prompt.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert words in report(capsys, ".")[0]
+    Path("prompt.json").write_text("[" * 20_000)
+    assert "line 1: expected a JSON object on each line" in report(capsys, ".")[0]
+    Path("prompt.json").unlink()
+    Image.linear_gradient("L").resize((64, 64)).save("a.png")
+    (Path("._a.png")).write_bytes(b"what macOS leaves")
+    text, status = report(capsys, ".", "--hints", "canny")
+    assert status == 0 and "1 pair;" in text
+    assert ". is given twice" in report(capsys, ".", ".", "--hints", "canny")[0]
+    Path("a.txt").write_bytes(b"\xff\xfe\x00")
+    assert "a.txt is not a text" in report(capsys, ".", "--hints", "canny")[0]
+
+
+@pytest.mark.slow
+def test_a_folder_of_photographs_is_what_training_expects(photos, capsys):
+    check_data([str(photos), "--hints", "canny", "--size", "128"])
+    text = capsys.readouterr().out
+    assert "8 pairs" in text and "640x427" in text and "512x512" in text
+    assert "1 caption missing: china.jpg" in text and "wrong" not in text
+    assert opened("out/pairs.png").size == (8 * 128, 2 * 128)
