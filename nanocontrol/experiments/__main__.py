@@ -1,107 +1,94 @@
-"""Run an experiment: its arms, seed by seed.
+"""Run an experiment: its variants or rows, seed by seed.
 
     python -m nanocontrol.experiments sudden_convergence
     python -m nanocontrol.experiments sudden_convergence --quick
+    python -m nanocontrol.experiments report
 
-It says how long it will take, and goes on where it stopped. After each run it writes
-assets/experiments/NAME.json and NAME.png, and its part of README.md in this folder. --quick trains
-two arms with one seed for a few steps, or samples two rows, and writes both files into
-runs/experiments/quick.
+A stopped command continues. After each run it writes assets/experiments/NAME.json and NAME.png, and
+RESULTS.md in this folder. --quick trains two variants with one seed for a few steps, or measures
+two rows, and writes both files into runs/experiments/quick. report writes all plots and RESULTS.md
+again, without training.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from nanocontrol.experiments import looks
-from nanocontrol.experiments.arm import PLAIN, Arm, settings_of
-from nanocontrol.experiments.experiment import NAMES, Experiment, experiment_of
-from nanocontrol.experiments.gathered import SEEDS, content_of
-from nanocontrol.experiments.plot import draw
-from nanocontrol.experiments.readme import write_readme
+import torch
+
+from nanocontrol.experiments.frame import NAMES, Experiment, experiment_of
+from nanocontrol.experiments.measure import AT_END
+from nanocontrol.experiments.report import write_pages, write_plots, write_report
 from nanocontrol.experiments.results import ASSETS, Results, write_results
-from nanocontrol.experiments.runs import RUNS, runs_of, train_all
-from nanocontrol.experiments.sampled import measure_all, measurements_of
-from nanocontrol.experiments.speed import measured_speed, told
+from nanocontrol.experiments.runs import RUNS, SEEDS, content_of, do_all, jobs_of, processes
+from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import one_sentence
 from nanocontrol.plumbing.flags import at_least
 
 QUICK = RUNS / "quick"
-QUICK_STEPS, QUICK_SCENES = 100, 8
 
 
 def run_experiment(
-    experiment: Experiment, seeds: range, scenes: int, beside: int, root: Path, folder: Path
+    experiment: Experiment, seeds: range, scenes: int, do: Callable, root: Path, folder: Path
 ) -> None:
-    """scenes: of each row that is sampled; root: of the runs' folders; folder: of the results."""
+    """scenes: of each row; do: as runs.do_all, with a pool; root: of the runs' folders; folder: of
+    the results."""
     once = experiment.once() if experiment.once else {}
 
     def write() -> None:
-        write_all(experiment, once, root, folder)
+        file = folder / f"{experiment.name}.json"
+        write_results(file, content := content_of(experiment, once, root, file))
+        write_plots(Results(content), experiment, folder)
+        if folder == ASSETS:
+            write_pages()
 
-    runs = runs_of(experiment, experiment.arms, seeds, root)
-    rows = tuple(row.name for row in experiment.sampled)
-    sampled = measurements_of(experiment, rows, seeds, scenes, root)
-    if runs or sampled:
-        speed = measured_speed(settings_of(PLAIN, 0, Path("unused")))
-        print(f"{experiment.name}: {told(runs, sampled, beside, speed)}", flush=True)
-    if runs:
-        train_all(runs, beside, write)
-    if sampled:
-        measure_all(sampled, beside, write)
+    do(jobs_of(experiment, seeds, scenes, root), write)
     write()
     print(folder / f"{experiment.name}.json")
 
 
-def write_all(experiment: Experiment, once: dict, root: Path, folder: Path) -> None:
-    file = folder / f"{experiment.name}.json"
-    content = content_of(experiment, once, root, file)
-    write_results(file, content)
-    results = Results(content)
-    draw(results, experiment, folder / f"{experiment.name}.png")
-    if experiment.front:
-        draw(results, front_of(experiment), folder / f"{experiment.name}-front.png")
-    if folder == ASSETS:
-        write_readme()
+def quick(experiment: Experiment, **short: int) -> Experiment:
+    """Two variants that share a panel, with these settings; or two rows."""
+    names = experiment.panels[-1].variants[:2] if experiment.panels else ()
+    variants = tuple(
+        replace(variant, settings=dict(variant.settings) | short)
+        for variant in experiment.variants
+        if variant.name in names
+    )
+    return replace(experiment, variants=variants, rows=experiment.rows[:2])
 
 
-def front_of(experiment: Experiment) -> Experiment:
-    rows = {name: experiment.rows[name] for name in experiment.front}
-    return replace(experiment, panels=experiment.panels[:1], rows=rows, charts=())
-
-
-def quick(experiment: Experiment) -> Experiment:
-    arms = tuple(shortened(experiment.arm(name)) for name in experiment.quick)
-    return replace(experiment, arms=arms, sampled=experiment.sampled[:2])
-
-
-def shortened(arm: Arm) -> Arm:
-    return replace(arm, settings=dict(arm.settings) | {"steps": QUICK_STEPS, "sample_every": 25})
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("experiments", description=__doc__, formatter_class=formatter)
+    parser.add_argument("name", choices=[*NAMES, "report"])
+    parser.add_argument("--quick", action="store_true", help="two of them, one seed, few steps")
+    seeds = "of each variant or row (default: 3)"
+    up_to = range(1, len(SEEDS) + 1)
+    parser.add_argument("--seeds", type=int, choices=up_to, default=3, metavar="N", help=seeds)
+    first = "the first of these seeds (default: 0); none is above 9"
+    parser.add_argument("--first", type=int, choices=SEEDS, default=0, metavar="SEED", help=first)
+    beside = "processes of one thread each (default: 2)"
+    parser.add_argument("--beside", type=at_least(1), default=2, metavar="N", help=beside)
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("experiments", description=__doc__, formatter_class=formatter)
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument(
-        "--quick", action="store_true", help="two arms or rows, one seed, few steps"
-    )
-    seeds = "of each arm (default: 3)"
-    parser.add_argument(
-        "--seeds", type=int, choices=range(1, len(SEEDS) + 1), default=3, metavar="N", help=seeds
-    )
-    first = "the first of these seeds (default: 0); none is above 9"
-    parser.add_argument("--first", type=int, choices=SEEDS, default=0, metavar="SEED", help=first)
-    beside = "runs beside each other, with one thread each (default: 2)"
-    parser.add_argument("--beside", type=at_least(1), default=2, metavar="N", help=beside)
-    args = parser.parse_args(argv)
-    with one_sentence("experiments"):
-        experiment = experiment_of(args.name)
+    args = parsed(argv)
+    if args.name == "report":
+        return write_report()
+    machine.keep_freed_memory()
+    torch.set_num_threads(1)
+    with one_sentence("experiments"), processes(args.beside) as pool:
+        experiment, do = experiment_of(args.name), partial(do_all, pool=pool, n=args.beside)
         if args.quick:
-            run_experiment(quick(experiment), SEEDS[:1], QUICK_SCENES, args.beside, QUICK, QUICK)
+            short = quick(experiment, steps=100, sample_every=25)
+            run_experiment(short, SEEDS[:1], 8, do, QUICK, QUICK)
         else:
             chosen = SEEDS[args.first : args.first + args.seeds]
-            run_experiment(experiment, chosen, looks.AT_END, args.beside, RUNS, ASSETS)
+            run_experiment(experiment, chosen, AT_END, do, RUNS, ASSETS)
 
 
 if __name__ == "__main__":

@@ -1,50 +1,74 @@
-"""The runs of arms: each is a folder that train.train leaves, trained by a process of its own,
-
-    python -m nanocontrol.experiments.runs EXPERIMENT ARM SEED FOLDER SETTINGS
-
-which goes on where an earlier one stopped.
-"""
+"""An experiment's jobs, trainings and rows of pictures, done in one pool of processes of one thread
+each. Each leaves files, so that a command that was stopped continues; with what other machines left
+they become the experiment's JSON file."""
 
 import json
 import os
 import platform
+import re
+import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import date
+from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import train
-from nanocontrol.experiments.afterwards import Afterwards, measure_afterwards
-from nanocontrol.experiments.arm import Arm, folder_of, settings_of, variant_of
-from nanocontrol.experiments.experiment import Experiment, experiment_of
+from nanocontrol import ControlNet, StableDiffusion
+from nanocontrol.checkpoint import CONTROL_KEYS, UNET_KEYS
+from nanocontrol.experiments import frame
+from nanocontrol.experiments.measure import Evaluation
+from nanocontrol.experiments.results import rounded, run_as_json
+from nanocontrol.formats.tensors import below, read_tensors
 from nanocontrol.plumbing import machine
-from nanocontrol.plumbing.errors import InputError, Stopped, one_sentence
+from nanocontrol.plumbing.errors import InputError, Stopped
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.training.run import write_json
+from nanocontrol.training.settings import what_is_learnt
 from nanocontrol.training.start import Signals, folder_held
 
 RUNS = Path("runs/experiments")
+SEEDS = range(10)  # that are looked for
+OWN = "out", "seed", "cache", "device"  # settings that differ between seeds and machines
+# For each network that is trained: where it is saved, and how its keys begin there.
+SAVED = {"control": ("control.safetensors", CONTROL_KEYS), "unet": ("base.safetensors", UNET_KEYS)}
+
+# -------------------------------------------------------------------------------------- jobs
 
 
 @dataclass(frozen=True)
-class Run:
-    """Of an arm with one seed."""
+class Training:
+    """A variant with one seed. Its folder is one that train.train leaves."""
 
     experiment: str
-    arm: Arm
+    subject: frame.Variant
     seed: int
     folder: Path
-    afterwards: Afterwards | None = None
+    afterwards: Callable[[StableDiffusion, ControlNet], frame.Numbers] | None = None
 
     @property
     def settings(self) -> train.Settings:
-        return settings_of(self.arm, self.seed, self.folder)
+        return frame.settings_of(self.subject, self.seed, self.folder)
+
+    @property
+    def has_begun(self) -> bool:
+        """Raises InputError if the folder holds another training."""
+        if not (self.folder / "settings.json").exists():
+            return False
+        settings = json.loads((self.folder / "settings.json").read_text())
+        version = version_of(self.folder / "origin.json")
+        if learnt(settings) != learnt(asdict(self.settings)) or version != self.subject.version:
+            message = "holds a run of other settings or another version: delete that folder"
+            raise InputError(f"{self.folder} {message}")
+        return True
 
     @property
     def is_trained(self) -> bool:
@@ -52,7 +76,7 @@ class Run:
 
     @property
     def file_afterwards(self) -> Path:
-        """Of its experiment alone, as other experiments may have the same run."""
+        """An experiment's own file, as others may share the run."""
         return self.folder / f"{self.experiment}.json"
 
     @property
@@ -61,141 +85,200 @@ class Run:
 
     @property
     def can_begin(self) -> bool:
-        """The ControlNet that it goes on from is there."""
-        before = self.arm.goes_on_from
-        if before is None:
-            return True
-        folder = folder_of(before, self.seed, self.folder.parent)
-        return (folder / "metrics.json").exists()
+        """Whether the ControlNet that it begins with is trained."""
+        before, root = self.subject.continues, self.folder.parent
+        return not before or (frame.folder_of(before, self.seed, root) / "metrics.json").exists()
+
+    def do(self) -> None:
+        """Train it, or continue. What its experiment alone asks is measured with the weights that
+        it saved, so it can be asked of a run that is trained already."""
+        make_folder("experiments", self.folder)
+        with open(self.folder / "output.txt", "a") as output:
+            with redirect_stdout(output), redirect_stderr(output):
+                if not self.is_trained:
+                    self.train()
+                if self.afterwards:
+                    write_json(self.file_afterwards, self.afterwards(*self.networks()))
+
+    def train(self) -> None:
+        resume, variant = self.has_begun, self.subject
+        own = partial(frame.models_of, variant), partial(frame.loss_of, variant), Evaluation()
+        with folder_held(str(self.folder), "", resume) as out, Signals() as signals:
+            settings = replace(self.settings, out=out)
+            write_json(self.folder / "origin.json", origin(settings.device, variant.version))
+            train.train(settings, signals, resume, *own)
+        with suppress(OSError):
+            (self.folder / "state.pt").unlink()  # three times the size of all the rest
+
+    def as_json(self) -> dict:
+        return run_as_json(self.folder, self.file_afterwards if self.afterwards else None)
+
+    def entry(self, older: dict | None) -> dict:
+        """The variant in the JSON file: its settings without those that differ between seeds and
+        machines, and the older runs that count."""
+        settings = {k: x for k, x in asdict(self.settings).items() if k not in OWN}
+        before = self.subject.continues
+        settings |= {"base": Path(self.settings.base).name, "init_control": before and before.name}
+        same = older and learnt(older["settings"]) == learnt(settings)
+        return {"settings": settings, "runs": of_version(older if same else None, self.subject)}
+
+    def networks(self) -> tuple[StableDiffusion, ControlNet]:
+        """The networks as it saved them."""
+        sd, control, trained = frame.models_of(self.subject, self.settings)
+        for name, network in trained.items():
+            file, keys = SAVED[name]
+            tensors, _ = read_tensors(self.folder / file)
+            network.to(self.settings.device).load_state_dict(below(keys, tensors))
+        return sd, control
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A row of pictures with one seed of noise, on so many scenes."""
+
+    subject: frame.Row
+    seed: int
+    scenes: int
+    file: Path
+    can_begin = True
 
     @property
-    def has_begun(self) -> bool:
-        """Raises InputError if the folder holds a run of other settings."""
-        file = self.folder / "settings.json"
-        if not file.exists():
-            return False
-        if as_anywhere(json.loads(file.read_text())) != as_anywhere(asdict(self.settings)):
-            message = "holds a run of other settings than the arm has now: delete that folder"
-            raise InputError(f"{self.folder} {message}")
-        return True
+    def is_done(self) -> bool:
+        return self.file.exists() and version_of(self.file) == self.subject.version
 
-    @property
-    def steps_done(self) -> int:
-        with suppress(OSError, ValueError, IndexError):
-            last = (self.folder / "log.jsonl").read_text().splitlines()[-1]
-            return json.loads(last)["step"]
-        return 0
+    def do(self) -> None:
+        began = time.monotonic()
+        numbers = self.subject.measure(self.scenes, self.seed)
+        seconds = round(time.monotonic() - began, 1)
+        where = origin(machine.default_device(), self.subject.version)
+        make_folder("experiments", self.file.parent)
+        write_json(self.file, {"seed": self.seed, "seconds": seconds, **where, "end": numbers})
 
+    def as_json(self) -> dict:
+        return json.loads(self.file.read_text())
 
-def as_anywhere(settings: dict) -> dict:
-    """Without the folders, which in another checkout are other ones, and the device."""
-    files = {name: Path(settings[name] or "").name for name in ("base", "init_control")}
-    return settings | files | {"out": "", "cache": "", "device": ""}
+    def entry(self, older: dict | None) -> dict:
+        """The row in the JSON file: the older measurements that count."""
+        return {"runs": of_version(older, self.subject)}
 
 
-def runs_of(
-    experiment: Experiment, arms: tuple[Arm, ...], seeds: range, root: Path = RUNS
-) -> list[Run]:
-    """Seed by seed: after the first there is something of every arm to look at."""
-    return [
-        Run(experiment.name, arm, seed, folder_of(arm, seed, root), experiment.afterwards)
-        for seed in seeds
-        for arm in arms
-    ]
+Job = Training | Measurement
 
 
-def train_run(run: Run) -> None:
-    """Here, with one thread; what is trained already is only measured afterwards."""
-    torch.set_num_threads(1)
-    if not run.is_trained:
-        train_alone(run)
-    if run.afterwards:
-        numbers = measure_afterwards(run.afterwards, run.arm, run.settings)
-        write_json(run.file_afterwards, numbers)
+def jobs_of(experiment: frame.Experiment, seeds: range, scenes: int, root: Path) -> list[Job]:
+    """Seed by seed: after the first one there is something of everything to look at."""
+    found: list[Job] = []
+    for seed in seeds:
+        for variant in experiment.variants:
+            folder = frame.folder_of(variant, seed, root)
+            given = experiment.name, variant, seed, folder, experiment.afterwards
+            found.append(Training(*given))
+        for row in experiment.rows:
+            file = root / experiment.name / f"{file_name(row.name)}-{seed}.json"
+            found.append(Measurement(row, seed, scenes, file))
+    return found
 
 
-def train_alone(run: Run) -> None:
-    resume = run.has_begun
-    with folder_held(str(run.folder), "", resume) as out, Signals() as signals:
-        settings = replace(run.settings, out=out)
-        write_json(run.folder / "machine.json", this_machine(settings.device))
-        train.train(settings, signals, resume, variant_of(run.arm))
+def file_name(row: str) -> str:
+    return re.sub(r"[^\w.]+", "-", row)
+
+
+def learnt(settings: dict) -> dict:
+    """The settings that runs of one variant share."""
+    found = what_is_learnt(settings, train.Settings) | {"sample_every": settings["sample_every"]}
+    return rounded({name: value for name, value in found.items() if name != "seed"})
+
+
+def of_version(older: dict | None, subject: frame.Variant | frame.Row) -> list[dict]:
+    runs = older["runs"] if older else []
+    return [run for run in runs if run.get("version", 1) == subject.version]
+
+
+def version_of(file: Path) -> int:
+    """1 where a file has none."""
+    return json.loads(file.read_text()).get("version", 1) if file.exists() else 1
+
+
+def origin(device: str, version: int) -> dict:
+    """Where, when and from which commit numbers are computed; no commit where there is no git."""
+    commit = ""
     with suppress(OSError):
-        (run.folder / "state.pt").unlink()  # three times the size of all the rest
+        git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+        folder = Path(__file__).parent
+        commit = subprocess.run(git, cwd=folder, capture_output=True, text=True).stdout.strip()
+    made = {"commit": commit or None, "date": date.today().isoformat(), "version": version}
+    return {"machine": this_machine(device), **made}
 
 
 def this_machine(device: str) -> dict:
     if machine.is_gpu(device):
         return {"processor": torch.cuda.get_device_name(device), "pytorch": torch.__version__}
     processor = platform.processor() or platform.machine()
-    with suppress(OSError):
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        processor = names[0] if names else processor
+        name = next(line for line in lines if line.startswith("model name"))
+        processor = name.split(":")[1].strip()
     return {"processor": processor, "cores": os.cpu_count(), "pytorch": torch.__version__}
 
 
-# --------------------------------------------------------------------------- beside each other
+# -------------------------------------------------------------------------------------- the pool
 
 
-def begin(run: Run) -> subprocess.Popen:
-    """In a process of one thread. What it prints is in the run's folder. (Its settings are those of
-    the arm, but fewer steps if it is to be quick.)"""
-    make_folder("experiments", run.folder)
-    settings = json.dumps(dict(run.arm.settings))
-    which = [run.experiment, run.arm.name, run.seed, run.folder, settings]
-    command = [sys.executable, "-m", "nanocontrol.experiments.runs", *map(str, which)]
-    paths = [str(Path(train.__file__).parent), os.environ.get("PYTHONPATH", "")]
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with open(run.folder / "output.txt", "ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | variables)
+def processes(n: int) -> ProcessPoolExecutor:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    return ProcessPoolExecutor(n, get_context("spawn"), one_thread)
 
 
-def train_all(runs: list[Run], beside: int, after_each: Callable[[], None]) -> None:
-    """Those that are not done, `beside` of them at a time, each after the one that it goes on from.
-    Stopped, it stops them all."""
-    waiting = [run for run in runs if not run.is_done]
-    working: list[tuple[Run, subprocess.Popen]] = []
-    total = sum(run.settings.steps for run in runs)
-    before = total - sum(run.settings.steps for run in waiting)
-    with tqdm(desc="training", total=total, unit="step") as bar, Signals():
+def one_thread() -> None:
+    """At the beginning of a process of the pool. Ctrl-C goes to every process: this one is ended by
+    the first one, which lets a training finish its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    machine.keep_freed_memory()
+    torch.set_num_threads(1)
+
+
+def do_all(jobs: Sequence[Job], after_each: Callable[[], None], pool: Executor, n: int) -> None:
+    """The jobs that are not done, n of them at a time, each after the one that it continues. If one
+    fails, or if it is stopped, all end."""
+    waiting = [job for job in jobs if not job.is_done]
+    working: dict[Future, Job] = {}
+    done = len(jobs) - len(waiting)
+    with tqdm(desc="runs", total=len(jobs), initial=done) as bar, Signals():
         try:
             while waiting or working:
-                for run in [run for run in waiting if run.can_begin][: beside - len(working)]:
-                    waiting.remove(run)
-                    working.append((run, begin(run)))
-                time.sleep(2)
-                for run, process in [*working]:
-                    if process.poll() is not None:
-                        working.remove((run, process))
-                        check_ended(run, process.returncode)
-                        before += run.settings.steps
-                        after_each()
-                bar.n = before + sum(run.steps_done for run, _ in working)
-                bar.refresh()
-        except Stopped as stop:
-            raise Stopped(stop.number, "stopped; the same command goes on") from None
-        finally:
-            for _, process in working:
-                process.terminate()  # it finishes its step, and saves
-            for _, process in working:
-                process.wait()
+                for job in [job for job in waiting if job.can_begin][: n - len(working)]:
+                    waiting.remove(job)
+                    working[pool.submit(job.do)] = job
+                for future in wait(working, timeout=2, return_when=FIRST_COMPLETED).done:
+                    del working[future]
+                    future.result()
+                    after_each()
+                    bar.update()
+                bar.refresh()  # the time
+        except BaseException as error:
+            for process in active_children():
+                process.terminate()  # a training finishes its step, and saves
+            if isinstance(error, Stopped):
+                why = "stopped; the same command continues"
+                raise Stopped(error.number, why) from None
+            raise
 
 
-def check_ended(run: Run, status: int) -> None:
-    if status or not run.is_done:
-        lines = (run.folder / "output.txt").read_text(errors="replace").splitlines()
-        raise InputError(f"{run.folder} ended with status {status}: {lines[-1] if lines else ''}")
+# ------------------------------------------------------------------------------ the JSON file
 
 
-def main(argv: list[str]) -> None:
-    machine.keep_freed_memory()
-    name, arm_name, seed, folder, settings = argv
-    with one_sentence("experiments"):
-        experiment = experiment_of(name)
-        arm = replace(experiment.arm(arm_name), settings=json.loads(settings))
-        train_run(Run(name, arm, int(seed), Path(folder), experiment.afterwards))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def content_of(experiment: frame.Experiment, once: dict, root: Path, file: Path) -> dict:
+    """Everything that is known of an experiment, also runs that nobody asked for now. file: the
+    results so far. Its runs stay, except those whose seed was run here, and those with other
+    settings or another version than their variant or row has now."""
+    content: dict = {"expected": experiment.parts[2], "once": once}
+    content |= {"arms": {}, "sampled": {}}
+    before = json.loads(file.read_text()) if file.exists() else content
+    older = before["arms"] | before["sampled"]
+    for job in jobs_of(experiment, SEEDS, 0, root):
+        entries = content["arms" if isinstance(job, Training) else "sampled"]
+        entry = entries.setdefault(job.subject.name, job.entry(older.get(job.subject.name)))
+        if job.is_done:
+            runs = {run["seed"]: run for run in entry["runs"]} | {job.seed: job.as_json()}
+            entry["runs"] = [runs[seed] for seed in sorted(runs)]
+    return content
