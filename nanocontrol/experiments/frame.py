@@ -16,7 +16,8 @@ from nanocontrol import DDPM, ControlNet, StableDiffusion
 from nanocontrol.experiments.results import DIGITS, Results, spoken, verdict, with_infinity
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing import machine
-from nanocontrol.training.batches import load_batches
+from nanocontrol.training.batches import batches_from
+from nanocontrol.training.processes import Processes
 
 NAMES = (
     *("sudden_convergence", "zero_convolutions", "cause", "rule", "encoder_at_size"),
@@ -90,10 +91,10 @@ def models_of(variant: Variant, settings: train.Settings) -> tuple:
 def loss_of(variant: Variant, *given: Any) -> Tensor:
     """In the place of train.training_loss, with its arguments: one loss per pair [B], at the
     variant's t and with its weights."""
-    *networks, batch, draws, empty = given
+    unet, control, diffusion, scale_factor, batch, draws, empty = given
     if variant.draw:
         draws = draws._replace(t=variant.draw(draws.t))
-    each = train.training_loss(*networks, batch, draws, empty)
+    each = train.training_loss(unet, control, diffusion, scale_factor, batch, draws, empty)
     return variant.weight(draws.t).to(each) * each if variant.weight else each
 
 
@@ -106,7 +107,8 @@ def first_steps(variant: Variant, n: int) -> Iterator[ControlNet]:
     scenes = Scenes("canny", n=pairs, size=sd.size)
     with torch.no_grad():
         empty = sd.encode_prompts("")
-    batches = load_batches(sd, scenes, 0, 0, pairs, slice(None), settings.device)
+    order = settings.seed, n, pairs, 1, False, ""
+    batches = batches_from(0, sd, scenes, Processes(settings.device), settings.device, *order)
     given = variant, sd.unet, control, DDPM(sd.prediction), sd.scale_factor
     for step, batch in enumerate(cycle([*islice(batches, n)])):
         draws = train.random_draws(0, step, pairs, (sd.size, sd.size), settings.drop_prompt)
@@ -212,7 +214,7 @@ class Experiment:
     @property
     def names(self) -> list[str]:
         """All variants and rows."""
-        return [one.name for one in (*self.variants, *self.rows)]
+        return [variant.name for variant in self.variants] + [row.name for row in self.rows]
 
     @property
     def parts(self) -> list[str]:
