@@ -13,7 +13,7 @@ from torch import Tensor
 
 import train
 from nanocontrol import DDPM, ControlNet, StableDiffusion
-from nanocontrol.experiments.results import DIGITS, Results, spoken, verdict, with_infinity
+from nanocontrol.experiments.results import Results, verdict, with_infinity
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing import machine
 from nanocontrol.training.batches import batches_from
@@ -153,11 +153,9 @@ def comparison(
 
     def claim_by(rule: Callable[..., bool | str]) -> Claim:
         def judge(results: Results) -> tuple[str, str]:
-            values = [results.values(name, number) for name, number in samples]
-            digits = [DIGITS.get(number, 2) for _, number in samples]
-            found = rule(*map(with_infinity, values))
-            said = found if isinstance(found, str) else verdict(found)
-            return text.format(*map(spoken, values, digits)), said
+            found = rule(*(with_infinity(results.values(*sample)) for sample in samples))
+            ours = text.format(*(results.spoken(*sample) for sample in samples))
+            return ours, found if isinstance(found, str) else verdict(found)
 
         names = tuple(dict.fromkeys(name for name, _ in samples))
         return Claim(claim_of(rule), evidence, judge, names)

@@ -17,22 +17,20 @@ from typing import Any
 import numpy as np
 
 from nanocontrol.experiments.frame import NAMES, Chart, Claim, Experiment, Panel, experiment_of
-from nanocontrol.experiments.results import ASSETS, DIGITS, Curve, Results, results_of, spoken
+from nanocontrol.experiments.results import ASSETS, Curve, Results, results_of, spoken
 from nanocontrol.plumbing.files import write_atomically
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 FRONT = Path(__file__).parents[2] / "README.md"
 # What a newcomer would most like to know.
 FRONT_ROWS = {
-    "sudden_convergence": "with the paper's start pictures follow only after a long wait",
-    "unlocked": "a base that is not locked forgets",
-    "data_size": "with 1,000 pictures it does not collapse",
-    "prompt_dropout": "half of the prompts emptied makes it find meanings in the hint",
-    "limits": "a hint is still followed if the prompt names other kinds (asked after the runs)",
+    "sudden_convergence": "With the released initialisation pictures follow only after a long wait",
+    "unlocked": "A base that is not locked forgets",
+    "data_size": "With 1,000 pictures it does not collapse",
+    "prompt_dropout": "Dropping half of the prompts teaches it to read the hint",
+    "limits": "A hint is still followed if the prompt names other kinds (asked after the runs)",
 }
-NOT_RUN = "not run yet"
 SEEDS = 3  # of each variant, that a verdict should have
-HEAD = ["experiment", "claim", "evidence for it", "ours", "verdict"]
 TITLES = {  # of numbers
     "area": "area of `follows`",
     "jump": "step of the jump",
@@ -41,7 +39,7 @@ TITLES = {  # of numbers
     "control_gain": "control gain",
     "held_out_loss": "held-out loss",
     "loss": "loss in training",
-    "spread_last": "signal after the encoder's last SiLU",
+    "spread_last": "signal of the encoder",
 }
 COLUMNS = ("area", "jump", "follows", "score", "control_gain", "held_out_loss")
 INTRODUCTION = """# Results of the experiments
@@ -65,7 +63,7 @@ def judged(claim: Claim, experiment: Experiment, results: Results | None) -> tup
     """Our numbers and the verdict, if everything that the claim compares has run."""
     names = claim.compares or experiment.names
     if results is None or not results.has(*names):
-        return "", NOT_RUN
+        return "", "not run yet"
     ours, verdict = claim.judged(results)
     seeds = min((len(results.runs(name)) for name in names), default=SEEDS)
     if seeds == 1:
@@ -82,7 +80,7 @@ def claims_table(found: Found) -> str:
         link = f"[{experiment.parts[0]}](#{anchor})"
         for claim in experiment.claims:
             rows.append([link, claim.claim, claim.evidence, *judged(claim, experiment, results)])
-    return markdown_table(HEAD, rows)
+    return markdown_table(["experiment", "claim", "evidence for it", "ours", "verdict"], rows)
 
 
 def front_table(found: Found) -> str:
@@ -100,8 +98,9 @@ def section(experiment: Experiment, results: Results | None) -> str:
     verdicts = (judged(claim, experiment, results)[1] for claim in experiment.claims)
     lines = (f"- {claim.claim}: **{said}**" for claim, said in zip(experiment.claims, verdicts))
     code = f"Code: [claims/{name}.py](claims/{name}.py)"
-    parts = [f"## {title}", code, "\n".join(lines), f"Found: {found}", asked]
-    parts.append(f"Expected before the first run: {expected}")
+    code += f"; data: [{name}.json](../../assets/experiments/{name}.json)" if results else ""
+    parts = [f"## {title}", code, "\n".join(lines), f"**Found:** {found}"]
+    parts += [f"**Question:** {asked}", f"**Expected before the first run:** {expected}"]
     if results and results.both:
         parts.append(f"![The plot of {name}](../../assets/experiments/{name}.png)")
         parts += [numbers_table(results, experiment), *notes]
@@ -122,14 +121,12 @@ def numbers_table(results: Results, experiment: Experiment) -> str:
     rows = []
     for name in names:
         runs, arm = results.runs(name), results.arms.get(name)
-        cells = (
-            spoken(results.values(name, n), DIGITS.get(n, 2)) if results.knows(name, n) else ""
-            for n in numbers
-        )
+        cells = (results.spoken(name, number) for number in numbers)
         minutes = spoken([run["seconds"] / 60 for run in runs], 1)
-        steps = str(arm["settings"]["steps"]) if arm else ""
-        rows.append([experiment.title_of(name), str(len(runs)), steps, *cells, minutes])
-    head = ["variant", "seeds", "steps", *(titles[n] for n in numbers), "minutes"]
+        steps = [str(arm["settings"]["steps"])] if arm else []
+        rows.append([experiment.title_of(name), str(len(runs)), *steps, *cells, minutes])
+    steps = ["steps"] if results.arms else []
+    head = ["variant", "seeds", *steps, *(titles[n] for n in numbers), "minutes"]
     return markdown_table(head, rows)
 
 
@@ -146,9 +143,8 @@ def results_page(found: Found) -> str:
 def front_page(text: str, found: Found) -> str:
     """The front page with the table of five claims between its marks."""
     begin, end = "<!-- claims -->", "<!-- end of claims -->"
-    if not (begin in text and end in text):
-        raise ValueError(f"the front page has no marks {begin} and {end}")
-    before, after = text.split(begin)[0], text.split(end)[1]
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
     return f"{before}{begin}\n{front_table(found)}\n{end}{after}"
 
 

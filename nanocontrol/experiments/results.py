@@ -193,11 +193,14 @@ class Results:
         """A number at step 0, for each seed."""
         return [curve[0][1] for curve in self.curves(variant, name)]
 
+    def spoken(self, name: str, number: str) -> str:
+        """The mean over seeds and the range; nothing where a run does not have this number."""
+        known = self.knows(name, number)
+        return spoken(self.values(name, number), DIGITS.get(number, 2)) if known else ""
+
     def in_words(self, number: str, names: Sequence[str], titles: Mapping[str, str] = {}) -> str:
-        """Several variants or rows: the mean over seeds and the range of each."""
-        digits = DIGITS.get(number, 2)
-        values = {titles.get(name, name): self.values(name, number) for name in names}
-        return "; ".join(f"{title} {spoken(own, digits)}" for title, own in values.items())
+        """A number of several variants or rows."""
+        return "; ".join(f"{titles.get(name, name)} {self.spoken(name, number)}" for name in names)
 
     @property
     def minutes(self) -> float:

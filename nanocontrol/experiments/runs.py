@@ -17,6 +17,7 @@ from datetime import date
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from tqdm import tqdm
@@ -113,14 +114,13 @@ class Training:
     def as_json(self) -> dict:
         return run_as_json(self.folder, self.file_afterwards if self.afterwards else None)
 
-    def entry(self, older: dict | None) -> dict:
+    @property
+    def description(self) -> dict:
         """The variant in the JSON file: its settings without those that differ between seeds and
-        machines, and the older runs that count."""
+        machines."""
         settings = {k: x for k, x in asdict(self.settings).items() if k not in OWN}
-        before = self.subject.continues
-        settings |= {"base": Path(self.settings.base).name, "init_control": before and before.name}
-        same = older and learnt(older["settings"]) == learnt(settings)
-        return {"settings": settings, "runs": of_version(older if same else None, self.subject)}
+        before, base = self.subject.continues, Path(self.settings.base).name
+        return {"settings": settings | {"base": base, "init_control": before and before.name}}
 
     def networks(self) -> tuple[StableDiffusion, ControlNet]:
         """The networks as it saved them."""
@@ -140,7 +140,8 @@ class Measurement:
     seed: int
     scenes: int
     file: Path
-    can_begin = True
+    can_begin: ClassVar[bool] = True
+    description: ClassVar[dict] = {}
 
     @property
     def is_done(self) -> bool:
@@ -157,10 +158,6 @@ class Measurement:
     def as_json(self) -> dict:
         return json.loads(self.file.read_text())
 
-    def entry(self, older: dict | None) -> dict:
-        """The row in the JSON file: the older measurements that count."""
-        return {"runs": of_version(older, self.subject)}
-
 
 Job = Training | Measurement
 
@@ -174,24 +171,16 @@ def jobs_of(experiment: frame.Experiment, seeds: range, scenes: int, root: Path)
             given = experiment.name, variant, seed, folder, experiment.afterwards
             found.append(Training(*given))
         for row in experiment.rows:
-            file = root / experiment.name / f"{file_name(row.name)}-{seed}.json"
+            name = re.sub(r"[^\w.]+", "-", row.name)
+            file = root / experiment.name / f"{name}-{seed}.json"
             found.append(Measurement(row, seed, scenes, file))
     return found
-
-
-def file_name(row: str) -> str:
-    return re.sub(r"[^\w.]+", "-", row)
 
 
 def learnt(settings: dict) -> dict:
     """The settings that runs of one variant share."""
     found = what_is_learnt(settings, train.Settings) | {"sample_every": settings["sample_every"]}
     return rounded({name: value for name, value in found.items() if name != "seed"})
-
-
-def of_version(older: dict | None, subject: frame.Variant | frame.Row) -> list[dict]:
-    runs = older["runs"] if older else []
-    return [run for run in runs if run.get("version", 1) == subject.version]
 
 
 def version_of(file: Path) -> int:
@@ -277,8 +266,16 @@ def content_of(experiment: frame.Experiment, once: dict, root: Path, file: Path)
     older = before["arms"] | before["sampled"]
     for job in jobs_of(experiment, SEEDS, 0, root):
         entries = content["arms" if isinstance(job, Training) else "sampled"]
-        entry = entries.setdefault(job.subject.name, job.entry(older.get(job.subject.name)))
+        name, new = job.subject.name, dict(job.description)
+        entry = entries.setdefault(name, new | {"runs": still_valid(older.get(name), new, job)})
         if job.is_done:
             runs = {run["seed"]: run for run in entry["runs"]} | {job.seed: job.as_json()}
             entry["runs"] = [runs[seed] for seed in sorted(runs)]
     return content
+
+
+def still_valid(older: dict | None, new: dict, job: Job) -> list[dict]:
+    """The older runs of a variant or row that count; new: its description now."""
+    if not older or new and learnt(older["settings"]) != learnt(new["settings"]):
+        return []
+    return [run for run in older["runs"] if run.get("version", 1) == job.subject.version]

@@ -193,11 +193,7 @@ IN_PRINT = (
     ("Less weight for the steps of little noise brings it sooner", "min-SNR, 2303.09556", MIN_SNR),
     ("Drawing the noisy t more often brings it sooner", "T2I-Adapter, section 3.4", LATE),
     ("Cross normalisation brings it sooner", "ControlNeXt, 2408.06070", CROSS_NORM),
-    (
-        "Gaussian convolutions bring it sooner",
-        "none; the paper has them as worse",
-        shared.GAUSSIAN_SOON,
-    ),
+    ("Gaussian weights bring it sooner", "none; the paper has them as worse", shared.GAUSSIAN_SOON),
 )
 EXPERIMENT = Experiment(
     variants=(*ENCODERS, *RIVALS, *OTHERS),
@@ -208,9 +204,7 @@ EXPERIMENT = Experiment(
             *(shared.PLAIN, *GAINS.values(), HALF),
         ),
         *(sooner(claim, evidence, shared.VARIANCE, rival) for claim, evidence, rival in IN_PRINT),
-        sooner(
-            "A larger learning rate brings it sooner", "none", shared.VARIANCE, shared.BY_RATE[2e-3]
-        ),
+        sooner("A larger rate brings it sooner", "none", shared.VARIANCE, shared.BY_RATE[2e-3]),
         sooner("Like x0 with the noisy t is sooner than like x0", "none", LIKE_X0, STRONGEST),
         sooner(
             "With the released code's initialisation Gaussian convolutions bring it sooner",
@@ -227,7 +221,7 @@ EXPERIMENT = Experiment(
     panels=(
         Panel("initialisation and depth of the encoder", names_of(*ENCODERS)),
         Panel("explanations in print", names_of(shared.VARIANCE, *RIVALS)),
-        Panel("With the released initialisation", names_of(shared.PLAIN, shared.GAUSSIAN, FASTER)),
+        Panel("with the released initialisation", names_of(shared.PLAIN, shared.GAUSSIAN, FASTER)),
     ),
     curves=("score", "spread_last"),
     once=gradients,

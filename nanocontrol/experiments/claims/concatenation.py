@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from nanocontrol import ControlNet, StableDiffusion
 from nanocontrol.controlnet import zero_module
 from nanocontrol.experiments.claims import shared
-from nanocontrol.experiments.frame import Chart, Experiment, Panel, claim, comparison, names_of
+from nanocontrol.experiments.frame import Experiment, Panel, claim, comparison, names_of
 from nanocontrol.experiments.results import Results, all_below, listed, verdict
 
 # ------------------------------------------------------------------------------- the network
@@ -93,13 +93,11 @@ CONCATENATION = shared.like_variance("concatenation", concatenated, **SETTINGS)
 HALF = shared.like_variance("concatenation, half", concatenated, **SETTINGS, lr=5e-4)
 SLOW = shared.like_variance("concatenation, a fifth", concatenated, **SETTINGS, lr=2e-4)
 FEW = shared.like_variance("variance, 100 scenes", scenes=100)
-CONCATENATION_FEW = shared.like_variance(
-    "concatenation, 100 scenes", concatenated, **SETTINGS, scenes=100
-)
-VARIANTS = (shared.VARIANCE, CONCATENATION, HALF, SLOW, FEW, CONCATENATION_FEW)
+FEW_TOO = shared.like_variance("concatenation, 100 scenes", concatenated, **SETTINGS, scenes=100)
+VARIANTS = (shared.VARIANCE, CONCATENATION, HALF, SLOW, FEW, FEW_TOO)
 NAMES, RATES = names_of(*VARIANTS), names_of(CONCATENATION, HALF, SLOW)
-MUCH_DATA, LITTLE_DATA = (shared.VARIANCE.name, *RATES), names_of(FEW, CONCATENATION_FEW)
-FORGETS = (*MUCH_DATA, CONCATENATION_FEW.name)
+MUCH_DATA, LITTLE_DATA = (shared.VARIANCE.name, *RATES), names_of(FEW, FEW_TOO)
+FORGETS = (*MUCH_DATA, FEW_TOO.name)
 TITLES = {shared.VARIANCE.name: "ControlNet", FEW.name: "ControlNet, 100 scenes"}
 
 
@@ -113,9 +111,8 @@ def as_good_as_concatenation(results: Results) -> tuple[str, str]:
     said, worse = [], {}
     for number in "follows", "score":
         said.append(f"`{number}`: {results.in_words(number, MUCH_DATA, TITLES)}")
-        worse[number] = all_below(
-            *(results.values(name, number) for name in (shared.VARIANCE.name, best))
-        )
+        control, other = (results.values(name, number) for name in (shared.VARIANCE.name, best))
+        worse[number] = all_below(control, other)
     if worse["score"] and not worse["follows"]:
         return "; ".join(said), "reproduced by `follows`, not by the score"
     return "; ".join(said), verdict(not worse["follows"])
@@ -143,12 +140,6 @@ EXPERIMENT = Experiment(
     claims=(as_good_as_concatenation, better_with_little, concatenation_forgets),
     panels=(Panel("1,600 scenes", MUCH_DATA), Panel("100 scenes", LITTLE_DATA)),
     curves=("follows", "score"),
-    afterwards=shared.what_is_left,
-    numbers=shared.LEFT,
     titles=TITLES,
-    charts=(
-        Chart("followed", NAMES, ("follows", "score")),
-        Chart("without control", NAMES, ("background", "colours", "kinds")),
-        Chart("without control", NAMES, ("base_loss",)),
-    ),
+    **shared.parts_of_left(NAMES),
 )

@@ -34,16 +34,11 @@ from nanocontrol.experiments.claims.shared import like_variance
 from nanocontrol.experiments.frame import Chart, Experiment, Panel, claim, comparison, names_of
 from nanocontrol.experiments.results import Results, all_below, listed, spoken, verdict
 
-STEPS, BATCH = 1500, 8
-EVERY = 250  # steps, between two evaluations
+STEPS, EVERY = 1500, 250  # EVERY: between two evaluations
+SCENES = {"100 scenes": 100, "1000 scenes": 1000, "10000 scenes": 10_000}
+SCENES |= {"each scene once": STEPS * 8}
 VARIANTS = tuple(
-    like_variance(title, scenes=n, steps=STEPS, sample_every=EVERY)
-    for title, n in (
-        ("100 scenes", 100),
-        ("1000 scenes", 1000),
-        ("10000 scenes", 10_000),
-        ("each scene once", STEPS * BATCH),
-    )
+    like_variance(title, scenes=n, steps=STEPS, sample_every=EVERY) for title, n in SCENES.items()
 )
 NAMES = names_of(*VARIANTS)
 

@@ -227,7 +227,6 @@ OUT_OF_DISTRIBUTION = {
 
 # ------------------------------------------------------------------------- pictures to look at
 
-SEED = 0
 COLUMNS_OF_PROMPTS = {
     "prompt agrees": {},
     "other kinds": CONTRADICTIONS[KIND],
@@ -248,10 +247,10 @@ def main(n: int = 5) -> None:
     edges, depths = (held_out_scenes(name, n, size=size)[1] for name in ("canny", "depth"))
     outside = torch.cat([edges_of_photographs(size)[: n - 2], drawn_by_hand(size)[:2]])
     prompts = {"hint": edges * 2 - 1}
-    prompts |= {title: drawn(n, SEED, **how)[0] for title, how in COLUMNS_OF_PROMPTS.items()}
+    prompts |= {title: drawn(n, 0, **how)[0] for title, how in COLUMNS_OF_PROMPTS.items()}
     hints = {"edges": edges * 2 - 1, "another's depth": depths.roll(1, dims=0) * 2 - 1}
-    hints |= {title: drawn_by_two(n, SEED, **how)[0] for title, how in COLUMNS_OF_HINTS.items()}
-    followed = pictures([""] * n, [(bundled("canny"), outside, 1.0)], SEED)
+    hints |= {title: drawn_by_two(n, 0, **how)[0] for title, how in COLUMNS_OF_HINTS.items()}
+    followed = pictures([""] * n, [(bundled("canny"), outside, 1.0)], 0)
     hints |= {"out of distribution": outside * 2 - 1, "followed": followed}
     for name, columns in (("prompts", prompts), ("hints", hints)):
         strips = [np.concatenate([*map(to_pixels, images)], axis=1) for images in columns.values()]

@@ -40,13 +40,10 @@ from nanocontrol.nano.evaluate import shows_colours
 from nanocontrol.nano.scores import score
 from nanocontrol.training.measure import make_pictures
 
-VARIANTS = (
-    like_variance("0 % emptied", drop_prompt=0.0),
-    like_variance("25 % emptied", drop_prompt=0.25),
-    VARIANCE,
-    like_variance("75 % emptied", drop_prompt=0.75),
-    like_variance("100 % emptied", drop_prompt=1.0),
+NONE, QUARTER, MOST, ALL = (
+    like_variance(f"{share} % emptied", drop_prompt=share / 100) for share in (0, 25, 75, 100)
 )
+VARIANTS = (NONE, QUARTER, VARIANCE, MOST, ALL)
 NAMES = names_of(*VARIANTS)
 DOSES = dict(zip(NAMES, ("0 %", "25 %", "50 %", "75 %", "100 %")))
 each = partial(listed, names=NAMES, titles=DOSES)

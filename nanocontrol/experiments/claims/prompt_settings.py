@@ -106,11 +106,10 @@ def rows() -> list[Row]:
     settings += [
         (setting, way, g) for g in OTHERS for setting in ("none", "user's") for way in WAYS
     ]
-    unchanged_by_guidance = {("none", "plain", scale) for scale in OTHERS}
     return [
         Row(row_name(*which), partial(with_setting, *which))
         for which in settings
-        if which not in unchanged_by_guidance
+        if which[:2] != ("none", "plain") or which[2] == OWN
     ]
 
 

@@ -94,14 +94,11 @@ def off_by(rows: np.ndarray, steps: np.ndarray, rule: np.ndarray) -> float:
 
 def runs_fitted_to() -> tuple[np.ndarray, np.ndarray] | None:
     """As known_and_found gives them; None if the experiments were not run."""
-    others = {name: results_of(name) for name in FITTED_TO}
-    found = [
-        known_and_found(other, tuple(filter(other.has, FITTED_TO[experiment])))
-        for experiment, other in others.items()
-        if other
-    ]
-    if len(found) < len(others):
-        return None
+    found = []
+    for experiment, names in FITTED_TO.items():
+        if (other := results_of(experiment)) is None:
+            return None
+        found.append(known_and_found(other, tuple(filter(other.has, names))))
     rows, steps = zip(*found)
     return np.concatenate(rows), np.concatenate(steps)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nanocontrol import DDPM, ControlNet, StableDiffusion
 from nanocontrol.controlnet import initialise_condition_encoder
-from nanocontrol.experiments.frame import Change, Numbers, Variant
+from nanocontrol.experiments.frame import Change, Chart, Numbers, Variant
 from nanocontrol.experiments.measure import detector, held_out_scenes_of
 from nanocontrol.nano.evaluate import background_is, shows_colours, shows_kinds
 from nanocontrol.plumbing.canny import canny
@@ -97,6 +97,16 @@ LEFT: Mapping[str, str] = {
 }
 
 
+def parts_of_left(names: tuple[str, ...]) -> dict[str, Any]:
+    """The parts of an experiment that asks what is left of the base in these variants."""
+    charts = (
+        Chart("followed", names, ("follows", "score")),
+        Chart("without control", names, ("background", "colours", "kinds")),
+        Chart("without control", names, ("base_loss",)),
+    )
+    return {"afterwards": what_is_left, "numbers": LEFT, "charts": charts}
+
+
 def what_is_left(sd: StableDiffusion, control: ControlNet) -> Numbers:
     """The base used without control: how many pictures show what their prompts name, as
     nano/evaluate.py counts it, and the held-out loss."""
@@ -125,21 +135,18 @@ def loss_of_base(
 THRESHOLDS = 100, 200  # of Canny
 
 
-def photographs() -> dict[str, np.ndarray]:
+def edges_of_photographs(size: int) -> Tensor:
+    """[8, 3, size, size]"""
     if not (find_spec("skimage") and find_spec("sklearn")):
         raise InputError('photographs are an extra: pip install -e ".[photos]"')
     from skimage import data
     from sklearn.datasets import load_sample_image
 
     names = ("astronaut", "camera", "chelsea", "coffee", "coins", "rocket")
-    found = {name: getattr(data, name)() for name in names}
-    return found | {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
-
-
-def edges_of_photographs(size: int) -> Tensor:
-    """[8, 3, size, size]"""
+    photographs = [getattr(data, name)() for name in names]
+    photographs += [load_sample_image(f"{name}.jpg") for name in ("china", "flower")]
     found = []
-    for photograph in photographs().values():
+    for photograph in photographs:
         picture = ImageOps.fit(Image.fromarray(photograph).convert("RGB"), (size, size))
         image = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
         found.append(canny(image, *THRESHOLDS))

@@ -124,7 +124,7 @@ def steps_or_pairs(results: Results) -> tuple[str, str]:
     of("jump", RELEASED, SCALED),
 )
 def released_waits(released: list[float], scaled: list[float]) -> bool:
-    """With the released code's initialisation pictures follow only after a long wait."""
+    """With the released initialisation pictures follow only after a long wait."""
     return min(released) > 2 * max(scaled)
 
 

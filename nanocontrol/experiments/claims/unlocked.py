@@ -33,7 +33,7 @@ a fresh clone; each of them alone gives the verdicts of seed 0.
 from functools import partial
 
 from nanocontrol.experiments.claims import shared
-from nanocontrol.experiments.frame import Chart, Experiment, Panel, comparison, names_of
+from nanocontrol.experiments.frame import Experiment, Panel, comparison, names_of
 from nanocontrol.experiments.results import all_below, listed, of
 
 FIFTH = 2e-4
@@ -86,12 +86,6 @@ EXPERIMENT = Experiment(
         Panel("a fifth of it", (NAMES[0], *NAMES[3:])),
     ),
     curves=("follows", "score"),
-    afterwards=shared.what_is_left,
-    numbers=shared.LEFT,
     titles=TITLES,
-    charts=(
-        Chart("followed", NAMES, ("follows", "score")),
-        Chart("without control", NAMES, ("background", "colours", "kinds")),
-        Chart("without control", NAMES, ("base_loss",)),
-    ),
+    **shared.parts_of_left(NAMES),
 )
