@@ -94,9 +94,9 @@ def read_hint_channels(tensors: dict[str, Tensor]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def initialise_condition_encoder(control: "ControlNet", gain: float = 1.4) -> None:
-    """Kaiming initialisation times a gain, with which every convolution amplifies the hint a little. With
+    """Kaiming initialisation times a gain: every convolution amplifies the hint a little. With
     PyTorch's, which the original has, each of them passes only a fraction on, and training has to
-    amplify the hint first: part of the wait for the sudden convergence."""
+    amplify the hint first: most of the wait for the sudden convergence."""
     for module in list(control.input_hint_block)[:-1]:  # the last one has to stay zero
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight).mul_(gain)
