@@ -24,7 +24,7 @@ from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.data import Source, check_flags
+from nanocontrol.nano.data import Source, check_data_flags
 from nanocontrol.nano.healthy import bands_for
 from nanocontrol.nano.model import NANO, UNET, hint_channels_for
 from nanocontrol.plumbing import flags, machine
@@ -280,7 +280,7 @@ def save_weights(sd: StableDiffusion, trained: dict, condition: str | None, run:
 
 def resolve(given: dict[str, Any]) -> Settings:
     """Every setting: as given, or by a preset, or its default, or by what this machine has."""
-    check_flags(given)
+    check_data_flags(given)
     if given.get("low_memory") and "unlock" in given:
         raise InputError("--low-memory is for a locked base: it cannot be used with --unlock")
     check_new(given.get("out"))

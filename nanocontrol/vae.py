@@ -66,7 +66,7 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
-class Downsample(nn.Module):
+class VAEDownsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
             self.down.append(Level(channels, mult * config.ch, config.num_res_blocks, groups))
             channels = mult * config.ch
             if i < len(config.ch_mult) - 1:
-                self.down[i].downsample = Downsample(channels)
+                self.down[i].downsample = VAEDownsample(channels)
         self.mid = Middle(channels, groups)
         self.norm_out = Norm(channels, groups)
         self.conv_out = nn.Conv2d(channels, 8, 3, padding=1)  # mean and log-variance of 4 channels

@@ -21,7 +21,7 @@ from nanocontrol.plumbing.pictures import as_tensor, read_image
 from nanocontrol.training import check
 from nanocontrol.training.batches import batches_from
 from nanocontrol.training.cache import names
-from nanocontrol.training.check import agreement, edges_of, look_through, not_met, spread
+from nanocontrol.training.check import agreement, edge_map, evenly_spaced, look_through, not_met
 from nanocontrol.training.pairs import Folder, View, split
 from nanocontrol.training.processes import Processes
 
@@ -337,7 +337,7 @@ def test_a_look_that_is_stopped_does_not_read_on(tmp_path, monkeypatch):
         time.sleep(0.02)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(check, "look", stopped)
+    monkeypatch.setattr(check, "check_pair", stopped)
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -348,14 +348,14 @@ def test_a_look_that_is_stopped_does_not_read_on(tmp_path, monkeypatch):
 
 
 def test_some_of_many_are_from_everywhere():
-    assert spread(63, 32)[-1] > 60 and len({*spread(63, 32)}) == 32
-    assert spread(5, 32) == [0, 1, 2, 3, 4] and spread(0, 3) == []
+    assert evenly_spaced(63, 32)[-1] > 60 and len({*evenly_spaced(63, 32)}) == 32
+    assert evenly_spaced(5, 32) == [0, 1, 2, 3, 4] and evenly_spaced(0, 3) == []
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_hints_that_belong_to_other_pictures_are_seen(tmp_path, condition):
     scenes = [Scenes(condition)[i] for i in range(16)]
-    edges = [(edges_of((image + 1) / 2), edges_of(hint)) for image, hint, _ in scenes]
+    edges = [(edge_map((image + 1) / 2), edge_map(hint)) for image, hint, _ in scenes]
     foreign = [(edges[i][0], edges[(i + 7) % 16][1]) for i in range(16)]
     assert sum(not_met(edges)) <= 4 and sum(not_met(foreign)) >= 8
 

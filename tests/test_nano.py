@@ -61,7 +61,7 @@ def test_sheets_of_scenes_and_of_conditions(capsys, hasty):
 @pytest.mark.slow
 def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size(hasty):
     sd = replace(load_sd(NANO), size=192)
-    numbers = evaluate.evaluate(sd, {}, load_detector(DETECTOR), n=1)
+    numbers = evaluate.evaluate_nano(sd, {}, load_detector(DETECTOR), n=1)
     assert numbers["vae_db"] > 25 and numbers["conditions"] == {}
     scenes.main(["--n", "1", "--size", "128"])
     assert opened("out/world.png").size == (10 * 128, 16 + 128)
@@ -120,7 +120,7 @@ def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, caps
             raise KeyboardInterrupt
         return rate(lr, step, steps)
 
-    rate = nano_train.learning_rate
+    rate = nano_train.cosine_rate
     with monkeypatch.context() as patch:
         patch.setattr(nano_train, "learning_rate", power_fails)
         assert "--resume" in refusal(nano_train.main, capsys, part, *flags, "--out", "cut")
@@ -146,7 +146,7 @@ def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch, brief):
     nano_train.main(["vae", *few, "--size", "128", "--out", "vae"])
     assert load_sd("vae/base.safetensors").size == 128
     for given, size in ({}, SIZE), ({"size": 192}, 192):
-        settings = nano_train.resolve({"part": "base", "base": NANO, "out": "base", **given})
+        settings = nano_train.resolve_part({"part": "base", "base": NANO, "out": "base", **given})
         assert nano_train.load_base(settings).size == size
     nano_train.main(["detector", *few, "--size", "64", "--out", "detector"])
     assert load_detector(Path("detector/detector.safetensors")).size == 64
@@ -156,7 +156,7 @@ def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch, brief):
 @pytest.mark.slow
 def test_the_base_learns_latents_that_are_encoded_once():
     sd = load_sd(NANO)
-    settings = nano_train.resolve(
+    settings = nano_train.resolve_part(
         {"part": "base", "base": NANO, "scenes": 70, "out": str(Path("run").resolve())}
     )
     pairs = nano_train.latents_of(settings, sd)
@@ -169,7 +169,7 @@ def test_the_base_learns_latents_that_are_encoded_once():
 
 
 def test_the_small_models_learning_rate():
-    rates = [nano_train.learning_rate(1e-3, step, 6000) for step in range(6000)]
+    rates = [nano_train.cosine_rate(1e-3, step, 6000) for step in range(6000)]
     assert max(rates) == pytest.approx(1e-3, rel=1e-3) and rates[0] < 3e-5 > rates[-1]
 
 

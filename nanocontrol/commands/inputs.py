@@ -115,7 +115,7 @@ def check_numbers(args: argparse.Namespace, controls: list[TensorFile], drawn: b
     if not len(controls) == hints == len(args.strength or controls):
         given = [f"--control {file.path}" for file in controls]
         given += [f"--hint {file}" for file in args.hint]
-        given += [f"--strength {listed(values)}" for values in args.strength]
+        given += [f"--strength {joined(values)}" for values in args.strength]
         raise InputError(
             f"{' '.join(given)}: expected one --hint for each --control, and one --strength for "
             "each or none",
@@ -147,13 +147,13 @@ def build_control(
     n = len(control.zero_convs) + 1
     if len(strength) not in (1, n):
         raise InputError(
-            f"--strength {listed(strength)}: {len(strength)} numbers, expected one, or one for "
+            f"--strength {joined(strength)}: {len(strength)} numbers, expected one, or one for "
             f"each of the {n} residuals of {file.path}"
         )
     return control
 
 
-def listed(values: list[float]) -> str:
+def joined(values: list[float]) -> str:
     return ",".join(map(str, values))
 
 

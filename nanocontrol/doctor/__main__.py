@@ -35,15 +35,15 @@ from nanocontrol.doctor.causes import (
     about_steps,
     course_of,
 )
-from nanocontrol.doctor.hints import Training, differences
+from nanocontrol.doctor.hints import TrainingHints, differences
 from nanocontrol.doctor.past_run import (
     PastRun,
-    Seen,
+    SomePairs,
     base_size,
-    condition_of,
-    look,
-    pairs_of,
+    condition_said,
+    pairs_of_run,
     read_past_run,
+    some_pairs,
 )
 from nanocontrol.nano.model import UNET
 from nanocontrol.plumbing import machine
@@ -58,7 +58,7 @@ PAIRS, PAIRS_OF_LARGE = 32, 16  # that are looked at; with a base of Stable Diff
 
 
 @torch.no_grad()
-def losses_of_base(sd: StableDiffusion, seen: Seen) -> np.ndarray:
+def losses_of_base(sd: StableDiffusion, seen: SomePairs) -> np.ndarray:
     """[2, 3, n]: of what it is taken to predict (eps, v), with each pair's own prompt, another's,
     and none. The noise of a pair is always the same; t is spread evenly over 0..999."""
     device, n, found = next(sd.unet.parameters()).device, len(seen.images), []
@@ -91,16 +91,16 @@ def diagnose(run: PastRun, device: str) -> list[Finding]:
         sd = load_sd(run.settings["base"], device, prediction=run.settings["prediction"])
     is_nano = sd.unet.config == UNET
     course = NANO_COURSE if is_nano else COURSE
-    pairs = pairs_of(run)
+    pairs = pairs_of_run(run)
     if isinstance(pairs, Folder):
         run = replace(run, held_out=held_out_of(len(pairs)))
-    seen = look(pairs, PAIRS if is_nano else PAIRS_OF_LARGE)
+    seen = some_pairs(pairs, PAIRS if is_nano else PAIRS_OF_LARGE)
     # (One that could follow before has some gain with wrong hints, too.)
     learnt = run.follows and not run.settings.get("init_control") and run.way > course[1] / 2
     losses = losses_of_base(sd, seen)
     means = losses[:, OWN].mean(axis=-1)
     found = [
-        *about_hints(seen, condition_of(run), bool(run.source.hints), learnt),
+        *about_hints(seen, condition_said(run), bool(run.source.hints), learnt),
         *about_captions(losses[means.argmin()]),
         *about_prediction(means, sd.prediction),
         *about_rate(run, means[PREDICTIONS.index(sd.prediction)], course),
@@ -115,8 +115,8 @@ def about_hint(run: PastRun, file: Path) -> Finding:
         own = picture_size(file)
         size = size_to_sample(own, base_size(run), None, None)
         hint, as_it_is = read_picture(file, size), read_picture(file)
-    seen = look(pairs_of(run), PAIRS)
-    training = Training.of(seen.hints)
+    seen = some_pairs(pairs_of_run(run), PAIRS)
+    training = TrainingHints.of(seen.hints)
     found = differences(hint, training)
     height, width = seen.hints[0].shape[1:]
     beside = [f"compared with {len(seen.hints)} hints of the training, {width}x{height}"]

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from nanocontrol.doctor.hints import KINDS, Looks, Place, could_be, looks_of, place_of, usual
-from nanocontrol.doctor.past_run import PastRun, Seen
-from nanocontrol.training.check import FLAT, OTHERS, WHITE, agreement, edges_of
+from nanocontrol.doctor.past_run import PastRun, SomePairs
+from nanocontrol.training.check import FLAT, OTHERS, WHITE, agreement, edge_map
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.watch import TOO_MANY
 
@@ -43,7 +43,9 @@ class Finding(NamedTuple):
 # ------------------------------------------------------------------------------------ hints
 
 
-def about_hints(seen: Seen, condition: str | None, made: bool, learnt: bool) -> Iterator[Finding]:
+def about_hints(
+    seen: SomePairs, condition: str | None, made: bool, learnt: bool
+) -> Iterator[Finding]:
     """condition: the one that the run says; made: the hints are made from the pictures, and so of
     no others; learnt: whether the ControlNet has learnt to follow them: whatever they look like,
     they are right."""
@@ -61,7 +63,7 @@ def about_hints(seen: Seen, condition: str | None, made: bool, learnt: bool) -> 
         )
         return
     edges = [
-        (edges_of((image + 1) / 2), edges_of(hint)) for image, hint in zip(seen.images, seen.hints)
+        (edge_map((image + 1) / 2), edge_map(hint)) for image, hint in zip(seen.images, seen.hints)
     ]
     place = place_of(*zip(*edges))
     margins = np.array([margin(edges, i) for i in range(n)])

@@ -152,7 +152,7 @@ def place_of(pictures: Sequence[Tensor], hints: Sequence[Tensor]) -> Place:
     correlation = torch.stack(maps)  # [scales, pairs, down, right]
     unmoved = correlation[SCALES.index(1.0), :, 0, 0].mean().item()
     best, *halves = (best_of(correlation[:, part]) for part in (slice(None), EVEN, ODD))
-    alone = len(hints) < 4 or not all(near(best, half) for half in halves)
+    alone = len(hints) < 4 or not all(nearly_same(best, half) for half in halves)
     if alone or best.agreement < unmoved + BETTER:
         return Place(1.0, 0.0, 0.0, unmoved, unmoved)
     return best._replace(unmoved=unmoved)
@@ -167,7 +167,7 @@ def best_of(correlation: Tensor) -> Place:
     return Place(SCALES[scale], right / width, down / height, mean.max().item(), 0.0)
 
 
-def near(a: Place, b: Place) -> bool:
+def nearly_same(a: Place, b: Place) -> bool:
     return (
         abs(SCALES.index(a.scale) - SCALES.index(b.scale)) <= 1
         and max(abs(a.right - b.right), abs(a.down - b.down)) < NEAR
@@ -195,7 +195,7 @@ def resized(edges: Tensor, scale: float) -> Tensor:
 # ------------------------------------------------------------------- a new one beside the others
 
 
-class Training(NamedTuple):
+class TrainingHints(NamedTuple):
     """What the hints of a training look like."""
 
     kinds: set[str]  # without the rare ones
@@ -216,7 +216,7 @@ class Training(NamedTuple):
         return cls(kinds, usual(looks), brightest, colours, float(np.median(costs)))
 
 
-def differences(hint: Tensor, training: Training) -> list[str]:
+def differences(hint: Tensor, training: TrainingHints) -> list[str]:
     """How a hint [3, H, W] in [0, 1] differs from those of a training: a line for each way, the
     most telling first."""
     own, common = looks_of(hint), training.usual
@@ -246,7 +246,7 @@ def differences(hint: Tensor, training: Training) -> list[str]:
     return found
 
 
-def is_inverted(hint: Tensor, own: Looks, training: Training) -> bool:
+def is_inverted(hint: Tensor, own: Looks, training: TrainingHints) -> bool:
     """Whether its negative is like the training's hints and it is not."""
     negative = looks_of(1 - hint)
     if own.kind not in training.kinds:
@@ -259,7 +259,7 @@ def is_inverted(hint: Tensor, own: Looks, training: Training) -> bool:
     return own.mean > bright > negative.mean
 
 
-def is_exchanged(hint: Tensor, own: Looks, training: Training) -> bool:
+def is_exchanged(hint: Tensor, own: Looks, training: TrainingHints) -> bool:
     """Whether it would be like the training's hints with red for blue, and is not."""
     colours, other = training.colours, hint.flip(0)
     if own.coloured < 0.01:

@@ -10,7 +10,7 @@ from nanocontrol import InputError
 from nanocontrol.formats.tensors import open_tensors
 from nanocontrol.nano.data import Source, all_pairs
 from nanocontrol.plumbing.errors import blame
-from nanocontrol.training.check import spread
+from nanocontrol.training.check import evenly_spaced
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.pairs import Folder, Pairs
 from nanocontrol.training.run import Run, read_run
@@ -58,7 +58,7 @@ class PastRun(Run):
         return self.settings["lr"] * self.steps
 
 
-class Seen(NamedTuple):
+class SomePairs(NamedTuple):
     """Some of a run's pairs, as training sees them."""
 
     images: list[Tensor]  # [3, H, W] in [-1, 1] each
@@ -82,7 +82,7 @@ def base_size(past: PastRun) -> int:
         return open_tensors(past.settings["base"]).metadata.get("size", 512)
 
 
-def pairs_of(past: PastRun) -> Pairs:
+def pairs_of_run(past: PastRun) -> Pairs:
     """All of its pairs, the held-out ones too."""
     with blame("--data"):
         pairs = all_pairs(past.source, base_size(past))
@@ -91,16 +91,16 @@ def pairs_of(past: PastRun) -> Pairs:
         return pairs
 
 
-def look(pairs: Pairs, most: int) -> Seen:
+def some_pairs(pairs: Pairs, most: int) -> SomePairs:
     """At so many of them, from everywhere; of drawn scenes the first."""
-    numbers = spread(len(pairs), most) if isinstance(pairs, Folder) else range(most)
+    numbers = evenly_spaced(len(pairs), most) if isinstance(pairs, Folder) else range(most)
     with blame("--data"):
         some = [pairs[i] for i in numbers]
     images, hints, prompts = zip(*some)
-    return Seen([*images], [*hints], [*prompts])
+    return SomePairs([*images], [*hints], [*prompts])
 
 
-def condition_of(past: PastRun) -> str | None:
+def condition_said(past: PastRun) -> str | None:
     """What the run says that its hints are; None: nothing."""
     before = past.settings.get("init_control")
     if past.source.condition or not before:

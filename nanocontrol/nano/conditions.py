@@ -66,7 +66,7 @@ def scribble(drawing: Drawing) -> np.ndarray:
     rows = np.clip(rows + 2.0 * s * waves(rng, n), 0, n - 1).astype(int)
     columns = np.clip(columns + 2.0 * s * waves(rng, n), 0, n - 1).astype(int)
     wobbly = outlines_of(drawing.index[rows, columns], s)
-    return grey(thicker(wobbly, 2 * s) & (waves(rng, n) > -0.7))
+    return grey(thick_lines(wobbly, 2 * s) & (waves(rng, n) > -0.7))
 
 
 def pose(drawing: Drawing) -> np.ndarray:
@@ -106,8 +106,8 @@ def cartoon(drawing: Drawing) -> np.ndarray:
     shadow = (facing < 0.25) & (drawing.index > 0)
     s = drawing.scale
     outlines = outlines_of(drawing.index, s)
-    inner = creases_of(drawing) | (outlines_of(shadow, s) & ~thicker(outlines, s))
-    return 1 - grey(outlines | thicker(outlines & thicker(shadow, s), 2 * s) | inner)
+    inner = creases_of(drawing) | (outlines_of(shadow, s) & ~thick_lines(outlines, s))
+    return 1 - grey(outlines | thick_lines(outlines & thick_lines(shadow, s), 2 * s) | inner)
 
 
 CONDITIONS: dict[str, Callable[[Drawing], np.ndarray]] = {
@@ -210,7 +210,7 @@ def creases_of(drawing: Drawing) -> np.ndarray:
     return found
 
 
-def thicker(lines: np.ndarray, points: int = 1) -> np.ndarray:
+def thick_lines(lines: np.ndarray, points: int = 1) -> np.ndarray:
     """By so many points on every side."""
     grown = lines.copy()
     for _ in range(points):

@@ -59,7 +59,7 @@ class Source(NamedTuple):
             return trained, HeldOut.of(sd, others), scores
 
 
-def check_flags(given: Mapping[str, Any]) -> None:
+def check_data_flags(given: Mapping[str, Any]) -> None:
     """Refuse train.py's flags about data that do not go together."""
     if "condition" in given and "data" in given:
         raise InputError("--condition is for drawn scenes: it cannot be used with --data")

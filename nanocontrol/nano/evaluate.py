@@ -102,7 +102,7 @@ def rebuild(sd: StableDiffusion, images: Tensor) -> Tensor:
     return sd.vae.decode(mean).float().clamp(-1, 1).cpu()
 
 
-def evaluate(
+def evaluate_nano(
     sd: StableDiffusion,
     controls: dict[str, ControlNet],
     detector: Detector,
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
             detector = load_detector(args.detector)
         with blame("--control"):
             controls = controls_by_condition(args.control, sd)
-        numbers = evaluate(sd, controls, detector, args.n, args.more)
+        numbers = evaluate_nano(sd, controls, detector, args.n, args.more)
         if args.crisp:
             numbers |= evaluate_crisp(sd, detector)
         print(json.dumps(numbers, indent=2))

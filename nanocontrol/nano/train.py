@@ -37,7 +37,7 @@ from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
 from nanocontrol.schedulers import DDPM, STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.loader import apart, generator_of, groups, loader, shuffled
+from nanocontrol.training.loader import generator_of, groups, ignore_ctrl_c, loader, shuffled
 from nanocontrol.training.measure import HeldOut, held_out_loss, make_pictures, mean_latents
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
@@ -133,14 +133,14 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     order = shuffled(len(part.data), settings.seed, start * settings.batch_size)
     batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
     for step in watch.steps(start):
-        optimizer.set_lr(learning_rate(settings.lr, step, settings.steps))
+        optimizer.set_lr(cosine_rate(settings.lr, step, settings.steps))
         loss = part.loss(step, next(batches), generator_of(settings.seed, step))
         optimizer.backward(loss)
         watch.done(step, optimizer.step(loss.detach()))
     return watch.finish(partial(part.look, HELD_OUT_SCENES))
 
 
-def learning_rate(lr: float, step: int, steps: int) -> float:
+def cosine_rate(lr: float, step: int, steps: int) -> float:
     """A short rise, then half a cosine."""
     return lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
@@ -148,7 +148,7 @@ def learning_rate(lr: float, step: int, steps: int) -> float:
 # ------------------------------------------------------------------------- the VAE, its decoder
 
 
-def vae(settings: Settings) -> Part:
+def vae_part(settings: Settings) -> Part:
     """A new one, or the one of --base, further."""
     size = settings.size or PIXELS
     sd = load_base(settings) if settings.base else channels_last(new_nano(size))
@@ -166,7 +166,7 @@ def vae(settings: Settings) -> Part:
     return Part({"vae": sd.vae}, scenes_for(settings, sd), loss, look, REBUILT, save)
 
 
-def decoder(settings: Settings) -> Part:
+def decoder_part(settings: Settings) -> Part:
     sd = load_base(settings)
     trained = {"decoder": sd.vae.decoder, "post_quant_conv": sd.vae.post_quant_conv}
     for network in trained.values():
@@ -235,7 +235,7 @@ def measured_scale_factor(sd: StableDiffusion) -> float:
 # ------------------------------------------------------------------- the base: text and U-Net
 
 
-def base(settings: Settings) -> Part:
+def base_part(settings: Settings) -> Part:
     """From where --base is: untrained as `vae` leaves it, or trained, to go on at a larger size."""
     sd = load_base(settings)
     for network in (sd.unet, sd.text_encoder):
@@ -283,7 +283,7 @@ def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
     # (A run that was killed before it had settings.json leaves what need not be this one's.)
     if not file.exists() or read_tensors(file)[1] != made_from:
         generator, latents = generator_of(settings.seed, 0, ENCODING), []
-        drawn = DataLoader(scenes, batch_size=64, num_workers=1, worker_init_fn=apart)
+        drawn = DataLoader(scenes, batch_size=64, num_workers=1, worker_init_fn=ignore_ctrl_c)
         for images, *_ in tqdm(drawn, "encoding"):
             mean, deviation = sd.encode(images)
             noise = torch.randn(mean.shape, generator=generator).to(mean)
@@ -317,7 +317,7 @@ def save_base(sd: StableDiffusion, folder: Path) -> None:
 # ------------------------------------------------------------------------------- the detector
 
 
-def detector(settings: Settings) -> Part:
+def detector_part(settings: Settings) -> Part:
     network = Detector(settings.size).to(settings.device)
     scenes = tqdm(range(settings.scenes), "drawing")
     truths = (truth(random_scene(seed), settings.size) for seed in scenes)
@@ -359,12 +359,12 @@ def spoilt(images: Tensor, generator: Generator) -> Tensor:
     return images + share * (soft - images) + 0.05 * noise
 
 
-PARTS = {"vae": vae, "base": base, "decoder": decoder, "detector": detector}
+PARTS = {"vae": vae_part, "base": base_part, "decoder": decoder_part, "detector": detector_part}
 
 # ---------------------------------------------------------------------------------- the flags
 
 
-def resolve(given: dict[str, Any]) -> Settings:
+def resolve_part(given: dict[str, Any]) -> Settings:
     """Every setting: as given, or the part's, or its default, or by what this machine has."""
     part = given["part"]
     for name, parts in USED_BY.items():
@@ -386,7 +386,7 @@ def main(argv: list[str] | None = None) -> None:
     resume = given.pop("resume")
     machine.keep_freed_memory()
     with one_sentence("train", "use a smaller --batch-size"):
-        settings = settings_of_run(Settings, Path(resume), given) if resume else resolve(given)
+        settings = settings_of_run(Settings, Path(resume), given) if resume else resolve_part(given)
         command = f"-m nanocontrol.nano.train {settings.part}"
         run_alone(train, settings, bool(resume), settings.part, command)
 

@@ -15,7 +15,7 @@ from nanocontrol.plumbing.errors import one_sentence
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import at_least, width_and_height
 from nanocontrol.plumbing.pictures import save_picture
-from nanocontrol.training.check import Findings, look_through, sheet
+from nanocontrol.training.check import Findings, look_through, sheet_of_pairs
 from nanocontrol.training.pairs import Folder, View
 
 
@@ -30,7 +30,7 @@ def check_data(args: argparse.Namespace) -> Findings:
         print(line)
     if not found.wrong:
         make_folder("--out", args.out.parent)
-        save_picture(sheet(folder), args.out)
+        save_picture(sheet_of_pairs(folder), args.out)
         print(args.out)
     return found
 

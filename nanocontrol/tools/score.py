@@ -64,12 +64,12 @@ LARGEST = 2040  # of Canny's gradients
 MOST_ENLARGED = 2  # times, along each side
 
 
-def score(condition: str, hint: Tensor, found: Tensor) -> float:
+def score_map(condition: str, hint: Tensor, found: Tensor) -> float:
     """The map that a picture was to follow, and the one that was found in it, both [3, H, W], RGB
     in [0, 1] -> the picture's score."""
     if condition in WITHIN:
         within = near(WITHIN[condition], (hint.shape[1], hint.shape[2]))
-        return f1(lines_of(condition, found), lines_of(condition, hint), within)
+        return f1(drawn_lines(condition, found), drawn_lines(condition, hint), within)
     if condition == "segmentation":
         return mean_overlap(labels_of(found), labels_of(hint))
     if condition == "normals":
@@ -78,7 +78,7 @@ def score(condition: str, hint: Tensor, found: Tensor) -> float:
     return correlation(found.mean(dim=0).numpy(), hint.mean(dim=0).numpy())
 
 
-def lines_of(condition: str, image: Tensor) -> np.ndarray:
+def drawn_lines(condition: str, image: Tensor) -> np.ndarray:
     """[3, H, W] in [0, 1] -> bool [H, W]. A limb in one dim colour is a line, too."""
     if condition == "pose":
         return (image.amax(dim=0) > 0.25).numpy()
@@ -107,7 +107,7 @@ def read_map(condition: str, file: Path, size: tuple[int, int] | None = None) ->
         image = F.interpolate(read_picture(file)[None], size[::-1], mode="nearest-exact")[0]
     else:
         image = read_picture(file, size)
-    if condition in WITHIN and lines_of(condition, image).mean() > 0.5:
+    if condition in WITHIN and drawn_lines(condition, image).mean() > 0.5:
         form = "dark lines on white" if condition == "cartoon" else "light lines on black"
         raise InputError(f"{file} is more than half lines; expected {form}")
     if condition == "segmentation" and len(np.unique(labels_of(image))) > MOST_COLOURS:
@@ -141,7 +141,7 @@ def check_shape(file: Path, size: tuple[int, int], hint: Path, hint_size: tuple[
 # -------------------------------------------------------------------------- which belong together
 
 
-def pictures_in(flag: str, folder: Path) -> dict[str, Path]:
+def pictures_by_name(flag: str, folder: Path) -> dict[str, Path]:
     """A folder's pictures, by their names without suffix."""
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
@@ -167,14 +167,14 @@ def hint_of(name: str, hints: dict[str, Path]) -> Path | None:
     return next((hints[name[:end]] for end in ends if name[:end] in hints), None)
 
 
-def matched(
+def match_files(
     hints_folder: Path, pictures_folder: Path, maps_folder: Path | None
 ) -> list[tuple[Path, Path, Path | None]]:
     """(picture, hint, map of the picture) for each picture. Hints without pictures are named on
     stderr; a picture without hint or map is refused."""
-    hints = pictures_in("--hints", hints_folder)
-    pictures = pictures_in("--pictures", pictures_folder)
-    maps = pictures_in("--maps", maps_folder) if maps_folder else {}
+    hints = pictures_by_name("--hints", hints_folder)
+    pictures = pictures_by_name("--pictures", pictures_folder)
+    maps = pictures_by_name("--maps", maps_folder) if maps_folder else {}
     together: list[tuple[Path, Path, Path | None]] = []
     for name, picture in pictures.items():
         hint = hint_of(name, hints)
@@ -200,7 +200,7 @@ def score_edges(picture: Path, photo: Path, low: int, high: int) -> float:
         check_shape(picture, size, photo, picture_size(photo))
         found = canny(read_picture(picture), low, high)
     with blame("--hints"):
-        return score("canny", canny(read_picture(photo, size), low, high), found)
+        return score_map("canny", canny(read_picture(photo, size), low, high), found)
 
 
 def score_file(
@@ -214,11 +214,11 @@ def score_file(
     with blame("--maps" if found_file else "--pictures"):
         check_shape(file, picture_size(file), hint_file, size)
         if found_file:
-            return score(condition, hint, read_map(condition, file, size))
+            return score_map(condition, hint, read_map(condition, file, size))
         if size[0] > MOST_ENLARGED * picture_size(file)[0]:
             what = "enlarged so much it would have few edges; expected hints of the pictures' size"
             raise InputError(f"{file} is much smaller than its hint {hint_file}: {what}")
-        return score(condition, hint, canny(read_picture(file, size), low, high))
+        return score_map(condition, hint, canny(read_picture(file, size), low, high))
 
 
 def summary(condition: str, scores: dict[Path, float]) -> dict:
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with one_sentence("score"):
         check(args)
-        together = matched(args.hints, args.pictures, args.maps)
+        together = match_files(args.hints, args.pictures, args.maps)
         low, high = args.thresholds or THRESHOLDS
         with tqdm(together, "scoring") as bar:  # (closed before anything else is printed)
             scores = {

@@ -21,7 +21,7 @@ from nanocontrol.formats.tensors import read_safetensors, write_tensors
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.loader import apart, encode, readers
+from nanocontrol.training.loader import encode, ignore_ctrl_c, readers
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
 
@@ -101,7 +101,7 @@ def pictures_of(
     ]
     workers = readers(str(next(sd.vae.parameters()).device))
     return DataLoader(
-        Pictures(pairs), batch_sampler=batches, num_workers=workers, worker_init_fn=apart
+        Pictures(pairs), batch_sampler=batches, num_workers=workers, worker_init_fn=ignore_ctrl_c
     )
 
 

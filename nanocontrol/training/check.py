@@ -36,7 +36,7 @@ ENLARGED = 2  # times, along each side
 SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row of it, pixels
 
 
-class Seen(NamedTuple):
+class Checked(NamedTuple):
     """What reading one pair told."""
 
     wrong: str  # "" if it can be used
@@ -55,11 +55,11 @@ def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings
     """Read every pair. steps, batch: of the training, to say how often each will be seen; show:
     a progress bar."""
     n = len(folder.entries)
-    compared, threads = {*spread(n, COMPARED)}, torch.get_num_threads()
+    compared, threads = {*evenly_spaced(n, COMPARED)}, torch.get_num_threads()
     torch.set_num_threads(1)  # of each of these:
     pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
     try:
-        looks = pool.map(lambda i: look(folder, i, i in compared), range(n))
+        looks = pool.map(lambda i: check_pair(folder, i, i in compared), range(n))
         seen = [*tqdm(looks, "checking pairs", n, leave=False, disable=not show)]
     finally:  # stopped, it does not read on to the end
         pool.shutdown(cancel_futures=True)
@@ -70,18 +70,18 @@ def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings
         return Findings(wrong, [])
     entries, seen = [entry for entry, _ in good], [one for _, one in good]
     notes = [
-        f"{counted(len(entries), 'pair')}; {steps:,} steps of {batch} will see each "
+        f"{plural(len(entries), 'pair')}; {steps:,} steps of {batch} will see each "
         f"{steps * batch / len(entries):,.1f} times",
-        *about_ignored(folder.ignored),
-        *about_sizes(entries, folder.view.size, folder.view.crop),
-        *about_prompts(entries),
-        *about_same(entries, seen),
-        *about_hints(entries, seen),
+        *ignored_notes(folder.ignored),
+        *size_notes(entries, folder.view.size, folder.view.crop),
+        *prompt_notes(entries),
+        *repeat_notes(entries, seen),
+        *hint_notes(entries, seen),
     ]
     return Findings(wrong, notes)
 
 
-def spread(n: int, most: int) -> list[int]:
+def evenly_spaced(n: int, most: int) -> list[int]:
     """At most so many of 0..n-1, at even distances."""
     k = min(n, most)
     return [i * n // k for i in range(k)]
@@ -100,7 +100,7 @@ def tell_or_refuse(folder: Folder, steps: int, batch: int) -> None:
     print(*found.notes, sep="\n", file=sys.stderr)
 
 
-def look(folder: Folder, i: int, compare: bool) -> Seen:
+def check_pair(folder: Folder, i: int, compare: bool) -> Checked:
     """Read pair i, to the last byte. compare: also edges, and a hint that is made from the picture,
     which takes longer."""
     entry = folder.entries[i]
@@ -108,17 +108,17 @@ def look(folder: Folder, i: int, compare: bool) -> Seen:
         image = (folder.picture(i)[0] + 1) / 2
         picture = hashlib.sha256(image.numpy().tobytes()).digest()
         if entry.hint is None and not compare:
-            return Seen("", picture)
+            return Checked("", picture)
         hint = folder.make_hint(i)
     except InputError as error:
         named = entry.where == str(entry.picture)
-        return Seen(str(error) if named else f"{entry.where}: {error}")
-    edges = (edges_of(image), edges_of(hint)) if compare else ()
+        return Checked(str(error) if named else f"{entry.where}: {error}")
+    edges = (edge_map(image), edge_map(hint)) if compare else ()
     white = (hint.amin(dim=0) > 0.9).float().mean().item()
-    return Seen("", picture, white, hint.std(dim=(1, 2)).max().item(), edges)
+    return Checked("", picture, white, hint.std(dim=(1, 2)).max().item(), edges)
 
 
-def edges_of(picture: Tensor) -> Tensor:
+def edge_map(picture: Tensor) -> Tensor:
     """[3, H, W] -> how much it changes from pixel to pixel, on a grid [h, w]; blurred, since a
     scribble or a pose is only near the picture's edges."""
     right, down = picture.diff(dim=2)[:, 1:], picture.diff(dim=1)[:, :, 1:]
@@ -135,10 +135,10 @@ def agreement(a: Tensor, b: Tensor) -> float:
     return correlation(a.numpy(), b.numpy())
 
 
-def sheet(folder: Folder) -> Image.Image:
+def sheet_of_pairs(folder: Folder) -> Image.Image:
     """Some pairs as training will see them: hint, picture, hint, picture, ..."""
     n, random = len(folder), folder.view.crop == "random"
-    some = [folder[(i, i) if random else i] for i in spread(n, SHOWN)]
+    some = [folder[(i, i) if random else i] for i in evenly_spaced(n, SHOWN)]
     cells = [cell for image, hint, _ in some for cell in (hint * 2 - 1, image)]
     cells += [torch.ones_like(cells[0])] * (-len(cells) % IN_ROW if n > IN_ROW // 2 else 0)
     image = grid([cells[i : i + IN_ROW] for i in range(0, len(cells), IN_ROW)])
@@ -149,7 +149,7 @@ def sheet(folder: Folder) -> Image.Image:
 # ----------------------------------------------------------------------------- lines of a report
 
 
-def counted(n: int, what: str) -> str:
+def plural(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
@@ -163,12 +163,12 @@ def named(entries: Sequence[Entry], hints: bool = False) -> str:
     return a_few([(hints and entry.hint or entry.picture).name for entry in entries])
 
 
-def about_ignored(names: list[str]) -> list[str]:
-    what = counted(len(names), "other thing")
+def ignored_notes(names: list[str]) -> list[str]:
+    what = plural(len(names), "other thing")
     return [f"{what} in the folder, not used: {a_few(names)}"] if names else []
 
 
-def about_sizes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[str]:
+def size_notes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[str]:
     width, height = size
     sizes = Counter(f"{entry.size[0]}x{entry.size[1]}" for entry in entries)
     common = ", ".join(f"{name} ({n})" for name, n in sizes.most_common(5))
@@ -185,56 +185,56 @@ def about_sizes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[
     small = [entry for scale, entry in zip(scales, entries) if scale > ENLARGED]
     if small:
         lines.append(
-            f"{counted(len(small), 'picture')} will be enlarged more than twice: {named(small)}"
+            f"{plural(len(small), 'picture')} will be enlarged more than twice: {named(small)}"
         )
     other = [entry for entry in entries if entry.hint and entry.hint_size != entry.size]
     if other:
         lines.append(
-            f"{counted(len(other), 'hint')} of another size than the picture, resized: "
+            f"{plural(len(other), 'hint')} of another size than the picture, resized: "
             f"{named(other, hints=True)}"
         )
     return lines
 
 
-def about_prompts(entries: list[Entry]) -> list[str]:
+def prompt_notes(entries: list[Entry]) -> list[str]:
     tokenizer = open_clip_tokenizer().SimpleTokenizer()
     lengths = [2 + len(tokenizer.encode(entry.prompt)) for entry in entries]  # with start and end
     lines = [f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}"]
     long = [entry for entry, n in zip(entries, lengths) if n > MAX_TOKENS]
     if long:
-        what = counted(len(long), "prompt")
+        what = plural(len(long), "prompt")
         lines.append(f"{what} of more than {MAX_TOKENS} tokens, cut off there: {named(long)}")
     missing = [entry for entry in entries if not entry.prompt]
     if missing:
-        lines.append(f"{counted(len(missing), 'caption')} missing: {named(missing)}")
+        lines.append(f"{plural(len(missing), 'caption')} missing: {named(missing)}")
     return lines
 
 
-def about_same(entries: list[Entry], seen: list[Seen]) -> list[str]:
+def repeat_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
     groups: dict[bytes, list[Entry]] = {}
     for entry, one in zip(entries, seen):
         groups.setdefault(one.picture, []).append(entry)
     same = [group for group in groups.values() if len(group) > 1]
     if not same:
         return []
-    what = counted(sum(map(len, same)) - len(same), "picture")
+    what = plural(sum(map(len, same)) - len(same), "picture")
     return [f"{what} that others repeat, as training sees them: {named(same[0])}"]
 
 
-def about_hints(entries: list[Entry], seen: list[Seen]) -> list[str]:
+def hint_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
     pairs, lines = [*zip(entries, seen)], []
     for what, some in (
         ("constant: nothing can be learnt from it", [e for e, s in pairs if s.deviation < FLAT]),
         ("mostly white (inverted?)", [e for e, s in pairs if s.white > WHITE]),
     ):
         if some:
-            lines.append(f"{counted(len(some), 'hint')} {what}: {named(some, hints=True)}")
+            lines.append(f"{plural(len(some), 'hint')} {what}: {named(some, hints=True)}")
     compared = [(entry, one) for entry, one in pairs if one.edges]
     apart = not_met([one.edges for _, one in compared])
     if sum(apart) > len(apart) / 4:  # (of right poses one in five does, of wrong hints most)
         foreign = [entry for (entry, _), is_apart in zip(compared, apart) if is_apart]
         lines.append(
-            f"{len(foreign)} of {counted(len(apart), 'hint')} fit another picture at least as well "
+            f"{len(foreign)} of {plural(len(apart), 'hint')} fit another picture at least as well "
             f"as their own (shuffled, or shifted?): {named(foreign, hints=True)}"
         )
     return lines

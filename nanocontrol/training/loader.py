@@ -61,7 +61,7 @@ def readers(device: str) -> int:
     return 4 if is_gpu(device) else 0
 
 
-def apart(_: int) -> None:
+def ignore_ctrl_c(_: int) -> None:
     """At the beginning of a process that reads: Ctrl-C, which goes to the whole group of processes,
     is not for it. The training ends it, when its step is finished."""
     if hasattr(os, "setsid"):  # not on Windows
@@ -77,7 +77,7 @@ def loader(dataset: Dataset, indices: Iterator[list[int]], device: str) -> Itera
             batch_sampler=indices,
             num_workers=workers,
             pin_memory=pin,
-            worker_init_fn=apart,
+            worker_init_fn=ignore_ctrl_c,
         )
     )
 

@@ -15,8 +15,8 @@ import train
 from conftest import CONTROL, NANO, refusal
 from nanocontrol.doctor.__main__ import main as doctor
 from nanocontrol.doctor.causes import NANO_COURSE, about_hints, about_rate, about_steps, course_of
-from nanocontrol.doctor.hints import KINDS, Training, could_be, differences, looks_of, usual
-from nanocontrol.doctor.past_run import Seen, read_past_run
+from nanocontrol.doctor.hints import KINDS, TrainingHints, could_be, differences, looks_of, usual
+from nanocontrol.doctor.past_run import SomePairs, read_past_run
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
 
@@ -24,14 +24,14 @@ SEED = 1000  # scenes apart, so that every seed has its own
 
 
 @cache
-def scenes(condition: str, size: int, first: int = 0, n: int = 8) -> Seen:
+def scenes(condition: str, size: int, first: int = 0, n: int = 8) -> SomePairs:
     data = Scenes(condition, first, n, size)
     images, hints, prompts = zip(*(data[i] for i in range(n)))
-    return Seen([*images], [*hints], [*prompts])
+    return SomePairs([*images], [*hints], [*prompts])
 
 
 def verdicts(
-    seen: Seen, condition: str | None = None, made: bool = False, learnt: bool = False
+    seen: SomePairs, condition: str | None = None, made: bool = False, learnt: bool = False
 ) -> list[str]:
     return [finding.verdict for finding in about_hints(seen, condition, made, learnt)]
 
@@ -63,15 +63,16 @@ def test_hints_that_do_not_lie_on_their_pictures_are_placed(condition):
     images, hints, prompts = scenes(condition, 64)
     right = [hint.roll(8, dims=2) for hint in hints]
     assert (
-        "shifted by 12% of the picture to the right." in verdicts(Seen(images, right, prompts))[0]
+        "shifted by 12% of the picture to the right."
+        in verdicts(SomePairs(images, right, prompts))[0]
     )
     up = [hint.roll(-6, dims=1) for hint in hints]
-    assert "shifted by 9% of the picture to the top." in verdicts(Seen(images, up, prompts))[0]
+    assert "shifted by 9% of the picture to the top." in verdicts(SomePairs(images, up, prompts))[0]
     small = [on_black(hint, lambda picture: scaled(picture, 0.5)) for hint in hints]
-    assert "scaled by 0.5." in verdicts(Seen(images, small, prompts))[0]
+    assert "scaled by 0.5." in verdicts(SomePairs(images, small, prompts))[0]
     others = hints[3:] + hints[:3]
-    assert "shuffled" in verdicts(Seen(images, others, prompts))[0]
-    assert not verdicts(Seen(images, others, prompts), learnt=True)  # it could not
+    assert "shuffled" in verdicts(SomePairs(images, others, prompts))[0]
+    assert not verdicts(SomePairs(images, others, prompts), learnt=True)  # it could not
 
 
 def on_black(hint: Tensor, change) -> Tensor:
@@ -99,8 +100,8 @@ def moved(picture: Image.Image, right: int, down: int) -> Image.Image:
 
 
 @cache
-def training(condition: str) -> Training:
-    return Training.of(scenes(condition, 128).hints)
+def training(condition: str) -> TrainingHints:
+    return TrainingHints.of(scenes(condition, 128).hints)
 
 
 def new(condition: str, size: int = 128) -> Tensor:

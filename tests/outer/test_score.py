@@ -18,7 +18,7 @@ from nanocontrol.nano.scenes import Scenes
 from nanocontrol.nano.scores import SCORES
 from nanocontrol.nano.world import draw
 from nanocontrol.plumbing.pictures import read_picture, to_bytes, to_pixels
-from nanocontrol.tools.score import main, score
+from nanocontrol.tools.score import main, score_map
 
 N = 3  # scenes
 
@@ -94,7 +94,7 @@ def test_maps_have_nanos_own_score(condition):
         maps = truth(data.scene(j))[1].numpy()
         for drawing, hint in zip(drawings, hints):
             expected = SCORES[condition](drawing.image, maps, drawing)
-            assert score(condition, hint, hints[j]) == pytest.approx(expected, abs=1e-5)
+            assert score_map(condition, hint, hints[j]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_normals_are_nanos_but_for_the_rims_of_things():
@@ -103,7 +103,9 @@ def test_normals_are_nanos_but_for_the_rims_of_things():
         drawing = draw(data.scene(i))
         maps = truth(data.scene((i + 1) % N))[1].numpy()
         expected = SCORES["normals"](drawing.image, maps, drawing)
-        assert score("normals", hints[i], hints[(i + 1) % N]) == pytest.approx(expected, abs=0.05)
+        assert score_map("normals", hints[i], hints[(i + 1) % N]) == pytest.approx(
+            expected, abs=0.05
+        )
 
 
 # How far maps may be moved, in pixels of 64, so that all, or nearly all, of the score is left.
@@ -114,7 +116,7 @@ NEAR = {"canny": 1, "hough": 1, "cartoon": 1, "scribble": 2, "pose": 3}
 def test_true_maps_score_1_and_moved_ones_less_the_further(condition):
     def moved(pixels: int) -> float:
         pairs = [(hint, hint.roll(pixels, dims=2)) for hint in hints_of(condition)]
-        return float(np.mean([score(condition, *pair) for pair in pairs]))
+        return float(np.mean([score_map(condition, *pair) for pair in pairs]))
 
     near = NEAR.get(condition, 0)
     assert moved(0) == pytest.approx(1) and moved(near) > 0.98
@@ -133,31 +135,31 @@ def test_maps_as_files(condition, folders, capsys):
 
 def test_a_pose_in_other_colours_is_the_same_pose():
     hint = hints_of("pose")[0]
-    assert score("pose", hint, hint.flip(0)) == 1
-    assert score("pose", hint, hint * 0) == 0
+    assert score_map("pose", hint, hint.flip(0)) == 1
+    assert score_map("pose", hint, hint * 0) == 0
 
 
 def test_segments_count_alike_however_large_they_are():
     hint = torch.zeros(3, 64, 64)
     hint[0, :8, :8] = 1
-    assert score("segmentation", hint, hint * 0) == pytest.approx((63 / 64 + 0) / 2)
+    assert score_map("segmentation", hint, hint * 0) == pytest.approx((63 / 64 + 0) / 2)
 
 
 def test_the_flat_background_of_normals_does_not_count():
     flat = torch.tensor([128, 128, 255]).view(3, 1, 1) / 255
     hint, found = flat.repeat(1, 64, 64), flat.repeat(1, 64, 64)
     hint[:, :8] = torch.tensor([1, 0.5, 0.5]).view(3, 1, 1)
-    assert score("normals", hint, found) == 0 and score("normals", hint, hint) == 1
+    assert score_map("normals", hint, found) == 0 and score_map("normals", hint, hint) == 1
     found[:, :4] = hint[:, :4]
-    assert score("normals", hint, found) == 0.5
+    assert score_map("normals", hint, found) == 0.5
 
 
 def test_a_tolerance_is_of_the_short_side_and_a_pixel_at_least():
     for height, width, near in (32, 32, 1), (64, 256, 1), (128, 512, 2), (512, 512, 8):
         hint = torch.zeros(3, height, width)
         hint[:, :, 10] = 1
-        assert score("canny", hint, hint.roll(near, dims=2)) == 1
-        assert score("canny", hint, hint.roll(near + 1, dims=2)) == 0
+        assert score_map("canny", hint, hint.roll(near, dims=2)) == 1
+        assert score_map("canny", hint, hint.roll(near + 1, dims=2)) == 0
 
 
 def test_mean_deviation_and_the_five_worst(folders, capsys):
@@ -170,7 +172,7 @@ def test_mean_deviation_and_the_five_worst(folders, capsys):
     assert found["pictures"] == 9 and found["score"] == pytest.approx(7 / 9, abs=1e-4)
     assert found["deviation"] == pytest.approx(np.std([0, 0] + [1] * 7), abs=1e-4)
     assert found["worst"][:2] == [["0-a.png", 0], ["0-b.png", 0]]
-    assert [score for _, score in found["worst"][2:]] == [1, 1, 1]
+    assert [score_map for _, score_map in found["worst"][2:]] == [1, 1, 1]
 
 
 # -------------------------------------------------------------------- names, sizes and thresholds
@@ -187,7 +189,7 @@ def test_pictures_find_their_hints_by_name(folders, capsys):
     (made / ".hidden.png").write_text("no picture")
     (made / "notes.txt").write_text("no picture")
     found = scored(capsys, *folders)
-    assert found["pictures"] == 3 and min(score for _, score in found["worst"]) > 0.9
+    assert found["pictures"] == 3 and min(score_map for _, score_map in found["worst"]) > 0.9
 
 
 def test_hints_without_pictures_are_named(folders, capsys):
