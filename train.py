@@ -60,31 +60,23 @@ class Settings:
     mirror: bool = knob(False, "also show the pairs of --data reversed")
     condition: str | None = knob(None, "of drawn scenes (default: canny)", choices=CONDITIONS)
     scenes: int = knob(None, "to draw (default: 1600, in long runs more)", at_least(1))
-    out: str = knob(
-        None, "the run's folder (default: runs/canny-1, -2, ...)", absolute, learnt=False
-    )
+    out: str = knob(None, "the run's folder (default: runs/canny-1, ...)", absolute, learnt=False)
     steps: int = knob(20_000, "of the optimizer", at_least(1))
     batch_size: int = knob(4, "pairs in a pass", at_least(1))
     accumulate: int = knob(1, "passes in a step", at_least(1))
     lr: float = knob(1e-5, "learning rate", positive)
-    schedule: Literal["constant", "cooldown"] = knob(
-        "constant", "cooldown: to 0 in the last quarter"
-    )
+    schedule: Literal["constant", "cooldown"] = knob("constant", "cooldown: falls to 0 at the end")
     drop_prompt: float = knob(0.5, "share of the prompts that are dropped", fraction)
     hint_init: Literal["pytorch", "variance"] = knob("pytorch", "of the condition encoder")
     unlock: Literal["decoder", "all"] | None = knob(None, "train this part of the base, too")
     only_mid_control: bool = knob(False, "control the middle block alone")
     prediction: Literal["auto", "eps", "v"] = knob("auto", "what the base predicts")
     seed: int = knob(0, "of weights, order and noise", flags.seed)
-    device: str = knob(
-        None, "cpu, cuda, ... (default: a GPU if there is one)", flags.device, learnt=False
-    )
+    device: str = knob(None, "cpu, cuda, ... (default: a GPU, if any)", flags.device, learnt=False)
     dtype: Literal["fp32", "bf16", "fp16"] = knob(None, DTYPE_HELP, learnt=False)
     low_memory: bool = knob(False, LOW_MEMORY_HELP, learnt=False)
     compile: bool = knob(False, "torch.compile the networks", learnt=False)
-    cache: str = knob(
-        "cache", "where encoded pairs are kept; or --no-cache", absolute, learnt=False
-    )
+    cache: str = knob("cache", "folder of encoded pairs; or --no-cache", absolute, learnt=False)
     save_every: int = knob(1000, "steps between saves", at_least(1), learnt=False)
     sample_every: int = knob(500, "steps between sheets of pictures", at_least(1), learnt=False)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nanocontrol.plumbing.tokenizer import open_clip_tokenizer
+from nanocontrol.formats.tokenizer import open_clip_tokenizer
 
 MAX_TOKENS = 77
 END_OF_TEXT = 49407  # the vocabulary's last token

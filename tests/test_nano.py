@@ -122,7 +122,7 @@ def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, caps
 
     rate = nano_train.cosine_rate
     with monkeypatch.context() as patch:
-        patch.setattr(nano_train, "learning_rate", power_fails)
+        patch.setattr(nano_train, "cosine_rate", power_fails)
         assert "--resume" in refusal(nano_train.main, capsys, part, *flags, "--out", "cut")
     message = refusal(nano_train.main, capsys, part, "--resume", "cut", "--steps", "9")
     assert "--steps 9 contradicts" in message  # the learning rate belongs to their number

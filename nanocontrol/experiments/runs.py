@@ -32,9 +32,10 @@ from nanocontrol.formats.tensors import below, read_tensors
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError, Stopped
 from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.locked_folder import folder_held
 from nanocontrol.training.run import write_json
 from nanocontrol.training.settings import what_is_learnt
-from nanocontrol.training.start import Signals, folder_held
+from nanocontrol.training.start import Signals
 
 RUNS = Path("runs/experiments")
 SEEDS = range(10)  # that are looked for

@@ -40,7 +40,7 @@ from nanocontrol.nano.follows import follows
 from nanocontrol.nano.model import DETECTOR
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.nano.world import Drawing, Scene, draw, joints_of
-from nanocontrol.training.compare import correlation, f1, mean_overlap, share_of_normals
+from nanocontrol.plumbing.compare import correlation, f1, mean_overlap, share_of_normals
 from nanocontrol.training.measure import Scores
 
 

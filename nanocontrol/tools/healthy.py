@@ -27,14 +27,12 @@ def ranges_of(runs: list[Run]) -> dict[str, Any]:
     first, found = runs[0], {}
     for run in runs:
         if not same_but_seed(run.settings, first.settings, Settings):
-            both = f"{run.folder} and {first.folder}"
-            raise InputError(f"{both} have other settings; expected other seeds only")
+            raise InputError(f"{run.folder}: its settings are not those of {first.folder}")
     for name in NUMBERS:
         values = [dict(run.measured(name)) for run in runs]
         for run, own in zip(runs, values):
             if own.keys() != values[0].keys():
-                both = f"{run.folder} and {first.folder}"
-                raise InputError(f"{both} were not measured at the same steps")
+                raise InputError(f"{run.folder}: its steps are not those of {first.folder}")
         columns = {step: [own[step] for own in values] for step in values[0]}
         if columns:
             found[name] = {
@@ -45,8 +43,7 @@ def ranges_of(runs: list[Run]) -> dict[str, Any]:
             }
     if not found:
         raise InputError(f"{first.folder} was never measured; expected a ControlNet's run")
-    settings = what_is_learnt(first.settings, Settings)
-    return {"settings": settings, "numbers": found}
+    return {"settings": what_is_learnt(first.settings, Settings), "numbers": found}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -49,10 +49,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.compare import correlation, f1, mean_overlap, near, share_of_normals
 from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_line, one_sentence
 from nanocontrol.plumbing.flags import at_least
 from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
-from nanocontrol.training.compare import correlation, f1, mean_overlap, near, share_of_normals
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 WITHIN = {"canny": 1, "hough": 1, "cartoon": 1, "scribble": 2, "pose": 3}  # pixels of 64

@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanocontrol.clip import MAX_TOKENS
+from nanocontrol.formats.tokenizer import open_clip_tokenizer
+from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError
 from nanocontrol.plumbing.pictures import grid
-from nanocontrol.plumbing.tokenizer import open_clip_tokenizer
-from nanocontrol.training.compare import correlation
 from nanocontrol.training.folders import Entry
 from nanocontrol.training.pairs import Folder
 from nanocontrol.training.processes import is_first

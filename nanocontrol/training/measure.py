@@ -9,11 +9,11 @@ from torch import Tensor
 
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.compare import f1, near
 from nanocontrol.plumbing.machine import forget_recorded
 from nanocontrol.sampling import initial_noise, sample
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.compare import f1, near
 from nanocontrol.training.pairs import Folder, Pairs
 
 # Of x0, hint, context, noise and t; see diffusion_loss in train.py.

@@ -4,16 +4,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from nanocontrol.plumbing.errors import InputError, Stopped
-from nanocontrol.plumbing.files import make_folder
-from nanocontrol.plumbing.flags import absolute
+from nanocontrol.plumbing.locked_folder import folder_held
 from nanocontrol.training.processes import is_first
 
 
@@ -81,70 +80,7 @@ def typed(path: str | Path) -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
-# ------------------------------------------------------------------------------------ the folder
-
-
 def check_new(out: str | None) -> None:
     """Refuse a folder that holds a run."""
     if out and (Path(out) / "settings.json").exists():
         raise InputError(f"--out {out} already holds a run: expected a new folder, or --resume")
-
-
-@contextmanager
-def folder_held(out: str | None, kind: str, resume: bool) -> Iterator[str]:
-    """The folder's path. The lock is the system's own, so it ends with the process, however that
-    ends. A folder that was made for nothing is taken away.
-
-    Raises InputError if another run has it.
-    """
-    flag = "--resume" if resume else "--out"
-    made = out is None or not Path(out).exists()
-    path = make_folder(flag, Path(out)) if out else numbered_folder(kind)
-    try:
-        file = open(path / "lock", "ab")
-    except OSError as error:
-        raise InputError(f"{flag}: {path} cannot be written to: {error.strerror}") from None
-    with file:
-        if not lock(file):
-            raise InputError(f"{flag} {path}: another run is at work there; expected no other one")
-        try:
-            yield absolute(str(path))
-        finally:
-            if made and os.listdir(path) == ["lock"]:
-                with suppress(OSError):
-                    os.unlink(file.name)
-                    path.rmdir()
-
-
-def numbered_folder(kind: str) -> Path:
-    """Made here: of two runs that start at once only one can make it."""
-    folder, number = make_folder("--out", Path("runs")), 1
-    while True:
-        path = folder / f"{kind}-{number}"
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise InputError(f"--out: {path} cannot be made: {error.strerror}") from None
-
-
-def lock(file: IO) -> bool:
-    """Whether this process has the file's lock now. It loses it with its end, and its children
-    never have it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # (Its last owner may have taken the file away since it was opened.)
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        return False
-    except OSError:  # a file system without locks, as some clusters have: then care is the user's
-        return True

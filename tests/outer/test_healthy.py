@@ -42,11 +42,11 @@ def test_bands_are_the_lowest_and_highest_of_runs_with_other_seeds(monkeypatch, 
     }
     assert healthy.bands_for(replace(SETTINGS, lr=1e-4)) == {}
     other = str(run("d", 0.2, lr=1e-4))
-    assert "other seeds only" in refusal(main, capsys, "a", other)
+    assert "d: its settings are not those of a" in refusal(main, capsys, "a", other)
     assert "nowhere/settings.json is missing" in refusal(main, capsys, "nowhere")
     short = run("e", 0.2)
     (short / "log.jsonl").write_text(json.dumps(history(0.1)[-1]) + "\n")
-    assert "same steps" in refusal(main, capsys, "a", "e")
+    assert "e: its steps are not those of a" in refusal(main, capsys, "a", "e")
     other = run("f", 0.2)
     (other / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     assert "f was never measured" in refusal(main, capsys, "f")

@@ -67,8 +67,8 @@ from nanocontrol.nano.scenes import held_out_scenes
 from nanocontrol.nano.scores import score
 from nanocontrol.nano.world import COLOURS, KINDS, Scene, draw
 from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.compare import f1, near
 from nanocontrol.plumbing.pictures import columns_with_titles, save_picture, to_pixels
-from nanocontrol.training.compare import f1, near
 
 NUMBERS = {
     "score": "score of the edges",
