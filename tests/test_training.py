@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import in_float64
@@ -260,6 +261,23 @@ def test_a_latent_is_drawn_and_some_prompts_are_emptied(monkeypatch):
 
 
 # ------------------------------------------------------- a step, however it is divided or computed
+
+
+def test_a_loss_per_pair_learns_to_the_bit_what_one_mean_learns(monkeypatch):
+    """At 128 pixels and with two pairs all divisors are powers of two: nothing is rounded."""
+    flags = ["--steps", "4", "--batch-size", "2", "--scenes", "8", "--device", "cpu"]
+    train.main([*flags, "--out", "per-pair"])
+
+    def one_mean(unet, control, diffusion, x0, hint, context, noise, t):
+        x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
+        output = unet(x_t, t, context, control(x_t, hint, t, context))
+        return torch.nn.functional.mse_loss(output.float(), target)
+
+    monkeypatch.setattr(train, "diffusion_loss", one_mean)
+    train.main([*flags, "--out", "one-mean"])
+    ours, theirs = (load_file(f"{run}/control.safetensors") for run in ("per-pair", "one-mean"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert losses("per-pair") == pytest.approx(losses("one-mean"), abs=1e-6)
 
 
 def assert_same_step(a: str, b: str) -> None:

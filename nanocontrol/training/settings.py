@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field, fields
+from dataclasses import MISSING, Field, field, fields
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from nanocontrol.plumbing.errors import InputError, blame
@@ -109,6 +110,12 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def has_default(setting: Field) -> bool:
+    """Whether a setting has a value before it is decided by others: `str` with None has none."""
+    optional = setting.default is None and NoneType in get_args(setting.type)
+    return optional or setting.default not in (None, MISSING)
+
+
 def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
     """The settings of a run that is to go on; no flag may contradict them. If the run's `schedule`
     is the one named in `longer`, `steps` may grow: its first steps do not depend on their number.
@@ -123,13 +130,11 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
             f"--resume {run}: its settings.json has {name} = {value}, which this version does not "
             "know; expected a run of this version"
         )
+    missing = [s.name for s in fields(settings) if s.name not in kept and not has_default(s)]
+    if missing:
+        raise InputError(f"--resume {run}: its settings.json has no {missing[0]}; expected a run's")
     names = {setting.name for setting in fields(settings)}
-    try:
-        old = settings(**{name: value for name, value in kept.items() if name in names})
-    except TypeError:  # a setting without a default is missing
-        raise InputError(
-            f"--resume {run}: its settings.json is of another kind of training"
-        ) from None
+    old = settings(**{name: value for name, value in kept.items() if name in names})
     if not available(old.device):
         raise InputError(f"--resume {run}: it ran on {old.device}, which is not available here")
     new = vars(old) | {"out": str(run)}
