@@ -93,7 +93,8 @@ def pairs_of_run(past: PastRun) -> Pairs:
 
 def some_pairs(pairs: Pairs, most: int) -> SomePairs:
     """At so many of them, from everywhere; of drawn scenes the first."""
-    numbers = evenly_spaced(len(pairs), most) if isinstance(pairs, Folder) else range(most)
+    n = len(pairs)
+    numbers = evenly_spaced(n, most) if isinstance(pairs, Folder) else range(min(n, most))
     with blame("--data"):
         some = [pairs[i] for i in numbers]
     images, hints, prompts = zip(*some)

@@ -16,7 +16,7 @@ from conftest import CONTROL, NANO, refusal
 from nanocontrol.doctor.__main__ import main as doctor
 from nanocontrol.doctor.causes import NANO_COURSE, about_hints, about_rate, about_steps, course_of
 from nanocontrol.doctor.hints import KINDS, TrainingHints, could_be, differences, looks_of, usual
-from nanocontrol.doctor.past_run import SomePairs, read_past_run
+from nanocontrol.doctor.past_run import SomePairs, pairs_of_run, read_past_run, some_pairs
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
 
@@ -203,6 +203,11 @@ def test_of_few_pairs_more_gain_is_needed(tmp_path):
     assert replace(
         read_past_run(write_run(tmp_path / "run", course(0.01, 300))), held_out=2
     ).follows
+
+
+def test_a_run_of_few_scenes_has_no_others(tmp_path):
+    run = read_past_run(write_run(tmp_path / "run", condition="canny", scenes=6))
+    assert len(some_pairs(pairs_of_run(run), 32).images) == 6
 
 
 def test_a_report_is_a_verdict_its_evidence_and_what_to_do(tmp_path, capsys):
