@@ -27,7 +27,7 @@ from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import SCORES, f1, score
 from nanocontrol.nano.world import KINDS, draw, joints_of, random_scene
 from nanocontrol.plumbing.pictures import read_picture, to_pixels
-from nanocontrol.training.film import COLUMNS, CURVES, chosen, film
+from nanocontrol.training.film import BORDER, COLUMNS, PLOT, ROWS, chosen, film, with_lines
 from nanocontrol.training.measure import find_objects, iou, mean_iou
 
 
@@ -176,15 +176,33 @@ def test_pictures_of_every_mode_become_rgb(tmp_path):
 def test_a_film_has_few_columns_the_first_and_the_last_among_them(n):
     steps = [25 * i for i in range(n)]
     columns = chosen(steps)
-    assert columns[0] == 0 and columns[-1] == steps[-1] and len(columns) <= COLUMNS
+    assert columns[0] == 0 and columns[-1] == steps[-1] and len(columns) < COLUMNS
     assert len({b - a for a, b in zip(columns[1:], columns[2:])}) <= 1  # evenly spaced
 
 
-def test_a_films_curves_run_from_zero_to_their_largest_value():
-    strip = np.zeros((64, 2 * 64, 3), np.uint8)
-    made = {0: strip, 50: strip, 100: strip}
+def test_a_film_shows_hints_pictures_with_the_hints_lines_and_a_plot():
+    hints = np.zeros((64, 5 * 64, 3), np.uint8)
+    hints[:, 10::64] = 255  # a line in each
+    made = {step: np.full_like(hints, grey) for step, grey in ((0, 100), (50, 100), (100, 200))}
     leap = [(0, 0.0), (50, 0.0), (100, 0.8)]
-    picture = np.asarray(film(strip, made, 64, {"follows": leap}))[16 + 2 * 64 :]
-    red = (picture[..., 0] > 150) & (picture[..., 1] < 60)
-    first, middle, last = (int(np.flatnonzero(red[:, x]).mean()) for x in (97, 159, 223))
-    assert abs(first - (CURVES - 6)) <= 1 and abs(middle - (CURVES - 6)) <= 1 and abs(last - 6) <= 1
+    picture = np.asarray(film(hints, made, 64, {"follows": leap}))
+    height, left = 16 + ROWS * 64, 4 * 64  # of five pairs four are shown; the plot is at the right
+    assert picture.shape == (height, left + PLOT, 3)
+    columns = [picture[16:, 64 * i : 64 * (i + 1)] for i in range(4)]
+    assert [np.unique(column).tolist() for column in columns] == [
+        [0, 255],  # the hint
+        [100, 255],
+        [100, 255],
+        [0, 200],  # black lines over a light picture
+    ]
+    plot = picture[:, left:]
+    red = (plot[..., 0] > 150) & (plot[..., 1] < 60)
+    middle, end = (left_of_plot := BORDER) + (PLOT - BORDER * 3 // 2) // 2, PLOT - BORDER // 2 - 1
+    bottom, top = BORDER // 2 + height - BORDER, BORDER // 2
+    for x, y in ((left_of_plot + 9, bottom), (middle - 9, bottom), (end, top)):
+        assert abs(np.flatnonzero(red[top:, x]).mean() + top - y) <= 3
+
+
+def test_a_hint_that_is_no_drawing_of_lines_is_not_laid_over_the_pictures():
+    strip = np.full((64, 64, 3), 90, np.uint8)
+    assert (with_lines(strip, np.full((64, 64, 3), 255, np.uint8)) == 90).all()

@@ -1,4 +1,4 @@
-"""The film of a run: pictures from the same noise over the steps, and the curves below them."""
+"""The film of a run: pictures from the same noise after more and more steps, and its curves."""
 
 import math
 from collections.abc import Sequence
@@ -8,45 +8,62 @@ from PIL import Image, ImageDraw
 
 from nanocontrol.plumbing.pictures import columns_with_titles
 
-COLUMNS = 12  # pictures over the steps: more would be too small to see on a page
-CURVES = 96  # pixels, the height of the curves
+ROWS, COLUMNS = 4, 7  # pairs; their hints, and six steps
+PLOT, BORDER = 420, 48  # pixels: the plot's width, and the room for its labels
 COLOURS = ("#c00000", "#606060")
 
 Curve = list[tuple[int, float]]  # (step, value)
 
 
 def chosen(steps: Sequence[int]) -> list[int]:
-    """The first of the steps, and counted from the last every one, every second, every third, ...,
-    so that there are at most COLUMNS."""
-    every = max(1, math.ceil((len(steps) - 1) / (COLUMNS - 1)))
+    """The steps that are shown: the first, and every n-th counted from the last."""
+    every = max(1, math.ceil((len(steps) - 1) / (COLUMNS - 2)))
     return sorted({steps[0], *steps[::-every]})
 
 
 def film(
     hints: np.ndarray, made: dict[int, np.ndarray], width: int, curves: dict[str, Curve]
 ) -> Image.Image:
-    """A column of hints, then one for every step: its pictures, and under them the curves.
+    """A column of hints, one of pictures for every step, and a plot for every curve next to them.
 
-    hints, and what was made at each step: strips of pictures side by side [H, n * width, 3], bytes;
-    curves: what was measured, by name.
+    hints, and the pictures made at each step: side by side [H, n * width, 3], bytes; the first
+    ROWS are shown. curves: numbers measured on all n pairs, by name.
     """
-    titles = ["hint", *map(str, made)]
-    pictures = columns_with_titles([hints, *made.values()], titles, width)
-    whole = Image.new("RGB", (pictures.width, pictures.height + CURVES), "white")
+    pairs, shown = hints.shape[1] // width, slice(ROWS * width)
+    strips = [hints[:, shown], *(with_lines(p[:, shown], hints[:, shown]) for p in made.values())]
+    pictures = columns_with_titles(strips, ["hint", *(f"step {step}" for step in made)], width)
+    whole = Image.new("RGB", (pictures.width + PLOT, pictures.height), "white")
     whole.paste(pictures)
-    centres = [(i + 1.5) * width for i in range(len(made))]
+    height = pictures.height // max(1, len(curves))
     for i, (name, curve) in enumerate(curves.items()):
-        steps, values = zip(*curve)
-        x = np.interp(steps, list(made), centres)
-        y = whole.height - 6 - (CURVES - 12) * share_of_range(values)
-        drawing = ImageDraw.Draw(whole)
-        drawing.line(list(zip(x.tolist(), y.tolist())), fill=COLOURS[i], width=2)
-        label = f"{name}\n{values[0]:.3f} to {values[-1]:.3f}"
-        drawing.text((4, pictures.height + 8 + 40 * i), label, fill=COLOURS[i])
+        box = pictures.width + BORDER, i * height + BORDER // 2, whole.width - BORDER // 2, height
+        draw_curve(ImageDraw.Draw(whole), box, f"{name}, {pairs} held-out pairs", curve, COLOURS[i])
     return whole
 
 
-def share_of_range(values: Sequence[float]) -> np.ndarray:
-    """Values as shares of the range from 0 to the largest: what hardly changes looks flat."""
-    low, high = min(0.0, *values), max(values)
-    return (np.array(values) - low) / (high - low or 1)
+def with_lines(pictures: np.ndarray, hints: np.ndarray) -> np.ndarray:
+    """The hints' lines laid over the pictures, both [H, W, 3], bytes. Other hints stay away."""
+    lines = hints.max(axis=-1, keepdims=True) > 127
+    if lines.mean() > 0.2:
+        return pictures
+    light = pictures.mean(axis=-1, keepdims=True) > 150
+    return np.where(lines, np.where(light, 0, 255), pictures).astype(np.uint8)
+
+
+def draw_curve(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], title: str, curve: Curve, colour: str
+) -> None:
+    """A plot with axes from 0 on. box: left, top, right and the height with the labels."""
+    left, top, right, bottom = *box[:3], box[1] + box[3] - BORDER
+    steps, values = (np.array(column, dtype=float) for column in zip(*curve))
+    low, high = min(0.0, values.min()), max(values.max(), 1e-9)
+    x = left + (right - left) * steps / max(steps.max(), 1)
+    y = bottom - (bottom - top) * (values - low) / (high - low)
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
+    draw.text((left, top - 4), title, fill=colour, anchor="ld")
+    for value, at in (low, bottom), (high, top):
+        draw.text((left - 4, at), f"{value:.3g}", fill="black", anchor="rm")
+    for step in (0, steps.max() / 2, steps.max()):
+        at = left + (right - left) * step / max(steps.max(), 1)
+        draw.text((at, bottom + 4), f"{step:g}", fill="black", anchor="ma")
+    draw.line([*zip(x.tolist(), y.tolist())], fill=colour, width=2)

@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,16 +70,8 @@ def ignore_ctrl_c(_: int) -> None:
 
 def loader(dataset: Dataset, indices: Iterator[list[int]], device: str) -> Iterator:
     """Batches of the items with these indices."""
-    workers, pin = readers(device), is_gpu(device)
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=indices,
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=ignore_ctrl_c,
-        )
-    )
+    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)}
+    return iter(DataLoader(dataset, batch_sampler=indices, worker_init_fn=ignore_ctrl_c, **ways))
 
 
 def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Iterator[Batch]:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ TOO_MANY = 10  # steps skipped in a row: the run is stopped
 HALVINGS = 16  # of fp16's scale of the loss, 65536 at first: as many steps may be skipped for that
 
 Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
+Save = Callable[[Path], None]  # into a folder
 
 
 class Watch:
@@ -54,13 +54,7 @@ class Watch:
         self.began = time.monotonic()
 
     def begin(
-        self,
-        settings: dict[str, Any],
-        resume: bool,
-        pairs: str,
-        look: Look,
-        caption: str,
-        save: Callable[[Path], None],
+        self, settings: dict, resume: bool, pairs: str, look: Look, caption: str, save: Save
     ) -> int:
         """Write the folder with these settings, or restore its last save -> the first step.
 
