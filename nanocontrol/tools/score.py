@@ -234,8 +234,8 @@ def summary(condition: str, scores: dict[Path, float]) -> dict:
     }
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse flags that do not go together."""
+def thresholds_of(args: argparse.Namespace) -> tuple[int, int]:
+    """Canny's thresholds. Refuses flags that do not go together."""
     if args.condition == "canny" and args.maps:
         raise InputError(f"--maps {args.maps}: the edges of --condition canny are found here")
     if args.condition != "canny" and not args.maps:
@@ -248,6 +248,7 @@ def check(args: argparse.Namespace) -> None:
     if not low <= high <= LARGEST:
         what = f"the lower one first, none above {LARGEST}"
         raise InputError(f"--thresholds {low} {high}: expected {what}")
+    return low, high
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -259,14 +260,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--condition", choices=CONDITIONS, required=True, help="what the hints show")
     add("--maps", type=Path, metavar="DIR", help="the pictures' maps (all but canny)")
     add("--photos", action="store_true", help="the hints are photographs (canny)")
-    of_canny = "of Canny's edges (default: 100 200)"
-    low_high = ("LOW", "HIGH")
-    add("--thresholds", nargs=2, type=at_least(0), metavar=low_high, help=of_canny)
+    add("--thresholds", nargs=2, type=at_least(0), metavar=("LOW", "HIGH"), help="default: 100 200")
     args = parser.parse_args(argv)
     with one_sentence("score"):
-        check(args)
+        low, high = thresholds_of(args)
         together = match_files(args.hints, args.pictures, args.maps)
-        low, high = args.thresholds or THRESHOLDS
         with tqdm(together, "scoring") as bar:  # (closed before anything else is printed)
             scores = {
                 picture: score_edges(picture, hint, low, high)
