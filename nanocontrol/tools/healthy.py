@@ -30,9 +30,8 @@ def ranges_of(runs: list[Run]) -> dict[str, Any]:
             raise InputError(f"{run.folder}: its settings are not those of {first.folder}")
     for name in NUMBERS:
         values = [dict(run.measured(name)) for run in runs]
-        for run, own in zip(runs, values):
-            if own.keys() != values[0].keys():
-                raise InputError(f"{run.folder}: its steps are not those of {first.folder}")
+        if others := [run for run, own in zip(runs, values) if own.keys() != values[0].keys()]:
+            raise InputError(f"{others[0].folder}: its steps are not those of {first.folder}")
         columns = {step: [own[step] for own in values] for step in values[0]}
         if columns:
             found[name] = {
