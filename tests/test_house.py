@@ -5,6 +5,7 @@ import io
 import re
 import tokenize
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,15 @@ def room_of(module: list[str]) -> str:
     return module[1] if len(module) > 1 and module[1] in ROOMS else "paper"
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def imports_of(file: Path) -> list[list[str]]:
     """The project's modules that it imports, each as a split name."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):
             found += [alias.name.split(".") for alias in node.names]
         if isinstance(node, ast.ImportFrom):
@@ -65,9 +71,9 @@ def imports_of(file: Path) -> list[list[str]]:
     return [name for name in found if name[0] in ("nanocontrol", "train", "sample")]
 
 
+@cache
 def code_lines(file: Path) -> set[int]:
     """The numbers of its lines that hold code: no blanks, comments or docstrings."""
-    source = file.read_text()
     lines: set[int] = set()
     passed_over = {
         tokenize.COMMENT,
@@ -77,10 +83,10 @@ def code_lines(file: Path) -> set[int]:
         tokenize.DEDENT,
         tokenize.ENDMARKER,
     }
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline):
         if token.type not in passed_over:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree_of(file)):
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if text and isinstance(node.value.value, str):
             lines.difference_update(range(node.lineno, node.end_lineno + 1))
@@ -141,7 +147,7 @@ def test_no_function_is_longer_than_a_page():
     long = []
     for file in FILES:
         lines = code_lines(file)
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.FunctionDef):
                 length = len(lines & set(range(node.lineno, node.end_lineno + 1)))
                 if length > (LOOP if node.name == "train" else PAGE):
@@ -156,7 +162,7 @@ def test_no_name_is_defined_in_two_files():
     """Functions and classes. Whoever searches for a name finds one place."""
     files = defaultdict(set)
     for file in FILES:
-        for node in ast.parse(file.read_text()).body:
+        for node in tree_of(file).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 files[node.name].add(name_of(file))
     twice = [

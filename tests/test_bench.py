@@ -1,0 +1,56 @@
+"""The commands in bench/ run from end to end, on a CPU and with nano."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import NANO, ROOT
+from nanocontrol import load_sd
+
+pytestmark = pytest.mark.slow
+BENCH = ROOT / "tests" / "bench"
+
+
+def called(script: str, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(BENCH / script), *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_every_row_for_a_gpu_is_measured_or_says_why_not():
+    done = called("gpu.py", "--device", "cpu", "--minutes", "0.7", "--out", "found")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in Path("found/rows.jsonl").read_text().splitlines()]
+    assert lines[0]["row"] == "machine" and len(lines) > 25
+    for line in lines[1:]:
+        assert ("seconds" in line) + ("skipped" in line) + ("failed" in line) == 1, line
+    failed = {line["failed"] for line in lines if "failed" in line}
+    assert failed <= {"it did not end in time"}  # beside other work the last one may not
+    first = lines[1]
+    assert first["row"] == "training: ours, 1" and first["pairs_per_second"] > 0
+    assert first["tflop_per_second"] > 0
+
+
+def test_a_base_is_trained_for_some_seconds_and_comes_in_parts():
+    flags = ["--base", NANO, "--size", "64", "--scenes", "64", "--batch-size", "4"]
+    flags += ["--device", "cpu", "--minutes", "0.4", "--out", "trained"]
+    done = called("train_base.py", *flags)
+    assert done.returncode == 0, done.stderr
+    parts = sorted(Path("trained/weights").iterdir())
+    assert len(parts) > 1 and max(part.stat().st_size for part in parts) < 16 * 2**20
+    last = json.loads(Path("trained/log.jsonl").read_text().splitlines()[-1])
+    assert last["step"] > 0 and last["held_out_loss"] < 1 and Path("trained/sheet.png").exists()
+
+    join = ["--join", "trained/weights", "--out", "joined.safetensors"]
+    assert called("train_base.py", *join).returncode == 0
+    old, new = load_sd(NANO), load_sd("joined.safetensors")
+    assert new.size == 64 and new.scale_factor == old.scale_factor
+    for name, same in {"vae": True, "unet": False, "text_encoder": False}.items():
+        ours, theirs = (getattr(sd, name).state_dict() for sd in (old, new))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours) == same, name
+    parts[-1].unlink()
+    refused = called("train_base.py", *join)
+    assert refused.returncode == 2 and "does not have all parts" in refused.stderr
