@@ -5,6 +5,7 @@ Run with  pytest -m long  (README.md has the times).
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,9 +44,17 @@ def test_an_installed_copy_works_from_another_folder(tmp_path):
     pytest.importorskip("setuptools")
     source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "nanocontrol", source / "nanocontrol", ignore=without)
+    for file in "setup.cfg", "pyproject.toml":
+        shutil.copy(ROOT / file, source / file)
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*install, "--target", str(site), str(source)], check=True)
+    files = [file for file in (source / "nanocontrol").rglob("*") if file.is_file()]
+    data = [file for file in files if file.suffix not in (".py", ".md")]
+    assert "healthy.json" in {file.name for file in data}
+    for file in data:
+        assert (site / file.relative_to(source)).read_bytes() == file.read_bytes()
     weights = ["--base", NANO, "--control", CONTROL]
     weights += ["--detector", str(Path(NANO).with_name("nano-detector.safetensors"))]
     command = [sys.executable, "-m", "nanocontrol.nano.evaluate", "--n", "2", *weights]
