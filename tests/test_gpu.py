@@ -1,7 +1,6 @@
 """What a GPU computes, beside a CPU. Without one these tests are skipped."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +8,6 @@ import torch
 import train
 from nanocontrol import DDPM
 from nanocontrol.checkpoint import load_control, load_sd
-from nanocontrol.experiments.arm import models_of, settings_of
-from nanocontrol.experiments.inside import parts_of
-from nanocontrol.experiments.shared import VARIANCE
 from nanocontrol.nano.model import NANO, WEIGHTS
 from nanocontrol.nano.scenes import held_out_scenes
 from nanocontrol.plumbing import machine
@@ -65,23 +61,30 @@ def test_it_learns_what_a_cpu_learns(exact):
     generator = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
     for device in "cpu", "cuda":
-        settings = replace(settings_of(VARIANCE, 0, Path("run")), device=device)
-        sd, control, trained = models_of(VARIANCE, settings)
+        settings = replace(train.resolve({"dtype": "fp32"}), device=device)
+        sd, control, trained = train.models(settings)
+        machine.exact_float32()
         optimizer = train.optimizer_for(settings, trained)
         with torch.no_grad():
             context = sd.encode_prompts(["a red ball", ""])
         pairs = (x.to(device) for x in (x0, hints, context, noise))
         given = sd.unet, control, DDPM(sd.prediction), *pairs, torch.tensor([100, 800])
         for _ in range(3):
-            loss = train.diffusion_loss(*given)
+            loss = train.diffusion_loss(*given).mean()
             optimizer.backward(loss)
             optimizer.step(loss.detach())
-        loss = train.diffusion_loss(*given)
+        loss = train.diffusion_loss(*given).mean()
         optimizer.backward(loss)
         losses[device] = loss.item()
+        parts = {
+            "encoder": [*control.input_hint_block[:-1]],
+            "its zero convolution": [control.input_hint_block[-1]],
+            "copy": [control.time_embed, control.input_blocks, control.middle_block],
+            "zero convolutions": [control.zero_convs, control.middle_block_out],
+        }
         gradients[device] = {
             part: torch.cat([p.grad.flatten().cpu() for m in modules for p in m.parameters()])
-            for part, modules in parts_of(control).items()
+            for part, modules in parts.items()
         }
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)
     for part, expected in gradients["cpu"].items():

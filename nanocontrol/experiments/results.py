@@ -13,7 +13,6 @@ from nanocontrol.plumbing.files import make_folder, write_atomically
 from nanocontrol.training.run import read_run
 
 ASSETS = Path(__file__).parents[2] / "assets" / "experiments"
-PICTURES = 16  # whose scores are followed one by one
 DIGITS = {"jump": 0, "control_gain": 4, "held_out_loss": 4, "base_loss": 4}  # of others 2
 
 Curve = Sequence[tuple[float, float]]  # (step, value), with growing steps
@@ -132,7 +131,7 @@ def curve_of(columns: dict[str, list], name: str) -> list[tuple[float, float]]:
 def compared(curves: Mapping[str, Curve]) -> dict[str, Any]:
     """The numbers that variants are compared by: the area under `follows`, the step of the jump of
     the score, and how wide the jump is, in the mean and in each picture."""
-    pictures = [curves[f"score_{i}"] for i in range(PICTURES) if f"score_{i}" in curves]
+    pictures = [curves[f"score_{i}"] for i in range(16) if f"score_{i}" in curves]
     return {
         "area": area(curves["follows"]),
         "jump": step_at(curves["score"], JUMPED),

@@ -10,6 +10,7 @@ from conftest import ROOT
 
 FOLDERS = [ROOT / name for name in ("nanocontrol", "tests", "weights", "assets")]
 READMES = [ROOT / "README.md", *(file for f in FOLDERS for file in sorted(f.rglob("README.md")))]
+READMES.append(ROOT / "nanocontrol" / "experiments" / "RESULTS.md")
 ROW = re.compile(r"^\| \[[\w.]+\]\(([\w./]+\.py)\) \|", re.MULTILINE)
 
 

@@ -32,9 +32,9 @@ about 1,600: scaled initialisation at three gains, half the depth, even a single
 So the counter-example of the two issues may have another reason. Of the explanations in print, only
 the loss weight like x0 shortens the remaining wait with every seed, by 40 % on average; min-SNR
 does in four seeds of five, noisy t in two of three. Cross normalisation and Gaussian convolutions
-are later: they have damage to repair. With the released code's initialisation Gaussian convolutions
-do help, since the encoder has a gradient from the first step on. Four times the learning rate does
-not: two seeds of three never learn.
+are later: they have damage to repair. With the released initialisation Gaussian convolutions do
+help: the encoder has a gradient from the first step on. Four times the learning rate does not: two
+seeds of three never learn.
 
 Note:
 `like x0`, `min-SNR` and `like x0 and noisy t` weight the loss of each pair. Their runs without a

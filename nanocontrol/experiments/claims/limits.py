@@ -30,13 +30,12 @@ world.
 
 Found:
 The prompt wins more often: half of the objects are of its kind, a fifth of the hint's, the others
-of neither. The hint still decides where they are and how large. nano's pairs never contradicted
-each other, so neither was to be preferred. Other colours are obeyed, but the edges are then
-followed a little less. Control in the first 25 % of the steps gives 90 % of kind and place; in the
-last half it gives half. Where edges and depth disagree, something of both is drawn; where one has
-half the strength, almost only the other. Edges of photographs are found again little more often
-than by chance. The drawing is followed; it stands at one side, so its mirrored version is an easy
-rival.
+of neither. The hint still decides where they are and how large. Other colours are obeyed, but the
+edges are then followed a little less. Control in the first 25 % of the steps gives 90 % of kind and
+place; in the last half it gives half. Where edges and depth disagree, something of both is drawn;
+where one has half the strength, almost only the other. Edges of photographs are found again little
+more often than by chance. The drawing is followed; it stands at one side, so its mirrored version
+is an easy rival.
 
 ![A prompt that contradicts the hint; control in a part of the
 steps](../../assets/experiments/limits-prompts.png)
@@ -79,7 +78,6 @@ NUMBERS = {
     "colours": "prompted colours",
     "depth": "score of the depth",
 }
-BESIDE = 3  # places further in the list of colours: so the two are never alike
 
 
 # ---------------------------------------------------------- contradiction, part of the steps
@@ -99,7 +97,7 @@ def other_colours(scene: Scene) -> Scene:
     """Each object has another colour than it, the wall and those before it have."""
     names, taken, things = list(COLOURS), [scene.background], []
     for thing in scene.things:
-        i = (names.index(thing.colour) + BESIDE) % len(names)
+        i = (names.index(thing.colour) + 3) % len(names)  # further on, so the two are never alike
         taken.append(next(name for name in names[i:] + names[:i] if name not in taken))
         things.append(replace(thing, colour=taken[-1]))
     return replace(scene, things=tuple(things))

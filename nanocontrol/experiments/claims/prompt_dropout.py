@@ -22,9 +22,9 @@ Without a prompt the share of right objects rises with the dropout: by more than
 25 % are dropped, and by a fifth from 75 to 100 %, which was not expected. With a prompt, dropping
 up to 50 % costs nothing visible; from 75 % on the score is lower on average. Nearly all pictures
 show their prompts' colours, even where the ControlNet never saw a prompt, so this number could not
-show a small loss. So 50 % is a good value here too, and nothing special: 25 % is nearly as good
-without a prompt. Seeds 1 and 2 ran on a GPU, except with 50 %. Seeds 0, 3 and 4 ran on a CPU, and
-each of them alone gives the same verdicts.
+show a small loss. 50 % is a good value here too, and nothing special: 25 % is nearly as good
+without a prompt. Seeds 1 and 2 ran on a GPU, except with 50 %; each of the others alone gives the
+same verdicts.
 """
 
 from functools import partial
