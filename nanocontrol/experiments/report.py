@@ -1,5 +1,5 @@
-"""What the experiments' JSON files say: RESULTS.md, the front page's table, and a plot for each
-experiment. They are written after every run, or without training by
+"""The report: RESULTS.md, the front page's table, and a plot for each experiment, all of them from
+the JSON files. They are written after every run, or without training by
 
     python -m nanocontrol.experiments report
 

@@ -1,4 +1,4 @@
-"""What runs left as an experiment's JSON file, that file read again, and how claims are judged."""
+"""An experiment's JSON file: how runs become one, how it is read, how it judges claims."""
 
 import json
 import math

@@ -297,7 +297,7 @@ def on_a_cpu(variant):
 
 
 def test_a_weight_multiplies_a_pairs_loss_at_the_t_that_was_drawn():
-    """As if each pair's loss were computed by itself."""
+    """Each pair's loss is computed by itself as well."""
     sd, control, _ = models_of(PLAIN, on_a_cpu(PLAIN))
     draws = train.random_draws(0, 0, 3, (64, 64), 0.0)
     latent, hint = torch.randn(3, 4, 8, 8), torch.rand(3, 3, 64, 64)
@@ -743,8 +743,8 @@ def test_an_index_names_every_experiment():
 
 
 def made_up(values: dict[str, list[float]], experiment: frame.Experiment | None = None) -> Results:
-    """As of runs that end with such a `follows`, one for each seed. The rows of an experiment have
-    the same values; its own numbers have them, too."""
+    """Results of runs that end with such a `follows`, one for each seed. The rows of an experiment
+    have the same values; its own numbers have them, too."""
     own = experiment.numbers if experiment else {}
     rows = [row.name for row in experiment.rows] if experiment else []
 

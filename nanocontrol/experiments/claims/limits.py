@@ -103,11 +103,11 @@ def other_colours(scene: Scene) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def kinds_drawn(images: Tensor, scenes: list[Scene], told: list[Scene]) -> tuple[float, float]:
+def kinds_drawn(images: Tensor, scenes: list[Scene], prompted: list[Scene]) -> tuple[float, float]:
     """The shares of objects on whose true pixels the detector sees mostly their own kind, and
-    mostly the kind that the prompt names. told: the scenes of the prompts."""
+    mostly the kind that the prompt names. prompted: the scenes of the prompts."""
     found = []
-    for seen, scene, other in zip(kinds_seen(images), scenes, told):
+    for seen, scene, other in zip(kinds_seen(images), scenes, prompted):
         drawing = draw(scene, detector().size)
         for i in counted("canny", drawing):
             most = np.bincount(seen[drawing.shown == i]).argmax()
@@ -128,15 +128,19 @@ def drawn(
     """Pictures with the hints of n scenes and the prompts of the changed ones; the scenes, and the
     changed ones. part: of the steps, as sampling.sample's control_from and control_to."""
     _, hints, _, scenes = held_out_scenes("canny", n, size=nano().size)
-    told = [change(scene) for scene in scenes]
+    prompted = [change(scene) for scene in scenes]
     control = [(bundled("canny"), hints, strength)]
-    return pictures([scene.prompt for scene in told], control, seed, scale, **part), scenes, told
+    return (
+        pictures([scene.prompt for scene in prompted], control, seed, scale, **part),
+        scenes,
+        prompted,
+    )
 
 
 def contradicted(n: int, seed: int, **how: Any) -> dict:
-    made, scenes, told = drawn(n, seed, **how)
-    of_hint, of_prompt = kinds_drawn(made, scenes, told)
-    by_hint, by_prompt = (shown("canny", made, some) for some in (scenes, told))
+    made, scenes, prompted = drawn(n, seed, **how)
+    of_hint, of_prompt = kinds_drawn(made, scenes, prompted)
+    by_hint, by_prompt = (shown("canny", made, some) for some in (scenes, prompted))
     numbers = by_hint | {"follows": by_prompt["follows"], "colours": by_prompt["colours"]}
     return numbers | {"of_hint": of_hint, "of_prompt": of_prompt}
 

@@ -58,7 +58,7 @@ def steps_a_second() -> dict:
     rows = {name: [float(np.median(all_)), min(all_), max(all_)] for name, all_ in found.items()}
     here = this_machine(default_device())
     machine = ", ".join(f"{name} {x}" for name, x in here.items())
-    note = f"(Batches of 8 encoded pairs, one thread, the two by turns, {TURNS} times; {machine}.)"
+    note = f"(Batches of 8 encoded pairs, one thread, interleaved {TURNS} times; {machine}.)"
     head = ["connected", "steps a second", "slowest", "fastest"]
     return {"head": head, "rows": rows, "note": note}
 

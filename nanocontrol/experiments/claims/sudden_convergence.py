@@ -38,7 +38,7 @@ from nanocontrol.experiments.frame import Experiment, Panel, claim, comparison, 
 from nanocontrol.experiments.results import Results, of, spoken, verdict
 
 SUDDEN = 0.5
-ARMS = names_of(*BY_RATE.values(), BY_BATCH[4], BY_BATCH[16])
+VARIED = names_of(*BY_RATE.values(), BY_BATCH[4], BY_BATCH[16])
 RELEASED, SCALED = names_of(PLAIN, VARIANCE)
 
 
@@ -88,13 +88,13 @@ def mean_is_gradual(results: Results) -> tuple[str, str]:
     return ours, verdict(known and all(a > b for a, b in zip(mean, pictures)))
 
 
-@claim("section 3.3 (one of each)", *ARMS)
+@claim("section 3.3 (one of each)", *VARIED)
 def sudden_everywhere(results: Results) -> tuple[str, str]:
     """With it, every learning rate and batch size that learns does so suddenly."""
-    jumped = [name for name in ARMS if np.isfinite(results.jumps(name)).all()]
+    jumped = [name for name in VARIED if np.isfinite(results.jumps(name)).all()]
     shares = {name: median_pictures(results, name)[1] for name in jumped}
     sudden = [name for name in jumped if shares[name] and max(shares[name]) < SUDDEN]
-    ours = f"{len(jumped)} of {len(ARMS)} arms jump, {len(sudden)} of them suddenly"
+    ours = f"{len(jumped)} of {len(VARIED)} arms jump, {len(sudden)} of them suddenly"
     return ours, verdict(bool(jumped) and len(sudden) == len(jumped))
 
 
