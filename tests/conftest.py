@@ -1,5 +1,5 @@
-"""What tests share: small models with random weights, in the style of Stable Diffusion 1 and 2,
-pairs to train on, and how a command refuses."""
+"""Shared fixtures: small random models in the style of Stable Diffusion 1 and 2, pairs to train on,
+and the error message of a command."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from nanocontrol.clip import CLIPTextEncoder, OpenCLIPTextEncoder, TextConfig
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
 
-# Of networks as small as these, threads wait for one another longer than they compute; beside other
-# work several times as long. (The variable is for the commands that tests start.)
+# With networks this small, threads wait for one another longer than they compute. The environment
+# variable is for the commands that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -28,17 +28,17 @@ ROOT = Path(__file__).parents[1]
 NANO = str(ROOT / "weights" / "nano.safetensors")
 CONTROL = str(ROOT / "weights" / "nano-control-canny.safetensors")
 
-BROUGHT = 'the extra `photos` is not installed: pip install -e ".[photos]"'
+NO_PHOTOS = 'the extra `photos` is not installed: pip install -e ".[photos]"'
 CAPTIONS = {
     "astronaut": "an astronaut in an orange suit",
     "camera": "a man with a camera",
     "chelsea": "a cat",
     "coffee": "a cup of coffee on a table",
     "coins": "old coins",
-    "rocket": "a rocket before its start",
+    "rocket": "a rocket on its launch pad",
 }
 
-SIZE = 128  # of nano's pictures
+SIZE = 128  # pixels: the side of nano's pictures
 SMALL = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_levels": (0,)}
 CONFIGS = {
     "sd1": UNetConfig(model_channels=32, context_dim=64, **SMALL),
@@ -47,7 +47,7 @@ CONFIGS = {
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random values in every parameter, those too that begin as zeros."""
+    """Fill every parameter with random values, also those that are initialised to zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -65,10 +65,10 @@ def style(request) -> str:
 
 @cache
 def small(style: str) -> StableDiffusion:
-    """A base model of random weights, made once: a test gets a copy."""
+    """A base model with random weights. It is built once; tests get copies."""
     unet = randomise(UNet(CONFIGS[style])).requires_grad_(False)
     vae = randomise(VAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)))
-    layers = 2 if style == "sd1" else 1  # one of Stable Diffusion 2's has 12 million weights
+    layers = 2 if style == "sd1" else 1  # one layer of Stable Diffusion 2's has 12 million weights
     text = TextConfig(width=unet.config.context_dim, layers=layers, vocabulary=64)
     text_encoder = randomise(CLIPTextEncoder(text) if style == "sd1" else OpenCLIPTextEncoder(text))
     return StableDiffusion(unet, vae, text_encoder, prediction="eps")
@@ -103,20 +103,20 @@ def sd(style, unet) -> StableDiffusion:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Whatever goes to its default folder goes to a temporary one."""
+    """Tests run in a temporary folder, so that default output paths lie there."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def hasty():
-    """Trainings look at pictures that are made in one step: how good they are is not the point."""
+    """Evaluations sample their pictures in one step: quality does not matter here."""
     with hasty_pictures():
         yield
 
 
 @pytest.fixture
 def blind():
-    """Trainings make no pictures and measure nothing (unless the test asks for `hasty` ones)."""
+    """Evaluations sample and measure nothing, unless the test also uses `hasty`."""
     with no_pictures():
         yield
 
@@ -124,7 +124,7 @@ def blind():
 def write_pairs(
     folder: Path, form: str = "prompt.json", n: int = 12, size: tuple[int, int] = (64, 64)
 ) -> Path:
-    """Drawn scenes as files, listed in one of the two forms."""
+    """Write drawn scenes as pairs of files, listed in one of the two supported formats."""
     folder.mkdir(exist_ok=True)
     names = {
         "prompt.json": ("target", "source", "prompt"),
@@ -143,9 +143,9 @@ def write_pairs(
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """A folder as people have it, with a caption beside each picture but one."""
-    skimage = pytest.importorskip("skimage.data", reason=BROUGHT)
-    sklearn = pytest.importorskip("sklearn.datasets", reason=BROUGHT)
+    """Photographs of several sizes, all but one with a caption file."""
+    skimage = pytest.importorskip("skimage.data", reason=NO_PHOTOS)
+    sklearn = pytest.importorskip("sklearn.datasets", reason=NO_PHOTOS)
     folder = tmp_path_factory.mktemp("photos")
     for name, caption in CAPTIONS.items():
         Image.fromarray(getattr(skimage, name)()).save(folder / f"{name}.png")
@@ -157,14 +157,17 @@ def photos(tmp_path_factory) -> Path:
 
 
 def opened(path: str | Path) -> Image.Image:
-    """A picture that is read to its end, and its file closed."""
+    """Read a picture completely and close its file."""
     with Image.open(path) as image:
         image.load()
     return image
 
 
 def refusal(main, capsys, *flags: str) -> str:
-    """The one sentence that a script ends with, and with status 2 (130 if it was stopped)."""
+    """Run a command that must fail -> its one-line message.
+
+    The exit status has to be 2, or 130 for an interrupted run.
+    """
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main([*flags])

@@ -1,8 +1,8 @@
-"""A GPU that is not there, to rehearse what only a GPU does.
+"""A simulated GPU, to test what only a GPU does.
 
-Tensors on 'cuda' have shapes, types and a device but no numbers; those on the CPU are real. So
-mixed devices are found, and whatever makes the CPU wait for the GPU or cannot be recorded in a CUDA
-graph; operations are counted. What they compute, and how fast, is not seen.
+Tensors on 'cuda' have a shape, a type and a device but no values; tensors on the CPU are real. This
+finds mixed devices, operations that make the CPU wait for the GPU, and operations that a CUDA graph
+cannot record. It also counts operations. It checks neither values nor speed.
 """
 
 import sys
@@ -18,18 +18,22 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-AT_ONCE = 2**16  # bytes that a copy takes from anywhere without waiting (CUDA's documentation)
+ASYNC_BYTES = 2**16  # CUDA copies up to this size from unpinned memory without waiting
 COPIES = "copy_", "_to_copy", "_foreach_copy_"
 NO_KERNEL = "_unsafe_view", "empty.memory_format", "empty_like", "new_empty", "empty_strided"
-MISSING = None  # why it cannot be rehearsed here
+MISSING = None  # the reason why a GPU cannot be simulated here
 if not hasattr(torch._C, "_ensureCUDADeviceGuardSet") or not torch.backends.cuda.is_built():
-    MISSING = "this PyTorch was built without CUDA, or cannot do without a GPU"
+    MISSING = "this PyTorch was built without CUDA, or needs a real GPU"
 
 
 class FakeGPU(TorchDispatchMode):
-    """launches, waits: of the operations on the GPU, by name, and of those for which the CPU
-    waited; recording: whether a CUDA graph is being recorded, in which there may be none of the
-    latter; recorded: the launches of each graph."""
+    """Runs operations on 'cuda' with fake tensors, and counts them.
+
+    launches: operations on the GPU, by name
+    waits: operations for which the CPU waited, by name
+    recording: whether a CUDA graph is being recorded; the CPU may not wait then
+    recorded: number of launches in each recorded graph
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +42,7 @@ class FakeGPU(TorchDispatchMode):
         self.waits: Counter = Counter()
         self.made_of: Counter = Counter()  # tensors, by type
         self.recording, self.recorded = False, []
-        self.pinned: dict[int, Tensor] = {}  # by address; kept, so that none is used again
+        self.pinned: dict[int, Tensor] = {}  # by address; kept alive, so that no address is reused
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -47,33 +51,33 @@ class FakeGPU(TorchDispatchMode):
         if made_on != "cuda" and all(map(is_real, given)):
             return function(*args, **kwargs)
         name = function.name().removeprefix("aten::")
-        if name.startswith("prim::"):  # it only asks
+        if name.startswith("prim::"):  # a query
             return function(*args, **kwargs)
         if name == "_local_scalar_dense":  # .item()
             self.wait(name)
             return given[0].dtype is torch.bool
         real = [x for x in given if is_real(x)]
         if name in COPIES and real:
-            told = kwargs.get("non_blocking") or any(x is True for x in args)
-            self.copied(name, real, not told)
-        elif any(x.dim() for x in real):  # (one number may come from anywhere)
+            non_blocking = kwargs.get("non_blocking") or any(x is True for x in args)
+            self.check_copy(name, real, not non_blocking)
+        elif any(x.dim() for x in real):  # a 0-dimensional tensor may be on the CPU
             raise RuntimeError(f"{name}: tensors on two devices")
         with self.fake:
-            made = function(*tree_map_only(Tensor, self.faked, args), **kwargs)
+            made = function(*tree_map_only(Tensor, self.to_fake, args), **kwargs)
         if function.is_view:
             return made
-        return self.made(name, args, made)
+        return self.result(name, args, made)
 
-    def copied(self, name: str, real: list[Tensor], waits: bool) -> None:
-        """From or to the CPU. (A large tensor that is not pinned makes the CPU wait anyway.)"""
+    def check_copy(self, name: str, real: list[Tensor], waits: bool) -> None:
+        """Check a copy from or to the CPU. The CPU always waits for a large unpinned tensor."""
         if self.recording:
             raise RuntimeError(f"{name}: a copy from or to the CPU in a recorded call")
-        large = [x for x in real if x.nbytes > AT_ONCE]
+        large = [x for x in real if x.nbytes > ASYNC_BYTES]
         if waits or any(x.untyped_storage().data_ptr() not in self.pinned for x in large):
             self.wait(name)
 
-    def made(self, name: str, args: tuple, made):
-        """What an operation made: if it is on the CPU it is real, and its numbers are 0."""
+    def result(self, name: str, args: tuple, made):
+        """The result of an operation. On the CPU it is a real tensor of zeros."""
         if name == "copy_" and is_real(args[0]):
             return args[0].zero_()
         if name == "_foreach_copy_" and is_real(args[0][0]):
@@ -87,12 +91,12 @@ class FakeGPU(TorchDispatchMode):
         return torch.zeros(made.shape, dtype=made.dtype)
 
     def pin(self, x: Tensor) -> Tensor:
-        """As Tensor.pin_memory."""
+        """Replaces Tensor.pin_memory."""
         copy = x.clone()
         self.pinned[copy.untyped_storage().data_ptr()] = copy
         return copy
 
-    def faked(self, x: Tensor) -> FakeTensor:
+    def to_fake(self, x: Tensor) -> FakeTensor:
         return self.fake.from_tensor(x) if is_real(x) else x
 
     def wait(self, name: str) -> None:
@@ -102,7 +106,7 @@ class FakeGPU(TorchDispatchMode):
 
     @contextmanager
     def record(self, *_, **__) -> Iterator[None]:
-        """As torch.cuda.graph."""
+        """Replaces torch.cuda.graph."""
         before, self.recording = self.launches.copy(), True
         try:
             yield
@@ -111,15 +115,15 @@ class FakeGPU(TorchDispatchMode):
         self.recorded.append((self.launches - before).total())
 
     def graph(self) -> mock.Mock:
-        """As torch.cuda.CUDAGraph: to replay it is one launch."""
+        """Replaces torch.cuda.CUDAGraph. A replay counts as one launch."""
         return mock.Mock(replay=lambda: self.launches.update(["replay"]))
 
 
 @contextmanager
 def rehearsed() -> Iterator[FakeGPU]:
-    """In a process of its own: what is changed here of PyTorch stays changed."""
+    """Simulate a GPU. Use a separate process: some of the changes to PyTorch are permanent."""
     torch._C._ensureCUDADeviceGuardSet()
-    torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device) is seen
+    torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device) is dispatched
     torch.cuda._lazy_init = lambda: None  # type: ignore[assignment]
     gpu = FakeGPU()
     there = {
@@ -147,7 +151,7 @@ def rehearsed() -> Iterator[FakeGPU]:
 
 
 def replace_tensors(module: nn.Module, function, recurse: bool = True) -> nn.Module:
-    """As nn.Module._apply, which would put another kind of tensor into the old one."""
+    """Replaces nn.Module._apply, which cannot put a fake tensor into a real parameter."""
     for child in module.children():
         replace_tensors(child, function)
     for own in module._parameters, module._buffers:
@@ -166,7 +170,7 @@ def is_real(x: Tensor) -> bool:
 
 @torch.no_grad()
 def backward(loss: Tensor) -> None:
-    """PyTorch's own engine asks for a GPU, so the graph's nodes are called by hand."""
+    """Replaces Tensor.backward: PyTorch's engine needs a GPU, so call the graph's nodes here."""
     uses: Counter = Counter()
     seen, found = set(), [loss.grad_fn]
     while found:
@@ -176,7 +180,7 @@ def backward(loss: Tensor) -> None:
         following = [n for n, _ in node.next_functions if n is not None]
         uses.update(following)
         found += following
-    gradients: dict = defaultdict(dict)  # by node and the number of its input
+    gradients: dict = defaultdict(dict)  # by node, then by index of the input
     gradients[loss.grad_fn][0] = torch.ones_like(loss)
     ready = [loss.grad_fn]
     while ready:
@@ -192,9 +196,9 @@ def backward(loss: Tensor) -> None:
             if following is None:
                 continue
             if gradient is not None:
-                expected, of = following._input_metadata[i], gradients[following]
+                expected, sums = following._input_metadata[i], gradients[following]
                 gradient = gradient.sum_to_size(expected.shape).to(expected.dtype)
-                of[i] = of[i] + gradient if i in of else gradient
+                sums[i] = sums[i] + gradient if i in sums else gradient
             uses[following] -= 1
             if not uses[following]:
                 ready.append(following)

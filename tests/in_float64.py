@@ -1,12 +1,12 @@
-"""train.py with its networks in float64 and without looking at pictures, by the same command line:
+"""train.py with networks in float64 and without evaluation. It takes train.py's flags:
 
     python tests/in_float64.py --base ... --data ...
 
-Two ways to compute the same step differ by rounding, and how much that makes of a gradient is
-another number on every processor. In float64 it is below 1e-12 of the gradient's norm on all of
-them. What stays float32 (x_0, the time's embedding, the error of the predicted noise) is computed
-element by element: at worst a few numbers are rounded the other way, by 6e-8 of each. So 1e-6 holds
-on every processor, and what is computed wrongly is off by 1e-3 or more.
+Two ways to compute a step differ by rounding, and the effect on a gradient depends on the
+processor. In float64 it is below 1e-12 of the gradient's norm on all of them. Three tensors stay in
+float32: x_0, the time embedding and the error of the predicted noise. They are computed element by
+element, so at worst a few values round the other way, by 6e-8 each. A tolerance of 1e-6 therefore
+holds on every processor, while a wrong computation is off by 1e-3 or more.
 """
 
 import sys
@@ -29,7 +29,7 @@ ROUNDING = 1e-6
 
 @contextmanager
 def hasty_pictures():
-    """The pictures that a training looks at are made in one step instead of twenty; no curves."""
+    """Evaluations sample in one step instead of twenty, and draw no curves."""
     with (
         mock.patch.object(watch, "draw_curves"),
         mock.patch.object(train, "measure", measure.measure),
@@ -40,7 +40,7 @@ def hasty_pictures():
 
 @contextmanager
 def no_pictures():
-    """A training looks at the true pictures instead of its own, and measures nothing."""
+    """Evaluations show the true pictures instead of sampled ones, and measure nothing."""
 
     def unmeasured(sd, control, held_out, *others):
         return [held_out.images], {}

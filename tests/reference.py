@@ -1,6 +1,9 @@
-"""The small models and inputs whose outputs, by the original's own code, are in
-fixtures/reference.safetensors (lllyasviel/ControlNet: cldm.ControlNet, ldm's UNetModel and
-AutoencoderKL, strictly loaded with these weights, float32 on a CPU)."""
+"""Small models and inputs for fixtures/reference.safetensors.
+
+The file holds their outputs as computed by the original code (lllyasviel/ControlNet:
+cldm.ControlNet, ldm's UNetModel and AutoencoderKL) in float32 on a CPU. The weights were loaded
+there with strict=True.
+"""
 
 import torch
 
@@ -12,7 +15,7 @@ from nanocontrol.unet import ResBlock
 def unet_and_control(style: str) -> tuple[UNet, ControlNet]:
     unet = randomise(UNet(CONFIGS[style]), seed=10)
     control = randomise(ControlNet(CONFIGS[style]), seed=11)
-    with torch.no_grad():  # so small a variance shows what the norms add to it (eps)
+    with torch.no_grad():  # a small variance makes the norms' eps matter
         for module in [*unet.modules(), *control.modules()]:
             if isinstance(module, ResBlock):
                 module.out_layers[3].weight *= 0.01
@@ -20,7 +23,7 @@ def unet_and_control(style: str) -> tuple[UNet, ControlNet]:
 
 
 def vae() -> VAE:
-    # A channel a group, and dim pictures: again a small variance.
+    # One channel per group and dim pictures: the variance is small here as well.
     return randomise(VAE(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)), seed=12)
 
 

@@ -1,8 +1,8 @@
-"""Sampling and training on a GPU that is not there (fake_gpu.py), in a process of its own:
+"""Sampling and training on the simulated GPU of fake_gpu.py, in a process of its own:
 
     python tests/rehearsal.py sampling|training [--base FILE]
 
-prints what was counted, and what became of planted mistakes, as JSON.
+It prints counts of operations, and the errors that planted mistakes cause, as JSON.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder of train.py
 
 import sample
 import train
@@ -44,20 +44,20 @@ def on_the_cpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return changed
 
 
-def times_an_item(*given) -> list[Tensor] | None:
+def with_an_item(*given) -> list[Tensor] | None:
     residuals = sum_of_residuals(*given)
     return residuals and [r * r.mean().item() for r in residuals]
 
 
-def times_the_cpus(*given) -> list[Tensor] | None:
+def with_a_cpu_tensor(*given) -> list[Tensor] | None:
     residuals = sum_of_residuals(*given)
     return residuals and [r * torch.ones(1).to(r) for r in residuals]
 
 
 PLANTED = {
-    "a device mixed up": (unet, "timestep_embedding", on_the_cpu(embedding)),
-    "an item": (sampling, "sum_of_residuals", times_an_item),
-    "a copy from the CPU": (sampling, "sum_of_residuals", times_the_cpus),
+    "mixed devices": (unet, "timestep_embedding", on_the_cpu(embedding)),
+    "an item()": (sampling, "sum_of_residuals", with_an_item),
+    "a copy from the CPU": (sampling, "sum_of_residuals", with_a_cpu_tensor),
     "a hint left on the CPU": (ControlNet, "encode_hint", on_the_cpu(encode_hint)),
 }
 
@@ -66,8 +66,11 @@ PLANTED = {
 
 
 def rehearse_sampling(gpu: FakeGPU, base: str) -> dict:
-    """A picture; the next one with its graph; one with another strength, which needs a new graph;
-    one after the graph is forgotten; and one with each of the mistakes."""
+    """Sample four pictures, then one with each mistake.
+
+    The second picture reuses the graph of the first. The third has another strength and needs a new
+    graph. Before the fourth the graph is dropped.
+    """
     sd = load_sd(base, "cuda", torch.bfloat16)
     made = dict(gpu.made_of)
     control = ControlNet(sd.unet.config).to("cuda", torch.bfloat16)
@@ -106,15 +109,17 @@ def error_of(call: Callable) -> str:
 
 
 def rehearse_training(gpu: FakeGPU, base: str) -> dict:
-    """A few steps with cached pairs, and the same with a mistake: what the third one takes.
-    (--low-memory is not rehearsed: gradient checkpointing would compute a block anew for each
-    tensor that it kept.)"""
+    """Count the operations of a training's third step, with and without a mistake.
+
+    --low-memory is not covered: here gradient checkpointing would recompute a block once for each
+    tensor that it saved.
+    """
     pairs, found = str(write_pairs(Path("pairs"), n=20)), {}
     flags = ["--base", base, "--data", pairs, "--size", "64", "--device", "cuda", "--steps", "6"]
     for name, more, loss in (
         ("bf16", [], train.training_loss),
         ("fp16", ["--dtype", "fp16"], train.training_loss),
-        ("mistake", [], partial(and_wait, train.training_loss)),
+        ("mistake", [], partial(loss_and_wait, train.training_loss)),
     ):
         with counting_steps(gpu, loss) as (counting, steps):
             train.main([*flags, *more, "--out", name], loss=counting)
@@ -123,11 +128,11 @@ def rehearse_training(gpu: FakeGPU, base: str) -> dict:
             "waits": dict(waits_after - waits),
             "launches": (launches_after - launches).total(),
         }
-    found["scale_on"] = str(after_a_step_with_weights_on_the_cpu().scaler._scale.device)
+    found["scale_on"] = str(optimizer_with_cpu_weights().scaler._scale.device)
     return found
 
 
-def after_a_step_with_weights_on_the_cpu() -> Optimizer:
+def optimizer_with_cpu_weights() -> Optimizer:
     network = nn.Linear(4, 4)
     optimizer = Optimizer({"network": network}, 1e-3, "cuda", "fp16", on_cpu=True)
     loss = network(torch.zeros(1, 4, device="cuda", dtype=torch.float16)).float().sum()
@@ -136,7 +141,7 @@ def after_a_step_with_weights_on_the_cpu() -> Optimizer:
     return optimizer
 
 
-def and_wait(loss: Callable[..., Tensor], *given) -> Tensor:
+def loss_and_wait(loss: Callable[..., Tensor], *given) -> Tensor:
     value = loss(*given)
     value.mean().item()
     return value
@@ -144,7 +149,7 @@ def and_wait(loss: Callable[..., Tensor], *given) -> Tensor:
 
 @contextmanager
 def counting_steps(gpu: FakeGPU, loss: Callable[..., Tensor]) -> Iterator[tuple[Callable, list]]:
-    """The loss, and the counts before each step's loss, from the first one's on."""
+    """A loss function, and the list of counts that it extends in every step."""
     counted: list = []
 
     def counting(*given) -> Tensor:
@@ -169,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["sampling", "training"])
     parser.add_argument(
-        "--base", type=absolute, help="a base model's file (default: a small one is made)"
+        "--base", type=absolute, help="base model (default: a small random one)"
     )
     args = parser.parse_args()
     with TemporaryDirectory() as folder, chdir(folder), rehearsed() as gpu:

@@ -1,7 +1,8 @@
-"""A step whose loss or gradients are not finite is skipped, all of it.
+"""A step whose loss or gradients are not finite is skipped as a whole.
 
-python tests/test_bad_numbers.py ...
-    train.py, whose last process has an infinite loss in step 2, under torchrun
+    torchrun ... tests/test_bad_numbers.py ...
+
+is train.py with an infinite loss in the second process, in step 2.
 """
 
 import json
@@ -33,7 +34,7 @@ BAD_STEP = 2
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # two of them held out
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # two are held out
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def flags(pairs, blind) -> list[str]:
 
 @pytest.fixture
 def bad_draws(monkeypatch):
-    """bad_draws(steps, pair): in these steps, from 0 on, that pair's noise is NaN."""
+    """bad_draws(steps, pair): the noise of that pair is NaN in these steps, counted from 0."""
     original = train.random_draws
 
     def plant(steps, pair: int = 0) -> None:
@@ -61,7 +62,7 @@ def bad_draws(monkeypatch):
 
 
 def strictly(text: str):
-    """JSON as others read it."""
+    """Parse JSON as the standard has it, without NaN and infinity."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
@@ -74,7 +75,7 @@ def log(run: str) -> list[dict]:
 
 
 def state(run: str) -> dict:
-    """Weights, moments and counters, as saved."""
+    """Saved weights, moments and counters."""
     return flat({k: v for k, v in torch.load(Path(run) / "state.pt").items() if k != "seconds"})
 
 
@@ -85,7 +86,7 @@ def flat(tree, path: str = "") -> dict:
 
 
 def same(a: dict, b: dict) -> bool:
-    """To the bit."""
+    """Whether two states are bitwise equal."""
     assert a.keys() == b.keys() and len(a) > 10
     return all(torch.equal(a[k], b[k]) if isinstance(a[k], Tensor) else a[k] == b[k] for k in a)
 
@@ -93,8 +94,8 @@ def same(a: dict, b: dict) -> bool:
 # ----------------------------------------------------------------------------------- one step
 
 
-def taught(clip: float, dtype: str = "fp32") -> tuple[nn.Module, Optimizer]:
-    """A network after two good steps."""
+def trained_network(clip: float, dtype: str = "fp32") -> tuple[nn.Module, Optimizer]:
+    """A network and its optimizer after two good steps."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     optimizer = Optimizer({"net": network}, 1e-2, "cpu", dtype, clip=clip)
@@ -104,7 +105,7 @@ def taught(clip: float, dtype: str = "fp32") -> tuple[nn.Module, Optimizer]:
 
 def backward(network: nn.Module, optimizer: Optimizer) -> Tensor:
     x = torch.ones(1, 3, dtype=next(network.parameters()).dtype)
-    loss = 1e-3 * network(x).square().sum().float()  # in fp16 times 65536
+    loss = 1e-3 * network(x).square().sum().float()  # in fp16 it is multiplied by 65536
     optimizer.backward(loss)
     return loss.detach()
 
@@ -113,44 +114,44 @@ def good_step(network: nn.Module, optimizer: Optimizer) -> float:
     return optimizer.step(backward(network, optimizer)).item()
 
 
-def of(network: nn.Module, optimizer: Optimizer) -> dict:
-    """All but the loss's scale, which may change."""
+def state_of(network: nn.Module, optimizer: Optimizer) -> dict:
+    """The optimizer's state and the weights, without the loss scale, which may change."""
     numbers = {k: v for k, v in optimizer.state().items() if k != "scaler"}
     return deepcopy(flat(numbers) | dict(network.named_parameters()))
 
 
 @pytest.mark.parametrize("clip", [math.inf, 1.0])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_a_bad_step_changes_no_bit_and_the_next_is_as_if_it_had_not_been(clip, dtype):
-    network, optimizer = taught(clip, dtype)
-    before = of(network, optimizer)
+def test_a_bad_step_changes_nothing_and_does_not_affect_the_next(clip, dtype):
+    network, optimizer = trained_network(clip, dtype)
+    before = state_of(network, optimizer)
     assert {int(v) for k, v in before.items() if k.endswith("/step")} == {2}
-    for bad in BAD:  # in the loss alone
+    for bad in BAD:  # in the loss only
         loss = backward(network, optimizer)
         assert math.isnan(optimizer.step(loss + bad))
-        assert same(before, of(network, optimizer))
-    for bad in (*BAD, 1e30):  # in one number of the gradients alone; 1e30 overflows when squared
+        assert same(before, state_of(network, optimizer))
+    for bad in (*BAD, 1e30):  # in one gradient only; 1e30 overflows when squared
         loss = backward(network, optimizer)
         optimizer.computing[-1].grad[-1] = bad
         assert math.isnan(optimizer.step(loss))
-        assert same(before, of(network, optimizer))
-    others, theirs = taught(clip, dtype)
+        assert same(before, state_of(network, optimizer))
+    others, theirs = trained_network(clip, dtype)
     assert good_step(network, optimizer) == good_step(others, theirs)
-    assert same(of(others, theirs), of(network, optimizer))
-    assert not same(before, of(network, optimizer))
+    assert same(state_of(others, theirs), state_of(network, optimizer))
+    assert not same(before, state_of(network, optimizer))
 
 
-def test_a_bad_pass_among_good_ones_spoils_the_step():
-    network, optimizer = taught(math.inf)
-    before = of(network, optimizer)
+def test_one_bad_pass_skips_the_step():
+    network, optimizer = trained_network(math.inf)
+    before = state_of(network, optimizer)
     total = backward(network, optimizer)
     bad = backward(network, optimizer) * math.nan
     total = total + bad + backward(network, optimizer)
-    assert math.isnan(optimizer.step(total)) and same(before, of(network, optimizer))
+    assert math.isnan(optimizer.step(total)) and same(before, state_of(network, optimizer))
 
 
-def test_whether_a_step_is_skipped_is_not_read_by_the_cpu():
-    """On a GPU it would have to wait for that."""
+def test_skipping_a_step_needs_no_read_on_the_cpu():
+    """On a GPU, the CPU would wait for such a read."""
 
     class Reads(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -158,7 +159,7 @@ def test_whether_a_step_is_skipped_is_not_read_by_the_cpu():
             return function(*args, **kwargs or {})
 
     for clip in (math.inf, 1.0):
-        network, optimizer = taught(clip)
+        network, optimizer = trained_network(clip)
         for bad in (0.0, math.nan):
             loss = backward(network, optimizer) + bad
             with Reads():
@@ -166,7 +167,7 @@ def test_whether_a_step_is_skipped_is_not_read_by_the_cpu():
 
 
 def test_fp16_lowers_its_scale_until_gradients_fit():
-    network, optimizer = taught(math.inf, "fp16")
+    network, optimizer = trained_network(math.inf, "fp16")
     before = optimizer.scaler.get_scale()
     for _ in range(16):  # to a scale of 1
         optimizer.backward(1e2 * network(torch.ones(1, 3).half()).square().sum().float())
@@ -180,7 +181,7 @@ def test_fp16_lowers_its_scale_until_gradients_fit():
 
 
 @pytest.mark.slow
-def test_a_skipped_step_is_counted_and_the_state_is_that_before_it(flags, bad_draws):
+def test_a_skipped_step_is_counted_and_leaves_the_state_unchanged(flags, bad_draws):
     train.main([*flags, "--steps", "2", "--out", "before"])
     bad_draws([2, 4])
     train.main([*flags, "--steps", "3", "--out", "after"])
@@ -198,7 +199,7 @@ def test_a_skipped_step_is_counted_and_the_state_is_that_before_it(flags, bad_dr
 
 
 @pytest.mark.slow
-def test_one_bad_pass_skips_the_step(flags, bad_draws):
+def test_one_bad_pass_skips_the_step_of_a_run(flags, bad_draws):
     flags += ["--accumulate", "3"]
     train.main([*flags, "--steps", "1", "--out", "before"])
     bad_draws([1], pair=1)
@@ -210,7 +211,7 @@ def test_one_bad_pass_skips_the_step(flags, bad_draws):
 
 
 @pytest.mark.slow
-def test_a_run_that_skipped_goes_on_to_the_bit(flags, bad_draws):
+def test_a_run_with_skipped_steps_resumes_bitwise(flags, bad_draws):
     bad_draws([1, 3])
     flags += ["--steps", "5", "--save-every", "2"]
     train.main([*flags, "--out", "whole"])
@@ -231,14 +232,14 @@ def test_a_run_that_skipped_goes_on_to_the_bit(flags, bad_draws):
 
 
 @pytest.mark.slow
-def test_ten_bad_steps_in_a_row_end_a_run_and_nothing_good_is_lost(flags, bad_draws, capsys):
+def test_ten_bad_steps_in_a_row_end_a_run_and_keep_the_last_good_state(flags, bad_draws, capsys):
     train.main([*flags, "--steps", "4", "--out", "good"])
     bad_draws([4, 5, 6, 7, 8, 9, 10, 11, 12, 13])  # losses are read after steps 10 and 20
     flags += ["--steps", "30"]
     message = refusal(train.main, capsys, *flags, "--out", "bad")
     for words in ("--lr 0.0001", "10 steps in a row", "NaN", "kept in", "bad"):
         assert words in message
-    assert "fp32" not in message  # it is that already
+    assert "fp32" not in message  # the run is already in fp32
     kept = state("bad")
     assert kept["/step"] == 20 and log("bad")[-1]["step"] == 20
     weights = train.load_control("bad/control.safetensors", train.load_sd(NANO).unet)
@@ -264,7 +265,7 @@ def test_nine_bad_steps_in_a_row_do_not_end_a_run(flags, bad_draws):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["vae", "detector"])
-def test_trainings_of_nano_skip_too(part, monkeypatch):
+def test_nano_trainings_skip_bad_steps(part, monkeypatch):
     calls, original = [], nano_train.PARTS[part]
 
     def with_one_bad_loss(settings: nano_train.Settings) -> nano_train.Part:
@@ -288,7 +289,7 @@ def test_trainings_of_nano_skip_too(part, monkeypatch):
     assert counters == {2.0}
 
 
-def test_what_is_measured_as_nan_is_null_in_the_log(tmp_path):
+def test_nan_is_null_in_the_log(tmp_path):
     run = RunFolder(tmp_path)
     run.log(1, score=math.nan, iou=math.inf, loss=0.5, gain=None)
     assert log(str(tmp_path)) == [
@@ -298,7 +299,7 @@ def test_what_is_measured_as_nan_is_null_in_the_log(tmp_path):
 
 @pytest.mark.slow
 def test_processes_skip_together(flags, tmp_path):
-    """An infinite loss of one of them, whose gradients are finite."""
+    """One process has an infinite loss, but finite gradients."""
     flags += ["--steps", str(BAD_STEP + 1)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*torchrun, "--standalone", __file__, *flags, "--out", "two"]

@@ -1,4 +1,4 @@
-"""What a GPU computes, beside a CPU. Without one these tests are skipped."""
+"""A GPU samples and learns what a CPU does. Skipped without a GPU."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 @pytest.fixture
 def exact():
-    """Float32 without TF32; afterwards what was before."""
+    """Compute in float32 without TF32, and restore the settings afterwards."""
     cudnn, matrices = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     attention = torch.backends.cuda.cudnn_sdp_enabled()
     machine.for_sampling()
@@ -37,9 +37,9 @@ def latents(sd, control, hints, prompts, seed):
     return made.float().cpu()
 
 
-def test_it_samples_what_a_cpu_samples_also_when_steps_are_replayed(exact):
-    """Seed 1 twice: at first steps are computed and then recorded as CUDA graphs, with control and
-    without; the last time all are replays."""
+def test_a_gpu_samples_what_a_cpu_does_and_so_do_replayed_graphs(exact):
+    """The first run with seed 1 computes steps, then records them as CUDA graphs, one with control
+    and one without. The second run with seed 1 only replays graphs."""
     _, hints, prompts, _ = held_out_scenes("canny", 2, size=128)
     made = {}
     for device in "cpu", "cuda":
@@ -54,8 +54,8 @@ def test_it_samples_what_a_cpu_samples_also_when_steps_are_replayed(exact):
     assert (made["cpu"][0] - made["cpu"][1]).abs().max() > 1
 
 
-def test_it_learns_what_a_cpu_learns(exact):
-    """Three steps on the same pairs. (The gradients are those of the fourth.)"""
+def test_a_gpu_learns_what_a_cpu_does(exact):
+    """Three steps on the same pairs. The compared gradients are those of a fourth step."""
     losses, gradients = {}, {}
     _, hints, _, _ = held_out_scenes("canny", 2, size=128)
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
-"""What runs for long holds its memory: each in a process of its own,
+"""Memory does not grow in long runs. Each run is a process of its own:
 
-python tests/test_memory.py training|sampling NUMBER
+    python tests/test_memory.py training|sampling NUMBER
 """
 
 import os
@@ -14,20 +14,20 @@ from unittest import mock
 import pytest
 
 TESTS = Path(__file__).parent
-WARM_UP = 1 / 3  # of the calls: until then allocators and caches fill
+WARM_UP = 1 / 3  # share of the calls in which allocators and caches still fill
 
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 
 def memory() -> int:
-    """Bytes that this process holds."""
+    """Resident memory of this process, in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
 
 def counted(call: Callable, number: int) -> Callable:
-    """The function; after its warm-up and after its last call the memory is printed."""
+    """Wrap a function to print the memory after its warm-up and after its last call."""
     calls = 0
 
     def with_count(*args, **kwargs):
@@ -41,7 +41,7 @@ def counted(call: Callable, number: int) -> Callable:
 
 
 def training(number: int) -> None:
-    """Steps, with a look at pictures and a save at every 50th."""
+    """Training steps, with an evaluation and a save every 50 steps."""
     import train
     from in_float64 import hasty_pictures
     from nanocontrol.training.watch import Watch
@@ -70,7 +70,7 @@ def sampling(number: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 @pytest.mark.parametrize(("what", "number"), [("training", 1500), ("sampling", 300)])
 def test_memory_does_not_grow(what, number, tmp_path):
     command = [sys.executable, __file__, what, str(number)]

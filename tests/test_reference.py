@@ -1,4 +1,4 @@
-"""Networks against outputs of the original's code (see reference.py)."""
+"""Networks against stored outputs of the original code (see reference.py)."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ def relative_error(ours: torch.Tensor, name: str) -> float:
 
 
 def in_float64(style: str) -> dict[str, torch.Tensor]:
-    """What remains is the reference's own rounding, on every processor the same."""
+    """Inputs in float64, so that only the reference's own rounding remains."""
     return {k: x.double() if x.is_floating_point() else x for k, x in inputs(style).items()}
 
 
 @pytest.mark.parametrize("style", ["sd1", "sd2"])
 @torch.no_grad()
-def test_unet_and_controlnet(style):
+def test_unet_and_controlnet_match_the_original(style):
     unet, control = (network.double() for network in unet_and_control(style))
     given = in_float64(style)
     x, t, context = given["x"], given["t"], given["context"]
@@ -33,7 +33,7 @@ def test_unet_and_controlnet(style):
 
 
 @torch.no_grad()
-def test_vae():
+def test_the_vae_matches_the_original():
     ours, given = vae().double(), in_float64("sd1")
     mean, logvar = ours.encode(given["image"])
     assert relative_error(mean, "vae.mean") < 1e-5

@@ -1,4 +1,4 @@
-"""What only a GPU does, on one that is not there: see fake_gpu.py."""
+"""Sampling and training on a simulated GPU: see fake_gpu.py."""
 
 import json
 import subprocess
@@ -20,18 +20,18 @@ def counted(what: str) -> dict:
 
 
 @pytest.mark.slow
-def test_sampling_is_recorded_once_and_mistakes_are_found():
+def test_sampling_records_one_graph_and_planted_mistakes_fail():
     found = counted("sampling")
-    # Half precision is made on the CPU: nothing else ever takes place on the GPU.
+    # Weights are rounded on the CPU, so the GPU never holds float32.
     assert found["made_while_loading"].keys() == {"torch.bfloat16"}
     first, second, *others = found["pictures"]
-    assert first["graphs"] == second["graphs"] == 1  # the next picture is made with the same one
+    assert first["graphs"] == second["graphs"] == 1  # the next picture reuses it
     assert second["launches"] < first["launches"] / 2
-    # Another strength and a forgotten graph are recorded again.
+    # Another strength needs a new recording, and so does a dropped graph.
     assert others == [first | {"graphs": 2}, first | {"graphs": 3}]
     for name, words in {
-        "a device mixed up": "two devices|from or to the CPU",
-        "an item": "the CPU waits in a recorded call",
+        "mixed devices": "two devices|from or to the CPU",
+        "an item()": "the CPU waits in a recorded call",
         "a copy from the CPU": "from or to the CPU in a recorded call",
         "a hint left on the CPU": "two devices",
     }.items():
@@ -43,5 +43,5 @@ def test_a_training_step_never_waits_for_the_gpu():
     found = counted("training")
     assert found["bf16"]["waits"] == found["fp16"]["waits"] == {}
     assert found["mistake"]["waits"] == {"_local_scalar_dense": 1}
-    # The loss's scale is where the gradients are: between devices it would be read too early.
+    # The loss scale has to be on the gradients' device; elsewhere it would be read too early.
     assert found["scale_on"] == "cpu"
