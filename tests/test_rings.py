@@ -49,7 +49,7 @@ def inner(tmp_path_factory) -> Path:
 
 
 def call(copy: Path, *command: str) -> str:
-    """What Python prints there."""
+    """Run Python in the copy -> its output."""
     environment = os.environ | {"PYTHONPATH": str(copy / "site")}
     command = [sys.executable, *command]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)

@@ -49,7 +49,7 @@ Contender = Callable[[int], Callable[..., object]]  # of a batch size
 
 @dataclass
 class Job:
-    """What is measured, and where."""
+    """The files, the device and the size for a measurement."""
 
     base: str  # the base model's file
     control: str  # a ControlNet's

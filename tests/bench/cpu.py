@@ -35,6 +35,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
+from torch.profiler import profile
+from tqdm import tqdm
+
 from contenders import (
     Contender,
     Job,
@@ -50,10 +54,6 @@ from contenders import (
     random_files,
     seconds,
 )
-from torch import Tensor
-from torch.profiler import profile
-from tqdm import tqdm
-
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.flags import at_least, multiple_of_64
 

@@ -29,6 +29,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
+
 from contenders import (
     ROOT,
     Contender,
@@ -44,7 +45,6 @@ from contenders import (
     random_files,
     seconds,
 )
-
 from nanocontrol.nano.model import AUTOENCODER, NANO, NANO_CONTROL, UNET
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.flags import device, positive
@@ -221,7 +221,7 @@ class Bench:
 
 
 class Visit(NamedTuple):
-    """What the process that measures is told."""
+    """The arguments of the process that measures."""
 
     first: int  # the number of its first row
     until: float  # when to end, in seconds as time.time() has them

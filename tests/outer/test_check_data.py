@@ -19,7 +19,7 @@ def header_of_a_png(width: int, height: int) -> bytes:
 
 
 def report(capsys, *flags: object) -> tuple[str, int]:
-    """What check_data prints, and its exit status."""
+    """The output of check_data, and its exit status."""
     status = 0
     try:
         check_data([*map(str, flags), "--size", "64"])
