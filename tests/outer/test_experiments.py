@@ -715,11 +715,11 @@ def test_stored_runs_are_kept(experiment, changed, tmp_path, monkeypatch):
         for name, entry in before[kind].items():
             assert entry["runs"] and entry["runs"] == now[kind][name]["runs"], name
     assert now["expected"] == before["expected"]
-    for name, arm in now["arms"].items():
+    for arm in now["arms"].values():
         arm["settings"] |= {"lr": 0.5}
-        results.write_results(tmp_path / "x.json", now)
-        other = runs.content_of(experiment, {}, tmp_path, tmp_path / "x.json")
-        assert other["arms"][name]["runs"] == []
+    results.write_results(tmp_path / "x.json", now)
+    other = runs.content_of(experiment, {}, tmp_path, tmp_path / "x.json")["arms"]
+    assert all(arm["runs"] == [] for arm in other.values())
 
 
 # ------------------------------------------------------------------------------------- the report
@@ -740,6 +740,8 @@ def test_an_index_names_every_experiment():
         (line,) = (line for line in lines if f"](claims/{name}.py)" in line)
         assert "](RESULTS.md#" in line
         assert f"](../../assets/experiments/{name}.png)" in line or name == "encoder_at_size"
+        verdicts = line.split("|")[3]
+        assert sum(map(int, re.findall(r"\d+", verdicts))) == len(experiment_of(name).claims)
 
 
 def made_up(values: dict[str, list[float]], experiment: frame.Experiment | None = None) -> Results:

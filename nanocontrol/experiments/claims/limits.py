@@ -130,11 +130,8 @@ def drawn(
     _, hints, _, scenes = held_out_scenes("canny", n, size=nano().size)
     prompted = [change(scene) for scene in scenes]
     control = [(bundled("canny"), hints, strength)]
-    return (
-        pictures([scene.prompt for scene in prompted], control, seed, scale, **part),
-        scenes,
-        prompted,
-    )
+    made = pictures([scene.prompt for scene in prompted], control, seed, scale, **part)
+    return made, scenes, prompted
 
 
 def contradicted(n: int, seed: int, **how: Any) -> dict:

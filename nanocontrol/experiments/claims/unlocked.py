@@ -32,21 +32,17 @@ a fresh clone; each of them alone gives the verdicts of seed 0.
 
 from functools import partial
 
-from nanocontrol.experiments.claims import shared
+from nanocontrol.experiments.claims.shared import VARIANCE, like_variance, parts_of_left
 from nanocontrol.experiments.frame import Experiment, Panel, comparison, names_of
 from nanocontrol.experiments.results import all_below, listed, of
 
-FIFTH = 2e-4
-DECODER, ALL = (
-    shared.like_variance(f"{part} unlocked", unlock=part) for part in ("decoder", "all")
-)
+DECODER, ALL = (like_variance(f"{part} unlocked", unlock=part) for part in ("decoder", "all"))
 SLOW_DECODER, SLOW_ALL = (
-    shared.like_variance(f"{part} unlocked, a fifth", unlock=part, lr=FIFTH)
-    for part in ("decoder", "all")
+    like_variance(f"{part} unlocked, a fifth", unlock=part, lr=2e-4) for part in ("decoder", "all")
 )
-VARIANTS = (shared.VARIANCE, DECODER, ALL, SLOW_DECODER, SLOW_ALL)
+VARIANTS = (VARIANCE, DECODER, ALL, SLOW_DECODER, SLOW_ALL)
 NAMES = names_of(*VARIANTS)
-TITLES = {shared.VARIANCE.name: "locked"}
+TITLES = {VARIANCE.name: "locked"}
 each = partial(listed, names=NAMES, titles=TITLES)
 LOCKED_OR_NOT = "locked {}; decoder unlocked {}; all unlocked {}"
 
@@ -87,5 +83,5 @@ EXPERIMENT = Experiment(
     ),
     curves=("follows", "score"),
     titles=TITLES,
-    **shared.parts_of_left(NAMES),
+    **parts_of_left(NAMES),
 )
