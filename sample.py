@@ -5,7 +5,7 @@
     python sample.py --base weights/v1-5-pruned-emaonly.safetensors --hint edges.png \\
                      --control weights/control_v11p_sd15_canny.pth --prompt "a red sports car"
 
-nanocontrol/tools/README.md shows every way to apply a ControlNet.
+nanocontrol/commands/README.md lists the flags, nanocontrol/tools/README.md has examples.
 """
 
 import argparse
