@@ -6,6 +6,7 @@ the JSON files. They are written after every run, or without training by
 Plots take matplotlib: pip install -e ".[experiments]".
 """
 
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -22,14 +23,9 @@ from nanocontrol.plumbing.files import write_atomically
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 FRONT = Path(__file__).parents[2] / "README.md"
-# What a newcomer would most like to know.
-FRONT_ROWS = {
-    "sudden_convergence": "With the released initialisation pictures follow only after a long wait",
-    "unlocked": "A base that is not locked forgets",
-    "data_size": "With 1,000 pictures it does not collapse",
-    "prompt_dropout": "Dropping half of the prompts teaches it to read the hint",
-    "limits": "A hint is still followed if the prompt names other kinds (asked after the runs)",
-}
+# What the paper and users ask most, whatever the verdict: the claims on the front page, each with a
+# number and two of the variants or rows that it compares.
+FRONT_ROWS = Path(__file__).with_name("front.json")
 SEEDS = 3  # of each variant, that a verdict should have
 TITLES = {  # of numbers
     "area": "area of `follows`",
@@ -76,8 +72,7 @@ def judged(claim: Claim, experiment: Experiment, results: Results | None) -> tup
 def claims_table(found: Found) -> str:
     rows = []
     for experiment, results in ((experiment_of(name), found[name]) for name in found):
-        anchor = re.sub(r"[^\w\- ]", "", experiment.parts[0].lower()).replace(" ", "-")
-        link = f"[{experiment.parts[0]}](#{anchor})"
+        link = f"[{experiment.parts[0]}](#{anchor_of(experiment)})"
         for claim in experiment.claims:
             rows.append([link, claim.claim, claim.evidence, *judged(claim, experiment, results)])
     return markdown_table(["experiment", "claim", "evidence for it", "ours", "verdict"], rows)
@@ -85,11 +80,20 @@ def claims_table(found: Found) -> str:
 
 def front_table(found: Found) -> str:
     rows = []
-    for name, text in FRONT_ROWS.items():
-        experiment = experiment_of(name)
-        claim = next(claim for claim in experiment.claims if claim.claim == text)
-        rows.append([text, *judged(claim, experiment, found[name])])
-    return markdown_table(["claim", "on nano", "verdict"], rows)
+    for row in json.loads(FRONT_ROWS.read_text(encoding="utf-8")):
+        experiment, results = experiment_of(row["experiment"]), found[row["experiment"]]
+        claim = next(claim for claim in experiment.claims if claim.claim == row["claim"])
+        link = f"[{claim.claim}](nanocontrol/experiments/RESULTS.md#{anchor_of(experiment)})"
+        pair = row["compared"].items()
+        cells = [
+            f"{title}: {results and results.spoken(name, row['number'])}" for name, title in pair
+        ]
+        rows.append([link, row["measured"], *cells, judged(claim, experiment, results)[1]])
+    return markdown_table(["claim", "measured on nano", "", "", "verdict"], rows)
+
+
+def anchor_of(experiment: Experiment) -> str:
+    return re.sub(r"[^\w\- ]", "", experiment.parts[0].lower()).replace(" ", "-")
 
 
 def section(experiment: Experiment, results: Results | None) -> str:
