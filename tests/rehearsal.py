@@ -173,9 +173,7 @@ def small_base() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["sampling", "training"])
-    parser.add_argument(
-        "--base", type=absolute, help="base model (default: a small random one)"
-    )
+    parser.add_argument("--base", type=absolute, help="base model (default: a small random one)")
     args = parser.parse_args()
     with TemporaryDirectory() as folder, chdir(folder), rehearsed() as gpu:
         rehearse = {"sampling": rehearse_sampling, "training": rehearse_training}[args.what]

@@ -1,6 +1,6 @@
 """Memory does not grow in long runs. Each run is a process of its own:
 
-    python tests/test_memory.py training|sampling NUMBER
+python tests/test_memory.py training|sampling NUMBER
 """
 
 import os
