@@ -31,8 +31,18 @@ def test_the_reading_order_has_all_that_one_reads():
     assert sorted(ROW.findall(text_of(ROOT / "README.md"))) == sorted(core)
 
 
-def test_the_front_page_is_short():
-    assert len(text_of(ROOT / "README.md").splitlines()) <= 150
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_readme_is_longer_than_one_reads(readme):
+    assert len(text_of(readme).splitlines()) <= 150 or readme.name == "RESULTS.md"  # generated
+
+
+def test_all_readmes_together_are_read_in_an_hour():
+    """Words, without the generated table of claims."""
+    texts = {file: text_of(file) for file in READMES if file.name == "README.md"}
+    generated = re.compile(r"<!-- claims -->.*<!-- end of claims -->", re.DOTALL)
+    words = {file: len(generated.sub("", text).split()) for file, text in texts.items()}
+    assert words[ROOT / "README.md"] <= 1500
+    assert sum(words.values()) <= 10_000, words
 
 
 def test_every_folder_says_what_lives_there():
