@@ -1,4 +1,4 @@
-"""Files: the published layouts, every form they come in, and what is refused."""
+"""Checkpoint files: published layouts, supported formats, and files that are refused."""
 
 import json
 import pickle
@@ -39,12 +39,12 @@ BYTES = {"F32": 4, "F16": 2, "I64": 8, "I32": 4}
 
 
 def published(name: str) -> dict[str, tuple[str, list[int]]]:
-    """name -> (dtype, shape) of every tensor of a published file."""
+    """name -> (dtype, shape) of every tensor in a published file."""
     return json.loads((FIXTURES / f"{name}.json").read_text())
 
 
 def write_hollow(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> Path:
-    """A safetensors file of the published layout, with zeros that take no room on disk."""
+    """Write a safetensors file of zeros with the published layout. It is sparse on disk."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, (dtype, shape) in sorted(tensors.items()):
         begin, end = end, end + BYTES[dtype] * int(np.prod(shape, dtype=np.int64))
@@ -57,7 +57,7 @@ def write_hollow(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> Path:
 
 
 def memory_in_use() -> int:
-    """Bytes that are this process's alone, not mapped from files, where Linux tells; else 0."""
+    """Anonymous memory of this process in bytes, without mapped files. 0 where /proc is missing."""
     status = Path("/proc/self/status")
     found = status.exists() and re.search(r"RssAnon:\s+(\d+)", status.read_text())
     return 1024 * int(found[1]) if found else 0
@@ -73,10 +73,10 @@ def memory_in_use() -> int:
 )
 def test_published_layouts_load(tmp_path, name, config, text, size):
     path = write_hollow(tmp_path / "model.safetensors", published(name))
-    assert path.stat().st_size == size  # of the file on the model hub, to the byte
+    assert path.stat().st_size == size  # size of the file on the model hub
     before = memory_in_use()
     sd = load_sd(path, prediction="eps")
-    assert memory_in_use() - before < 0.1 * size  # the file is mapped, nothing is held twice
+    assert memory_in_use() - before < 0.1 * size  # the file is mapped, no tensor is copied
     assert sd.unet.config == config and sd.text_encoder.config == text
     assert (sd.scale_factor, sd.guidance) == (0.18215, 9.0)
     control = write_hollow(tmp_path / "control.safetensors", published("control_" + name))
@@ -118,18 +118,18 @@ def test_the_networks_have_the_published_names_and_shapes(name, config, text_enc
     assert own == {key: theirs[key] for key in theirs if not IGNORED.fullmatch(key)}
 
 
-def test_only_named_keys_are_ignored():
+def test_only_listed_keys_are_ignored():
     keys = published("sd15").keys() | published("sd21").keys()
     ignored = {key for key in keys if IGNORED.fullmatch(key)}
     assert len(ignored) == 12 + 2 + 3  # the schedule; model_ema; position_ids, projection, scale
     assert not IGNORED.fullmatch("model.diffusion_model.betas")
 
 
-# ------------------------------------------------------------------- the forms that files take
+# ------------------------------------------------------------------------------------- formats
 
 
 def contents(sd, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of a small base model."""
+    """Save a small base model -> the tensors in its file."""
     save_sd(sd, path)
     return load_file(path)
 
@@ -139,7 +139,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module, dtype=torch.float32) -> bool:
     return all(torch.equal(t, theirs[name].to(dtype).float()) for name, t in a.state_dict().items())
 
 
-def test_round_trip(sd, tmp_path):
+def test_saving_and_loading_a_base_is_exact(sd, tmp_path):
     sd.scale_factor, sd.guidance, sd.size, sd.prediction = 0.25, 3.0, 64, "v"
     save_sd(sd, tmp_path / "a.safetensors")
     again = load_sd(tmp_path / "a.safetensors")
@@ -153,8 +153,8 @@ def test_round_trip(sd, tmp_path):
         assert expected <= json.loads(file.metadata()["nanocontrol"]).keys()
 
 
-def test_a_condition_encoder_of_other_widths(unet, tmp_path):
-    """Nano's is narrower than the paper's; the file's shapes tell."""
+def test_the_condition_encoder_may_have_other_widths(unet, tmp_path):
+    """Nano's encoder is narrower than the released one. Shapes in the file determine the widths."""
     narrow = randomise(ControlNet(unet.config, hint_channels=(4, 8, 8, 16)))
     save_control(narrow, path := tmp_path / "a.safetensors")
     assert same(load_control(path, unet), narrow)
@@ -168,15 +168,15 @@ def test_a_condition_encoder_of_other_widths(unet, tmp_path):
         assert words in refused(path, unet)
 
 
-# Three convolutions, each halving the size; one that halves at once, then keeps the size.
+# Three convolutions of stride 2, alone and followed by two of stride 1.
 @pytest.mark.parametrize(
     "layers", [((0, 2), (1, 2), (2, 2)), ((0, 2), (1, 2), (2, 2), (2, 1), (3, 1))]
 )
 @pytest.mark.parametrize("style", ["sd1"])
-def test_another_condition_encoder_is_saved_and_loaded(
+def test_a_condition_encoder_of_another_layout_is_saved_and_loaded(
     sd, unet, inputs, tmp_path, monkeypatch, layers
 ):
-    """Its layout stands in one place, controlnet.py: nothing else is told."""
+    """The layout is defined in controlnet.py only."""
     x, t, context, hint, noise = inputs
     released = ControlNet(unet.config).state_dict()
     monkeypatch.setattr(controlnet_module, "HINT_LAYERS", layers)
@@ -193,13 +193,13 @@ def test_another_condition_encoder_is_saved_and_loaded(
             for net in (control, again)
         )
     assert torch.equal(ours, theirs)
-    # Files with the released encoder are refused, as this one was before.
+    # Files with the released encoder are refused now.
     save_file({"control_model." + name: tensor for name, tensor in released.items()}, path)
     assert "input_hint_block" in refused(path, unet)
 
 
 @pytest.mark.parametrize("style", ["sd1"])
-def test_half_precision_files_come_as_what_is_asked_for(sd, tmp_path):
+def test_half_precision_files_load_in_the_requested_precision(sd, tmp_path):
     tensors = {k: t.half() for k, t in contents(sd, tmp_path / "a.safetensors").items()}
     save_file(tensors, tmp_path / "half.safetensors")
     widened = load_sd(tmp_path / "half.safetensors", prediction="eps")
@@ -213,7 +213,7 @@ def test_half_precision_files_come_as_what_is_asked_for(sd, tmp_path):
 @pytest.mark.parametrize("wraps", [0, 1, 2])
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("style", ["sd1"])
-def test_pickles_nested_and_old(sd, tmp_path, ending, wraps, zipped):
+def test_nested_and_old_pickles_load(sd, tmp_path, ending, wraps, zipped):
     tensors = contents(sd, tmp_path / "a.safetensors")
     tensors["model_ema.decay"], tensors["betas"] = torch.tensor(0.9), torch.zeros(1000)
     for _ in range(wraps):
@@ -222,7 +222,7 @@ def test_pickles_nested_and_old(sd, tmp_path, ending, wraps, zipped):
     assert same(load_sd(tmp_path / f"a{ending}", prediction="eps").unet, sd.unet)
 
 
-def test_projections_stored_the_other_way(sd, tmp_path):
+def test_projections_may_be_linear_or_convolutions(sd, tmp_path):
     tensors = contents(sd, tmp_path / "a.safetensors")
     for name, tensor in tensors.items():
         if re.search(r"proj_in\.weight|proj_out\.weight|attn_1\.[qkv]\.weight", name):
@@ -234,7 +234,7 @@ def test_projections_stored_the_other_way(sd, tmp_path):
 
 
 @pytest.mark.parametrize("style", ["sd1"])
-def test_merges_without_text_model_and_with_wrong_position_ids(sd, tmp_path):
+def test_merged_models_without_text_model_and_with_wrong_position_ids_load(sd, tmp_path):
     tensors = contents(sd, tmp_path / "a.safetensors")
     merged = {name.replace(".text_model.", "."): tensor for name, tensor in tensors.items()}
     assert merged.keys() != tensors.keys()
@@ -244,7 +244,7 @@ def test_merges_without_text_model_and_with_wrong_position_ids(sd, tmp_path):
 
 
 @pytest.mark.slow
-def test_controlnets_with_prefix_without_and_inside_a_whole_model(sd, trained_control, tmp_path):
+def test_controlnets_load_with_prefix_without_and_from_a_whole_model(sd, trained_control, tmp_path):
     whole = contents(sd, tmp_path / "a.safetensors")
     save_control(trained_control, tmp_path / "control.safetensors")
     prefixed = load_file(tmp_path / "control.safetensors")
@@ -259,17 +259,17 @@ def test_controlnets_with_prefix_without_and_inside_a_whole_model(sd, trained_co
 
 @pytest.mark.parametrize("style", ["sd2"])
 @pytest.mark.parametrize("bias, prediction", [(0.5, "eps"), (-1.0, "v")])
-def test_prediction_is_found_by_asking(unet, bias, prediction):
+def test_the_prediction_type_is_found_by_running_the_unet(unet, bias, prediction):
     torch.nn.init.zeros_(unet.out[2].weight)
-    torch.nn.init.constant_(unet.out[2].bias, bias)  # gives x back, or something like -x_0
+    torch.nn.init.constant_(unet.out[2].bias, bias)  # returns x, or roughly -x_0
     assert guess_prediction(unet) == prediction
 
 
-# ----------------------------------------------------------------- pickles that carry more
+# ----------------------------------------------------------- pickles with more than tensors
 
 
 def lightning_checkpoint(tensors: dict, path: Path, monkeypatch, numpy_1: bool) -> None:
-    """As pytorch_lightning 1.4 wrote them: the callbacks' state has a class and numpy scalars."""
+    """Write a file as pytorch_lightning 1.4 did: its callbacks have a class and numpy scalars."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     for i in range(1, 4):
         module = types.ModuleType(".".join(name.split(".")[:i]))
@@ -298,7 +298,7 @@ def rewrite_pickle(path: Path, old: bytes, new: bytes) -> None:
 def test_lightning_checkpoints_load(sd, tmp_path, monkeypatch, numpy_1):
     tensors = contents(sd, tmp_path / "a.safetensors")
     lightning_checkpoint(tensors, tmp_path / "a.ckpt", monkeypatch, numpy_1)
-    with pytest.raises(pickle.UnpicklingError):  # it does carry more than torch allows
+    with pytest.raises(pickle.UnpicklingError):  # it holds more than torch allows
         torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert same(load_sd(tmp_path / "a.ckpt").unet, sd.unet)
 
@@ -312,7 +312,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_hostile_pickles_are_refused_by_name_and_nothing_runs(tmp_path, zipped):
+def test_hostile_pickles_are_refused_by_name_and_never_run(tmp_path, zipped):
     import os
 
     trace = tmp_path / "it-ran"
@@ -340,7 +340,7 @@ def refused(path, unet=None) -> str:
 
 
 @pytest.mark.parametrize("style", ["sd1"])
-def test_files_that_are_none(tmp_path, sd):
+def test_missing_files_and_files_of_other_formats_are_refused(tmp_path, sd):
     assert "does not exist" in refused(tmp_path / "missing.safetensors")
     (tmp_path / "text.txt").write_text("hello")
     assert ".safetensors" in refused(tmp_path / "text.txt")
@@ -352,7 +352,7 @@ def test_files_that_are_none(tmp_path, sd):
 
 
 @pytest.mark.parametrize("style", ["sd1"])
-def test_truncated_files(sd, tmp_path):
+def test_truncated_files_are_refused(sd, tmp_path):
     tensors = contents(sd, tmp_path / "a.safetensors")
     torch.save(tensors, tmp_path / "b.ckpt")
     torch.save(tensors, tmp_path / "c.ckpt", _use_new_zipfile_serialization=False)
@@ -364,7 +364,7 @@ def test_truncated_files(sd, tmp_path):
 
 
 @pytest.mark.parametrize("style", ["sd1"])
-def test_missing_extra_and_misshapen_tensors_are_named(sd, tmp_path):
+def test_missing_extra_and_misshaped_tensors_are_reported(sd, tmp_path):
     path = tmp_path / "a.safetensors"
     tensors = contents(sd, path)
     name = "model.diffusion_model.out.2.bias"
@@ -382,7 +382,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(sd, tmp_path):
 
 
 @pytest.mark.parametrize("style", ["sd1"])
-def test_models_of_other_kinds(sd, unet, trained_control, tmp_path):
+def test_models_of_other_kinds_are_refused(sd, unet, trained_control, tmp_path):
     path = tmp_path / "a.safetensors"
     tensors = contents(sd, path)
     first = "model.diffusion_model.input_blocks.0.0.weight"
@@ -407,13 +407,13 @@ def test_models_of_other_kinds(sd, unet, trained_control, tmp_path):
     assert "a.safetensors" in refused(path)
 
 
-def test_a_controlnet_for_another_base(tmp_path):
+def test_a_controlnet_for_another_base_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     save_control(ControlNet(CONFIGS["sd1"]), path)
     assert "64 wide" in refused(path, UNet(CONFIGS["sd2"]))
 
 
-def test_a_failed_save_leaves_the_older_file(trained_control, tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_previous_file(trained_control, tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     save_control(trained_control, path)
     before = path.read_bytes()
@@ -429,7 +429,7 @@ def test_a_failed_save_leaves_the_older_file(trained_control, tmp_path, monkeypa
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_small_vae_is_read_off_its_shapes(sd, tmp_path):
+def test_the_size_of_a_vae_is_read_from_its_shapes(sd, tmp_path):
     save_sd(sd, tmp_path / "a.safetensors")
     vae = load_sd(tmp_path / "a.safetensors", prediction="eps").vae
     config = VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)

@@ -1,4 +1,4 @@
-"""The text encoders and the tokenizer against open_clip's."""
+"""Text encoders and tokenizer against open_clip's."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def transformer():
 
 
 def tower(transformer, layers: int, **options) -> torch.nn.Module:
-    """open_clip's text tower with random weights; gives the normalised tokens."""
+    """open_clip's text tower with random weights. It returns the normalised tokens."""
     tower = transformer.TextTransformer(
         context_length=77,
         vocab_size=CONFIG.vocabulary,
@@ -30,7 +30,7 @@ def tower(transformer, layers: int, **options) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def test_openclip_encoder_is_open_clips_without_the_last_layer(transformer):
+def test_the_openclip_encoder_equals_open_clips_without_its_last_layer(transformer):
     theirs = tower(transformer, CONFIG.layers - 1)
     ours = randomise(OpenCLIPTextEncoder(CONFIG), seed=1)
     weights = {k: v for k, v in theirs.state_dict().items() if k in ours.state_dict()}
@@ -40,7 +40,7 @@ def test_openclip_encoder_is_open_clips_without_the_last_layer(transformer):
 
 
 @torch.no_grad()
-def test_clip_encoder_is_open_clips_with_quick_gelu(transformer):
+def test_the_clip_encoder_equals_open_clips_with_quick_gelu(transformer):
     theirs = tower(transformer, CONFIG.layers, act_layer=transformer.QuickGELU)
     ours = CLIPTextEncoder(CONFIG)
     ours.load_state_dict({k: v for k, v in in_clips_names(theirs.state_dict()).items()})
@@ -48,7 +48,7 @@ def test_clip_encoder_is_open_clips_with_quick_gelu(transformer):
 
 
 def compare(ours, theirs) -> None:
-    """In float64, where rounding is below 1e-14."""
+    """Compare two encoders in float64, where rounding is below 1e-14."""
     ours, theirs = ours.double(), theirs.double()
     torch.manual_seed(0)
     tokens = torch.randint(CONFIG.vocabulary, (2, 77))
@@ -61,7 +61,7 @@ def compare(ours, theirs) -> None:
 
 
 def in_clips_names(theirs: dict) -> dict:
-    """open_clip's names and fused projections -> those of OpenAI's model in transformers."""
+    """Rename open_clip's weights as in OpenAI's model in transformers; split fused projections."""
     top = "text_model."
     ours = {
         top + "embeddings.token_embedding.weight": theirs["token_embedding.weight"],
@@ -90,13 +90,13 @@ PROMPTS = ["", "a coral disc", "word " * 200, "naïve café 🎨 日本語", "a!
 
 
 @pytest.mark.parametrize("pad_with_end", [True, False])
-def test_tokens(pad_with_end):
+def test_prompts_are_padded_truncated_and_lowercased(pad_with_end):
     tokens = tokenize(PROMPTS, pad_with_end)
     assert tokens.shape == (len(PROMPTS), 77) and tokens.dtype == torch.int64
     assert (tokens[:, 0] == 49406).all()
     padding = END_OF_TEXT if pad_with_end else 0
     assert tokens[0].tolist() == [49406, END_OF_TEXT] + [padding] * 75
-    assert tokens[2, 76] == END_OF_TEXT  # kept when the text is cut
+    assert tokens[2, 76] == END_OF_TEXT  # kept when the text is truncated
     assert (tokens[2, 1:76] == tokens[2, 1]).all()
     for row in tokens:
         end = row.tolist().index(END_OF_TEXT)
@@ -105,13 +105,12 @@ def test_tokens(pad_with_end):
     assert torch.equal(tokenize("mixed case", pad_with_end)[0], tokens[5])
 
 
-def test_tokens_are_open_clips(transformer):
+def test_tokens_equal_open_clips(transformer):
     import open_clip
 
     assert torch.equal(tokenize(PROMPTS, pad_with_end=False), open_clip.tokenize(PROMPTS))
 
 
-def test_known_tokens():
-    """The ids that CLIP's vocabulary gives these words."""
+def test_tokens_are_the_ids_of_clips_vocabulary():
     tokens = tokenize("a photo of a cat", pad_with_end=True)[0].tolist()
     assert tokens[:7] == [49406, 320, 1125, 539, 320, 2368, 49407]

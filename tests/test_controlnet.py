@@ -19,13 +19,13 @@ def test_residuals_are_zero_at_initialisation(unet, inputs):
     assert all(torch.equal(r, torch.zeros_like(r)) for r in residuals)
 
 
-def test_unet_is_unchanged_to_the_bit_at_initialisation(unet, inputs):
+def test_the_unet_is_bitwise_unchanged_at_initialisation(unet, inputs):
     x, t, context, hint, _ = inputs
     residuals = ControlNet.from_unet(unet)(x, hint, t, context)
     assert torch.equal(unet(x, t, context, residuals), unet(x, t, context))
 
 
-def test_trained_control_changes_the_output_not_what_it_is_given(unet, trained_control, inputs):
+def test_a_trained_control_changes_the_output_but_not_its_inputs(unet, trained_control, inputs):
     x, t, context, hint, _ = inputs
     residuals = trained_control(x, hint, t, context)
     before = [r.clone() for r in residuals]
@@ -34,7 +34,7 @@ def test_trained_control_changes_the_output_not_what_it_is_given(unet, trained_c
     assert all(torch.equal(a, b) for a, b in zip(residuals, before))
 
 
-def test_each_residual_matters_and_the_middle_is_the_last(unet, trained_control, inputs):
+def test_each_residual_matters_and_the_middle_one_is_last(unet, trained_control, inputs):
     x, t, context, hint, _ = inputs
     residuals = trained_control(x, hint, t, context)
     skips = unet.skip_channels
@@ -45,7 +45,7 @@ def test_each_residual_matters_and_the_middle_is_the_last(unet, trained_control,
         assert not torch.equal(unet(x, t, context, only), plain)
 
 
-def test_a_residual_too_few_is_an_error(unet, inputs):
+def test_a_missing_residual_is_an_error(unet, inputs):
     x, t, context, _, _ = inputs
     with pytest.raises(ValueError):
         unet(x, t, context, [torch.zeros(1)] * len(unet.input_blocks))
@@ -53,7 +53,7 @@ def test_a_residual_too_few_is_an_error(unet, inputs):
 
 def test_a_hint_of_another_size_is_an_error(unet, trained_control, inputs):
     x, t, context, hint, _ = inputs
-    for other in (hint[..., :64], hint[..., :8, :8]):  # the last would be spread over the map
+    for other in (hint[..., :64], hint[..., :8, :8]):  # the last one could be broadcast
         with pytest.raises(ValueError, match="64, 128"):
             trained_control(x, other, t, context)
 
@@ -62,20 +62,21 @@ def group_of(name: str) -> str:
     if name.startswith(("zero_convs", "middle_block_out")):
         return "zero convolutions"
     if name.startswith("input_hint_block"):
-        return "last of the hint" if name.startswith("input_hint_block.14") else "hint"
+        return "end of the encoder" if name.startswith("input_hint_block.14") else "encoder"
     return "copy"
 
 
-def test_gradients_reach_zero_convolutions_then_the_copy_then_the_hint(unet, inputs):
-    """One optimizer step opens one barrier of zeros; there are two before the hint's encoder."""
+def test_gradients_reach_zero_convolutions_then_the_copy_then_the_condition_encoder(unet, inputs):
+    """Two zero layers lie between the loss and the condition encoder. Each optimizer step makes one
+    of them non-zero."""
     x, t, context, hint, noise = inputs
     locked = copy.deepcopy(unet.state_dict())
     control = ControlNet.from_unet(unet)
     optimizer = torch.optim.AdamW(control.parameters(), 1e-3)
     expected = [
         {"zero convolutions"},
-        {"zero convolutions", "copy", "last of the hint"},
-        {"zero convolutions", "copy", "last of the hint", "hint"},
+        {"zero convolutions", "copy", "end of the encoder"},
+        {"zero convolutions", "copy", "end of the encoder", "encoder"},
     ]
     for groups in expected:
         optimizer.zero_grad()
@@ -100,11 +101,11 @@ def test_the_copy_is_a_copy(unet):
     assert all(parameter.requires_grad for parameter in control.parameters())
 
 
-def test_control_block_of_any_network():
-    """Equation 2 on a plain convolution block."""
+def test_a_control_block_wraps_any_block():
+    """Equation 2, on a plain convolution block."""
     torch.manual_seed(0)
     block = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, stride=2, padding=1), torch.nn.SiLU())
-    block.requires_grad_(False)  # as all that load_sd gives
+    block.requires_grad_(False)  # as load_sd does
     x, c, target = torch.randn(2, 8, 6, 6), torch.randn(2, 8, 6, 6), torch.randn(2, 16, 3, 3)
     plain = block(x)
     control = ControlBlock(block, 8, 16)
@@ -118,7 +119,7 @@ def test_control_block_of_any_network():
         optimizer.step()
     assert torch.equal(control.locked(x), plain)
     assert not torch.equal(control(x, c), plain)
-    assert not torch.equal(control(x, c), control(x, -c))  # the condition has come through
+    assert not torch.equal(control(x, c), control(x, -c))  # the condition has an effect
 
 
 def table(docstring: str) -> list[list[str]]:
@@ -156,8 +157,8 @@ def test_docstring_tables_match_the_modules():
 
 
 def test_attention_in_fp16_does_not_overflow():
-    """Products of Stable Diffusion 2's queries and keys leave fp16's range of 65504; what PyTorch's
-    attention keeps them in is wider."""
+    """Products of Stable Diffusion 2's queries and keys exceed fp16's maximum of 65504. PyTorch's
+    attention accumulates them in a wider type."""
     torch.manual_seed(0)
     attention = CrossAttention(64, 64, CONFIGS["sd2"])
     for projection in (attention.to_q, attention.to_k):

@@ -1,4 +1,4 @@
-"""The curves of a run, and what healthy runs have in common."""
+"""A run's curves, drawn over the band of healthy runs."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from nanocontrol.training.curves import draw_curves
 
 def history(gain: float) -> list[dict]:
     losses = [{"step": step, "loss": 0.1} for step in range(40)]
-    looks = [{"step": s, "held_out_loss": 0.1, "control_gain": gain * s} for s in (0, 20, 40)]
-    return losses + looks
+    evaluations = [{"step": s, "held_out_loss": 0.1, "control_gain": gain * s} for s in (0, 20, 40)]
+    return losses + evaluations
 
 
-def is_of(colour: tuple[int, int, int], picture: np.ndarray) -> int:
+def pixels_of(colour: tuple[int, int, int], picture: np.ndarray) -> int:
     return (np.abs(picture.astype(int) - colour).max(axis=-1) < 12).sum()
 
 
@@ -31,21 +31,21 @@ def test_curves_are_drawn_over_the_band_of_healthy_runs():
         pictures.append(np.asarray(opened("curves.png").convert("RGB")))
     plain, banded = pictures
     line, shade = (0x20, 0x40, 0x80), (221, 226, 236)
-    assert is_of(line, plain) > 300 and is_of(line, banded) > 300
-    assert is_of(shade, banded) > is_of(shade, plain) + 2000
+    assert pixels_of(line, plain) > 300 and pixels_of(line, banded) > 300
+    assert pixels_of(shade, banded) > pixels_of(shade, plain) + 2000
     draw_curves(history(0.05)[:1], Path("one.png"), {})  # a run of one step
     assert opened("one.png").size == opened("curves.png").size
 
 
 @pytest.mark.slow
-def test_a_training_leaves_its_curves(blind, monkeypatch):
+def test_a_training_draws_its_curves(blind, monkeypatch):
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
-    monkeypatch.setattr(watch, "draw_curves", draw_curves)  # which `blind` leaves out
+    monkeypatch.setattr(watch, "draw_curves", draw_curves)  # `blind` replaces it
     train.main(["--steps", "2", "--batch-size", "1", "--device", "cpu", "--out", "run"])
     assert opened("run/curves.png").size == (800, 900)
 
 
-def test_without_matplotlib_it_says_what_brings_it(capsys, monkeypatch):
+def test_without_matplotlib_the_extra_to_install_is_named(capsys, monkeypatch):
     monkeypatch.setattr(curves, "find_spec", lambda name: None)
     draw_curves(history(0.05), Path("curves.png"), {})
     assert 'pip install -e ".[plots]"' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The measures, which must know true pictures from wrong ones."""
+"""Scores tell true pictures from wrong ones."""
 
 from dataclasses import replace
 from functools import cache
@@ -31,7 +31,7 @@ from nanocontrol.training.film import BORDER, COLUMNS, PLOT, ROWS, chosen, film,
 from nanocontrol.training.measure import find_objects, iou, mean_iou
 
 
-def test_measures_know_true_pictures_from_wrong_ones():
+def test_measures_tell_true_pictures_from_wrong_ones():
     data = Scenes(None, HELD_OUT)
     scenes = [data.scene(i) for i in range(24)]
     images = torch.stack([data.picture(i)[0] for i in range(24)])
@@ -51,19 +51,19 @@ def test_measures_know_true_pictures_from_wrong_ones():
     masks = [torch.from_numpy(draw(scene).index[::2, ::2] > 0) for scene in scenes]
     assert np.mean([iou(image, mask) for image, mask in zip(images, masks)]) > 0.95
     assert mean_iou(images, images) == 1.0 and mean_iou(wrong, images) < 0.45
-    assert mean_iou(images, torch.rand(24, 3, 64, 64) * 2 - 1) is None  # no plain background
+    assert mean_iou(images, torch.rand(24, 3, 64, 64) * 2 - 1) is None  # no uniform background
     assert not find_objects(torch.zeros(3, 8, 8)).any()
     detector = load_detector(DETECTOR)
     assert shows_kinds(detector, images, scenes) >= 0.95
     assert shows_kinds(detector, wrong, scenes) < 0.3
     pairs = [i for i, scene in enumerate(scenes) if len({t.kind for t in scene.things}) == 2]
     halves = [replace(scenes[i], things=scenes[i].things[:1]) for i in pairs]
-    assert shows_kinds(detector, images[pairs], halves) < 0.05  # one kind too many
+    assert shows_kinds(detector, images[pairs], halves) < 0.05  # one kind too many is shown
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_scores_know_true_pictures_from_wrong_ones(condition):
+def test_scores_tell_true_pictures_from_wrong_ones(condition):
     data, detector = Scenes(condition, HELD_OUT), load_detector(DETECTOR)
     scenes = [data.scene(i) for i in range(6)]
     images = torch.stack([data.picture(i)[0] for i in range(6)])
@@ -73,7 +73,7 @@ def test_scores_know_true_pictures_from_wrong_ones(condition):
     assert 0.8 < right <= 1.0001 and wrong < 0.7 * right and empty < 0.5 * right
 
 
-def test_the_detectors_task_is_the_scenes_maps():
+def test_the_detectors_targets_are_the_scenes_maps():
     for seed in range(10):
         scene = random_scene(seed, kinds=("figure",))
         drawing = draw(scene)
@@ -92,16 +92,16 @@ def test_the_detectors_task_is_the_scenes_maps():
 
 
 @cache
-def truths(condition: str, size: int) -> list:
-    """Six scenes' drawings, pictures and maps."""
+def true_maps(condition: str, size: int) -> list:
+    """Drawings, pictures and maps of six scenes."""
     scenes = [Scenes(condition).scene(i) for i in range(6)]
     return [(draw(scene, size), *truth(scene, size)[:2]) for scene in scenes]
 
 
-def perfect(condition: str, shift: int, scale: int = 1) -> float:
-    """The mean score if the detector saw the truth, so many pixels (of 64) to the right."""
+def score_of_shifted(condition: str, shift: int, scale: int = 1) -> float:
+    """Mean score if a detector found the true maps, `shift` pixels of 64 to the right."""
     scores = []
-    for drawing, image, maps in truths(condition, scale * 64):
+    for drawing, image, maps in true_maps(condition, scale * 64):
         picture, pixels = ((image + 1) / 2).permute(1, 2, 0).numpy(), scale * shift
         picture, maps = np.roll(picture, pixels, axis=1), np.roll(maps.numpy(), pixels, axis=2)
         scores.append(SCORES[condition](picture, maps, drawing))
@@ -110,7 +110,7 @@ def perfect(condition: str, shift: int, scale: int = 1) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "condition, near, far",  # shifts at which little, and nearly all, is lost
+    "condition, near, far",  # shifts that cost little, and nearly everything
     [
         ("canny", 1, 4),
         ("hough", 1, 4),
@@ -123,21 +123,21 @@ def perfect(condition: str, shift: int, scale: int = 1) -> float:
         ("normals", 0, 20),
     ],
 )
-def test_scores_of_shifted_truth(condition, near, far):
-    for scale in (1, 2):  # distances are in proportion
-        assert perfect(condition, 0, scale) > (0.75 if condition == "scribble" else 0.999)
-        assert perfect(condition, near, scale) > 0.75
-        assert perfect(condition, far, scale) < 0.5
+def test_scores_drop_with_the_shift(condition, near, far):
+    for scale in (1, 2):  # distances scale with the picture
+        assert score_of_shifted(condition, 0, scale) > (0.75 if condition == "scribble" else 0.999)
+        assert score_of_shifted(condition, near, scale) > 0.75
+        assert score_of_shifted(condition, far, scale) < 0.5
 
 
-def test_an_empty_map_is_no_match():
+def test_an_empty_map_scores_zero():
     drawing = draw(Scenes("depth").scene(0))
     for empty in (np.zeros, np.ones):
         for condition in ("soft", "depth"):
             assert SCORES[condition](drawing.image, empty((27, 64, 64)), drawing) == 0
 
 
-def test_f1_of_lines():
+def test_f1_of_lines_within_a_tolerance():
     lines = np.zeros((8, 8), bool)
     lines[3] = True
     assert f1(lines, lines, within=0) == 1.0
@@ -149,7 +149,7 @@ def test_f1_of_lines():
     assert f1(lines & False, lines, within=1) == 0.0 and f1(lines & False, lines & False, 1) == 1.0
 
 
-def test_a_file_that_is_no_detector(tmp_path):
+def test_a_file_that_is_not_a_detector_is_refused(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match="x.safetensors"):
         load_detector(tmp_path / "x.safetensors")
@@ -158,22 +158,24 @@ def test_a_file_that_is_no_detector(tmp_path):
 # ------------------------------------------------------------------------- pictures and films
 
 
-def test_pictures_are_cut_off_not_rounded():
+def test_pixel_values_are_clipped_and_truncated():
     values = torch.tensor([-1.2, -1.0, -0.5, 0.0, 0.999, 1.0, 1.3]).expand(3, 1, -1)
     assert to_pixels(values)[0, :, 0].tolist() == [0, 0, 63, 127, 254, 255, 255]
 
 
-def test_pictures_of_every_mode_become_rgb(tmp_path):
+def test_pictures_of_every_mode_are_read_as_rgb(tmp_path):
     path = tmp_path / "a.png"
     for mode in ("L", "RGBA", "P", "1", "I;16"):
         Image.new(mode, (8, 4)).save(path)
         assert read_picture(path).shape == (3, 4, 8)
-    Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(path)  # depth, often
+    Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(
+        path
+    )  # often used for depth
     assert (read_picture(path)[0, 0] * 255).tolist() == pytest.approx([0, 1, 128, 255])
 
 
 @pytest.mark.parametrize("n", [1, 2, 12, 13, 17, 24, 500])
-def test_a_film_has_few_columns_the_first_and_the_last_among_them(n):
+def test_a_film_has_few_columns_and_keeps_the_first_and_the_last(n):
     steps = [25 * i for i in range(n)]
     columns = chosen(steps)
     assert columns[0] == 0 and columns[-1] == steps[-1] and len(columns) < COLUMNS

@@ -1,4 +1,4 @@
-"""Pictures of one's own: folders of every form, what is cut out of them, and the look at them."""
+"""Your own pictures: folder formats, crops, and the data check."""
 
 import json
 import time
@@ -28,22 +28,22 @@ from nanocontrol.training.processes import Processes
 SQUARE = View((64, 64))
 
 
-def of(folder: Path, **how) -> Folder:
+def pairs_in(folder: Path, **how) -> Folder:
     return Folder([folder], SQUARE._replace(**how))
 
 
 def gradient(size: tuple[int, int]) -> Image.Image:
-    """Redder to the right, greener downwards."""
+    """A picture that gets redder to the right and greener downwards."""
     right, down = np.meshgrid(*(np.linspace(0, 255, side) for side in size))
     return Image.fromarray(np.stack([right, down, 0 * right], axis=-1).round().astype(np.uint8))
 
 
-# ------------------------------------------------------------------------------------- forms
+# ------------------------------------------------------------------------------------- formats
 
 
 @pytest.mark.parametrize("form", ["prompt.json", "metadata.jsonl"])
-def test_folders_of_both_forms(tmp_path, form):
-    pairs = of(write_pairs(tmp_path, form, n=3))
+def test_both_list_formats_are_read(tmp_path, form):
+    pairs = pairs_in(write_pairs(tmp_path, form, n=3))
     assert len(pairs) == 3 and not pairs.wrong
     for i in range(3):
         for ours, drawn in zip(pairs[i][:2], Scenes("canny")[i][:2]):
@@ -53,15 +53,15 @@ def test_folders_of_both_forms(tmp_path, form):
         assert torch.equal(pairs[i][1], pairs.hint(i))
 
 
-def test_a_folder_of_photographs_with_captions_beside_them(tmp_path):
+def test_a_folder_of_photographs_with_caption_files_is_read(tmp_path):
     for name in ("b.jpg", "a.PNG", "c.webp"):
         gradient((80, 64)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("\ufeffa\n red  ramp\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("")
     for name in ("d.heic", "notes.md", ".DS_Store"):
-        (tmp_path / name).write_text("no picture that is read")
+        (tmp_path / name).write_text("not a picture")
     (tmp_path / "more").mkdir()
-    pairs = of(tmp_path, hints="canny")
+    pairs = pairs_in(tmp_path, hints="canny")
     assert [entry.picture.name for entry in pairs.entries] == ["a.PNG", "b.jpg", "c.webp"]
     assert [pairs[i][2] for i in range(3)] == ["a red ramp", "", ""]
     notes = found(pairs)
@@ -69,25 +69,25 @@ def test_a_folder_of_photographs_with_captions_beside_them(tmp_path):
     assert "3 other things in the folder, not used: d.heic, more, notes.md" in notes
 
 
-def test_hints_are_made_of_pictures_that_a_list_names(tmp_path):
+def test_hints_are_made_from_listed_pictures(tmp_path):
     write_pairs(tmp_path, "metadata.jsonl", n=2)
     text = (tmp_path / "metadata.jsonl").read_text().replace("conditioning_image", "other")
     (tmp_path / "metadata.jsonl").write_text(text)
-    assert "line 1" in of(tmp_path).wrong[0]
-    pairs = of(tmp_path, hints="canny")
+    assert "line 1" in pairs_in(tmp_path).wrong[0]
+    pairs = pairs_in(tmp_path, hints="canny")
     image, hint, _ = pairs[1]
     low, high = pairs.thresholds(pairs.entries[1])
     assert high // 2 == low and torch.equal(hint, canny((image + 1) / 2, low, high))
     assert torch.equal(hint, pairs.hint(1)) and hint.any()
 
 
-def test_thresholds_are_random_and_belong_to_the_picture(tmp_path):
-    pairs = of(write_pairs(tmp_path, n=12), hints="canny")
+def test_thresholds_are_random_but_fixed_for_each_picture(tmp_path):
+    pairs = pairs_in(write_pairs(tmp_path, n=12), hints="canny")
     thresholds = [pairs.thresholds(entry) for entry in pairs.entries]
     assert len({*thresholds}) > 6 and all(100 <= high < 300 for _, high in thresholds)
     kept = pairs.some([7, 3])
     assert [kept.thresholds(entry) for entry in kept.entries] == [thresholds[7], thresholds[3]]
-    other = of(tmp_path, hints="canny", seed=1)
+    other = pairs_in(tmp_path, hints="canny", seed=1)
     assert [other.thresholds(entry) for entry in other.entries] != thresholds
 
 
@@ -98,12 +98,12 @@ def test_two_folders_are_joined(tmp_path):
     assert len(both) == 4 and both.entries[2].where.startswith(str(tmp_path / "b"))
 
 
-def test_lists_with_odd_marks_in_their_text(tmp_path):
+def test_lists_may_contain_unusual_characters(tmp_path):
     write_pairs(tmp_path, n=1)
     entry = {"source": "hint0.png", "target": "image0.png", "prompt": "one\u2028two"}
     text = json.dumps(entry, ensure_ascii=False) + "\r\n"
     (tmp_path / "prompt.json").write_text(text, encoding="utf-8-sig")
-    assert of(tmp_path)[0][2] == "one\u2028two"
+    assert pairs_in(tmp_path)[0][2] == "one\u2028two"
 
 
 @pytest.mark.parametrize(
@@ -118,25 +118,25 @@ def test_lists_with_odd_marks_in_their_text(tmp_path):
         r'{"source": "hint0.png", "target": "image0.png", "prompt": "\ud83d"}',
     ],
 )
-def test_lines_that_are_no_pairs(tmp_path, text):
+def test_invalid_lines_are_reported(tmp_path, text):
     write_pairs(tmp_path, n=3)
     good = (tmp_path / "prompt.json").read_text().splitlines()
     (tmp_path / "prompt.json").write_text("\n".join([good[0], text, good[2]]))
-    pairs = of(tmp_path)
+    pairs = pairs_in(tmp_path)
     assert len(pairs) == 2 and len(pairs.wrong) == 1
     assert "line 2" in pairs.wrong[0] and "target" in pairs.wrong[0]
 
 
-# ------------------------------------------------------------------------------ sizes and places
+# ------------------------------------------------------------------------------ sizes and crops
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 64), (64, 100), (300, 200), (40, 50)])
 @pytest.mark.parametrize("shape", [(64, 64), (128, 64)])
-def test_the_middle_is_cut_out(tmp_path, size, shape):
+def test_pictures_are_cropped_to_the_middle(tmp_path, size, shape):
     gradient(size).save(tmp_path / "a.png")
-    image = (of(tmp_path, hints="canny", size=shape).picture(0)[0] + 1) / 2
+    image = (pairs_in(tmp_path, hints="canny", size=shape).picture(0)[0] + 1) / 2
     assert image.shape == (3, shape[1], shape[0])
-    # Colours tell the place: the part is as large as its shape allows, and in the middle.
+    # The colours show that the crop is as large as its shape allows, and in the middle.
     part = min(size[0] / shape[0], size[1] / shape[1])
     for channel, side, whole, length in ((0, 2, size[0], shape[0]), (1, 1, size[1], shape[1])):
         ramp = image[channel].mean(dim=2 - side)
@@ -145,38 +145,40 @@ def test_the_middle_is_cut_out(tmp_path, size, shape):
         assert reach == pytest.approx(part * (length - 1) / (whole - 1), abs=0.05)
 
 
-def test_what_fits_stays_as_it_is(tmp_path):
+def test_a_picture_of_the_right_size_is_unchanged(tmp_path):
     gradient((64, 64)).save(tmp_path / "a.png")
     assert torch.equal(
-        of(tmp_path, hints="canny").image(0, (0.5, 0.5)), as_tensor(gradient((64, 64)))
+        pairs_in(tmp_path, hints="canny").image(0, (0.5, 0.5)), as_tensor(gradient((64, 64)))
     )
 
 
-def test_a_hint_is_cut_as_its_picture_is(tmp_path):
+def test_a_hint_is_cropped_like_its_picture(tmp_path):
     picture = gradient((300, 200))
     picture.save(tmp_path / "p.png")
-    picture.resize((150, 100)).save(tmp_path / "h.png")  # of another size, of the same shape
+    picture.resize((150, 100)).save(tmp_path / "h.png")  # another size, the same aspect ratio
     entry = {"target": "p.png", "source": "h.png", "prompt": ""}
     (tmp_path / "prompt.json").write_text(json.dumps(entry))
-    pairs = of(tmp_path)
+    pairs = pairs_in(tmp_path)
     for i in (0, (0, 5), (0, 6)):
         image, hint, _ = pairs[i]
         assert (image - (hint * 2 - 1)).abs().max() < 0.05
     assert "1 hint of another size" in found(pairs)
 
 
-def test_a_random_place_is_another_each_time_and_follows_from_the_seed(tmp_path):
+def test_random_crops_change_each_time_and_depend_on_the_seed(tmp_path):
     gradient((300, 100)).save(tmp_path / "a.png")
-    pairs = of(tmp_path, hints="canny", crop="random")
+    pairs = pairs_in(tmp_path, hints="canny", crop="random")
     places = [pairs[0, seen][0][0].mean().item() for seen in range(12)]
     assert len({*places}) == 12 and max(places) - min(places) > 0.5
-    assert places == [of(tmp_path, hints="canny")[0, seen][0][0].mean() for seen in range(12)]
-    assert places != [of(tmp_path, hints="canny", seed=1)[0, s][0][0].mean() for s in range(12)]
+    assert places == [pairs_in(tmp_path, hints="canny")[0, seen][0][0].mean() for seen in range(12)]
+    assert places != [
+        pairs_in(tmp_path, hints="canny", seed=1)[0, s][0][0].mean() for s in range(12)
+    ]
 
 
-def test_a_resumed_training_sees_the_same_places(tmp_path):
+def test_a_resumed_training_sees_the_same_crops(tmp_path):
     write_pairs(tmp_path, n=5, size=(100, 64))
-    pairs, sd = of(tmp_path, crop="random"), load_sd(NANO)
+    pairs, sd = pairs_in(tmp_path, crop="random"), load_sd(NANO)
 
     def hints(start: int, batches: int) -> torch.Tensor:
         some = batches_from(start, sd, pairs, Processes("cpu"), "cpu", 0, 9, 2, 1, True, "")
@@ -186,8 +188,8 @@ def test_a_resumed_training_sees_the_same_places(tmp_path):
     assert torch.equal(whole[4:], hints(2, 2)) and not torch.equal(whole[:2], whole[2:4])
 
 
-def test_mirrored_pairs_come_after_the_others(tmp_path):
-    pairs = of(write_pairs(tmp_path, n=3))
+def test_mirrored_pairs_follow_the_originals(tmp_path):
+    pairs = pairs_in(write_pairs(tmp_path, n=3))
     both = pairs.mirrored()
     assert len(both) == 6 and len(pairs) == 3
     for i in range(3):
@@ -203,8 +205,8 @@ def test_mirrored_pairs_come_after_the_others(tmp_path):
         pairs[3]
 
 
-def test_pictures_of_every_kind_look_as_one_expects(tmp_path):
-    """Those that a viewer shows: upright, without what is transparent, in full range."""
+def test_pictures_are_read_as_a_viewer_shows_them(tmp_path):
+    """Upright, with a background for transparent pixels, in the full range of values."""
     photo = gradient((64, 64))
     grey = photo.convert("L")
     cases: dict[str, Image.Image] = {
@@ -219,9 +221,9 @@ def test_pictures_of_every_kind_look_as_one_expects(tmp_path):
         picture.save(tmp_path / name)
     photo.save(tmp_path / "moving.gif", save_all=True, append_images=[ImageOps.invert(photo)])
     exif = Image.Exif()
-    exif[0x0112] = 6  # held upright: the camera's right is the bottom
+    exif[0x0112] = 6  # the camera was held upright
     photo.rotate(90).save(tmp_path / "turned.png", exif=exif)
-    pairs = of(tmp_path, hints="canny")
+    pairs = pairs_in(tmp_path, hints="canny")
     assert not pairs.wrong and len(pairs) == 8
     for entry, i in zip(pairs.entries, range(8)):
         true = as_tensor(
@@ -236,8 +238,8 @@ def test_pictures_of_every_kind_look_as_one_expects(tmp_path):
     assert read_image(tmp_path / "hole.png").getextrema() == ((0, 0),) * 3
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's own
-def test_damaged_exif_is_one_sentence(tmp_path):
+@pytest.mark.filterwarnings("ignore")  # Pillow warns
+def test_damaged_exif_data_is_refused_in_one_line(tmp_path):
     exif, refused = Image.Exif(), 0
     exif[0x0112], exif[0x010F], exif[0x011A] = 6, "a camera", 72.0
     gradient((8, 8)).save(file := tmp_path / "a.jpg", exif=exif)
@@ -253,11 +255,11 @@ def test_damaged_exif_is_one_sentence(tmp_path):
     assert refused
 
 
-# ------------------------------------------------------------------------------- held out, cached
+# ------------------------------------------------------------------------- held-out pairs, cache
 
 
-def test_the_seed_chooses_what_is_held_out(tmp_path):
-    pairs = of(write_pairs(tmp_path, n=30))
+def test_the_seed_determines_the_held_out_pairs(tmp_path):
+    pairs = pairs_in(write_pairs(tmp_path, n=30))
 
     def held(seed: int) -> list[int]:
         training, kept = split(pairs, seed)
@@ -271,24 +273,24 @@ def test_the_seed_chooses_what_is_held_out(tmp_path):
     assert [e.number for e in one.entries] == [e.number for e in same.entries] == [4]
 
 
-def test_the_cache_tells_sizes_and_reversed_pairs_apart(tmp_path):
+def test_the_cache_distinguishes_sizes_and_mirrored_pairs(tmp_path):
     write_pairs(tmp_path, n=2, size=(128, 100))
     sd = load_sd(NANO)
-    views = [of(tmp_path), of(tmp_path, size=(128, 64)), of(tmp_path).mirrored()]
+    views = [pairs_in(tmp_path), pairs_in(tmp_path, size=(128, 64)), pairs_in(tmp_path).mirrored()]
     assert len({tuple(names(sd, view, False)) for view in views}) == 3
-    plain = of(tmp_path).mirrored()
+    plain = pairs_in(tmp_path).mirrored()
     assert plain.fingerprint(0) != plain.fingerprint(2)
 
 
-# -------------------------------------------------------------------------------- the look at them
+# ---------------------------------------------------------------------------------- the data check
 
 
 def found(pairs: Folder) -> str:
     return "\n".join(look_through(pairs, 100, 4, show=False).notes)
 
 
-def test_a_look_at_pairs_that_are_fine(tmp_path):
-    pairs = of(write_pairs(tmp_path, n=12))
+def test_the_check_reports_nothing_odd_in_good_pairs(tmp_path):
+    pairs = pairs_in(write_pairs(tmp_path, n=12))
     notes = found(pairs)
     assert "12 pairs; 100 steps of 4 will see each 33.3 times" in notes
     assert "64x64 (12)" in notes and "tokens" in notes
@@ -296,7 +298,7 @@ def test_a_look_at_pairs_that_are_fine(tmp_path):
         assert word not in notes, word
 
 
-def test_a_look_finds_what_is_odd(tmp_path):
+def test_the_check_reports_every_oddity(tmp_path):
     write_pairs(tmp_path, n=12)
     Image.new("RGB", (64, 64), "gray").save(tmp_path / "hint1.png")
     with Image.open(tmp_path / "hint2.png") as hint:
@@ -307,7 +309,7 @@ def test_a_look_finds_what_is_odd(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "prompt.json").read_text().splitlines()]
     lines[6]["prompt"], lines[7]["prompt"] = "red " * 80, ""
     (tmp_path / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
-    notes = found(of(tmp_path))
+    notes = found(pairs_in(tmp_path))
     assert "1 hint constant: nothing can be learnt from it: hint1.png" in notes
     assert "1 hint mostly white (inverted?): hint2.png" in notes
     assert "1 picture that others repeat, as training sees them: image3.png, image4.png" in notes
@@ -317,23 +319,23 @@ def test_a_look_finds_what_is_odd(tmp_path):
     assert "2 to 82 tokens" in notes
 
 
-def test_a_look_at_hints_that_are_made(tmp_path):
+def test_the_check_reports_constant_generated_hints(tmp_path):
     for i in range(3):
-        Image.new("RGB", (64, 64), "gray").save(tmp_path / f"{i}.png")  # nothing to see
-    assert "3 hints constant" in found(of(tmp_path, hints="canny"))
+        Image.new("RGB", (64, 64), "gray").save(tmp_path / f"{i}.png")  # without edges
+    assert "3 hints constant" in found(pairs_in(tmp_path, hints="canny"))
 
 
-def test_one_colour_all_over_is_constant(tmp_path):
+def test_the_check_calls_a_hint_of_one_colour_constant(tmp_path):
     write_pairs(tmp_path, n=4)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "hint1.png")
-    assert "1 hint constant: nothing can be learnt from it: hint1.png" in found(of(tmp_path))
+    assert "1 hint constant: nothing can be learnt from it: hint1.png" in found(pairs_in(tmp_path))
 
 
-def test_a_look_that_is_stopped_does_not_read_on(tmp_path, monkeypatch):
-    looked, pairs = [], of(write_pairs(tmp_path, n=12))
+def test_an_interrupted_check_stops_reading(tmp_path, monkeypatch):
+    checked, pairs = [], pairs_in(write_pairs(tmp_path, n=12))
 
     def stopped(folder: Folder, i: int, compare: bool):
-        looked.append(i)
+        checked.append(i)
         time.sleep(0.02)
         raise KeyboardInterrupt
 
@@ -342,18 +344,18 @@ def test_a_look_that_is_stopped_does_not_read_on(tmp_path, monkeypatch):
     try:
         with pytest.raises(KeyboardInterrupt):
             look_through(pairs, 1, 1, show=False)
-        assert len(looked) < 12 and torch.get_num_threads() == 2
+        assert len(checked) < 12 and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
 
 
-def test_some_of_many_are_from_everywhere():
+def test_a_sample_of_pairs_is_evenly_spaced():
     assert evenly_spaced(63, 32)[-1] > 60 and len({*evenly_spaced(63, 32)}) == 32
     assert evenly_spaced(5, 32) == [0, 1, 2, 3, 4] and evenly_spaced(0, 3) == []
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_hints_that_belong_to_other_pictures_are_seen(tmp_path, condition):
+def test_hints_of_other_pictures_are_detected(tmp_path, condition):
     scenes = [Scenes(condition)[i] for i in range(16)]
     edges = [(edge_map((image + 1) / 2), edge_map(hint)) for image, hint, _ in scenes]
     foreign = [(edges[i][0], edges[(i + 7) % 16][1]) for i in range(16)]
@@ -368,7 +370,7 @@ def test_agreement_of_constant_maps_is_zero():
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_same_pairs_only(tmp_path, capsys, blind):
+def test_a_run_resumes_with_the_same_pairs_only(tmp_path, capsys, blind):
     pairs = write_pairs(tmp_path / "pairs", n=5)
     flags = ["--base", NANO, "--data", str(pairs), "--size", "64", "--device", "cpu"]
     train.main([*flags, "--steps", "1", "--out", "run"])
@@ -381,7 +383,6 @@ def test_a_run_goes_on_with_the_same_pairs_only(tmp_path, capsys, blind):
 
 @pytest.mark.slow
 def test_training_on_photographs(tmp_path, capsys, hasty):
-    """All that one types is --data and --hints canny."""
     for i in range(6):
         image = Scenes(None, size=128).picture(i)[0]
         pixels = ((image + 1) * 127.5).byte().permute(1, 2, 0).numpy()
@@ -394,7 +395,7 @@ def test_training_on_photographs(tmp_path, capsys, hasty):
     assert "6 pairs" in printed and "6 captions missing" in printed
     assert open_tensors("run/control.safetensors").metadata["condition"] == "canny"
     assert "score" in json.loads(Path("run/metrics.json").read_text())
-    (encoded,) = Path("cache").iterdir()  # 5 pairs and their mirror images, of which 12 were seen
+    (encoded,) = Path("cache").iterdir()  # 5 pairs and their mirror images; training saw 12
     encoded.unlink()
     train.main([*flags[:-2], "--crop", "random", "--out", "elsewhere"])
     assert Path("elsewhere/metrics.json").exists() and not list(Path("cache").iterdir())

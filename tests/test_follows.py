@@ -1,4 +1,4 @@
-"""`follows`, which must know a thing that is right from one that is not, and `crisp`."""
+"""`follows` tells right objects from wrong ones; `crisp` measures sharpness."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def pictures_of(*scenes: Scene) -> Tensor:
     return torch.stack([torch.from_numpy(draw(s).image * 2 - 1).permute(2, 0, 1) for s in scenes])
 
 
-def test_true_pictures_follow_and_those_of_other_scenes_do_not(detector):
+def test_true_pictures_follow_and_pictures_of_other_scenes_do_not(detector):
     images, _, _, scenes = held_out_scenes("canny", 8)
     assert follows("canny", images, scenes, detector) > 0.99
     assert follows("canny", images.roll(1, dims=0), scenes, detector) < 0.1
@@ -66,9 +66,9 @@ def test_kind_place_and_colour_must_all_be_right(kind, detector):
     assert follows("canny", pictures_of(scene), [scene], detector) == 1
 
 
-def test_each_of_the_three_alone_makes_a_thing_wrong():
+def test_a_wrong_kind_place_or_colour_alone_makes_an_object_wrong():
     drawing = draw(scene_of(thing("ball")))
-    kinds = kinds_of(drawing)  # as a perfect detector sees them
+    kinds = kinds_of(drawing)  # output of a perfect detector
     assert kind_and_place(kinds, drawing, 1) and colour_is_right(drawing.image, drawing, 1)
     assert not kind_and_place(np.roll(kinds, 16, axis=1), drawing, 1)
     assert not kind_and_place(2 * kinds, drawing, 1)
@@ -77,7 +77,7 @@ def test_each_of_the_three_alone_makes_a_thing_wrong():
     assert not colour_is_right(1 - drawing.image, drawing, 1)
 
 
-def test_limits_of_overlap_and_of_colour():
+def test_more_than_60_percent_overlap_and_colour_are_needed():
     drawing = draw(scene_of(thing("ball")))
     own = np.argwhere(drawing.shown == 1)
     blue = draw(scene_of(thing("ball", "blue"))).image
@@ -93,28 +93,28 @@ def test_limits_of_overlap_and_of_colour():
         assert colour_is_right(picture, drawing, 1) == right
 
 
-def test_a_colour_is_itself_in_light_and_in_shade():
+def test_a_colour_is_recognised_in_light_and_in_shade():
     for number, colour in enumerate(COLOURS.values()):
         shaded = np.stack([np.minimum(shade * colour, 1) for shade in np.linspace(*SHADES, 20)])
         assert (nearest_colours(shaded) == number).all()
 
 
-def test_another_thing_of_the_same_kind_is_left_out():
+def test_other_objects_of_the_same_kind_do_not_count_against_one():
     drawing = draw(scene_of(thing("ball", x=0.28, size=0.2), thing("ball", "blue", 0.72, 0.2)))
     kinds = kinds_of(drawing)
     assert kind_and_place(kinds, drawing, 1) and kind_and_place(kinds, drawing, 2)
-    moved = np.where(drawing.shown == 2, 0, kinds)  # the second is not there
+    moved = np.where(drawing.shown == 2, 0, kinds)  # without the second object
     assert kind_and_place(moved, drawing, 1) and not kind_and_place(moved, drawing, 2)
 
 
-def test_small_things_do_not_count(detector):
+def test_small_objects_do_not_count(detector):
     small, large = (scene_of(thing("ball", size=size)) for size in (0.05, 0.06))
     assert (draw(small).shown == 1).sum() < 40 <= (draw(large).shown == 1).sum()
     assert counted("canny", draw(small)) == [] and counted("canny", draw(large)) == [1]
     assert follows("canny", pictures_of(small), [small], detector) is None
 
 
-def test_what_a_condition_does_not_show_does_not_count(detector):
+def test_objects_that_a_condition_does_not_show_do_not_count(detector):
     figure, cube = thing("figure", x=0.3, size=0.35), thing("cube", "blue", 0.75, 0.2)
     drawing = draw(scene_of(figure, cube))
     expected = {"pose": [1], "hough": [2], "canny": [1, 2], "depth": [1, 2], None: [1, 2]}
@@ -126,7 +126,7 @@ def test_what_a_condition_does_not_show_does_not_count(detector):
 
 
 @pytest.mark.slow
-def test_pictures_of_another_size_than_the_detectors(detector):
+def test_pictures_may_differ_in_size_from_the_detectors(detector):
     images, _, _, scenes = held_out_scenes("canny", 8, size=256)
     assert images.shape[-1] == 256 and detector.size == 128
     assert detector(images)[0].shape[-1] == 128 and features_of(detector, images).shape == (8, 96)
@@ -138,12 +138,12 @@ def test_pictures_of_another_size_than_the_detectors(detector):
     assert all(kind_and_place(kinds_of(drawing), drawing, i) for i in counted("canny", drawing))
 
 
-def test_what_is_small_is_so_in_proportion():
+def test_the_limit_for_small_objects_scales_with_the_picture():
     for size, things in (0.05, []), (0.06, [1]):
         assert counted("canny", draw(scene_of(thing("ball", size=size)), 128)) == things
 
 
-def test_every_prompted_kind_is_there(detector):
+def test_every_prompted_kind_must_be_shown(detector):
     one, two = scene_of(thing("ball")), scene_of(thing("ball", x=0.28), thing("cube", "blue", 0.7))
     assert kinds_shown([one, two]).tolist() == [[True] + [False] * 4, [True, True] + [False] * 3]
     assert has_kinds(detector, pictures_of(one, two), [one, two]).tolist() == [True, True]
@@ -158,12 +158,12 @@ def test_the_frechet_distance_of_known_distributions():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(a, a + 3) == pytest.approx(8 * 3**2)
     centred = a - a.mean(axis=0)
-    spread = np.trace(np.cov(a, rowvar=False))
-    assert frechet_distance(centred, 3 * centred) == pytest.approx((3 - 1) ** 2 * spread)
+    variance = np.trace(np.cov(a, rowvar=False))
+    assert frechet_distance(centred, 3 * centred) == pytest.approx((3 - 1) ** 2 * variance)
 
 
 @pytest.mark.slow
-def test_blurred_pictures_are_further_from_true_ones(detector):
+def test_blur_increases_the_distance_to_true_pictures(detector):
     true = held_out_scenes(None, 40)[0]
 
     def blurred(pixels: int) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""Trainings that are killed, stopped, short of space or doubled lose nothing, and end at the same
-bits.
+"""Kills, signals, a full disk or a second process lose nothing: a resumed run ends bitwise equal.
 
-Every run is a process of its own: forked, to begin at once, from one that has imported train.py.
-Where it is killed is drawn from a seeded generator: after a share of the time that the whole run
-took, or while the n-th file is being written.
+Every run is a process of its own. It is forked from one that has imported train.py, so that it
+starts at once. A seeded generator draws the moment of a kill: after a share of the time that the
+whole run took, or while the n-th file is being written.
 """
 
 import json
@@ -39,15 +38,17 @@ PARTS = {
     "decoder": ["--scenes", "9", "--base", NANO],
     "detector": ["--scenes", "9"],
 }
-PATIENCE = 300  # seconds: whoever waits that long has found a defect
+PATIENCE = 300  # seconds; a longer wait is a defect
 
-# ------------------------------------------------------------------------- processes of their own
+# ------------------------------------------------------------------------------ separate processes
 
 
 def child(folder: str, argv: list[str], readers: int, limit: int, environment: dict) -> None:
-    """What a command does that is started there. What it prints goes to `output`.
+    """Run a command in `folder`. Its output goes to the file `output` there.
 
-    argv: of train.py, or a part of nano and its flags; limit: what a file may grow to, in bytes.
+    argv: train.py's flags, or a part of nano and its flags
+    readers: number of processes that read pairs
+    limit: largest size of a file in bytes, 0 for no limit
     """
     os.setpgid(0, 0)
     os.chdir(folder)
@@ -72,14 +73,14 @@ def forks() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(["test_interrupted"])
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    context.Process(target=int).start()  # the server starts, with this path
+    context.Process(target=int).start()  # starts the server with this path
     os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
     return context
 
 
 @pytest.fixture
 def begin(forks, tmp_path):
-    """begin(*argv) -> a process that has started. What is left of them at the end is killed."""
+    """begin(*argv) -> a running process. Processes still alive after the test are killed."""
     running: list[BaseProcess] = []
 
     def begin(*argv, readers: int = 0, limit: int = 0, folder: Path = tmp_path, **environment):
@@ -97,12 +98,12 @@ def begin(forks, tmp_path):
 
 def ended(process: BaseProcess) -> int:
     process.join(PATIENCE)
-    assert process.exitcode is not None, "it does not end"
+    assert process.exitcode is not None, "the process does not end"
     return process.exitcode
 
 
 def said(folder: Path) -> str:
-    """The last line that the process printed."""
+    """The last line of output. There may be no traceback."""
     text = (folder / "output").read_text()
     assert "Traceback" not in text, text
     return re.split(r"[\r\n]+", text.strip())[-1]
@@ -111,16 +112,16 @@ def said(folder: Path) -> str:
 def wait_until(holds, process: BaseProcess) -> None:
     end = time.monotonic() + PATIENCE
     while not holds():
-        assert process.is_alive(), "it ended before"
-        assert time.monotonic() < end, "nothing happens"
+        assert process.is_alive(), "the process ended too early"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.001)
 
 
-# ------------------------------------------------------------------------------- what a run leaves
+# ------------------------------------------------------------------------------------ saved files
 
 
 def content(file: Path):
-    """What must be equal: all but the time that was needed and where the folder is."""
+    """The part of a file that must be equal in both runs: not the run time, not the folder."""
     if file.name == "state.pt":
         state = torch.load(file, weights_only=True)
         return {name: value.numpy().tobytes() for name, value in flat(state) if name != "/seconds"}
@@ -155,7 +156,7 @@ def assert_same(run: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two of them held out
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two are held out
 
 
 @pytest.fixture
@@ -164,17 +165,17 @@ def flags(pairs) -> list[str]:
 
 
 def finished(begin, *argv) -> tuple[Path, float]:
-    """The uninterrupted run, and how long it took."""
+    """The folder of an uninterrupted run, and its run time in seconds."""
     began = time.monotonic()
     assert ended(begin(*argv, "--out", "whole")) == 0
     return Path("whole"), time.monotonic() - began
 
 
-# ----------------------------------------------------------------------------------------- killed
+# ------------------------------------------------------------------------------------------ kills
 
 
-def go_on(begin, argv, run: str, **more) -> BaseProcess:
-    """As one would by hand: with --resume where there is something to resume."""
+def continued(begin, argv, run: str, **more) -> BaseProcess:
+    """Continue a run as a user would: with --resume if there is something to resume."""
     if not (Path(run) / "settings.json").exists():
         return begin(*argv, "--out", run, **more)
     part = argv[:1] if argv[0] in PARTS else []
@@ -182,7 +183,7 @@ def go_on(begin, argv, run: str, **more) -> BaseProcess:
 
 
 def await_files(process: BaseProcess, folders: list[Path], n: int) -> None:
-    """Until the n-th file is being written from now on, or the process ends."""
+    """Wait until the n-th file from now is being written, or the process ends."""
     before = {file for folder in folders for file in folder.glob("*.tmp")}
     seen: set[Path] = set()
     while len(seen) < n and process.is_alive():
@@ -191,14 +192,16 @@ def await_files(process: BaseProcess, folders: list[Path], n: int) -> None:
 
 
 def kill_and_compare(begin, argv, kills: int, runs: int, seed: int = 0) -> None:
-    """Each of the runs is killed `kills` times, the last ones while they resume, then goes on to
-    its end. Half of the kills come at any time, half while a file is being written."""
+    """Kill each run `kills` times, resume it to its end, and compare it with an uninterrupted run.
+
+    Half of the kills come at any time, half while a file is being written.
+    """
     whole, seconds = finished(begin, *argv)
     generator, inside = random.Random(seed), 0
     for i in range(runs):
         run, done = Path(f"run{i}"), 0
         while done < kills:
-            process = go_on(begin, argv, str(run))
+            process = continued(begin, argv, str(run))
             if generator.random() < 0.5:
                 await_files(
                     process, [run, run / "samples", Path("cache")], generator.randint(1, 20)
@@ -210,13 +213,13 @@ def kill_and_compare(begin, argv, kills: int, runs: int, seed: int = 0) -> None:
             assert killed or process.exitcode == 0
             done += killed
             inside += any(run.rglob("*.tmp"))
-        assert ended(go_on(begin, argv, str(run))) == 0, said(Path())
+        assert ended(continued(begin, argv, str(run))) == 0, said(Path())
         assert_same(run, whole)
     assert inside > 0 or kills * runs < 10, "no kill came while a file was being written"
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ends_at_the_same_bits(begin, flags):
+def test_a_killed_run_ends_bitwise_equal(begin, flags):
     kill_and_compare(begin, flags, kills=2, runs=1)
 
 
@@ -240,7 +243,7 @@ def test_ten_kills_of_each_of_nanos_trainings(begin, part):
 
 
 def begin_two(begin, *argv) -> list[BaseProcess]:
-    """As torchrun starts them."""
+    """Start two processes as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -275,13 +278,13 @@ def test_ten_kills_of_two_processes(begin, flags):
         assert_same(run, Path("whole"))
 
 
-# -------------------------------------------------------------------------------------- stopped
+# -------------------------------------------------------------------------------------- signals
 
 STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def saved(run: str, n: int = 1):
-    """Whether n steps are in the log."""
+    """A function that tells whether the log holds n steps."""
 
     def holds() -> bool:
         file = Path(run, "log.jsonl")
@@ -292,7 +295,7 @@ def saved(run: str, n: int = 1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOPS)
-def test_a_signal_finishes_the_step_and_says_how_to_go_on(begin, flags, number):
+def test_a_signal_finishes_the_step_and_prints_how_to_resume(begin, flags, number):
     whole, _ = finished(begin, *flags)
     process = begin(*flags, "--out", "run")
     wait_until(saved("run", 2), process)
@@ -307,12 +310,12 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(begin, flags, number):
 
 
 @pytest.mark.slow
-def test_a_signal_while_pairs_are_encoded_stops_at_once(begin, flags):
+def test_a_signal_during_encoding_stops_at_once(begin, flags):
     process = begin(*flags, "--out", "run")
     output = Path("output")
     wait_until(lambda: output.exists() and "encoding" in output.read_text(), process)
     os.kill(process.pid, signal.SIGINT)
-    assert ended(process) in (130, 0)  # (0: it was through with all before)
+    assert ended(process) in (130, 0)  # 0: it finished before the signal
     assert "Traceback" not in Path("output").read_text()
 
 
@@ -320,17 +323,17 @@ def test_a_signal_while_pairs_are_encoded_stops_at_once(begin, flags):
 def test_a_second_ctrl_c_stops_at_once(begin, flags):
     process = begin(*flags, "--steps", "2000", "--sample-every", "1", "--out", "run")
     wait_until(saved("run"), process)
-    # (Once it has spoken, another one would only disturb Python on its way out.)
+    # After its message, another signal would only disturb Python's exit.
     while process.is_alive() and "stopped" not in Path("output").read_text():
         os.kill(process.pid, signal.SIGINT)
         time.sleep(0.01)
-    # The first one alone would have had the step saved.
+    # After one signal only, the step would have been saved.
     assert ended(process) == 130 and "before anything was saved" in said(Path())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-def test_nanos_trainings_stop_too(begin, part):
+def test_nanos_trainings_stop_at_a_signal(begin, part):
     process = begin(part, *PARTS[part], *SHORT, "--steps", "500", "--out", "run")
     wait_until(saved("run"), process)
     os.kill(process.pid, signal.SIGTERM)
@@ -343,7 +346,7 @@ def test_two_processes_stop_after_the_same_step(begin, flags):
     flags = [*flags, "--steps", "500", "--cache", Path("cache").resolve()]
     pair = begin_two(begin, *flags, "--out", Path("run").resolve())
     wait_until(saved("run"), pair[0])
-    os.kill(pair[1].pid, signal.SIGTERM)  # one of them is enough
+    os.kill(pair[1].pid, signal.SIGTERM)  # one process is enough
     assert [ended(process) for process in pair] == [143, 143]
     assert "torchrun --nproc-per-node 2" in said(Path("p0"))
     kept = torch.load("run/state.pt", weights_only=True)["step"]
@@ -354,12 +357,12 @@ def test_two_processes_stop_after_the_same_step(begin, flags):
 # ------------------------------------------------------------------------------------ a full disk
 
 
-# Bytes that a file may grow to, and which one is larger: the ControlNet has 8 MB, the state 23 MB.
+# The limit of a file in bytes, and the file that exceeds it: the ControlNet has 8 MB, the state 23.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "name"), [(15_000_000, "state.pt"), (5_000_000, "control.safetensors")]
 )
-def test_a_full_disk_is_reported_and_the_older_state_is_kept(begin, flags, limit, name):
+def test_a_full_disk_is_reported_and_the_previous_state_is_kept(begin, flags, limit, name):
     process = begin(*flags, "--out", "run")
     wait_until(saved("run", 3), process)
     os.kill(process.pid, signal.SIGINT)
@@ -379,7 +382,7 @@ def test_a_cache_that_does_not_fit_is_reported(begin, flags):
     assert "could not be written" in said(Path()) and not list(Path("cache").glob("*.tmp"))
 
 
-# ---------------------------------------------------------------------------------- two at once
+# -------------------------------------------------------------------------------- two runs at once
 
 
 @pytest.mark.slow
@@ -391,13 +394,13 @@ def test_a_folder_belongs_to_one_run_at_a_time(begin, flags, tmp_path):
         words = "another run is at work" if "--resume" in argv else "already holds a run"
         assert words in said(tmp_path / "second")
     os.kill(first.pid, signal.SIGKILL)
-    assert ended(first) == -signal.SIGKILL  # its lock ends with it
+    assert ended(first) == -signal.SIGKILL  # the kill releases its lock
     process = begin("--resume", "run")
     wait_until(saved("run", 3), process)
 
 
 @pytest.mark.slow
-def test_two_that_start_at_once_have_a_folder_each(begin, flags):
+def test_two_runs_that_start_at_once_get_a_folder_each(begin, flags):
     pair = [begin(*flags, "--steps", "1") for _ in range(2)]
     assert [ended(process) for process in pair] == [0, 0]
     runs = sorted(path.name for path in Path("runs").iterdir())
@@ -406,6 +409,6 @@ def test_two_that_start_at_once_have_a_folder_each(begin, flags):
 
 
 @pytest.mark.slow
-def test_of_two_that_are_given_one_new_folder_the_second_is_refused(begin, flags):
+def test_the_second_of_two_runs_with_one_new_folder_is_refused(begin, flags):
     pair = [begin(*flags, "--out", "run") for _ in range(2)]
     assert sorted(ended(process) for process in pair) == [0, 2]

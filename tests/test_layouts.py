@@ -1,4 +1,4 @@
-"""diffusers' names of a ControlNet's tensors, both ways."""
+"""Conversion between the original's and diffusers' names of a ControlNet's tensors."""
 
 import json
 
@@ -13,14 +13,14 @@ from nanocontrol.controlnet import HINT_LAYERS
 from nanocontrol.formats.diffusers_names import from_diffusers, to_diffusers
 from nanocontrol.unet import SD1, SD2
 
-# The names that diffusers 0.42.1's own `convert_controlnet_checkpoint` gives to the original's, the
-# same for Stable Diffusion 1 and 2.
+# Original name -> diffusers' name, from `convert_controlnet_checkpoint` of diffusers 0.42.1. It is
+# the same for Stable Diffusion 1 and 2.
 NAMES = json.loads((ROOT / "tests" / "fixtures" / "diffusers_names.json").read_text())
 LAYERS = len(HINT_LAYERS)
 
 
 @pytest.mark.parametrize("config", [SD1, SD2])
-def test_names_are_diffusers(config):
+def test_converted_names_equal_diffusers(config):
     with torch.device("meta"):
         ours = ControlNet(config).state_dict()
     theirs = to_diffusers(ours, len(config.channel_mult), config.num_res_blocks, LAYERS)
@@ -30,8 +30,8 @@ def test_names_are_diffusers(config):
     assert back.keys() == ours.keys() and all(back[name] is ours[name] for name in ours)
 
 
-def test_a_tensor_of_diffusers_without_a_place_is_refused(tmp_path):
-    """As the larger models have them."""
+def test_an_unknown_tensor_in_diffusers_layout_is_refused(tmp_path):
+    """ControlNets for larger models have such tensors."""
     with safe_open(CONTROL, "pt") as file:
         metadata, unet = file.metadata(), load_sd(NANO).unet
     tensors = to_diffusers(load_control(CONTROL, unet).state_dict(), 3, 1, LAYERS)
@@ -43,10 +43,10 @@ def test_a_tensor_of_diffusers_without_a_place_is_refused(tmp_path):
         load_control(tmp_path / "c.safetensors", unet)
 
 
-def test_the_table_is_for_any_number_of_levels():
+def test_names_convert_for_any_number_of_levels():
     for config in CONFIGS.values():
         with torch.device("meta"):
             ours, unet = ControlNet(config).state_dict(), UNet(config).state_dict()
         theirs = to_diffusers(ours, len(config.channel_mult), config.num_res_blocks, LAYERS)
         assert from_diffusers(theirs, LAYERS).keys() == ours.keys()
-        assert not theirs.keys() & unet.keys()  # every name is another one
+        assert not theirs.keys() & unet.keys()  # no ControlNet name is a U-Net name

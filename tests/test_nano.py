@@ -1,4 +1,4 @@
-"""The small model's commands: evaluating, sheets of pictures, and its own trainings."""
+"""Nano's commands: evaluation, sheets of pictures, and the training of its parts."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ from nanocontrol.training.measure import mean_latents
 
 
 @pytest.mark.slow
-def test_evaluate_prints_its_numbers(capsys, monkeypatch):
+def test_evaluate_prints_its_measurements(capsys, monkeypatch):
     monkeypatch.setattr(measure, "sample", partial(measure.sample, steps=5))
     evaluate.main(["--n", "2", "--more", "--control", CONTROL])
     numbers = json.loads(capsys.readouterr().out)
@@ -42,7 +42,7 @@ def test_evaluate_prints_its_numbers(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_sheets_of_scenes_and_of_conditions(capsys, hasty):
+def test_sheets_of_scenes_and_conditions_are_drawn(capsys, hasty):
     scenes.main(["--n", "3"])
     assert opened("out/world.png").size == (10 * 64, 16 + 3 * 64)
     nine.main(["--control", CONTROL])
@@ -52,14 +52,14 @@ def test_sheets_of_scenes_and_of_conditions(capsys, hasty):
     sheet = np.asarray(nine.side_by_side(sd, controls, HELD_OUT))
     assert sheet.shape == (16 + 2 * SIZE, 3 * SIZE, 3)
     hints = np.split(sheet[16 : 16 + SIZE], 3, axis=1)
-    assert all(hint.std() > 5 for hint in hints)  # none is empty
+    assert all(hint.std() > 5 for hint in hints)  # no hint is empty
     made = np.split(sheet[16 + SIZE :], 3, axis=1)
-    assert all(np.array_equal(made[0], other) for other in made)  # untrained ones change nothing
+    assert all(np.array_equal(made[0], other) for other in made)  # untrained: no effect
     assert "are for canny" in refusal(nine.main, capsys, "--control", CONTROL, CONTROL)
 
 
 @pytest.mark.slow
-def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size(hasty):
+def test_a_larger_base_is_measured_and_shown_at_its_size(hasty):
     sd = replace(load_sd(NANO), size=192)
     numbers = evaluate.evaluate_nano(sd, {}, load_detector(DETECTOR), n=1)
     assert numbers["vae_db"] > 25 and numbers["conditions"] == {}
@@ -68,14 +68,14 @@ def test_pictures_of_a_larger_base_are_measured_and_shown_at_its_size(hasty):
     assert nine.side_by_side(sd, {}, HELD_OUT).size == (192, 16 + 2 * 192)
 
 
-# ---------------------------------------------------------------------------- its own trainings
+# ------------------------------------------------------------------------- training nano's parts
 
-held_out = cache(scenes.held_out_scenes)  # drawn once for all of these tests
+held_out = cache(scenes.held_out_scenes)  # drawn once for all tests
 
 
 @pytest.fixture
 def brief(hasty, monkeypatch):
-    """Looking takes little time: few pictures, each in one step."""
+    """Evaluations take little time: few pictures, each sampled in one step."""
     monkeypatch.setattr(nano_train, "SHEET", 2)
     monkeypatch.setattr(nano_train, "HELD_OUT_SCENES", 4)
     monkeypatch.setattr(nano_train, "held_out_scenes", held_out)
@@ -84,7 +84,7 @@ def brief(hasty, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("part", ["decoder", "vae", "base"])
-def test_parts_of_the_base_are_trained_alone(part, tmp_path):
+def test_training_one_part_of_the_base_keeps_the_others(part, tmp_path):
     flags = [] if part == "vae" else ["--base", NANO]
     flags += ["--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
     nano_train.main([part, *flags])
@@ -109,7 +109,7 @@ def test_parts_of_the_base_are_trained_alone(part, tmp_path):
 @pytest.mark.usefixtures("brief")
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["vae", "base", "decoder", "detector"])
-def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_training_resumes_bitwise(part, tmp_path, monkeypatch, capsys):
     flags = ["--base", NANO] if part in ("base", "decoder") else []
     flags += ["--steps", "4", "--batch-size", "2", "--save-every", "2", "--scenes", "9"]
     flags += ["--sample-every", "4"]
@@ -125,7 +125,7 @@ def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, caps
         patch.setattr(nano_train, "cosine_rate", power_fails)
         assert "--resume" in refusal(nano_train.main, capsys, part, *flags, "--out", "cut")
     message = refusal(nano_train.main, capsys, part, "--resume", "cut", "--steps", "9")
-    assert "--steps 9 contradicts" in message  # the learning rate belongs to their number
+    assert "--steps 9 contradicts" in message  # the learning rate depends on the number of steps
     nano_train.main([part, "--resume", "cut"])
     assert Path("cut/log.jsonl").read_text() == Path("whole/log.jsonl").read_text()
     (name,) = {file.name for file in Path("whole").glob("*.safetensors")} - {"latents.safetensors"}
@@ -134,7 +134,7 @@ def test_a_stopped_training_goes_on_to_the_bit(part, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_a_trained_detector_can_be_used(capsys, brief):
+def test_a_trained_detector_can_be_loaded(capsys, brief):
     nano_train.main(["detector", "--steps", "2", "--scenes", "20", "--out", "run"])
     assert load_detector(Path("run/detector.safetensors")).size == SIZE
 
@@ -154,7 +154,7 @@ def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch, brief):
 
 
 @pytest.mark.slow
-def test_the_base_learns_latents_that_are_encoded_once():
+def test_the_base_trains_on_latents_that_are_encoded_once():
     sd = load_sd(NANO)
     settings = nano_train.resolve_part(
         {"part": "base", "base": NANO, "scenes": 70, "out": str(Path("run").resolve())}
@@ -163,18 +163,18 @@ def test_the_base_learns_latents_that_are_encoded_once():
     assert len(pairs) == 70
     latent, prompt = pairs[69]
     scenes = Scenes(None, size=sd.size)
-    again = mean_latents(sd, scenes[69][0][None])[0]  # but for the posterior's noise
+    again = mean_latents(sd, scenes[69][0][None])[0]  # equal up to the posterior's noise
     alike = torch.corrcoef(torch.stack([latent, again]).flatten(1))[0, 1]
     assert prompt == scenes[69][2] and alike > 0.98
 
 
-def test_the_small_models_learning_rate():
+def test_nanos_learning_rate_warms_up_and_decays():
     rates = [nano_train.cosine_rate(1e-3, step, 6000) for step in range(6000)]
     assert max(rates) == pytest.approx(1e-3, rel=1e-3) and rates[0] < 3e-5 > rates[-1]
 
 
 def test_training_nano_refuses_bad_input(capsys):
-    Path("file").write_text("no folder")
+    Path("file").write_text("not a folder")
     for flags, words in [
         (["base"], "--base FILE"),
         (["decoder"], "--base FILE"),
@@ -188,6 +188,6 @@ def test_training_nano_refuses_bad_input(capsys):
         assert words in refusal(nano_train.main, capsys, *flags), flags
 
 
-def test_the_package_refuses_with_its_own_error():
+def test_the_package_raises_its_own_error():
     with pytest.raises(InputError):
         load_sd("missing.safetensors")
