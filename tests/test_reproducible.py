@@ -1,5 +1,5 @@
-"""The same seed gives the same bits on the same machine, whatever ran before in the process; and
-nearly the same pictures with other instructions of the processor."""
+"""A seed gives bitwise equal results on one machine, whatever ran before in the process. Other CPU
+instruction sets give nearly equal pictures."""
 
 import ast
 import os
@@ -36,12 +36,11 @@ def default_dtype() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> str:
-    return str(write_pairs(tmp_path_factory.mktemp("pairs"), n=6))  # two of them held out
+    return str(write_pairs(tmp_path_factory.mktemp("pairs"), n=6))  # two are held out
 
 
-def something_else(pairs: str) -> None:
-    """What others may do in a process: draw from every global generator, load and train another
-    model, make other pictures."""
+def unrelated_work(pairs: str) -> None:
+    """Unrelated work: draw from every global generator, train another model, sample pictures."""
     torch.manual_seed(1234)
     random.seed(5), np.random.seed(6)
     torch.rand(7), random.random(), np.random.rand(8)
@@ -65,8 +64,8 @@ def something_else(pairs: str) -> None:
     sample.main(["--steps", "1", "--n", "1", "--seed", "3", "--out", "something-else"])
 
 
-def trained(folder: str) -> dict[str, torch.Tensor]:
-    """Weights, moments and counters, by name."""
+def saved_state(folder: str) -> dict[str, torch.Tensor]:
+    """Saved weights, moments and counters by name."""
     state = torch.load(Path(folder) / "state.pt")
     found = {f"{net} {k}": v for net, w in state["weights"].items() for k, v in w.items()}
     for i, moments in state["optimizer"]["state"].items():
@@ -75,13 +74,13 @@ def trained(folder: str) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(a: str, b: str) -> None:
-    ours, theirs = trained(a), trained(b)
+    ours, theirs = saved_state(a), saved_state(b)
     assert ours.keys() == theirs.keys() and len(ours) > 50
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert Path(a, "log.jsonl").read_bytes() == Path(b, "log.jsonl").read_bytes()
 
 
-# ------------------------------------------------------------------------ whatever ran before
+# ------------------------------------------------------------------- earlier work in the process
 
 
 @pytest.mark.slow
@@ -94,7 +93,7 @@ def test_pictures_do_not_depend_on_what_ran_before(pairs, blind, default_dtype):
         return np.stack([np.asarray(opened(file)) for file in files])
 
     before = pictures("before")
-    something_else(pairs)
+    unrelated_work(pairs)
     torch.set_default_dtype(torch.float64)
     assert (before == pictures("after")).all()
     assert (before != pictures("other", "--seed", "1")).any()
@@ -104,7 +103,7 @@ def test_pictures_do_not_depend_on_what_ran_before(pairs, blind, default_dtype):
 def test_a_training_does_not_depend_on_what_ran_before(pairs, blind):
     flags = [*TRAIN, "--base", NANO, "--data", pairs, "--size", "64"]
     train.main([*flags, "--out", "before"])
-    something_else(pairs)
+    unrelated_work(pairs)
     train.main([*flags, "--out", "after"])
     assert_same_run("before", "after")
 
@@ -120,14 +119,14 @@ def test_a_training_of_nano_does_not_depend_on_what_ran_before(part, pairs, blin
         *(["--base", NANO] if part in ("base", "decoder") else []),
     ]
     nano_train.main([*flags, "--out", "before"])
-    something_else(pairs)
+    unrelated_work(pairs)
     nano_train.main([*flags, "--out", "after"])
     assert_same_run("before", "after")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["pairs", "pairs, encoded once", "scenes"])
-def test_processes_that_read_pairs_change_no_bit(data, pairs, blind, monkeypatch):
+def test_reader_processes_do_not_change_the_result(data, pairs, blind, monkeypatch):
     class Small(Scenes):
         def __init__(self, *which, n, size):
             super().__init__(*which, n=8, size=64)
@@ -143,21 +142,21 @@ def test_processes_that_read_pairs_change_no_bit(data, pairs, blind, monkeypatch
     assert_same_run("0 readers", "2 readers")
 
 
-# ------------------------------------------------------------------------------ every device
+# --------------------------------------------------------------------------------- random draws
 
 DRAWS = r"torch\.(rand|randn|randint|randperm|normal|bernoulli|multinomial)(_like)?"
 DRAWS += r"|(?!nn\.init).*\.(normal|uniform|random|bernoulli|exponential)_|(F|nn)\.[dD]ropout.*"
-FIRST_WEIGHTS = "new_nano"  # drawn after torch.manual_seed, on the CPU, as PyTorch's own are
+INITIALISATION = "new_nano"  # draws on the CPU after torch.manual_seed, as PyTorch's layers do
 
 
-def test_noise_is_drawn_on_the_cpu_from_generators_of_its_own():
-    """So it is the same on every device. Seen in the code, as other devices are not at hand."""
+def test_noise_is_drawn_on_the_cpu_with_explicit_generators():
+    """Noise is then equal on every device. Checked in the source, without other devices."""
     found = []
     for file in FILES:
         functions = [
             f for f in ast.walk(ast.parse(file.read_text())) if isinstance(f, ast.FunctionDef)
         ]
-        functions = [function for function in functions if function.name != FIRST_WEIGHTS]
+        functions = [function for function in functions if function.name != INITIALISATION]
         for call in (c for f in functions for c in ast.walk(f) if isinstance(c, ast.Call)):
             name, where = ast.unparse(call.func), f"{file.name}: {ast.unparse(call)}"
             given = {keyword.arg for keyword in call.keywords}
@@ -169,13 +168,13 @@ def test_noise_is_drawn_on_the_cpu_from_generators_of_its_own():
     assert len(found) > 10
 
 
-# --------------------------------------------------------------- other instructions of the CPU
+# ------------------------------------------------------------------------- CPU instruction sets
 
 PROGRAM = "import sample, torch; sample.main(); print(torch.backends.cpu.get_cpu_capability())"
 
 
 def sheet(folder: str, *flags: str, **environment: str) -> tuple[np.ndarray, str]:
-    """sample.py's, in a process of its own; and what that printed."""
+    """The sheet that sample.py makes in a process of its own, and the output of the process."""
     command = [sys.executable, "-c", PROGRAM, "--device", "cpu", "--out", folder, *flags]
     environment |= {"PYTHONPATH": str(ROOT), "ONEDNN_VERBOSE": "1"}
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
@@ -184,8 +183,8 @@ def sheet(folder: str, *flags: str, **environment: str) -> tuple[np.ndarray, str
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86 processors")
-def test_other_instructions_change_no_byte_of_a_picture_by_more_than_two():
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 processor")
+def test_other_instruction_sets_change_no_byte_of_a_picture_by_more_than_two():
     own, _ = sheet("own")
     again, _ = sheet("again")
     assert (own == again).all()

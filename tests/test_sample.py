@@ -1,4 +1,4 @@
-"""sample.py from end to end, and what it says to bad input."""
+"""sample.py from end to end, and its messages for bad input."""
 
 import copy
 import dataclasses
@@ -29,14 +29,12 @@ SMALL = ["--width", "64", "--height", "64"]
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(
-        tmp_path_factory.mktemp("pairs"), n=20, size=(SIZE, SIZE)
-    )  # two of them held out
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20, size=(SIZE, SIZE))
 
 
 @pytest.fixture
 def read_once(monkeypatch):
-    """A test that makes many pictures reads nano and its ControlNet once."""
+    """Read nano and its ControlNet once in a test that samples many pictures."""
     kept, load_sd, read_control = {}, sample.load_sd, inputs.read_control
 
     def base(file, *others):
@@ -55,7 +53,7 @@ def read_once(monkeypatch):
 
 
 @pytest.mark.slow
-def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
+def test_sample_without_arguments_makes_controlled_pictures(tmp_path):
     command = [sys.executable, str(ROOT / "sample.py"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -68,7 +66,7 @@ def test_sample_with_no_arguments_makes_controlled_pictures(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs, read_once):
+def test_a_seed_determines_the_picture_and_the_hint_its_size(tmp_path, pairs, read_once):
     def made(*flags: str) -> bytes:
         out = tmp_path / "out"
         shutil.rmtree(out, ignore_errors=True)
@@ -89,8 +87,8 @@ def test_one_seed_one_picture_and_sizes_of_the_hint(tmp_path, pairs, read_once):
 
 
 @pytest.mark.slow
-def test_in_half_precision_the_vae_keeps_its_range(tmp_path, monkeypatch, pairs):
-    """fp16 ends at 65504, which some of the VAE's values exceed."""
+def test_the_vae_stays_in_float32_with_fp16(tmp_path, monkeypatch, pairs):
+    """Some of the VAE's values exceed fp16's maximum of 65504."""
     seen, load = [], sample.load_sd
     monkeypatch.setattr(sample, "load_sd", lambda *args: seen.append(load(*args)) or seen[-1])
     for dtype, of_vae in [("fp16", torch.float32), ("bf16", torch.bfloat16)]:
@@ -101,8 +99,8 @@ def test_in_half_precision_the_vae_keeps_its_range(tmp_path, monkeypatch, pairs)
 
 
 @pytest.mark.slow
-def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
-    """As the files of ControlNet 1.0."""
+def test_a_controlnet_file_that_contains_a_base_needs_no_other(tmp_path, pairs):
+    """ControlNet 1.0 was published in this form."""
     with safe_open(NANO, "pt") as file:
         metadata = file.metadata()
     save_file(load_file(NANO) | load_file(CONTROL), tmp_path / "v1.0.safetensors", metadata)
@@ -114,8 +112,8 @@ def test_a_controlnet_file_with_its_own_base_needs_no_other(tmp_path, pairs):
 
 
 @pytest.mark.slow
-def test_a_controlnet_that_does_not_say_its_heads_has_them_from_the_base(tmp_path, pairs, capsys):
-    """As any file without our metadata, whoever saved it."""
+def test_a_controlnet_without_metadata_has_its_heads_from_the_base(tmp_path, pairs, capsys):
+    """Files saved by other programs have no metadata of ours."""
     tensors = load_file(CONTROL)
     save_file(tensors, bare := tmp_path / "bare.safetensors")
     torch.save({"state_dict": tensors}, pickled := tmp_path / "bare.pth")
@@ -127,7 +125,7 @@ def test_a_controlnet_that_does_not_say_its_heads_has_them_from_the_base(tmp_pat
 
     expected = picture(Path(CONTROL))
     assert picture(bare) == expected and picture(pickled) == expected
-    # One that says other heads, or whose shapes are another base's, is still refused.
+    # Files with another number of heads, or with the shapes of another base, are still refused.
     config = json.dumps({"num_heads": 4, "norm_groups": 4})
     save_file(tensors, wrong := tmp_path / "wrong.safetensors", {"nanocontrol": config})
     assert "4 heads" in refusal(sample.main, capsys, "--control", str(wrong), *flags)
@@ -139,9 +137,7 @@ def test_a_controlnet_that_does_not_say_its_heads_has_them_from_the_base(tmp_pat
 
 
 @pytest.mark.slow
-def test_every_checkpoint_is_opened_once_and_a_controlnet_is_built_once(
-    tmp_path, pairs, monkeypatch
-):
+def test_checkpoints_are_opened_once_and_a_controlnet_is_built_once(tmp_path, pairs, monkeypatch):
     tensors = load_file(NANO) | load_file(CONTROL)
     with safe_open(NANO, "pt") as file:
         save_file(tensors, whole := tmp_path / "v1.0.safetensors", file.metadata())
@@ -163,7 +159,7 @@ def test_every_checkpoint_is_opened_once_and_a_controlnet_is_built_once(
         assert sorted(map(str, opened)) == sorted(files) and len(built) == 1
 
 
-def test_what_is_read_is_frozen_and_the_flags_stay_as_they_were(pairs):
+def test_inputs_are_frozen_and_the_flags_unchanged(pairs):
     for flags in ([], ["--image", str(pairs / "image0.png"), "--hint", str(pairs / "hint0.png")]):
         args = sample.parse_flags(flags, "")
         before = copy.deepcopy(vars(args))
@@ -174,8 +170,8 @@ def test_what_is_read_is_frozen_and_the_flags_stay_as_they_were(pairs):
 
 
 @pytest.mark.slow
-def test_generate_from_other_code():
-    """Loaded networks and values in, pictures out: what the command makes, without it."""
+def test_generate_can_be_called_from_other_code():
+    """`generate` takes loaded networks and returns the pictures that the command makes."""
     sd, (_, hint, prompt) = load_sd(NANO), Scenes("canny", HELD_OUT, size=SIZE)[0]
     control = load_control(CONTROL, sd.unet)
     controls = [(control, hint[None], 1.0)]
@@ -190,17 +186,17 @@ def test_generate_from_other_code():
 
 
 def made(out: Path, *flags: str) -> np.ndarray:
-    """The picture that sample.py makes, in two steps if nothing else is said, [H, W, 3]."""
+    """The picture [H, W, 3] that sample.py makes, by default in two steps."""
     sample.main(["--steps", "2", "--n", "1", "--out", str(out), *flags])
     return np.asarray(Image.open(out / "000.png"))
 
 
 @pytest.mark.slow
-def test_four_kinds_of_prompts(tmp_path, read_once):
+def test_prompts_come_from_the_hint_a_flag_or_a_file(tmp_path, read_once):
     caption = tmp_path / "photo.txt"
     caption.write_bytes("\ufeffa yellow ball\n on a blue background\n".encode())
     for flags, prompt in [
-        ([], Scenes("canny", HELD_OUT).scene(0).prompt),  # what the hint shows
+        ([], Scenes("canny", HELD_OUT).scene(0).prompt),  # the prompt of the hint's scene
         (["--prompt", ""], ""),
         (["--prompt", "a yellow ball"], "a yellow ball"),
         (["--prompt", "default"], "a high-quality, detailed, and professional image"),
@@ -233,7 +229,7 @@ def test_every_way_to_apply_a_control_changes_the_picture(tmp_path, pairs, read_
 
 
 @pytest.mark.slow
-def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
+def test_a_second_control_of_strength_0_changes_nothing(tmp_path, pairs):
     a, b = str(pairs / "hint0.png"), str(pairs / "hint1.png")
     both = ["--control", CONTROL, "--control", CONTROL, "--hint", a, "--hint", b, *SMALL]
     alone = made(tmp_path, "--hint", a, *SMALL)
@@ -246,8 +242,8 @@ def test_two_controls_of_which_one_has_strength_0(tmp_path, pairs):
 
 
 @pytest.mark.slow
-def test_canny_is_given_once_for_all_hints_or_once_for_each(tmp_path, pairs, read_once):
-    """The image, which follows the hints, is never a photo in this sense."""
+def test_canny_is_given_once_for_all_hints_or_once_per_hint(tmp_path, pairs, read_once):
+    """The --image in the sheet is not turned into edges."""
     photo = read_picture(pairs / "image0.png")
     low, high = (to_bytes(canny(photo, *limits)) for limits in [(20, 50), (100, 200)])
     assert not np.array_equal(low, high)
@@ -269,8 +265,8 @@ def test_canny_is_given_once_for_all_hints_or_once_for_each(tmp_path, pairs, rea
 
 
 @pytest.mark.slow
-def test_what_the_flags_become(tmp_path, pairs, monkeypatch):
-    """What `sample` of the package is called with."""
+def test_flags_become_arguments_of_sample(tmp_path, pairs, monkeypatch):
+    """The arguments with which nanocontrol.sample is called."""
     mask, seen, original = np.zeros((SIZE, SIZE), np.uint8), [], sample.sample
     mask[7:9, 20], mask[40:, 40:] = 255, 100  # grey is not white
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -299,12 +295,12 @@ def test_what_the_flags_become(tmp_path, pairs, monkeypatch):
     torch.testing.assert_close(first["image"], expected)
 
 
-def test_photographs_of_all_kinds(tmp_path):
-    """A phone's orientation is followed, transparency is black, grey and 16 bits are read."""
+def test_photographs_of_all_kinds_are_read(tmp_path):
+    """EXIF orientation is applied, transparency becomes black, grey and 16 bits are read."""
     scene = np.zeros((64, 128, 3), np.uint8)
     scene[:32] = 200
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned by a quarter
+    turned[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(scene).save(file := tmp_path / "phone.png", exif=turned)
     assert picture_size(file) == (64, 128) and read_picture(file).shape == (3, 128, 64)
     assert read_picture(file)[0, 0, -1] > 0.7 and read_picture(file)[0, 0, 0] == 0
@@ -319,9 +315,9 @@ def test_photographs_of_all_kinds(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("control", [True, False])
-def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control, read_once):
+def test_repainting_keeps_unmasked_bytes(tmp_path, pairs, control, read_once):
     image, mask = np.asarray(Image.open(pairs / "image0.png")), np.zeros((SIZE, SIZE), np.uint8)
-    mask[5:30, 20:51] = 255  # its borders are no multiples of 8
+    mask[5:30, 20:51] = 255  # its edges are not multiples of 8
     Image.fromarray(mask).save(tmp_path / "mask.png")
     flags = ["--image", str(pairs / "image0.png"), "--mask", str(tmp_path / "mask.png")]
     flags += ["--hint", str(pairs / "hint1.png")] if control else []
@@ -334,7 +330,7 @@ def test_repainting_keeps_the_pictures_bytes(tmp_path, pairs, control, read_once
 
 
 @pytest.mark.slow
-def test_from_a_picture(tmp_path, pairs, read_once):
+def test_more_noise_moves_away_from_the_image(tmp_path, pairs, read_once):
     flags = ["--image", str(pairs / "image0.png"), "--steps", "8"]
     image = np.asarray(Image.open(pairs / "image0.png")).astype(float)
     pictures = [made(tmp_path, *flags)]
@@ -345,8 +341,8 @@ def test_from_a_picture(tmp_path, pairs, read_once):
 
 
 @pytest.mark.slow
-def test_sizes_of_pictures(tmp_path, read_once):
-    """As the original: the short side as the base likes it, both multiples of 64."""
+def test_picture_sizes_follow_the_hint_and_the_flags(tmp_path, read_once):
+    """As in the original, the short side has the base's size and both are multiples of 64."""
     Image.new("RGB", (300, 150)).save(tmp_path / "wide.png")
     wide = ["--hint", str(tmp_path / "wide.png")]
     for flags, size in [
@@ -359,7 +355,6 @@ def test_sizes_of_pictures(tmp_path, read_once):
 
 
 def test_pickles_are_not_imported_for_files_that_hold_none():
-    """Whoever makes pictures with the bundled weights needs no reader of them."""
     program = (
         "import sys, sample; from nanocontrol import load_sd\n"
         "load_sd(sys.argv[1]); print([m for m in sys.modules if m.startswith('nanocontrol.')])"
@@ -377,7 +372,7 @@ def test_pickles_are_not_imported_for_files_that_hold_none():
 
 def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
     text = tmp_path / "text.png"
-    text.write_text("no picture")
+    text.write_text("not a picture")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(Path(NANO).read_bytes()[:100_000])
     (empty := tmp_path / "empty.txt").write_text("\n")
@@ -448,6 +443,6 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--n", "many"], "--n"),
         (["--out", str(text)], "--out"),
     ]:
-        with monkeypatch.context() as patch:  # before anything slow starts
-            patch.setattr(sample, "load_sd", lambda *args: pytest.fail("it was too late"))
+        with monkeypatch.context() as patch:  # the refusal has to come before weights are read
+            patch.setattr(sample, "load_sd", lambda *args: pytest.fail("weights were read first"))
             assert words in refusal(sample.main, capsys, *flags), flags

@@ -1,11 +1,12 @@
 """Whole sampling runs against other implementations, with the same weights and noise.
 
-fixtures/sampled.safetensors has the latents that they gave, in float32 on a CPU:
-lllyasviel/ControlNet (cldm's DDIMSampler over ControlLDM.apply_model, strictly loaded with these
-weights) for guess mode, strengths, resolution weighting and the repainted part of `repaint`, with
-this run's noise in place of fresh noise;
-diffusers 0.42.1 (StableDiffusionControlNetPipeline, ...Img2ImgPipeline, ...InpaintPipeline, the
-weights by its own conversion) for the rest.
+fixtures/sampled.safetensors holds their latents, computed in float32 on a CPU:
+
+- lllyasviel/ControlNet (cldm's DDIMSampler with ControlLDM.apply_model, weights loaded with
+  strict=True) for guess mode, strengths, resolution weighting and the repainted part of `repaint`.
+  It used the initial noise of these tests instead of fresh noise.
+- diffusers 0.42.1 (StableDiffusionControlNetPipeline, ...Img2ImgPipeline, ...InpaintPipeline,
+  weights converted by diffusers) for everything else.
 """
 
 from pathlib import Path
@@ -23,7 +24,7 @@ STRENGTHS = [0.4, 1.3, 0.0, 0.7, 1.1]  # the small models have 5 residuals
 
 @torch.no_grad()
 def lively(net: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights with which outputs are about 1, and depend on every input."""
+    """Random weights that give outputs of about 1 and a dependence on every input."""
     for name, parameter in randomise(net, seed).named_parameters():
         if parameter.dim() > 1:
             parameter *= 2
@@ -36,14 +37,14 @@ def lively(net: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 def models(style: str) -> tuple[UNet, list[ControlNet]]:
     controls = [lively(ControlNet(CONFIGS[style]), seed) for seed in (21, 22)]
-    # In float64 what remains is the references' rounding, on every processor the same.
+    # In float64 only the references' rounding remains, which is equal on every processor.
     return lively(UNet(CONFIGS[style]), seed=20).double(), [
         control.double() for control in controls
     ]
 
 
 def inputs(style: str) -> dict[str, torch.Tensor]:
-    """For two pictures of 64 x 32 pixels."""
+    """Inputs for two pictures of 64 x 32 pixels."""
     generator = torch.Generator().manual_seed(23)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -62,7 +63,7 @@ def inputs(style: str) -> dict[str, torch.Tensor]:
 
 
 def run(style: str, prediction: str, strengths: list, **options) -> torch.Tensor:
-    """Latents of 5 steps; as many ControlNets as strengths."""
+    """Latents after 5 steps, with one ControlNet per strength."""
     unet, controls = models(style)
     given = inputs(style)
     sd = StableDiffusion(unet, None, None, prediction)
@@ -79,45 +80,45 @@ def relative_error(made: torch.Tensor, name: str, where: torch.Tensor | None = N
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_stable_diffusion_2(prediction):
+def test_both_predictions_of_stable_diffusion_2_match(prediction):
     assert relative_error(run("sd2", prediction, [0.9]), prediction) < 3e-5
 
 
-@pytest.mark.parametrize("scale", [9, 1])  # 1: with prompt alone
-def test_guess_mode(scale):
+@pytest.mark.parametrize("scale", [9, 1])  # 1: without guidance
+def test_guess_mode_matches(scale):
     made = run("sd1", "eps", [0.9], guess=True, scale=scale)
     assert relative_error(made, f"guess.{scale}") < 3e-5
 
 
-def test_a_strength_for_each_residual():
+def test_strengths_per_residual_match():
     assert relative_error(run("sd1", "eps", [STRENGTHS]), "strengths") < 3e-5
     made = run("sd2", "v", [STRENGTHS], guess=True)
     assert relative_error(made, "strengths.guess") < 3e-5
 
 
-def test_resolution_weighting():
+def test_resolution_weighting_matches():
     made = run("sd1", "eps", [0.5], resolution_weighting=True)
     assert relative_error(made, "resolution") < 3e-5
     made = run("sd2", "v", [STRENGTHS], resolution_weighting=True)
     assert relative_error(made, "strengths.resolution") < 3e-5
 
 
-def test_two_controls_in_part_of_the_steps():
+def test_two_controls_in_a_part_of_the_steps_match():
     made = run("sd1", "eps", [0.8, 0.5], control_from=0.2, control_to=0.6)
     assert relative_error(made, "window") < 3e-5
 
 
-def test_from_an_image():
+def test_img2img_matches():
     image = inputs("sd1")["image"]
-    # 3.9 steps: 4, as the reference's run with 0.8. (diffusers would cut 3.9 to 3.)
+    # 3.9 steps are rounded to 4, as in the reference with 0.8; diffusers would truncate to 3.
     made = run("sd1", "eps", [0.9], image=image, noised=0.78)
     assert relative_error(made, "image") < 3e-5
-    # Half of the four steps, not of five.
+    # The window covers half of these four steps, not of five.
     made = run("sd1", "eps", [0.9], image=image, noised=0.8, control_from=0.25, control_to=0.75)
     assert relative_error(made, "image.window") < 3e-5
 
 
-def test_repainting():
+def test_repainting_matches():
     given = inputs("sd1")
     image, mask = given["image"], given["mask"]
     made = run("sd1", "eps", [0.9], image=image, mask=mask)

@@ -13,19 +13,19 @@ from nanocontrol.sampling import initial_noise, weigh
 
 @pytest.fixture
 def style() -> str:
-    """One is enough here: the loop does not know which it is. (test_sampled.py has both.)"""
+    """One style is enough: the loop does not depend on it. test_sampled.py covers both."""
     return "sd1"
 
 
 @pytest.fixture
 def guided(sd, inputs):
-    """Noise and prompts to sample with."""
+    """Arguments of `sample`, and a hint."""
     _, _, context, hint, noise = inputs
     prompts = {"context": context, "uncond": context[:1] * 0.5}
     return {"sd": sd, "noise": noise, "steps": 4} | prompts, hint
 
 
-def test_strength_0_is_the_base_to_the_bit_and_1_is_not(guided, trained_control):
+def test_strength_0_equals_the_base_bitwise_and_1_does_not(guided, trained_control):
     arguments, hint = guided
     plain = sample(**arguments)
     assert torch.equal(sample(**arguments, controls=[(trained_control, hint, 0.0)]), plain)
@@ -44,9 +44,9 @@ def test_controls_add_up(guided, trained_control):
 
 def test_guidance_is_uncond_plus_scale_times_the_difference(sd, guided):
     arguments, _ = guided
-    noise, t = arguments["noise"], torch.tensor([1, 1])  # the one step of one
+    noise, t = arguments["noise"], torch.tensor([1, 1])  # the only step
     uncond, context = arguments["uncond"].expand(2, -1, -1), arguments["context"]
-    unet = sd.unet.double()  # of a larger batch, float32 would differ by some rounding, times 9
+    unet = sd.unet.double()  # in float32 a batch of both would differ by rounding, times 9
     with torch.no_grad():
         without, with_prompt = (
             unet(noise.double(), t, c.double()).float() for c in (uncond, context)
@@ -57,10 +57,10 @@ def test_guidance_is_uncond_plus_scale_times_the_difference(sd, guided):
         made = sample(**arguments | {"steps": 1}, scale=scale)
         torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)
     swapped = DDIM().step(noise, with_prompt + 9 * (without - with_prompt), 1, None, 0.0)
-    assert (swapped - expected).abs().max() > 1e-4  # it would have been seen
+    assert (swapped - expected).abs().max() > 1e-4  # swapped terms would fail
 
 
-def test_what_is_given_is_not_changed(guided, trained_control):
+def test_sampling_does_not_change_its_arguments(guided, trained_control):
     arguments, hint = guided
     controls = [(trained_control, hint, 1.0)]
     before = copy.deepcopy((arguments["noise"], arguments["context"], arguments["uncond"], hint))
@@ -69,7 +69,7 @@ def test_what_is_given_is_not_changed(guided, trained_control):
     assert all(torch.equal(a, b) for a, b in zip(before, after)) and len(controls) == 1
 
 
-def test_a_batch_is_its_pictures_one_by_one(guided, trained_control):
+def test_a_batch_equals_its_pictures_one_by_one(guided, trained_control):
     arguments, hint = guided
     together = sample(**arguments, controls=[(trained_control, hint, 1.0)])
     for i in range(2):
@@ -90,20 +90,20 @@ def test_added_noise_comes_from_the_generator(guided, scheduler):
     assert not torch.equal(made(1), made(2))
 
 
-def test_initial_noise_is_the_stated_one():
+def test_initial_noise_is_torch_randn_on_the_cpu():
     noise = initial_noise(3, 64, 128, torch.Generator("cpu").manual_seed(5))
     expected = torch.randn((3, 4, 8, 16), generator=torch.Generator("cpu").manual_seed(5))
     assert torch.equal(noise, expected)
 
 
-def test_steps_out_of_range(guided):
+def test_too_many_steps_are_an_error(guided):
     arguments, _ = guided
     with pytest.raises(ValueError, match="1001"):
         sample(**arguments | {"steps": 1001})
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_the_default_is_ddim_for_what_the_base_predicts(guided, prediction):
+def test_the_default_sampler_is_ddim_with_the_bases_prediction(guided, prediction):
     arguments, _ = guided
     arguments["sd"].prediction = prediction
     expected = sample(**arguments, scheduler=DDIM(prediction))
@@ -112,7 +112,7 @@ def test_the_default_is_ddim_for_what_the_base_predicts(guided, prediction):
 
 
 def outputs(monkeypatch, sd, **arguments) -> list[torch.Tensor]:
-    """What the U-Net answers at each step: first without prompts, then with."""
+    """The U-Net's outputs, one per step: without prompts first, then with."""
     seen, forward = [], sd.unet.forward
     with monkeypatch.context() as patch:
         patch.setattr(sd.unet, "forward", lambda *args: seen.append(forward(*args)) or seen[-1])
@@ -121,7 +121,9 @@ def outputs(monkeypatch, sd, **arguments) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("rule", ["guess", "resolution_weighting"])
-def test_the_unconditional_half_is_the_plain_models(guided, trained_control, monkeypatch, rule):
+def test_the_unconditional_half_equals_the_base_without_control(
+    guided, trained_control, monkeypatch, rule
+):
     arguments, hint = guided
     arguments |= {"steps": 1}
     (plain,) = outputs(monkeypatch, **arguments)
@@ -132,9 +134,9 @@ def test_the_unconditional_half_is_the_plain_models(guided, trained_control, mon
     assert not torch.allclose(controlled[:2], plain[:2])
 
 
-def test_guess_and_resolution_weights(guided, trained_control):
-    """They are strengths for each residual, where nothing is unconditional: 5 residuals, the first
-    two of the latent's height, the others of half."""
+def test_guess_mode_and_resolution_weighting_are_strengths_per_residual(guided, trained_control):
+    """Without an unconditional half, both rules equal strengths per residual. Here are 5 residuals:
+    two with the latent's height, three with half of it."""
     arguments, hint = guided
     arguments |= {"scale": 1.0}
     for rule, weights in [
@@ -148,7 +150,7 @@ def test_guess_and_resolution_weights(guided, trained_control):
 
 @pytest.mark.parametrize("size", [(8, 16), (7, 16), (9, 16), (6, 16), (1, 16)])
 def test_heights_of_residuals_are_known_before_the_network_runs(size):
-    """An odd height is rounded up at every halving."""
+    """Odd heights are rounded up at every downsampling."""
     config = replace(CONFIGS["sd1"], channel_mult=(1, 1, 1, 1), num_res_blocks=2)
     with torch.device("meta"):
         net, x = ControlNet(config), torch.empty(1, 4, *size)
@@ -165,7 +167,7 @@ def test_heights_of_residuals_are_known_before_the_network_runs(size):
     assert weigh((net, hint, 2), size[0], False, False) == (net, [2] * n, False)
 
 
-def test_a_strength_for_each_residual(guided, trained_control):
+def test_each_residual_may_have_its_own_strength(guided, trained_control):
     arguments, hint = guided
     same = sample(**arguments, controls=[(trained_control, hint, [0.7] * 5)])
     assert torch.equal(same, sample(**arguments, controls=[(trained_control, hint, 0.7)]))
@@ -177,7 +179,7 @@ def test_a_strength_for_each_residual(guided, trained_control):
 
 
 @pytest.mark.slow
-def test_control_in_part_of_the_steps(guided, trained_control):
+def test_control_applies_in_a_part_of_the_steps(guided, trained_control):
     arguments, hint = guided
     arguments |= {"steps": 5}
     plain, controls = sample(**arguments), [(trained_control, hint, 1.0)]
@@ -197,7 +199,7 @@ def test_control_in_part_of_the_steps(guided, trained_control):
 
 
 @pytest.mark.slow
-def test_repainting_keeps_what_is_not_masked_to_the_bit(guided, trained_control):
+def test_repainting_keeps_unmasked_latents_bitwise(guided, trained_control):
     arguments, hint = guided
     image, mask = torch.randn(1, 4, 8, 16), torch.zeros(1, 1, 8, 16, dtype=torch.bool)
     mask[..., 2:5, 3:9] = True
@@ -214,20 +216,20 @@ def test_repainting_keeps_what_is_not_masked_to_the_bit(guided, trained_control)
     assert torch.equal(nothing, image.expand_as(nothing))
 
 
-def test_from_an_image(guided):
+def test_more_noise_moves_away_from_the_image(guided):
     arguments, _ = guided
     image = 3 * torch.randn(1, 4, 8, 16)
     made = [sample(**arguments, image=image, noised=noised) for noised in (0.0, 0.25, 0.75, 1.0)]
     assert torch.equal(made[0], image.expand_as(made[0]))
     distances = [(m - image).norm() for m in made]
     assert distances == sorted(distances)
-    # One step of four: from t = 1, with that step's noise.
+    # With one step of four, sampling starts from the image noised to t = 1.
     noisy = DDIM().add_noise(image, arguments["noise"], torch.tensor([1]))
     one = sample(**arguments | {"noise": noisy, "steps": 1})
     torch.testing.assert_close(made[1], one)
 
 
-def test_what_does_not_go_together(guided):
+def test_contradicting_arguments_are_errors(guided):
     arguments, _ = guided
     image, mask = torch.zeros(1, 4, 8, 16), torch.ones(1, 1, 8, 16, dtype=torch.bool)
     for options in [

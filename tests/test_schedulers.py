@@ -8,7 +8,7 @@ import torch
 from nanocontrol import DDIM, DDPM
 
 
-def test_betas_are_the_originals():
+def test_betas_equal_the_originals():
     scheduler = DDPM()
     assert scheduler.betas.dtype == scheduler.alphas_cumprod.dtype == torch.float64
     assert scheduler.betas[0].item() == pytest.approx(0.00085, rel=1e-12)
@@ -22,7 +22,7 @@ def test_betas_are_the_originals():
 
 
 @pytest.mark.parametrize("scheduler", [DDPM(), DDIM()])
-def test_timesteps_for_every_count(scheduler):
+def test_timesteps_are_evenly_spaced_for_every_number_of_steps(scheduler):
     for steps in range(1, 1000):
         expected = [math.floor(1000 * i / steps) + 1 for i in range(steps)][::-1]
         assert scheduler.timesteps(steps) == expected
@@ -35,13 +35,13 @@ def test_timesteps_for_every_count(scheduler):
             scheduler.timesteps(steps)
 
 
-def test_unknown_prediction_is_refused():
+def test_an_unknown_prediction_is_refused():
     with pytest.raises(ValueError, match="sample"):
         DDPM("sample")
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_target_and_split_undo_each_other(prediction):
+def test_split_inverts_target(prediction):
     torch.manual_seed(0)
     scheduler = DDPM(prediction)
     x0, noise = torch.randn(3, 4, 2, 2).double(), torch.randn(3, 4, 2, 2).double()
@@ -62,7 +62,7 @@ def test_target_and_split_undo_each_other(prediction):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("steps", [1, 7, 20, 1000])
 @pytest.mark.parametrize("eta", [None, 0.0, 1.0])
-def test_a_network_that_knows_x0_is_followed_to_it(prediction, steps, eta):
+def test_sampling_with_a_perfect_network_ends_at_x0(prediction, steps, eta):
     torch.manual_seed(0)
     scheduler = DDPM(prediction) if eta is None else DDIM(prediction, eta)
     x0, noise = torch.randn(2, 200).double()
@@ -76,14 +76,14 @@ def test_a_network_that_knows_x0_is_followed_to_it(prediction, steps, eta):
         x = scheduler.step(x, output, t, previous, torch.randn_like(x))
     if eta is None:
         torch.testing.assert_close(x, x0)
-    else:  # DDIM stops at abar_0 = 0.99915, with the noise that belongs there
+    else:  # DDIM ends at abar_0 = 0.99915, so noise of that level remains
         left = (x - 0.99915**0.5 * x0) / (1 - 0.99915) ** 0.5
         if eta == 0:
             torch.testing.assert_close(left, noise)
         assert 0.85 < left.std() < 1.15
 
 
-def test_ddim_step_is_equation_12():
+def test_the_ddim_step_is_equation_12():
     torch.manual_seed(0)
     x, eps, noise = torch.randn(3, 1, 4, 2, 2).double().unbind()
     scheduler = DDIM(eta=0.7)
@@ -105,8 +105,8 @@ def test_ddim_step_is_equation_12():
     )
 
 
-def test_ddpm_step_is_the_posterior_of_gaussians():
-    """q(x_s | x_t, x_0) by Bayes' rule: the product of N(x_s; sqrt(b) x_0, 1 - b) and
+def test_the_ddpm_step_is_the_posterior_of_gaussians():
+    """q(x_s | x_t, x_0) follows from Bayes' rule: the product of N(x_s; sqrt(b) x_0, 1 - b) and
     N(x_t; sqrt(a/b) x_s, 1 - a/b) as a function of x_s."""
     scheduler = DDPM()
     for t, s in [(999, 998), (1, 0), (951, 901)]:
@@ -121,7 +121,7 @@ def test_ddpm_step_is_the_posterior_of_gaussians():
         assert (noisy - step).item() == pytest.approx(precision**-0.5, rel=1e-9)
 
 
-def test_eta_1_is_ddpm_but_for_the_end():
+def test_ddim_with_eta_1_equals_ddpm_before_the_last_step():
     torch.manual_seed(0)
     x, eps, noise = torch.randn(3, 1, 4, 2, 2).double().unbind()
     steps = DDIM(eta=1.0).step(x, eps, 601, 551, noise), DDPM().step(x, eps, 601, 551, noise)

@@ -1,4 +1,4 @@
-"""Which settings are compared, when a version has other ones than the one before."""
+"""Comparing the settings of two versions of train.py, one of which has a setting more or less."""
 
 import json
 from dataclasses import asdict, field, fields, make_dataclass, replace
@@ -13,8 +13,8 @@ from nanocontrol.nano.healthy import bands_for
 from nanocontrol.training.settings import knob, settings_of_run, what_is_learnt
 
 
-def with_knobs(names: list[str], former: dict[str, Any], **new: Any) -> type:
-    """train.py's Settings with these knobs of today's, and new ones with their defaults."""
+def settings_class(names: list[str], former: dict[str, Any], **new: Any) -> type:
+    """train.py's Settings with only these names, plus new settings with their defaults."""
     kept = [
         (one.name, one.type, field(default=one.default, metadata=one.metadata))
         for one in fields(train.Settings)
@@ -28,8 +28,10 @@ def with_knobs(names: list[str], former: dict[str, Any], **new: Any) -> type:
 
 TODAY = [one.name for one in fields(train.Settings)]
 VERSIONS = {
-    "a knob more": with_knobs(TODAY, {}, sharpness=3),
-    "a knob less": with_knobs([name for name in TODAY if name != "mirror"], {"mirror": False}),
+    "one setting more": settings_class(TODAY, {}, sharpness=3),
+    "one setting less": settings_class(
+        [name for name in TODAY if name != "mirror"], {"mirror": False}
+    ),
 }
 
 
@@ -38,32 +40,32 @@ def version(request) -> type:
     return VERSIONS[request.param]
 
 
-def of_version(version: type, **given: Any) -> Any:
-    """What train.py resolves, as that version would have it."""
+def resolved_by(version: type, **given: Any) -> Any:
+    """The settings that train.py resolves, in another version's class."""
     settings = asdict(train.resolve(given))
     known = {one.name for one in fields(version)}
     return version(**{name: value for name, value in settings.items() if name in known})
 
 
-def test_bands_of_healthy_runs_outlive_a_knob(version):
+def test_bands_of_healthy_runs_survive_a_new_or_removed_setting(version):
     bands = bands_for(train.resolve({}))
     assert bands.keys() >= {"follows", "control_gain"}
-    assert bands_for(of_version(version)) == bands
-    assert bands_for(of_version(version, lr=2e-3)) == {}
-    more = of_version(version, seed=5, sample_every=7, out="elsewhere", dtype="bf16")
+    assert bands_for(resolved_by(version)) == bands
+    assert bands_for(resolved_by(version, lr=2e-3)) == {}
+    more = resolved_by(version, seed=5, sample_every=7, out="elsewhere", dtype="bf16")
     assert bands_for(more) == bands
 
 
-def test_a_run_can_be_resumed_by_a_version_with_other_knobs(version):
+def test_a_run_can_be_resumed_by_a_version_with_other_settings(version):
     run = Path("run")
     run.mkdir()
     (run / "settings.json").write_text(json.dumps(asdict(train.resolve({"lr": 2e-3}))))
     settings = settings_of_run(version, run, {})
-    assert settings == replace(of_version(version, lr=2e-3), out="run")
+    assert settings == replace(resolved_by(version, lr=2e-3), out="run")
 
 
-def test_a_setting_that_matters_and_is_gone_refuses_the_run():
-    run, less = Path("run"), VERSIONS["a knob less"]
+def test_a_run_with_an_unknown_setting_that_matters_is_refused():
+    run, less = Path("run"), VERSIONS["one setting less"]
     run.mkdir()
     kept = asdict(train.resolve({}))
     for changed in ({"mirror": True}, {"noisy": 0.3}, {"unheard_of": 0}):
@@ -73,7 +75,7 @@ def test_a_setting_that_matters_and_is_gone_refuses_the_run():
         assert what_is_learnt(kept | changed, less) != what_is_learnt(kept, less)
 
 
-def test_where_and_how_fast_a_run_was_does_not_count():
+def test_paths_and_speed_settings_are_not_compared():
     kept = asdict(train.resolve({}))
     for name, value in {
         "out": "x",

@@ -1,7 +1,4 @@
-"""What takes minutes: the bundled weights' floors, whole runs of train.py; and an installed copy.
-
-Run with  pytest -m long  (README.md has the times).
-"""
+"""Minimum scores of the bundled weights, whole runs of train.py, and an installed copy."""
 
 import json
 import os
@@ -17,7 +14,7 @@ from nanocontrol.nano.conditions import CONDITIONS
 
 
 @pytest.mark.long
-def test_bundled_weights_reach_their_floors():
+def test_bundled_weights_reach_their_minimum_scores():
     command = [sys.executable, "-m", "nanocontrol.nano.evaluate"]
     numbers = json.loads(subprocess.check_output(command, cwd=ROOT))
     assert numbers["vae_db"] >= 34 and numbers["iou"] >= 0.85
@@ -28,13 +25,13 @@ def test_bundled_weights_reach_their_floors():
 
 @pytest.mark.long
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_every_condition_is_learnt_and_its_jump_found(condition, tmp_path):
+def test_every_condition_is_learnt_with_a_jump(condition, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), "--condition", condition]
     subprocess.run([*command, "--device", "cpu", "--out", str(run)], check=True)
     metrics = json.loads((run / "metrics.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    scores = [entry["score"] for entry in log if "score" in entry]  # all of the same scenes
+    scores = [entry["score"] for entry in log if "score" in entry]  # all on the same scenes
     assert scores[-1] >= scores[0] + 0.1 and metrics["control_gain"] > 0
     assert metrics["step_of_jump"] is not None
 

@@ -1,5 +1,7 @@
-"""Files from strangers: each ends in exactly the right weights, or in one line that names the file.
-The cases are in strange/, a file for each kind; strange/README.md says how they are tried."""
+"""Untrusted files: reading one gives the right weights, or a one-line error that names the file.
+
+The cases are in strange/. strange/README.md describes how they are run.
+"""
 
 import pickle
 from contextlib import suppress
@@ -14,7 +16,7 @@ from strange.pickles import PAYLOADS
 for kind in KINDS:
     import_module(f"strange.{kind}")
 
-pytestmark = pytest.mark.skipif(not can_try(), reason="only Linux tells what memory was used")
+pytestmark = pytest.mark.skipif(not can_try(), reason="needs Linux, which reports peak memory")
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +25,7 @@ def server():
         yield server
 
 
-LONGEST = [  # half a second to three each
+LONGEST = [  # 0.5 to 3 seconds each
     "a_bomb_of_1000_small_ones",
     "a_bomb_of_a_pickle",
     "a_bomb_of_numbers",
@@ -45,20 +47,20 @@ assert CASES.keys() >= {*LONGEST}
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name in LONGEST else name for name in CASES],
 )
-def test_a_strange_file_ends_in_the_right_weights_or_one_line(server, name, tmp_path):
+def test_a_strange_file_gives_the_right_weights_or_one_line(server, name, tmp_path):
     assert server.complaint(name, tmp_path) == ""
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
 @pytest.mark.filterwarnings("ignore")
-def test_payloads_would_run_if_their_pickle_were_executed(name, tmp_path):
+def test_payloads_run_where_pickles_are_executed(name, tmp_path):
     with suppress(Exception):
         pickle.loads(START + PAYLOADS[name](touch(tmp_path)) + END)
     assert (tmp_path / MARKER).exists()
 
 
 def complaints(server, numbers, folder) -> dict[int, str]:
-    """What is wrong with the ends of files that are damaged at random."""
+    """Read randomly damaged files -> complaint by number of the file, for those that went wrong."""
     found = {}
     for number in numbers:
         (place := folder / str(number)).mkdir()
@@ -67,10 +69,10 @@ def complaints(server, numbers, folder) -> dict[int, str]:
     return found
 
 
-def test_files_that_are_damaged_at_random(server, tmp_path):
+def test_randomly_damaged_files_are_safe_to_read(server, tmp_path):
     assert complaints(server, range(100), tmp_path) == {}
 
 
 @pytest.mark.long
-def test_files_that_are_damaged_at_random_5000_times(server, tmp_path):
+def test_5000_randomly_damaged_files_are_safe_to_read(server, tmp_path):
     assert complaints(server, range(5000), tmp_path) == {}

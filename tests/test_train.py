@@ -1,4 +1,4 @@
-"""train.py from end to end, and what it says to bad input."""
+"""train.py from end to end, and its messages for bad input."""
 
 import json
 import signal
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.usefixtures("blind")
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two of them held out
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=20)  # two are held out
 
 
 @pytest.fixture
 def flags(pairs) -> list[str]:
-    """A run of four steps that saves after two."""
+    """Flags of a run of four steps that saves every two."""
     return [
         "--base",
         NANO,
@@ -53,8 +53,8 @@ def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def power_fails_after(steps: int) -> Callable:
-    """A loss that stops the run in the step after these."""
+def interrupted_after(steps: int) -> Callable:
+    """A loss function that interrupts the run after `steps` steps."""
     done = [0]
 
     def training_loss(*args):
@@ -66,13 +66,13 @@ def power_fails_after(steps: int) -> Callable:
     return training_loss
 
 
-def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, hasty, capsys):
+def test_training_writes_its_files_and_resumes_bitwise(flags, tmp_path, hasty, capsys):
     flags += ["--sample-every", "2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train.main([*flags, "--out", str(whole)])
     for name in ("settings.json", "control.safetensors", "film.png", "state.pt"):
         assert (whole / name).stat().st_size > 0
-    # Whoever may read one of them may read all.
+    # All files have the same permissions.
     assert len({file.stat().st_mode for file in whole.iterdir() if file.is_file()}) == 1
     metrics = json.loads((whole / "metrics.json").read_text())
     assert {"iou", "control_gain", "step_of_jump", "seconds"} <= metrics.keys()
@@ -81,7 +81,7 @@ def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, hast
     losses = [entry["loss"] for entry in log(whole) if "loss" in entry]
     assert len(losses) == 4
 
-    stopped = partial(train.main, loss=power_fails_after(3))
+    stopped = partial(train.main, loss=interrupted_after(3))
     assert "--resume cut" in refusal(stopped, capsys, *flags, "--out", str(cut))
     assert len(log(cut)) < len(log(whole)) and not (cut / "metrics.json").exists()
     train.main(["--resume", str(cut), *flags])
@@ -96,8 +96,8 @@ def test_training_leaves_everything_and_resumes_to_the_bit(flags, tmp_path, hast
     sample.main(["--control", control, *hint, "--out", str(tmp_path / "out")])
 
 
-def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(flags, tmp_path, capsys):
-    """(How processes end and go on: test_interrupted.py.)"""
+def test_ctrl_c_finishes_the_step_and_prints_how_to_resume(flags, tmp_path, capsys):
+    """test_interrupted.py covers signals to whole processes."""
 
     def stopped(*args):
         signal.raise_signal(signal.SIGINT)
@@ -112,9 +112,9 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(flags, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_run_without_a_save_starts_over(flags, tmp_path, capsys):
+def test_a_run_interrupted_before_its_first_save_starts_over(flags, tmp_path, capsys):
     run = tmp_path / "run"
-    stopped = partial(train.main, loss=power_fails_after(1))
+    stopped = partial(train.main, loss=interrupted_after(1))
     message = refusal(stopped, capsys, *flags, "--out", str(run))
     assert "before anything was saved" in message and "--resume" in message
     assert not (run / "state.pt").exists()
@@ -123,7 +123,7 @@ def test_a_run_without_a_save_starts_over(flags, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_what_somebody_keeps_in_a_folder_stays_there(flags, tmp_path):
+def test_other_files_in_a_runs_folder_are_kept(flags, tmp_path):
     run = tmp_path / "run"
     kept = [run / "notes.txt", run / ".tmpabcdef", run / "samples" / "000009.png"]
     for file in kept:
@@ -134,7 +134,7 @@ def test_what_somebody_keeps_in_a_folder_stays_there(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_as_many_processes(flags, tmp_path, capsys):
+def test_a_run_resumes_with_the_same_number_of_processes(flags, tmp_path, capsys):
     run = tmp_path / "run"
     train.main([*flags, "--steps", "1", "--out", str(run)])
     state = torch.load(run / "state.pt", weights_only=True)
@@ -143,7 +143,7 @@ def test_a_run_goes_on_with_as_many_processes(flags, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_state_that_lacks_something_is_refused(flags, tmp_path, capsys):
+def test_an_incomplete_state_is_refused(flags, tmp_path, capsys):
     run = tmp_path / "run"
     train.main([*flags, "--steps", "1", "--out", str(run)])
     state = torch.load(run / "state.pt", weights_only=True)
@@ -154,7 +154,7 @@ def test_a_state_that_lacks_something_is_refused(flags, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_controlnet_can_be_trained_on(flags, tmp_path):
+def test_training_continues_from_a_controlnet(flags, tmp_path):
     one = [*flags, "--steps", "1", "--init-control", CONTROL, "--drop-prompt", "1"]
     train.main([*one, "--out", str(tmp_path / "a"), "--accumulate", "2"])
     base = load_sd(NANO)
@@ -169,17 +169,17 @@ def test_a_controlnet_can_be_trained_on(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_half_precision_learns_from_exact_weights(flags, tmp_path, monkeypatch, hasty):
-    """bf16 is the default on a GPU; a CPU can do it too."""
+def test_half_precision_training_keeps_float32_weights(flags, tmp_path, monkeypatch, hasty):
+    """bf16 is the default on a GPU. A CPU supports it too."""
     monkeypatch.setattr(measure, "make_pictures", lambda sd, prompts, control, hints, **_: hints)
     half = [*flags, "--steps", "1", "--dtype", "bf16", "--out", str(tmp_path / "a")]
     train.main([*half, "--init-control", CONTROL, "--lr", "1e-9"])
     before, after = load_file(CONTROL), load_file(tmp_path / "a" / "control.safetensors")
     assert all(torch.allclose(after[k], before[k].float(), atol=1e-7) for k in before)
-    flags += ["--steps", "2", "--hint-init", "variance"]  # (or the hint is lost in the rounding)
+    flags += ["--steps", "2", "--hint-init", "variance"]  # else rounding loses the hint
     train.main([*flags, "--dtype", "bf16", "--out", str(tmp_path / "b")])
     gains = [entry["control_gain"] for entry in log(tmp_path / "b") if "control_gain" in entry]
-    assert gains[0] == 0 and gains[1] != 0  # two steps on, residuals are zero no more
+    assert gains[0] == 0 and gains[1] != 0  # after two steps the residuals are non-zero
     train.main([*flags, "--out", str(tmp_path / "c")])
     losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "bc"]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
@@ -200,7 +200,7 @@ def test_unlocking_trains_and_saves_the_base(flags, tmp_path, unlock, dtype):
     assert bool(moved - decoder) == (unlock == "all")
 
 
-def test_the_locked_base_keeps_its_bits(flags, tmp_path):
+def test_the_locked_base_is_bitwise_unchanged(flags, tmp_path):
     seen = []
 
     def models(settings):
@@ -215,7 +215,7 @@ def test_the_locked_base_keeps_its_bits(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_can_be_made_longer(flags, tmp_path):
+def test_a_finished_run_can_be_extended(flags, tmp_path):
     flags += ["--accumulate", "2"]
     train.main([*flags, "--steps", "1", "--out", str(tmp_path / "a")])
     train.main(["--resume", str(tmp_path / "a"), "--steps", "2"])
@@ -224,7 +224,7 @@ def test_a_finished_run_can_be_made_longer(flags, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
-def test_the_step_of_the_jump(tmp_path):
+def test_the_step_of_the_jump_is_found_in_the_log(tmp_path):
     def jump(name: str, values: list[float]) -> int | None:
         run = RunFolder(tmp_path)
         run.history = [{"step": 10 * i, name: value} for i, value in enumerate(values)]
@@ -238,7 +238,7 @@ def test_the_step_of_the_jump(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_control_knows_its_condition(tmp_path, monkeypatch, hasty):
+def test_a_controlnet_file_names_its_condition(tmp_path, monkeypatch, hasty):
     monkeypatch.setattr(data, "MEASURED", 2)
     flags = ["--condition", "pose", "--steps", "1", "--batch-size", "2", "--scenes", "2"]
     train.main([*flags, "--out", str(tmp_path / "run")])
@@ -270,7 +270,7 @@ def test_scenes_are_drawn_at_the_bases_size(tmp_path, capsys):
     assert "for pictures of 512 pixels" in message and "64, 128, 192, 256" in message
 
 
-def test_learning_rates():
+def test_the_learning_rate_is_constant_or_cools_down():
     constant = {train.learning_rate(1e-5, "constant", step, 100) for step in range(100)}
     assert constant == {1e-5}
     rates = [train.learning_rate(1e-3, "cooldown", step, 100) for step in range(100)]
@@ -278,7 +278,7 @@ def test_learning_rates():
     assert rates[-1] == pytest.approx(1e-3 / 25)
 
 
-def test_data_without_a_base_is_for_nano_and_says_so(pairs, tmp_path, capsys):
+def test_data_without_a_base_trains_for_nano_and_says_so(pairs, tmp_path, capsys):
     train.main(["--data", str(pairs), "--dry-run"])
     printed = capsys.readouterr()
     assert "training a ControlNet for nano" in printed.err
@@ -286,17 +286,19 @@ def test_data_without_a_base_is_for_nano_and_says_so(pairs, tmp_path, capsys):
     assert settings["lr"] == 1e-3 and settings["hint_init"] == "variance"
 
 
-def test_the_condition_encoders_start_is_a_setting(tmp_path):
-    def last_before_zero(start: str) -> torch.Tensor:
-        """What the encoder's last convolution is given of a hint, across the picture."""
+def test_the_initialisation_of_the_condition_encoder_is_a_setting(tmp_path):
+    def signal(initialisation: str) -> torch.Tensor:
+        """Standard deviation over the picture at the input of the encoder's zero convolution."""
         torch.manual_seed(0)
-        settings = train.resolve({"base": NANO, "hint_init": start, "out": str(tmp_path / start)})
+        settings = train.resolve(
+            {"base": NANO, "hint_init": initialisation, "out": str(tmp_path / initialisation)}
+        )
         _, control, _ = train.models(settings)
         assert control.input_hint_block[-1].weight.abs().max() == 0
         with torch.no_grad():
             return control.input_hint_block[:-1](torch.rand(1, 3, 64, 64)).std(dim=(2, 3)).mean()
 
-    assert last_before_zero("variance") > 100 * last_before_zero("pytorch")
+    assert signal("variance") > 100 * signal("pytorch")
 
 
 def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys):
@@ -306,7 +308,7 @@ def test_dry_run_prints_the_settings_and_writes_nothing(flags, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
-def test_defaults_are_the_papers_with_a_base_of_ones_own(flags):
+def test_defaults_with_your_own_base_are_the_papers(flags):
     own, nano = train.resolve({"base": NANO}), train.resolve({})
     assert (own.lr, own.batch_size, own.drop_prompt, own.accumulate) == (1e-5, 4, 0.5, 1)
     assert (own.schedule, own.hint_init) == ("constant", "pytorch")
@@ -367,7 +369,7 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(flags, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_keeps_the_last_save(flags, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
 
     def full(state, file):

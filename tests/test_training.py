@@ -1,4 +1,4 @@
-"""What makes training fast or small does not change what is learnt."""
+"""Options that save time or memory do not change what a training learns."""
 
 import copy
 import json
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("blind")
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # two of them held out
+    return write_pairs(tmp_path_factory.mktemp("pairs"), n=10)  # two are held out
 
 
 @pytest.fixture
 def flags(pairs) -> list[str]:
-    """A trained ControlNet is trained on for a while, so that all gradients are there."""
+    """Flags that continue from a trained ControlNet, where all gradients are non-zero."""
     return [
         "--base",
         NANO,
@@ -59,13 +59,13 @@ def losses(run: str) -> list[float]:
 
 
 def gradients(run: str) -> dict[str, torch.Tensor]:
-    """Of a run of one step, as it saved them: AdamW's first moment is a tenth of the gradient."""
+    """Gradients of a run of one step, times 0.1: AdamW's first moments."""
     state = torch.load(Path(run) / "state.pt", weights_only=True)["optimizer"]["state"]
     return {str(i): moments["exp_avg"] for i, moments in state.items()}
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Norm of the difference, relative to that of a."""
+    """Norm of the difference, relative to the norm of a."""
     assert a.keys() == b.keys() and len(a) > 10
     away = sum((a[name] - b[name]).double().square().sum() for name in a)
     return (away / sum(a[name].double().square().sum() for name in a)).sqrt().item()
@@ -75,8 +75,8 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.slow
-def test_cached_pairs_train_as_others_do(flags, tmp_path):
-    """With another pair's picture or prompt they would be off by a tenth and more."""
+def test_training_with_the_cache_equals_training_without(flags, tmp_path):
+    """A wrong picture or prompt would change the losses by 10 % or more."""
     flags += ["--steps", "2", "--batch-size", "5"]
     in_float64.main([*flags, "--no-cache", "--out", "without"])
     assert not (tmp_path / "cache").exists()
@@ -84,13 +84,13 @@ def test_cached_pairs_train_as_others_do(flags, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert losses("with") == pytest.approx(losses("without"), rel=10 * ROUNDING)
     times = [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
-    in_float64.main([*flags, "--out", "again"])  # nothing is written anew
+    in_float64.main([*flags, "--out", "again"])  # the cache is reused
     assert times == [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
     assert losses("again") == losses("with")
 
 
 @pytest.mark.slow
-def test_pairs_that_are_seen_once_need_no_cache(flags, tmp_path):
+def test_pairs_that_are_seen_once_are_not_cached(flags, tmp_path):
     train.main([*flags, "--steps", "2", "--batch-size", "4", "--out", "run"])
     assert not (tmp_path / "cache").exists()
 
@@ -102,7 +102,7 @@ def nano():
 
 @pytest.fixture
 def sd(nano):
-    """Nano, to be changed at will: its encoders are a test's own."""
+    """Nano with its own copy of the encoders, so that a test can change them."""
     return replace(nano, vae=copy.deepcopy(nano.vae), text_encoder=copy.deepcopy(nano.text_encoder))
 
 
@@ -120,15 +120,18 @@ def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
     assert all(file.exists() for file in second) and len(cache.Cached(scenes, second)) == 9
 
 
-def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
+def test_the_cache_holds_the_encoders_outputs(sd, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "IN_FILE", 4)
     scenes = Scenes("depth", n=10)
-    sd.vae.double(), sd.text_encoder.double()  # where several at once differ from one by 1e-13
+    (
+        sd.vae.double(),
+        sd.text_encoder.double(),
+    )  # so that batches differ from single pictures by 1e-13 only
     files = fill(sd, scenes, tmp_path)
     assert len(files) == 3
     cached = cache.Cached(scenes, files)
     assert len(cached) == 10
-    # A process that reads is given the files' names, and opens them itself.
+    # Reader processes receive the file names and open the files themselves.
     elsewhere = pickle.loads(pickle.dumps(cached))
     assert not elsewhere.parts and torch.equal(elsewhere[5][0], cached[5][0])
     for i in (0, 5, 9):
@@ -146,14 +149,16 @@ def test_the_cache_holds_what_the_encoders_say(sd, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
-    """A cache of other pictures, prompts, weights, precision or version is never read."""
+def test_a_changed_input_gets_another_cache_file(sd, tmp_path, monkeypatch):
+    """The cache depends on pictures, prompts, encoder weights, size, precision and version."""
     view = View((64, 64))
     pairs = write_pairs(tmp_path / "first", n=4)
     (file,) = fill(sd, Folder([pairs], view), tmp_path / "cache")
     changed = tmp_path / "pairs"
     write_pairs(changed, n=4)
-    assert fill(sd, Folder([changed], view), tmp_path / "cache") == [file]  # equal pairs elsewhere
+    assert fill(sd, Folder([changed], view), tmp_path / "cache") == [
+        file
+    ]  # equal pairs in another folder
     names = {file}
 
     def another(view: View) -> bool:
@@ -182,7 +187,7 @@ def test_whatever_changes_makes_another_file(sd, tmp_path, monkeypatch):
         another.made = len(names)
 
 
-def test_a_hint_may_change_without_a_new_cache(sd, tmp_path):
+def test_other_hints_use_the_same_cache(sd, tmp_path):
     a, b = (fill(sd, Scenes(condition, n=3), tmp_path) for condition in ("depth", "canny"))
     assert a == b
     assert fill(sd, Scenes("canny", first=1, n=3), tmp_path) != a
@@ -194,7 +199,7 @@ def test_an_interrupted_or_damaged_cache_is_completed(sd, tmp_path, monkeypatch)
 
     def power_fails(*args):
         calls.append(args)
-        if len(calls) == 4:  # the first call is for the size
+        if len(calls) == 4:  # the first call measures the size
             raise KeyboardInterrupt
         return encode(*args)
 
@@ -213,7 +218,9 @@ def test_an_interrupted_or_damaged_cache_is_completed(sd, tmp_path, monkeypatch)
     assert len(cache.Cached(scenes, files)) == 8
 
 
-def test_a_full_disk_is_said_before_anything_is_written(flags, tmp_path, monkeypatch, capsys):
+def test_too_little_disk_space_is_reported_before_anything_is_written(
+    flags, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     message = refusal(
         train.main, capsys, *flags, "--steps", "6", "--batch-size", "4", "--out", "run"
@@ -222,11 +229,11 @@ def test_a_full_disk_is_said_before_anything_is_written(flags, tmp_path, monkeyp
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_steps_draws_come_from_seed_and_step_alone():
+def test_a_steps_draws_depend_on_seed_and_step_only():
     torch.manual_seed(1)
     state = torch.get_rng_state()
     draws = train.random_draws(0, 5, 4, (64, 64), 0.5)
-    assert torch.equal(state, torch.get_rng_state())  # the global generator is left alone
+    assert torch.equal(state, torch.get_rng_state())  # the global generator is unchanged
     again = train.random_draws(0, 5, 4, (64, 64), 0.5)
     assert all(torch.equal(a, b) for a, b in zip(draws, again))
     for seed, step in (0, 6), (1, 5), (5, 0):
@@ -239,8 +246,8 @@ def test_a_steps_draws_come_from_seed_and_step_alone():
     assert many.t.min() == 0 and many.t.max() == 999
 
 
-def test_a_latent_is_drawn_and_some_prompts_are_emptied(monkeypatch):
-    """The cache keeps the posterior, not a draw from it."""
+def test_latents_are_drawn_and_some_prompts_are_dropped(monkeypatch):
+    """The cache holds the posterior. Each step draws a latent from it."""
     seen = []
     monkeypatch.setattr(train, "diffusion_loss", lambda *given: seen.append(given))
     mean, deviation, hint = (
@@ -260,11 +267,11 @@ def test_a_latent_is_drawn_and_some_prompts_are_emptied(monkeypatch):
     assert its_hint is hint and torch.equal(noise, draws.noise) and torch.equal(t, draws.t)
 
 
-# ------------------------------------------------------- a step, however it is divided or computed
+# ----------------------------------------------------------- equivalent ways to compute a step
 
 
-def test_a_loss_per_pair_learns_to_the_bit_what_one_mean_learns(monkeypatch):
-    """At 128 pixels and with two pairs all divisors are powers of two: nothing is rounded."""
+def test_a_loss_per_pair_equals_one_mean_bitwise(monkeypatch):
+    """With 128 pixels and two pairs all divisors are powers of two, so division is exact."""
     flags = ["--steps", "4", "--batch-size", "2", "--scenes", "8", "--device", "cpu"]
     train.main([*flags, "--out", "per-pair"])
 
@@ -281,14 +288,14 @@ def test_a_loss_per_pair_learns_to_the_bit_what_one_mean_learns(monkeypatch):
 
 
 def assert_same_step(a: str, b: str) -> None:
-    """The losses are added up in float32 from means of 1024 squares (1e-5 has room for ten times
-    their rounding), the gradients are in float64. Another pair, draw or divisor: 1e-2 and more."""
+    """Losses are float32 means of 1024 squares: 1e-5 is ten times their rounding. Gradients are in
+    float64. A wrong pair, draw or divisor changes both by 1e-2 or more."""
     assert losses(b) == pytest.approx(losses(a), rel=1e-5)
     assert distance(gradients(a), gradients(b)) < ROUNDING
 
 
 @pytest.mark.slow
-def test_four_passes_are_a_batch_of_four(flags):
+def test_four_passes_equal_a_batch_of_four(flags):
     in_float64.main([*flags, "--batch-size", "4", "--out", "batch"])
     in_float64.main([*flags, "--batch-size", "1", "--accumulate", "4", "--out", "passes"])
     assert_same_step("batch", "passes")
@@ -296,7 +303,7 @@ def test_four_passes_are_a_batch_of_four(flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only_mid", [False, True])
-def test_two_processes_are_one_with_twice_the_batch(flags, only_mid, tmp_path):
+def test_two_processes_equal_one_with_twice_the_passes(flags, only_mid, tmp_path):
     flags += ["--batch-size", "1"] + ["--only-mid-control"] * only_mid
     in_float64.main([*flags, "--accumulate", "4", "--out", "one"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -309,17 +316,17 @@ def test_two_processes_are_one_with_twice_the_batch(flags, only_mid, tmp_path):
 
 
 @pytest.mark.slow
-def test_low_memory_computes_the_same(flags):
-    """Checkpointed blocks are computed anew: the gradients are the same ones."""
+def test_low_memory_computes_the_same_gradients(flags):
+    """Gradient checkpointing recomputes blocks, with equal gradients."""
     flags += ["--batch-size", "2", "--accumulate", "2"]
     in_float64.main([*flags, "--out", "plain"])
     in_float64.main([*flags, "--low-memory", "--out", "small"])
     assert_same_step("plain", "small")
 
 
-def test_checkpointed_blocks_keep_less(flags):
+def test_checkpointed_blocks_save_fewer_tensors(flags):
     def kept(*more: str) -> int:
-        """Bytes that autograd keeps for the backward pass, weights apart."""
+        """Bytes that autograd saves for the backward pass, without weights."""
         settings = train.parse([*flags, *more, "--batch-size", "2", "--accumulate", "1"])[0]
         sd, control, _ = train.models(settings)
         weights = {p.data_ptr() for m in (sd.unet, control) for p in m.parameters()}
@@ -342,15 +349,15 @@ def test_checkpointed_blocks_keep_less(flags):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("more", [[], ["--low-memory"]])
-def test_half_precision_learns_from_exact_weights(flags, dtype, more):
-    """Float32 weights are with the optimizer, the network has rounded ones."""
+def test_half_precision_training_updates_float32_weights(flags, dtype, more):
+    """The optimizer holds float32 weights, the network computes with rounded ones."""
     flags += ["--dtype", dtype, *more, "--lr", "1e-6", "--steps", "2"]
     flags += ["--batch-size", "1", "--accumulate", "2"]
     train.main([*flags, "--out", "a"])
     unet = load_sd(NANO).unet
     before, after = (load_control(file, unet) for file in (CONTROL, "a/control.safetensors"))
     moved = [(a - b).abs().max().item() for a, b in zip(after.parameters(), before.parameters())]
-    # AdamW's first steps are about the learning rate, far below what bf16 could tell apart
+    # AdamW's first steps have the size of the learning rate, far below bf16's resolution.
     assert 1e-6 < max(moved) < 3e-6
     train.main([*flags, "--steps", "1", "--out", "half"])
     train.main([*flags, "--steps", "1", "--dtype", "fp32", "--out", "exact"])
@@ -360,7 +367,7 @@ def test_half_precision_learns_from_exact_weights(flags, dtype, more):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_networks_compute_with_rounded_weights_and_save_exact_ones(flags, dtype):
+def test_networks_compute_with_rounded_weights_and_save_float32(flags, dtype):
     settings = train.parse([*flags, "--dtype", dtype, "--out", "run"])[0]
     sd, control, trained = train.models(settings)
     before = {name: weight.clone() for name, weight in control.state_dict().items()}
@@ -371,7 +378,7 @@ def test_networks_compute_with_rounded_weights_and_save_exact_ones(flags, dtype)
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_passes_are_added_up_before_a_step():
+def test_gradients_of_passes_are_summed_before_a_step():
     network = nn.Linear(3, 2)
     exact = optimizer.Optimizer({"": network}, 1e-3, "cpu", "bf16")
     for _ in range(2):
@@ -380,7 +387,7 @@ def test_passes_are_added_up_before_a_step():
     assert torch.equal(exact.weights[0].grad, torch.full((2, 3), 2.0))
 
 
-def test_small_maps_as_matrix_products():
+def test_convolutions_of_small_maps_equal_matrix_products():
     torch.manual_seed(0)
     for stride, (n, h, w) in [(1, (2, 4, 6)), (2, (1, 8, 6)), (2, (1, 5, 7))]:
         conv, x = Conv3x3(640, 24, stride).double(), torch.randn(n, 640, h, w).double()
@@ -403,8 +410,8 @@ def test_small_maps_as_matrix_products():
 
 
 @pytest.mark.slow
-def test_compiling_is_a_choice(flags, monkeypatch):
-    """Of U-Net and ControlNet. (What compiling makes of them is tested by the slow tests.)"""
+def test_compiling_is_optional(flags, monkeypatch):
+    """--compile compiles U-Net and ControlNet. Tests marked long run the compiled networks."""
     seen = []
     monkeypatch.setattr(torch, "compile", lambda network: seen.append(type(network)) or network)
     for out, choice, compiled in ("plain", [], []), ("compiled", ["--compile"], [UNet, ControlNet]):
@@ -414,7 +421,7 @@ def test_compiling_is_a_choice(flags, monkeypatch):
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """torch.compile calls a C++ compiler, and keeps what that makes in temporary folders."""
+    """Needs a C++ compiler. torch.compile keeps its output in temporary folders."""
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("no C++ compiler")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -423,7 +430,7 @@ def compiler(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_a_compiler_a_network_stays_as_it_is(flags, monkeypatch):
+def test_without_a_compiler_networks_are_not_compiled(flags, monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
@@ -433,9 +440,12 @@ def test_without_a_compiler_a_network_stays_as_it_is(flags, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_compiled_block_is_as_exact(compiler):
-    """Compiled bf16 is no farther from float32 than eager bf16, within a half: to round every
-    number once more would be 1.4 times as far, to add up in bf16 or to drop a term far more."""
+def test_a_compiled_block_is_as_accurate(compiler):
+    """Compiled bf16 is at most 1.5 times as far from float32 as eager bf16.
+
+    Rounding every value once more would give 1.4 times the distance. Summing in bf16 or dropping a
+    term would give far more.
+    """
     config = UNetConfig(model_channels=32, context_dim=64)
     block = randomise(res_block(32, 64, level=0, config=config))
     inputs = torch.randn(2, 32, 8, 8), torch.randn(2, 128), torch.randn(2, 77, 64)
@@ -455,8 +465,7 @@ def test_a_compiled_block_is_as_exact(compiler):
 
 
 @pytest.mark.long
-def test_compiled_training_is_as_exact(flags, compiler):
-    """The same of all networks, by the command line."""
+def test_compiled_training_is_as_accurate(flags, compiler):
     found = {}
     for name, more in {
         "fp32": [],

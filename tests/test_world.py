@@ -1,4 +1,4 @@
-"""The drawn world: one seed, one scene, and nine maps of it, each keeping its definition."""
+"""The drawn world: scenes from seeds, and nine maps that follow their definitions."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -29,14 +29,14 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def maps(condition: str, n: int = 20, kinds: tuple[str, ...] = tuple(KINDS)):
-    """(drawing, map) of some scenes."""
+    """(drawing, map) of the first n scenes."""
     for seed in range(n):
         drawing = draw(random_scene(seed, kinds))
         yield drawing, CONDITIONS[condition](drawing)
 
 
 def alone(kind: str, z: float = 0.3, size: float = 0.3):
-    """A drawing of one thing in the middle, lit from the upper left."""
+    """A drawing of one object in the middle, lit from the upper left."""
     thing = Thing(kind, "red", 0.5, 0.5, z, size, 0.4, -0.5, (0.6, 0.9, 0.2, 0.1) * 2)
     light = (-0.6, -0.6, 0.53)
     return draw(replace(random_scene(0), background="white", light=light, things=(thing,)))
@@ -45,7 +45,7 @@ def alone(kind: str, z: float = 0.3, size: float = 0.3):
 # -------------------------------------------------------------------------------------- scenes
 
 
-def test_one_seed_one_scene():
+def test_a_seed_determines_a_scene():
     assert random_scene(3) == random_scene(3) != random_scene(4)
     scenes = [random_scene(seed) for seed in range(300)]
     assert {thing.kind for scene in scenes for thing in scene.things} == set(KINDS)
@@ -58,8 +58,8 @@ def test_one_seed_one_scene():
         assert scene.prompt.endswith(f"{scene.background} background")
 
 
-def test_scenes_are_the_same_on_every_machine():
-    """Drawn once and looked at. (The last bit of a sine may differ, and with it a pixel.)"""
+def test_scenes_are_equal_on_every_machine():
+    """Compared with a stored sheet. The last bit of a sine may differ, and with it a pixel."""
     stored = np.asarray(Image.open(FIXTURES / "world.png").convert("RGB")).astype(int)
     away = np.abs(np.asarray(sheet(0, 8)).astype(int) - stored).max(axis=-1) > 2
     for column in np.split(away, 10, axis=1):  # the pictures, then each kind of map
@@ -73,7 +73,7 @@ def test_everything_is_inside_the_picture():
         assert drawing.image.min() >= 0 and drawing.image.max() <= 1
         assert drawing.depth.min() == 0 and drawing.depth.max() <= 1
         edge = drawing.index.copy()
-        edge[1:-1, 1:-1] = 0  # where at most a sliver may be cut off
+        edge[1:-1, 1:-1] = 0  # up to 20 pixels on the border are allowed
         for i, thing in enumerate(drawing.scene.things, 1):
             assert (edge == i).sum() <= 20
             if thing.kind == "figure":
@@ -81,7 +81,7 @@ def test_everything_is_inside_the_picture():
 
 
 @pytest.mark.slow
-def test_a_nearer_thing_hides_a_farther_one():
+def test_a_nearer_object_hides_a_farther_one():
     for seed in range(200):
         drawing = draw(random_scene(seed))
         near = max(range(len(drawing.scene.things)), key=lambda i: drawing.scene.things[i].z)
@@ -91,7 +91,7 @@ def test_a_nearer_thing_hides_a_farther_one():
 
 
 @pytest.mark.parametrize("condition", [None, *CONDITIONS])
-def test_items(condition):
+def test_items_are_pictures_hints_and_prompts(condition):
     data = Scenes(condition)
     for i in (0, 7):
         image, hint, prompt = data[i]
@@ -107,7 +107,7 @@ def test_items(condition):
 # ---------------------------------------------------------------------------------- nine maps
 
 
-def test_no_two_maps_are_the_same():
+def test_no_two_maps_are_equal():
     drawings = [draw(random_scene(seed, ("figure",))) for seed in range(5)]
     drawings += [draw(random_scene(seed, ("cube",))) for seed in range(5)]
     stacks = {name: np.stack([make(d) for d in drawings]) for name, make in CONDITIONS.items()}
@@ -119,8 +119,8 @@ def test_no_two_maps_are_the_same():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_a_scene_is_the_same_at_every_size(size):
-    """Its picture and maps, made as small as those of 64, are nearly those; as much of them is ink.
-    (But for Canny's lines, which are one pixel wide.)"""
+    """Downscaled to 64 pixels, picture and maps are nearly those drawn at 64, with as much ink.
+    Canny's lines are the exception: they are one pixel wide at every size."""
     scale = size // 64
 
     def smaller(values: np.ndarray) -> np.ndarray:
@@ -140,12 +140,12 @@ def test_a_scene_is_the_same_at_every_size(size):
             assert b.mean() == pytest.approx(a.mean(), rel=0.05), name
 
 
-def test_pairs_of_another_size():
+def test_pairs_can_be_drawn_at_another_size():
     small, large = Scenes("depth"), Scenes("depth", size=128)
     image, hint, prompt = large[3]
     assert image.shape == hint.shape == (3, 128, 128) and prompt == small[3][2]
     assert torch.equal(large.hint(3), hint) and torch.equal(large.picture(3)[0], image)
-    assert large.fingerprint(3) != small.fingerprint(3)  # what is cached is of one size
+    assert large.fingerprint(3) != small.fingerprint(3)  # cached latents have one size
     assert np.asarray(sheet(0, 1, 128)).shape == (16 + 128, 10 * 128, 3)
 
 
@@ -157,7 +157,7 @@ def test_every_map_shows_something():
     assert set(NEEDED) == {"hough", "pose"}
 
 
-def test_canny_edges_are_of_the_picture_alone_with_random_thresholds():
+def test_canny_edges_depend_on_the_picture_only_and_have_random_thresholds():
     found = set()
     for drawing, edges in maps("canny", 8):
         bare = replace(drawing, depth=0 * drawing.depth, index=0 * drawing.index)
@@ -186,15 +186,15 @@ def test_hough_lines_are_straight_and_not_hidden():
             around = lines[int(y * 64) - 1 : int(y * 64) + 2, int(x * 64) - 1 : int(x * 64) + 2]
             assert (around.max() == 1) if in_front else (lines[int(y * 64), int(x * 64)] < 0.5)
         assert counts == {True: seen, False: hidden}
-    # A nearer thing hides lines.
+    # A nearer object hides lines.
     scene = alone("cube").scene
     ball = replace(scene.things[0], kind="ball", z=0.9, size=0.4)
     assert CONDITIONS["hough"](draw(replace(scene, things=(*scene.things, ball)))).max() == 0
 
 
-def test_soft_edges_are_graded_and_wider_where_depth_jumps_far():
+def test_soft_edges_are_graded_and_wider_at_larger_depth_jumps():
     def width(soft: np.ndarray) -> float:
-        """In pixels, of the line on the left of the middle row."""
+        """Width in pixels of the first line in the middle row."""
         return (soft[32, :32, 0] > 0.4 * soft[32, :32, 0].max()).sum()
 
     near, far = (CONDITIONS["soft"](alone("ball", z)) for z in (0.6, 0.2))
@@ -229,7 +229,7 @@ def test_scribbles_are_thick_wobbly_and_incomplete():
     assert np.array_equal(again[0], again[1]) and not np.array_equal(again[0], again[2])
 
 
-def test_poses_are_of_figures_in_openposes_colours():
+def test_poses_show_figures_in_openposes_colours():
     for kind in ("ball", "ring", "cube", "pyramid"):
         assert CONDITIONS["pose"](alone(kind)).max() == 0
     drawing = alone("figure", size=0.4)
@@ -253,7 +253,7 @@ def test_segments_have_a_fixed_colour_for_each_kind():
             assert (segments[index == i] == SEGMENT[kind]).all()
 
 
-def test_depth_is_bright_where_it_is_near():
+def test_near_depth_is_bright():
     for drawing, depth in maps("depth"):
         assert depth[0, 0].max() == 0 and (depth[..., 0] == depth[..., 2]).all()
         things = sorted(enumerate(drawing.scene.things, 1), key=lambda pair: pair[1].z)
@@ -263,7 +263,7 @@ def test_depth_is_bright_where_it_is_near():
     assert ball[32, 32] == ball.max() == pytest.approx(0.6, abs=0.01)  # z + size
 
 
-def test_normals_look_out_of_the_surface():
+def test_normals_point_out_of_the_surface():
     for drawing, normals in maps("normals"):
         assert np.linalg.norm(drawing.normal, axis=0) == pytest.approx(1, abs=1e-3)
         assert normals[0, 0] == pytest.approx([0.5, 0.5, 1])  # the wall
@@ -271,7 +271,7 @@ def test_normals_look_out_of_the_surface():
     assert ball[32, 32] == pytest.approx([0.5, 0.5, 1], abs=0.05)
     assert ball[32, 48, 0] > 0.85 and ball[32, 16, 0] < 0.15  # right and left
     assert ball[16, 32, 1] > 0.85 and ball[48, 32, 1] < 0.15  # above and below
-    # The surface of a thing is as steep as its depth says.
+    # Normals agree with the slope of the depth.
     drawing = alone("ball", size=0.4)
     down, right = np.gradient(drawing.depth.astype(np.float64), 1 / 128)
     steep = np.stack([-right, -down, np.ones_like(right)])
@@ -287,6 +287,6 @@ def test_cartoons_are_ink_on_paper_with_varying_strokes_and_inner_lines():
     ball = CONDITIONS["cartoon"](alone("ball", size=0.3))[..., 0] < 0.5  # lit from the upper left
     row = ball[32]
     assert row[40:].sum() >= row[:24].sum() + 1  # thick on the right
-    assert ball[22:42, 22:42].any()  # the line at which the shadow begins
+    assert ball[22:42, 22:42].any()  # the edge of the shadow
     cube = CONDITIONS["cartoon"](alone("cube"))[..., 0] < 0.5
     assert cube[28:36, 28:36].any()
