@@ -168,9 +168,8 @@ def test_pictures_of_every_mode_are_read_as_rgb(tmp_path):
     for mode in ("L", "RGBA", "P", "1", "I;16"):
         Image.new(mode, (8, 4)).save(path)
         assert read_picture(path).shape == (3, 4, 8)
-    Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(
-        path
-    )  # often used for depth
+    depths = np.array([[0, 300, 32768, 65535]], np.uint16)
+    Image.fromarray(depths).save(path)
     assert (read_picture(path)[0, 0] * 255).tolist() == pytest.approx([0, 1, 128, 255])
 
 

@@ -123,10 +123,8 @@ def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
 def test_the_cache_holds_the_encoders_outputs(sd, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "IN_FILE", 4)
     scenes = Scenes("depth", n=10)
-    (
-        sd.vae.double(),
-        sd.text_encoder.double(),
-    )  # so that batches differ from single pictures by 1e-13 only
+    # In float64 a batch differs from its single pictures by 1e-13 only.
+    sd.vae.double(), sd.text_encoder.double()
     files = fill(sd, scenes, tmp_path)
     assert len(files) == 3
     cached = cache.Cached(scenes, files)

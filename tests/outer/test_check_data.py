@@ -1,4 +1,4 @@
-"""`nanocontrol.tools.check_data`: what it says of a folder of pairs."""
+"""`nanocontrol.tools.check_data`: its report on a folder of pairs."""
 
 import struct
 from pathlib import Path
@@ -13,13 +13,13 @@ from nanocontrol.tools.check_data import main as check_data
 from nanocontrol.training.pairs import Folder, View
 
 
-def header_of_a_png(width: int, height: int) -> bytes:
+def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", crc32(header))
 
 
 def report(capsys, *flags: object) -> tuple[str, int]:
-    """The output of check_data, and its exit status."""
+    """Run check_data -> its output and exit status."""
     status = 0
     try:
         check_data([*map(str, flags), "--size", "64"])
@@ -28,7 +28,7 @@ def report(capsys, *flags: object) -> tuple[str, int]:
     return capsys.readouterr().out, status
 
 
-def test_check_data_says_what_it_sees_and_shows_it(tmp_path, capsys):
+def test_check_data_reports_pairs_and_draws_a_sheet(tmp_path, capsys):
     text, status = report(capsys, write_pairs(tmp_path / "pairs", n=20), "--out", "sheet.png")
     assert status == 0 and text.endswith("sheet.png\n") and "20 pairs" in text
     sheet = np.asarray(opened("sheet.png"))
@@ -38,17 +38,17 @@ def test_check_data_says_what_it_sees_and_shows_it(tmp_path, capsys):
     assert np.abs(sheet[:64, 64:128] / 127.5 - 1 - image.permute(1, 2, 0).numpy()).max() < 0.02
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
+def test_all_errors_are_reported_at_once(tmp_path, capsys):
     write_pairs(tmp_path, n=8)
     lines = (tmp_path / "prompt.json").read_text().splitlines()
     lines[1] = "{not json"
     (tmp_path / "prompt.json").write_text("\n".join(lines))
     (tmp_path / "image2.png").unlink()
-    (tmp_path / "hint3.png").write_text("no picture")
+    (tmp_path / "hint3.png").write_text("not a picture")
     data = (tmp_path / "image4.png").read_bytes()
     (tmp_path / "image4.png").write_bytes(data[: len(data) // 2])
     Image.new("RGB", (64, 32)).save(tmp_path / "hint5.png")
-    (tmp_path / "hint6.png").write_bytes(header_of_a_png(20_000, 20_000))  # a decompression bomb
+    (tmp_path / "hint6.png").write_bytes(png_header(20_000, 20_000))  # a decompression bomb
     text, status = report(capsys, tmp_path)
     wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
     assert status == 1 and len(wrong) == 6 and not Path("out").exists()
@@ -62,10 +62,10 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
     ]:
         mine = [line for line in wrong if f"prompt.json, line {number}: " in line]
         assert len(mine) == 1 and words in mine[0], number
-    assert "2 pairs" in text  # those that are left
+    assert "2 pairs" in text  # the remaining pairs
 
 
-def test_folders_without_pairs(tmp_path, capsys):
+def test_folders_without_pairs_are_refused(tmp_path, capsys):
     for folder, flags, words in [
         ("nowhere", [], "prompt.json or metadata.jsonl"),
         ("nowhere", ["--hints", "canny"], "nowhere cannot be read"),
@@ -82,7 +82,7 @@ def test_folders_without_pairs(tmp_path, capsys):
     assert "line 1: expected a JSON object on each line" in report(capsys, ".")[0]
     Path("prompt.json").unlink()
     Image.linear_gradient("L").resize((64, 64)).save("a.png")
-    (Path("._a.png")).write_bytes(b"what macOS leaves")
+    (Path("._a.png")).write_bytes(b"a file of macOS")
     text, status = report(capsys, ".", "--hints", "canny")
     assert status == 0 and "1 pair;" in text
     assert ". is given twice" in report(capsys, ".", ".", "--hints", "canny")[0]
@@ -91,7 +91,7 @@ def test_folders_without_pairs(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_folder_of_photographs_is_what_training_expects(photos, capsys):
+def test_a_folder_of_photographs_is_accepted(photos, capsys):
     check_data([str(photos), "--hints", "canny", "--size", "128"])
     text = capsys.readouterr().out
     assert "8 pairs" in text and "640x427" in text and "512x512" in text

@@ -1,4 +1,4 @@
-"""Why a run does not follow: every fault is planted, and healthy runs raise no alarm."""
+"""The diagnosis of a run: planted faults are reported, and healthy runs raise no alarm."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from nanocontrol.doctor.past_run import SomePairs, pairs_of_run, read_past_run, 
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
 
-SEED = 1000  # scenes apart, so that every seed has its own
+SEED = 1000  # distance between the first scenes of two seeds
 
 
 @cache
@@ -37,29 +37,29 @@ def verdicts(
 
 
 def report(capsys, *flags: object) -> str:
-    """What the doctor prints, with status 0."""
+    """Run the diagnosis, which has to end with status 0 -> its output."""
     capsys.readouterr()
     doctor([*map(str, flags)])
     return capsys.readouterr().out
 
 
-# ----------------------------------------------------------------------------- what hints look like
+# ------------------------------------------------------------------------------------------ hints
 
 
 @pytest.mark.parametrize("condition", KINDS)
-def test_hints_of_every_condition_are_known_by_their_looks(condition):
+def test_hints_of_every_condition_are_recognised(condition):
     seen = scenes(condition, 64)
     common = usual([looks_of(hint) for hint in seen.hints])
     assert could_be(condition, common) and not verdicts(seen, condition)
     for other in {"canny", "pose", "depth", "normals"} - {condition}:
-        if (other, condition) != ("canny", "hough"):  # as thin, in small pictures
+        if (other, condition) != ("canny", "hough"):  # both have thin lines in small pictures
             assert not could_be(other, common), other
     found = " ".join(verdicts(seen, "pose" if condition == "canny" else "depth"))
     assert condition == "depth" or "another condition" in found or "mostly white" in found
 
 
 @pytest.mark.parametrize("condition", ["canny", "depth", "segmentation"])
-def test_hints_that_do_not_lie_on_their_pictures_are_placed(condition):
+def test_shifted_scaled_and_shuffled_hints_are_recognised(condition):
     images, hints, prompts = scenes(condition, 64)
     right = [hint.roll(8, dims=2) for hint in hints]
     assert (
@@ -72,17 +72,18 @@ def test_hints_that_do_not_lie_on_their_pictures_are_placed(condition):
     assert "scaled by 0.5." in verdicts(SomePairs(images, small, prompts))[0]
     others = hints[3:] + hints[:3]
     assert "shuffled" in verdicts(SomePairs(images, others, prompts))[0]
-    assert not verdicts(SomePairs(images, others, prompts), learnt=True)  # it could not
+    # Shuffled hints cannot be learnt.
+    assert not verdicts(SomePairs(images, others, prompts), learnt=True)
 
 
 def on_black(hint: Tensor, change) -> Tensor:
-    """[3, H, W], after a change of it as a picture."""
+    """Apply a change of a PIL image to a hint [3, H, W]."""
     changed = change(Image.fromarray(to_pixels(hint * 2 - 1)))
     return torch.tensor([*changed.tobytes()]).view(*hint.shape[1:], 3).permute(2, 0, 1) / 255
 
 
 def scaled(picture: Image.Image, scale: float) -> Image.Image:
-    """About its middle."""
+    """Scale a picture about its middle, at the same size."""
     width, height = picture.size
     smaller = picture.resize((round(width * scale), round(height * scale)))
     ground = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
@@ -110,18 +111,18 @@ def new(condition: str, size: int = 128) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", KINDS)
-def test_a_new_hint_of_the_same_kind_looks_like_those_of_the_training(condition):
+def test_a_new_hint_of_the_same_condition_is_accepted(condition):
     for hint in scenes(condition, 128, first=SEED, n=4).hints:
         assert not differences(hint, training(condition))
         assert "inverted" in differences(1 - hint, training(condition))[0]
 
 
 @pytest.mark.parametrize("condition", ["pose", "normals"])
-def test_red_for_blue_is_seen(condition):
+def test_swapped_red_and_blue_are_recognised(condition):
     assert "red and blue" in differences(new(condition).flip(0), training(condition))[0]
 
 
-def test_hints_of_other_kinds_widths_and_colours():
+def test_hints_of_other_kinds_widths_and_colours_are_recognised():
     for condition, hint, words in [
         ("canny", new("pose"), "another kind: colours on black"),
         ("canny", new("scribble"), "pixels wide"),
@@ -135,7 +136,7 @@ def test_hints_of_other_kinds_widths_and_colours():
         assert found and words in found[0], (condition, found)
 
 
-def test_a_picture_to_follow_is_compared_with_the_hints_of_the_training(tmp_path, capsys):
+def test_a_hint_file_is_compared_with_the_hints_of_the_training(tmp_path, capsys):
     pairs = plant(tmp_path / "pairs", "canny", "none", seed=0, n=8, size=128)
     run = write_run(tmp_path / "run", data=[str(pairs)], size="128x128")
     for name, hint, words in [
@@ -153,11 +154,11 @@ def test_a_picture_to_follow_is_compared_with_the_hints_of_the_training(tmp_path
     )
 
 
-# ------------------------------------------------------------------------------ runs, as written
+# ------------------------------------------------------------------------------------ run folders
 
 
 def write_run(folder: Path, log: list[dict] | None = None, **settings) -> Path:
-    """As train.py leaves it, without the training."""
+    """Write a run folder like train.py's, without training."""
     folder.mkdir(exist_ok=True)
     given = {"base": NANO, "data": None, "hints": None, "size": "64x64", "condition": None}
     given |= {"init_control": None, "steps": 500, "lr": 1e-3, "prediction": "auto"}
@@ -169,7 +170,7 @@ def write_run(folder: Path, log: list[dict] | None = None, **settings) -> Path:
 
 
 def course(gain: float, steps: int, loss: float = 0.04) -> list[dict]:
-    """A log."""
+    """A run's log, from step 0 to `steps`, with this control gain at the end."""
     losses = [{"step": step, "loss": loss} for step in range(1, steps + 1)]
     first = {"step": 0, "held_out_loss": 0.04, "control_gain": 0.0, "score": 0.2}
     last = {"step": steps, "held_out_loss": loss, "control_gain": gain, "score": 0.2 + 20 * gain}
@@ -191,13 +192,13 @@ def course(gain: float, steps: int, loss: float = 0.04) -> list[dict]:
         ([], {}, "before the jump"),
     ],
 )
-def test_rate_steps_and_course_are_read_from_the_log(tmp_path, log, settings, words):
+def test_learning_rate_and_progress_are_judged_from_the_log(tmp_path, log, settings, words):
     run = read_past_run(write_run(tmp_path / "run", log, **settings))
     found = [*about_rate(run, 0.04, NANO_COURSE), *about_steps(run, NANO_COURSE)]
     assert words in (found or [course_of(run, NANO_COURSE)])[0].verdict
 
 
-def test_of_few_pairs_more_gain_is_needed(tmp_path):
+def test_few_held_out_pairs_need_a_larger_gain(tmp_path):
     run = read_past_run(write_run(tmp_path / "run", course(0.003, 300)))
     assert run.follows and not replace(run, held_out=2).follows
     assert replace(
@@ -205,12 +206,12 @@ def test_of_few_pairs_more_gain_is_needed(tmp_path):
     ).follows
 
 
-def test_a_run_of_few_scenes_has_no_others(tmp_path):
+def test_a_run_of_few_scenes_has_only_these_pairs(tmp_path):
     run = read_past_run(write_run(tmp_path / "run", condition="canny", scenes=6))
     assert len(some_pairs(pairs_of_run(run), 32).images) == 6
 
 
-def test_a_report_is_a_verdict_its_evidence_and_what_to_do(tmp_path, capsys):
+def test_a_report_has_a_verdict_evidence_and_advice(tmp_path, capsys):
     pairs = plant(tmp_path / "pairs", "canny", "none", seed=0, n=8)
     run = write_run(tmp_path / "run", course(0.02, 300), data=[str(pairs)])
     (run / "metrics.json").write_text(json.dumps(course(0.02, 300)[-1]))
@@ -219,7 +220,7 @@ def test_a_report_is_a_verdict_its_evidence_and_what_to_do(tmp_path, capsys):
     assert "\nEvidence:\n- control gain 0.0200" in text and "\nWhat to do: " in text
 
 
-def test_what_the_doctor_cannot_read_is_one_sentence(tmp_path, capsys):
+def test_unreadable_files_are_refused_in_one_line(tmp_path, capsys):
     assert "settings.json is missing" in refusal(doctor, capsys, str(tmp_path / "nowhere"))
     run = write_run(tmp_path / "run", condition="canny")
     for content, words in (("[1]", "damaged"), ("{}", "not a ControlNet's run"), ("{", "damaged")):
@@ -230,10 +231,10 @@ def test_what_the_doctor_cannot_read_is_one_sentence(tmp_path, capsys):
     write_run(run, condition="canny", base=str(tmp_path / "gone.safetensors"))
     assert "--base: " in refusal(doctor, capsys, str(run))
     write_run(run, condition="canny")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("not a picture")
     for file in ("text.png", "gone.png"):
         assert "--hint: " in refusal(doctor, capsys, str(run), "--hint", str(tmp_path / file))
-    (run / "log.jsonl").write_text('{"step": 1, "loss": 0.1}\n{"step": 2, "lo')  # killed there
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 0.1}\n{"step": 2, "lo')  # a killed run
     assert read_past_run(run).steps == 1
     (run / "log.jsonl").write_text('{"loss": 0.1}\n')
     assert "log.jsonl cannot be read" in refusal(doctor, capsys, str(run))
@@ -243,7 +244,7 @@ def test_what_the_doctor_cannot_read_is_one_sentence(tmp_path, capsys):
 
 
 def plant(folder: Path, condition: str, fault: str, seed: int, n: int = 24, size: int = 64) -> Path:
-    """Pairs of drawn scenes as files, with a fault in them."""
+    """Write pairs of drawn scenes as files, with a fault in them."""
     chance, data = random.Random(seed), Scenes(condition, first=SEED * seed, size=size)
     pairs = [data[i] for i in range(n)]
     pictures, hints = (
@@ -278,7 +279,7 @@ def plant(folder: Path, condition: str, fault: str, seed: int, n: int = 24, size
 
 
 SHORT = ["--steps", "10"]
-FAULTS: dict[str, tuple[list[str], str]] = {  # flags, and words of the verdict
+FAULTS: dict[str, tuple[list[str], str]] = {  # flags, and words in the verdict
     "constant": (SHORT, "hints are constant"),
     "shuffled": (SHORT, "hints belong to other pictures"),
     "shifted": (SHORT, "they are shifted"),
@@ -291,12 +292,12 @@ FAULTS: dict[str, tuple[list[str], str]] = {  # flags, and words of the verdict
     "low": (["--steps", "40", "--lr", "1e-5"], "learning rate is too low"),
     "few": (["--steps", "20"], "too few steps"),
 }
-CONDITIONS = "canny", "depth", "scribble"  # by the seed
+CONDITIONS = "canny", "depth", "scribble"  # one per seed
 OTHERS = "pose", "depth", "segmentation"
 
 
 def train_on(folder: Path, seed: int, *flags: str) -> None:
-    """A short run on these pairs of 64 pixels, in the folder `run`."""
+    """A short training on these pairs at 64 pixels, in the folder `run`."""
     fixed = ["--base", NANO, "--data", str(folder), "--device", "cpu", "--out", "run"]
     fixed += ["--size", "64", "--hint-init", "variance", "--seed", str(seed)]
     defaults = {"--lr": "1e-3", "--batch-size": "4"} | dict(zip(flags[::2], flags[1::2]))
@@ -310,7 +311,7 @@ FIRST, MORE = pytest.mark.slow, pytest.mark.long
     "seed", [pytest.param(0, marks=FIRST), *(pytest.param(seed, marks=MORE) for seed in (1, 2))]
 )
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_named(tmp_path, capsys, hasty, fault, seed):
+def test_a_planted_fault_is_reported(tmp_path, capsys, hasty, fault, seed):
     flags, words = FAULTS[fault]
     condition = (OTHERS if fault == "condition" else CONDITIONS)[seed]
     train_on(plant(tmp_path / "pairs", condition, fault, seed), seed, *flags)
@@ -325,7 +326,7 @@ def test_a_planted_fault_is_named(tmp_path, capsys, hasty, fault, seed):
         *(
             pytest.param(name, seed, ["--steps", "200"], marks=MORE)
             for seed, name in enumerate(KINDS, 3)
-            if name != "cartoon"  # without a word of the run, white hints are suspicious
+            if name != "cartoon"  # white hints are suspicious if the run names no condition
         ),
         pytest.param("canny", 1, ["--steps", "100"], marks=MORE),
     ],

@@ -19,13 +19,13 @@ def text_of(readme: Path) -> str:
 
 
 def anchors_of(readme: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """The anchors that GitHub derives from headings."""
     prose = re.sub(r"^```.*?^```", "", text_of(readme), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_reading_order_has_all_that_one_reads():
+def test_the_reading_order_lists_every_core_file():
     core = {f"nanocontrol/{p.name}" for p in (ROOT / "nanocontrol").glob("*.py")}
     core = core - {"nanocontrol/__init__.py"} | {"train.py", "sample.py"}
     assert sorted(ROW.findall(text_of(ROOT / "README.md"))) == sorted(core)
@@ -45,14 +45,14 @@ def test_all_readmes_together_are_read_in_an_hour():
     assert sum(words.values()) <= 10_000, words
 
 
-def test_every_folder_says_what_lives_there():
+def test_every_folder_has_a_readme():
     folders = {p.parent for p in (ROOT / "nanocontrol").rglob("*.py")}
     folders |= {ROOT / "tests", ROOT / "weights"}
     assert not [str(f.relative_to(ROOT)) for f in folders if not (f / "README.md").exists()]
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_and_pictures_exist(readme):
+def test_targets_of_links_and_pictures_exist(readme):
     targets = re.findall(r"\]\(([^)\s]+)\)", text_of(readme))
     targets += re.findall(r'(?:src|href)="([^"]+)"', text_of(readme))
     missing = []
@@ -75,5 +75,5 @@ def test_commands_name_modules_that_exist(readme):
 def module_exists(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # not even its parent
+    except ModuleNotFoundError:  # its parent is missing too
         return False

@@ -1,4 +1,4 @@
-"""`nanocontrol.tools.explain`: what it says of a file."""
+"""`nanocontrol.tools.explain`: its description of a file."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ LAYERS = len(HINT_LAYERS)
 
 @pytest.fixture
 def style() -> str:
-    """One is enough here: it is about names."""
+    """One style is enough: only names matter here."""
     return "sd1"
 
 
@@ -44,7 +44,7 @@ def test_explain_says_what_was_checked(tmp_path, monkeypatch):
     weights["control_model.middle_block_out.0.bias"][0] = math.nan
     save_file(weights, bad := tmp_path / "bad.safetensors")
     monkeypatch.setattr(explain_module, "SMALL", 1000)
-    monkeypatch.setattr(tensors, "SMALL", 1000)  # so all files are large ones
+    monkeypatch.setattr(tensors, "SMALL", 1000)  # so every file counts as large
     assert "--check" in facts(bad)["checked"]
     with pytest.raises(InputError, match="bad.safetensors: control_model.+ holds NaN"):
         explain(bad, check=True)
@@ -56,7 +56,7 @@ def test_explain_says_what_was_checked(tmp_path, monkeypatch):
         explain(old, check=True)
 
 
-def test_explain_is_a_command(tmp_path, capsys):
+def test_explain_prints_as_a_command(tmp_path, capsys):
     for flags in ([str(CONTROL)], [str(CONTROL), "--check"]):
         explain_command(flags)
         assert capsys.readouterr().out == explain(Path(CONTROL)) + "\n"
@@ -64,7 +64,7 @@ def test_explain_is_a_command(tmp_path, capsys):
     assert refusal(explain_command, capsys, str(text)).startswith(f"explain: {text}: expected a .s")
 
 
-def test_explain_a_base_and_a_controlnet():
+def test_a_base_and_a_controlnet_are_explained():
     base, control = facts(NANO), facts(CONTROL)
     assert base["holds"].startswith("a base") and base["base"] == "nano, predicts eps"
     assert base["precision"] == "float16 (624 tensors)" and base["tensors"].startswith("624,")
@@ -74,9 +74,9 @@ def test_explain_a_base_and_a_controlnet():
     assert name_of(SD1) == "Stable Diffusion 1" and name_of(SD2) == "Stable Diffusion 2"
 
 
-def test_explain_other_layouts_and_what_is_refused(tmp_path):
+def test_other_layouts_are_explained_and_other_files_refused(tmp_path):
     tensors = {n.removeprefix("control_model."): x for n, x in load_file(CONTROL).items()}
-    save_file(tensors, tmp_path / "bare.safetensors")  # without our metadata: 8 heads, 32 groups
+    save_file(tensors, tmp_path / "bare.safetensors")  # without metadata: 8 heads, 32 groups
     bare = facts(tmp_path / "bare.safetensors")
     assert bare["prefixes"] == "none" and bare["metadata"] == "{}"
     assert "32 channels" in bare["control"]
@@ -89,7 +89,7 @@ def test_explain_other_layouts_and_what_is_refused(tmp_path):
         explain(Path(__file__))
 
 
-def test_explain_a_base_and_a_controlnet_in_one_file(sd, trained_control, tmp_path):
+def test_a_file_of_a_base_and_a_controlnet_is_explained(sd, trained_control, tmp_path):
     save_sd(sd, tmp_path / "base.safetensors")
     own = trained_control.state_dict().items()
     whole = load_file(tmp_path / "base.safetensors")
@@ -103,7 +103,7 @@ def test_explain_a_base_and_a_controlnet_in_one_file(sd, trained_control, tmp_pa
     assert "lacks 1 tensors" in facts(tmp_path / "cut.safetensors")["use as"]
 
 
-# -------------------------------------------------------------------- what a stranger wrote in it
+# ------------------------------------------------------------------------------- untrusted text
 
 
 def read_explained(path: Path) -> dict[str, Tensor]:
@@ -112,22 +112,20 @@ def read_explained(path: Path) -> dict[str, Tensor]:
     return {}
 
 
-def names_that_only_explain_prints(folder: Path) -> Path:
+def a_file_of_strange_names(folder: Path) -> Path:
     names = [name for name in STRANGE_NAMES.values() if len(name) < 100]
     return saved({name: NUMBER.clone() for name in names}, folder)
 
 
-def metadata_that_only_explain_prints(folder: Path) -> Path:
+def a_file_of_strange_metadata(folder: Path) -> Path:
     return saved(WEIGHTS, folder, {"title": "\x1b[2J" * 100_000})
 
 
-@pytest.mark.skipif(not can_try(), reason="only Linux tells what memory was used")
+@pytest.mark.skipif(not can_try(), reason="needs Linux, which reports peak memory")
 @pytest.mark.filterwarnings("ignore:.*fork")  # the forked process reads a file and ends
-@pytest.mark.parametrize(
-    "write", [names_that_only_explain_prints, metadata_that_only_explain_prints]
-)
+@pytest.mark.parametrize("write", [a_file_of_strange_names, a_file_of_strange_metadata])
 def test_a_strange_file_is_explained_in_printable_lines(write, tmp_path):
-    """With the bounds on time and memory of the other strange files."""
+    """Time and memory are bounded as for the files in tests/strange."""
     case = Case(write.__name__, write, "loads", read_explained, {}, "", False)
     process = Process(lambda _: complaint(case, case.write(tmp_path)))
     said = process.ask("")

@@ -1,4 +1,4 @@
-"""Bands of healthy runs: how they are made."""
+"""`nanocontrol.tools.healthy`: bands from several healthy runs."""
 
 import json
 from dataclasses import asdict, replace
@@ -15,8 +15,8 @@ SETTINGS = train.Settings(base="/somewhere/nano.safetensors", steps=40, lr=1e-3,
 
 def history(gain: float) -> list[dict]:
     losses = [{"step": step, "loss": 0.1} for step in range(40)]
-    looks = [{"step": s, "held_out_loss": 0.1, "control_gain": gain * s} for s in (0, 20, 40)]
-    return losses + looks
+    evaluations = [{"step": s, "held_out_loss": 0.1, "control_gain": gain * s} for s in (0, 20, 40)]
+    return losses + evaluations
 
 
 def run(name: str, gain: float, **settings) -> Path:
@@ -27,7 +27,7 @@ def run(name: str, gain: float, **settings) -> Path:
     return folder
 
 
-def test_bands_are_the_lowest_and_highest_of_runs_with_other_seeds(monkeypatch, capsys):
+def test_bands_are_the_minimum_and_maximum_over_seeds(monkeypatch, capsys):
     for module in (healthy, command):
         monkeypatch.setattr(module, "HEALTHY", Path("healthy.json"))
     assert healthy.bands_for(SETTINGS) == {}

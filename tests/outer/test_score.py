@@ -1,5 +1,4 @@
-"""`nanocontrol.tools.score`: true pictures score 1, wrong ones less, as nano's own scores have it;
-which files belong together; what it says to bad input."""
+"""`nanocontrol.tools.score`: agreement with nano's own scores, matching by name, bad input."""
 
 import json
 from functools import cache
@@ -24,7 +23,7 @@ N = 3  # scenes
 
 
 def write(folder: Path, pictures: dict[str, Tensor]) -> str:
-    """Pictures [3, H, W] in [0, 1], by their files' names."""
+    """Write pictures [3, H, W] in [0, 1] as files of these names -> the folder."""
     folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         Image.fromarray(to_pixels(picture * 2 - 1)).save(folder / name)
@@ -33,13 +32,13 @@ def write(folder: Path, pictures: dict[str, Tensor]) -> str:
 
 @cache
 def hints_of(condition: str) -> list[Tensor]:
-    """[3, 64, 64] in [0, 1], of the first scenes."""
+    """Hints [3, 64, 64] in [0, 1] of the first N scenes."""
     return [Scenes(condition).hint(i) for i in range(N)]
 
 
 @cache
 def true_pictures() -> list[Tensor]:
-    """[3, 64, 64] in [0, 1], of the first scenes for Canny."""
+    """Pictures [3, 64, 64] in [0, 1] of the first N scenes for Canny."""
     return [Scenes("canny").picture(i)[0] / 2 + 0.5 for i in range(N)]
 
 
@@ -48,7 +47,7 @@ def numbered(pictures: list[Tensor]) -> dict[str, Tensor]:
 
 
 def scored(capsys, *flags: str) -> dict:
-    """What it prints, which is one JSON object."""
+    """Run the command -> the JSON object that it prints."""
     capsys.readouterr()
     main([*flags])
     return json.loads(capsys.readouterr().out)
@@ -63,7 +62,7 @@ def folders(tmp_path) -> list[str]:
 
 
 def with_maps(folders: list[str], condition: str, maps: dict[str, Tensor]) -> list[str]:
-    """The same flags for another condition."""
+    """Flags for another condition, with its hints and these maps."""
     hints = Path(folders[1])
     write(hints, numbered(hints_of(condition)))
     return [*folders[:-1], condition, "--maps", write(hints.parent / "maps", maps)]
@@ -73,7 +72,7 @@ def with_maps(folders: list[str], condition: str, maps: dict[str, Tensor]) -> li
 
 
 @pytest.mark.parametrize("size", [64, 128])
-def test_canny_is_nanos_own_score_of_true_pictures_and_of_others(size, tmp_path, capsys):
+def test_canny_equals_nanos_own_score_for_true_and_wrong_pictures(size, tmp_path, capsys):
     data = Scenes("canny", size=size)
     drawing, hints = draw(data.scene(0), size), write(tmp_path / "hints", {"a.png": data.hint(0)})
     high = int(np.random.default_rng(drawing.scene.seed).integers(100, 300))  # as in canny_edges
@@ -87,7 +86,7 @@ def test_canny_is_nanos_own_score_of_true_pictures_and_of_others(size, tmp_path,
 
 
 @pytest.mark.parametrize("condition", ["hough", "soft", "segmentation", "depth", "cartoon"])
-def test_maps_have_nanos_own_score(condition):
+def test_maps_get_nanos_own_score(condition):
     data, hints = Scenes(condition), hints_of(condition)
     drawings = [draw(data.scene(i)) for i in range(N)]
     for j in range(N):
@@ -97,7 +96,7 @@ def test_maps_have_nanos_own_score(condition):
             assert score_map(condition, hint, hints[j]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_normals_are_nanos_but_for_the_rims_of_things():
+def test_normals_get_nanos_score_except_at_the_edges_of_objects():
     data, hints = Scenes("normals"), hints_of("normals")
     for i in range(N):
         drawing = draw(data.scene(i))
@@ -108,12 +107,12 @@ def test_normals_are_nanos_but_for_the_rims_of_things():
         )
 
 
-# How far maps may be moved, in pixels of 64, so that all, or nearly all, of the score is left.
+# Largest shift, in pixels of 64, that costs nearly nothing.
 NEAR = {"canny": 1, "hough": 1, "cartoon": 1, "scribble": 2, "pose": 3}
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_true_maps_score_1_and_moved_ones_less_the_further(condition):
+def test_true_maps_score_1_and_shifted_ones_less(condition):
     def moved(pixels: int) -> float:
         pairs = [(hint, hint.roll(pixels, dims=2)) for hint in hints_of(condition)]
         return float(np.mean([score_map(condition, *pair) for pair in pairs]))
@@ -124,7 +123,7 @@ def test_true_maps_score_1_and_moved_ones_less_the_further(condition):
 
 
 @pytest.mark.parametrize("condition", [name for name in CONDITIONS if name != "canny"])
-def test_maps_as_files(condition, folders, capsys):
+def test_maps_are_read_from_files(condition, folders, capsys):
     hints = hints_of(condition)
     found = scored(capsys, *with_maps(folders, condition, numbered(hints)))
     assert found["condition"] == condition and found["pictures"] == N
@@ -133,13 +132,13 @@ def test_maps_as_files(condition, folders, capsys):
     assert scored(capsys, *with_maps(folders, condition, others))["score"] < 0.75
 
 
-def test_a_pose_in_other_colours_is_the_same_pose():
+def test_a_pose_in_other_colours_scores_the_same():
     hint = hints_of("pose")[0]
     assert score_map("pose", hint, hint.flip(0)) == 1
     assert score_map("pose", hint, hint * 0) == 0
 
 
-def test_segments_count_alike_however_large_they_are():
+def test_segments_count_equally_whatever_their_size():
     hint = torch.zeros(3, 64, 64)
     hint[0, :8, :8] = 1
     assert score_map("segmentation", hint, hint * 0) == pytest.approx((63 / 64 + 0) / 2)
@@ -154,7 +153,7 @@ def test_the_flat_background_of_normals_does_not_count():
     assert score_map("normals", hint, found) == 0.5
 
 
-def test_a_tolerance_is_of_the_short_side_and_a_pixel_at_least():
+def test_the_tolerance_scales_with_the_short_side_and_is_at_least_a_pixel():
     for height, width, near in (32, 32, 1), (64, 256, 1), (128, 512, 2), (512, 512, 8):
         hint = torch.zeros(3, height, width)
         hint[:, :, 10] = 1
@@ -162,7 +161,7 @@ def test_a_tolerance_is_of_the_short_side_and_a_pixel_at_least():
         assert score_map("canny", hint, hint.roll(near + 1, dims=2)) == 0
 
 
-def test_mean_deviation_and_the_five_worst(folders, capsys):
+def test_the_report_has_mean_deviation_and_the_five_worst(folders, capsys):
     maps = numbered(hints_of("hough"))
     names = [f"0-{c}.png" for c in "abcdef"]
     write(Path(folders[3]), dict.fromkeys(names, torch.zeros(3, 64, 64)))
@@ -178,21 +177,24 @@ def test_mean_deviation_and_the_five_worst(folders, capsys):
 # -------------------------------------------------------------------- names, sizes and thresholds
 
 
-def test_pictures_find_their_hints_by_name(folders, capsys):
+def test_pictures_are_matched_to_hints_by_name(folders, capsys):
     hints, made = Path(folders[1]), Path(folders[3])
     (hints / "0.png").rename(hints / "cat.png")
     (hints / "1.png").rename(hints / "cat_b.png")
     (made / "2.png").unlink()
-    for old, new in ("0.png", "cat-1_x.png"), ("1.png", "cat_b_1-x.png"):  # the longest
+    for old, new in (
+        ("0.png", "cat-1_x.png"),
+        ("1.png", "cat_b_1-x.png"),
+    ):  # the longest matching name counts
         (made / old).rename(made / new)
     opened(made / "cat-1_x.png").save(made / "cat.JPG", quality=100)
-    (made / ".hidden.png").write_text("no picture")
-    (made / "notes.txt").write_text("no picture")
+    (made / ".hidden.png").write_text("not a picture")
+    (made / "notes.txt").write_text("not a picture")
     found = scored(capsys, *folders)
     assert found["pictures"] == 3 and min(score_map for _, score_map in found["worst"]) > 0.9
 
 
-def test_hints_without_pictures_are_named(folders, capsys):
+def test_hints_without_pictures_are_reported(folders, capsys):
     for i in range(2):
         (Path(folders[3]) / f"{i}.png").unlink()
     main(folders)
@@ -200,7 +202,7 @@ def test_hints_without_pictures_are_named(folders, capsys):
     assert lines == ["score: 2 of 3 hints have no picture: 0.png, 1.png"]
 
 
-def test_pictures_of_another_size_are_brought_to_the_hints(folders, capsys):
+def test_pictures_are_resized_to_their_hints(folders, capsys):
     made = Path(folders[3])
     before = scored(capsys, *folders)
     for file in made.iterdir():
@@ -209,13 +211,13 @@ def test_pictures_of_another_size_are_brought_to_the_hints(folders, capsys):
     assert scored(capsys, *folders) == before
 
 
-def test_colours_of_segments_stay_what_they_are_at_another_size(folders, capsys):
+def test_resizing_keeps_the_colours_of_segments(folders, capsys):
     maps = numbered(hints_of("segmentation"))
     flags = with_maps(folders, "segmentation", maps)
     for name in maps:
         file = Path(flags[-1]) / name
         opened(file).resize((48, 48), Image.Resampling.NEAREST).save(file)
-    assert scored(capsys, *flags)["score"] > 0.94  # smoothed: 0.71
+    assert scored(capsys, *flags)["score"] > 0.94  # 0.71 if colours were interpolated
 
 
 @pytest.mark.parametrize("hint_size, size", [((100, 67), (300, 200)), ((500, 350), (704, 512))])
@@ -226,29 +228,29 @@ def test_shapes_may_differ_by_rounding(hint_size, size, folders, capsys):
     assert scored(capsys, *folders)["score"] == 1
 
 
-def test_photographs_are_followed_by_their_edges(folders, capsys):
+def test_photographs_are_compared_by_their_edges(folders, capsys):
     hints, made = Path(folders[1]), Path(folders[3])
     for file in hints.iterdir():
         larger = opened(made / file.name).resize((640, 640), Image.Resampling.BICUBIC)
         larger.save(file)
     assert scored(capsys, *folders, "--photos")["score"] > 0.8
-    for file in [*hints.iterdir()]:  # each that of another
+    for file in [*hints.iterdir()]:  # each picture gets the hint of another one
         file.rename(file.with_suffix(".of"))
     for i, file in enumerate(sorted(hints.iterdir())):
         file.rename(hints / f"{(i + 1) % N}.png")
     assert scored(capsys, *folders, "--photos")["score"] < 0.5
 
 
-def test_thresholds_are_cannys(folders, capsys):
+def test_thresholds_are_passed_to_canny(folders, capsys):
     default = scored(capsys, *folders)
     assert scored(capsys, *folders, "--thresholds", "100", "200") == default
-    assert scored(capsys, *folders, "--thresholds", "2040", "2040")["score"] == 0  # finds nothing
+    assert scored(capsys, *folders, "--thresholds", "2040", "2040")["score"] == 0  # no edges
 
 
 # ---------------------------------------------------------------------------------- bad input
 
 
-def test_flags_that_do_not_go_together(folders, capsys):
+def test_contradicting_flags_are_refused(folders, capsys):
     depth = [*folders[:-1], "depth"]
     for flags, message in (
         ([*folders, "--maps", "m"], "--maps m: the edges of --condition canny are found here"),
@@ -268,10 +270,10 @@ def test_flags_that_do_not_go_together(folders, capsys):
 
 
 @pytest.mark.parametrize("flag, at", [("--hints", 1), ("--pictures", 3)])
-def test_folders_that_cannot_be_used(flag, at, folders, tmp_path, capsys):
+def test_unusable_folders_are_refused(flag, at, folders, tmp_path, capsys):
     empty, file = tmp_path / "empty", tmp_path / "file"
     empty.mkdir()
-    file.write_text("no folder")
+    file.write_text("not a folder")
     for folder, message in (
         (empty, "has no pictures; expected PNG, JPEG or WebP files"),
         (file, "cannot be read (Not a directory); expected a folder of pictures"),
@@ -282,12 +284,12 @@ def test_folders_that_cannot_be_used(flag, at, folders, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flag, at", [("--hints", 1), ("--pictures", 3), ("--maps", 7)])
-def test_files_that_cannot_be_used(flag, at, folders, capsys):
+def test_unusable_files_are_refused(flag, at, folders, capsys):
     maps = numbered(hints_of("depth"))
     flags = with_maps(folders, "depth", maps) if flag == "--maps" else folders
     file = Path(flags[at]) / "1.png"
     whole = file.read_bytes()
-    for data in b"", b"no picture", whole[: len(whole) // 2]:
+    for data in b"", b"not a picture", whole[: len(whole) // 2]:
         file.write_bytes(data)
         message = refusal(main, capsys, *flags)
         assert f"{flag}: {file}" in message and "expected a" in message
@@ -300,25 +302,25 @@ def test_files_that_cannot_be_used(flag, at, folders, capsys):
     assert f"{flag}: {file.parent}/1.jpg and {file} have one name" in refusal(main, capsys, *flags)
 
 
-def test_pictures_much_smaller_than_their_hints(folders, capsys):
+def test_pictures_much_smaller_than_their_hints_are_refused(folders, capsys):
     write(Path(folders[1]), {"0.png": torch.zeros(3, 640, 640)})
     words = "0.png is much smaller than its hint", "expected hints of the pictures' size"
     message = refusal(main, capsys, *folders)
     assert all(part in message for part in words)
 
 
-def test_pictures_without_hint_or_map(folders, capsys):
+def test_pictures_without_hint_or_map_are_refused(folders, capsys):
     maps = numbered(hints_of("depth"))
     flags = with_maps(folders, "depth", maps)
     for at, name in (7, "--maps"), (1, "--hints"):
         (Path(flags[at]) / "2.png").unlink()
         message = refusal(main, capsys, *flags)
         assert f"--pictures: {flags[3]}/2.png has none of its name in {name} {flags[at]}" in message
-    Image.new("RGB", (64, 64)).save(Path(flags[3]) / "01.png")  # no hint's name and - or _
+    Image.new("RGB", (64, 64)).save(Path(flags[3]) / "01.png")  # no - or _ after a hint's name
     assert f"{flags[3]}/01.png has none" in refusal(main, capsys, *flags)
 
 
-def test_another_shape_is_refused_with_both_names(folders, capsys):
+def test_different_shapes_are_refused_with_both_names(folders, capsys):
     write(Path(folders[3]), {"1.png": torch.zeros(3, 64, 80)})
     message = refusal(main, capsys, *folders)
     made, hint = f"{folders[3]}/1.png", f"{folders[1]}/1.png"
@@ -334,12 +336,12 @@ def test_another_shape_is_refused_with_both_names(folders, capsys):
         ("normals", lambda hint: hint * 0 + hint[:, :1, :1], "is flat background all over"),
     ],
 )
-def test_hints_in_another_form(condition, wrong, message, folders, capsys):
+def test_hints_in_the_wrong_form_are_refused(condition, wrong, message, folders, capsys):
     hints = numbered(hints_of(condition))
     flags = folders if condition == "canny" else with_maps(folders, condition, hints)
     file = write(Path(flags[1]), {"1.png": wrong(hints["1.png"])}) + "/1.png"
     assert f"--hints: {file} {message}" in refusal(main, capsys, *flags)
-    if condition in ("cartoon", "segmentation"):  # a map in another form too
+    if condition in ("cartoon", "segmentation"):  # maps too
         write(Path(flags[1]), hints)
         file = write(Path(flags[7]), {"1.png": wrong(hints["1.png"])}) + "/1.png"
         assert f"--maps: {file} {message}" in refusal(main, capsys, *flags)

@@ -1,4 +1,4 @@
-"""`nanocontrol.tools.to_diffusers`: a folder that diffusers reads."""
+"""`nanocontrol.tools.to_diffusers`: export to a folder that diffusers reads."""
 
 import json
 
@@ -13,7 +13,7 @@ from nanocontrol.tools.to_diffusers import main as export
 from nanocontrol.unet import SD1, SD2
 
 
-def test_round_trip_to_the_bit(tmp_path, capsys):
+def test_an_exported_controlnet_is_read_back_bitwise(tmp_path, capsys):
     folder = tmp_path / "for-diffusers"
     export(["--control", str(CONTROL), "--out", str(folder)])
     file = folder / "diffusion_pytorch_model.safetensors"
@@ -33,7 +33,7 @@ def test_round_trip_to_the_bit(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_diffusers_is_told_of_the_architecture():
+def test_the_exported_config_describes_the_architecture():
     sd1 = {
         "block_out_channels": [320, 640, 1280, 1280],
         "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],

@@ -1,4 +1,4 @@
-"""`nanocontrol.tools.transfer`: a ControlNet for one base becomes one for another."""
+"""`nanocontrol.tools.transfer`: move a ControlNet from one base to another."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from nanocontrol.tools.transfer import main as transfer
 
 @pytest.fixture
 def style() -> str:
-    """One is enough here: it is about names."""
+    """One style is enough: only names matter here."""
     return "sd1"
 
 
 @pytest.fixture
 def bases(sd, tmp_path) -> tuple[Path, Path]:
-    """Two base models of one architecture."""
+    """Files of two base models with equal architectures."""
     save_sd(sd, tmp_path / "a.safetensors")
     randomise(sd.unet, seed=7), randomise(sd.vae, seed=8)
     save_sd(sd, tmp_path / "b.safetensors")
@@ -40,7 +40,7 @@ def test_transfer_adds_the_difference_of_the_bases(bases, trained_control, tmp_p
     moved = 0
     for name, tensor in new.items():
         base_name = name.replace("control_model.", "model.diffusion_model.")
-        if base_name in a:  # the original's formula, in its order
+        if base_name in a:  # the original's formula, in its order of operations
             expected = c[name] + b[base_name] - a[base_name]
             torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
             moved += not torch.equal(tensor, c[name])
@@ -62,8 +62,8 @@ def test_transfer_to_the_same_base_changes_nothing(bases, trained_control, tmp_p
 
 
 @pytest.mark.slow
-def test_transfer_of_a_whole_model(bases, trained_control, tmp_path):
-    """As the files of ControlNet 1.0, whose decoder may differ from its base's."""
+def test_transfer_of_a_whole_model_keeps_its_decoders_difference(bases, trained_control, tmp_path):
+    """ControlNet 1.0's files include a decoder, which may differ from the base's."""
     a, b = map(load_file, bases)
     own = trained_control.state_dict().items()
     c = a | {f"control_model.{name}": tensor for name, tensor in own}
@@ -77,7 +77,7 @@ def test_transfer_of_a_whole_model(bases, trained_control, tmp_path):
 
 
 @pytest.mark.slow
-def test_transfer_refuses(bases, tmp_path, capsys):
+def test_transfer_refuses_bad_input(bases, tmp_path, capsys):
     save_control(ControlNet(CONFIGS["sd2"]), tmp_path / "c.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "exists.safetensors")
     before = (tmp_path / "exists.safetensors").read_bytes()
