@@ -145,7 +145,7 @@ def results_page(found: Found) -> str:
 
 
 def front_page(text: str, found: Found) -> str:
-    """The front page with the table of five claims between its marks."""
+    """The front page with the table of claims between its marks."""
     begin, end = "<!-- claims -->", "<!-- end of claims -->"
     before, rest = text.split(begin)
     _, after = rest.split(end)

@@ -824,7 +824,7 @@ def test_claims_are_judged_by_their_rules():
     lower = made_up({name: [0.2] * 3 if "gaussian" in name else [0.6] * 3 for name in zero.names})
     assert judge(lower)[1] == "reproduced"
     one = made_up({n: [0.2] * 3 if n == "gaussian variance" else [0.6] * 3 for n in zero.names})
-    assert judge(one)[1] == "reproduced with the variance-keeping start only"
+    assert judge(one)[1] == "reproduced with scaled initialisation only"
     level = made_up({name: [0.5, 0.6, 0.7] for name in zero.names})
     assert judge(level)[1] == "not reproduced"
     like = judges["With Gaussian convolutions a ControlNet is as good as ControlNet-lite"]

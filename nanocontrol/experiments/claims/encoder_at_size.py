@@ -60,7 +60,7 @@ def signal_fades(results: Results) -> tuple[str, str]:
     """Stable Diffusion's condition encoder, too, begins with almost nothing of the hint."""
     rows = results.content["once"]["rows"]
     pytorch, variance = (rows[name][-1] / rows[name][0] for name in ("pytorch", "variance"))
-    ours = f"left after seven layers: {pytorch:.2g}, variance-keeping {variance:.2g}"
+    ours = f"left after seven layers: {pytorch:.2g}, scaled initialisation {variance:.2g}"
     return ours, verdict(pytorch < 0.01 and variance > 0.1)
 
 

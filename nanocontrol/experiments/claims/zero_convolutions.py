@@ -114,7 +114,7 @@ UNDER_VARIANCE = {"zero": shared.VARIANCE, "gaussian": shared.GAUSSIAN_SOON}
 UNDER_VARIANCE |= {
     name: shared.like_variance(f"{name} variance", to) for name, to in CHANGES.items()
 }
-BOTH = {"PyTorch's start": UNDER_PYTORCH, "the variance-keeping start": UNDER_VARIANCE}
+BOTH = {"released initialisation": UNDER_PYTORCH, "scaled initialisation": UNDER_VARIANCE}
 
 
 @torch.no_grad()
