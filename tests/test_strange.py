@@ -26,12 +26,12 @@ def server():
 
 
 LONGEST = [  # 0.5 to 3 seconds each
-    "a_bomb_of_1000_small_ones",
+    "a_bomb_of_1000_small_records",
     "a_bomb_of_a_pickle",
     "a_bomb_of_numbers",
-    "a_bomb_that_nothing_uses",
+    "a_bomb_in_an_unused_record",
     "a_controlnet_of_10_000_blocks",
-    "fifty_thousand_tensors_of_the_same_numbers",
+    "fifty_thousand_tensors_of_one_storage",
     "a_million_operations_and_one",
     "a_pickle_of_many_operations_packed",
     "a_pickle_without_an_end",

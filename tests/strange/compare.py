@@ -1,9 +1,9 @@
-"""What others' readers do with the strange files, as a table:
+"""Other readers on the strange files, as a table:
 
     python tests/strange/compare.py [--each]
 
-Every reader gets every file whose tensors it could return, in a process of its own, with the bounds
-of harness.py. Payloads make an empty file in a temporary folder, and nothing else.
+Every reader gets every file of a format that it supports, in a process of its own, with the limits
+of harness.py. Payloads create an empty file in a temporary folder and do nothing else.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def readers() -> dict[str, Callable]:
 
 
 def unwrapped(found: object) -> object:
-    """What stands in a file's state_dict, as every program takes it out."""
+    """The content of a file's state_dict, as every program unwraps it."""
     for _ in range(8):
         if isinstance(found, dict) and "state_dict" in found:
             found = found["state_dict"]
@@ -95,7 +95,7 @@ def tried(case: Case, read: Callable) -> str:
 
 
 def suits(name: str, suffix: str) -> bool:
-    """torch.load and safetensors each have one form."""
+    """Whether a reader supports this format. torch.load and safetensors read one format each."""
     if name == "safetensors":
         return suffix == ".safetensors"
     return not name.startswith("torch.load") or suffix != ".safetensors"

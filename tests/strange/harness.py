@@ -1,14 +1,13 @@
-"""What a strange file is, how it is tried, and how it may end.
+"""Cases of strange files, how they are run, and how they may end.
 
-A case is a small function that writes a file into a folder and returns its path; its name is a
-sentence, and the decorator says the expected end:
+A case is a small function that writes a file into a folder and returns its path. Its name describes
+the file, and its decorator states the expected end:
 
     @loads                                     # exactly the right weights
     @refused(says="is cut off")                # one line that names the file, with these words
 
-They are tried in processes beside the tests', forked from one that has imported torch already
-(twenty in each: a fork takes longer than a case), with two seconds of processor time and a bound on
-their memory. (Python and torch alone: Linux has the rest.)
+Cases run in separate processes, forked from one that has imported torch. A fork takes longer than a
+case, so each process runs up to twenty. CPU time and memory are limited. This needs Linux.
 """
 
 import ctypes
@@ -38,25 +37,24 @@ TESTS = Path(__file__).parents[1]
 KINDS = ["pickles", "zips", "safetensors_files", "tensors", "names", "other_files"]
 
 CPU_SECONDS = 2.0
-# A process that waits, for a pipe for instance, uses no processor time. So long because the machine
-# may be busy: two seconds of work, a tenth of a processor.
+# A process that waits, for example for a pipe, uses no CPU time. On a busy machine two seconds of
+# work may take this long.
 SECONDS = 20
-# How much memory may be held at the peak, above what the process held before. In terms of the file:
-# its pages are mapped (once), or it is read (once) and its tensors are copied out (once); what
-# is inflated may be as large again. What does not grow with the file: 16 MB of a pickle and what is
-# made of them, and the pages of libraries that are used for the first time.
-MEMORY = 4, 80 * 2**20  # times the size, plus bytes
+# Limit of the peak memory above the memory before. A file is mapped or read once, its tensors are
+# copied once, and inflated data may be as large again. The constant part is for a pickle of 16 MB,
+# its objects, and library pages that are used for the first time.
+MEMORY = 4, 80 * 2**20  # multiple of the file's size, plus bytes
 
 RAN, TOO_MUCH_MEMORY, TOO_SLOW = "payload ran", "too much memory", "too slow"
 CRASHED = "crash"
 
 CASES_IN_A_PROCESS = 20
 
-MARKER = "it-ran"  # every payload makes a file of this name in the case's folder
+MARKER = "it-ran"  # every payload creates a file of this name in the case's folder
 
 
 def small_model() -> dict[str, Tensor]:
-    """2.5 kB: several shapes, two precisions, a number alone, and the integers of real files."""
+    """2.5 kB of tensors: several shapes, two precisions, a scalar, integers as in real files."""
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator)
     return {
@@ -79,11 +77,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
 class Case(NamedTuple):
     name: str
     write: Callable[[Path], Path]
-    ends: str  # "loads", "refused", or "either" (of a file that is damaged at random)
+    ends: str  # "loads", "refused", or "either" for randomly damaged files
     read: Callable[[Path], dict[str, Tensor]]
     weights: dict[str, Tensor]
-    says: str  # the message has these words
-    blind: bool  # the numbers may differ: there is no checksum (names, shapes and dtypes may not)
+    says: str  # words that the message has to contain
+    blind: bool  # values may differ, as there is no checksum; names, shapes and dtypes may not
 
 
 CASES: dict[str, Case] = {}
@@ -103,7 +101,7 @@ refused = partial(case, "refused")
 
 
 def find(name: str) -> Case:
-    """The case of a name, or of a number (one that is damaged at random)."""
+    """The case of this name. A number means a randomly damaged file."""
     if name.isdecimal():
         return import_module("strange.mutations").mutation(int(name))
     for kind in KINDS:
@@ -111,12 +109,11 @@ def find(name: str) -> Case:
     return CASES[name]
 
 
-# ------------------------------------------------------------------ in the process of the case
+# --------------------------------------------------------------------------- running one case
 
 
 def attempt(read: Callable, path: Path, refusal: type[Exception]) -> tuple[Any, str | None, str]:
-    """Read the file within the bounds -> what was read, the message of a refusal (None without
-    one), and what went wrong besides ("" if nothing)."""
+    """Read the file within the limits -> (result, message of a refusal or None, trouble or "")."""
     forget_peak()
     before, size = memory("VmRSS"), os.path.getsize(path) if os.path.isfile(path) else 0
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
@@ -135,7 +132,7 @@ def attempt(read: Callable, path: Path, refusal: type[Exception]) -> tuple[Any, 
 
 
 def complaint(case: Case, path: Path) -> str:
-    """Read the file; what is wrong with the end, "" if nothing."""
+    """Read the file -> what is wrong with the way it ended, or ""."""
     tensors, message, trouble = attempt(case.read, path, InputError)
     if trouble:
         return trouble
@@ -147,7 +144,7 @@ def complaint(case: Case, path: Path) -> str:
 
 
 def difference(tensors: dict[str, Tensor], case: Case) -> str:
-    """How tensors differ from the right ones, to the bit."""
+    """The first difference from the right tensors, compared bitwise, or ""."""
     if tensors.keys() != case.weights.keys():
         return f"wrong names: {sorted(tensors.keys() ^ case.weights.keys())}"
     for name, right in case.weights.items():
@@ -164,26 +161,26 @@ def bits(tensor: Tensor) -> bytes:
 
 
 def fault(message: str, path: Path, case: Case) -> str:
-    """What is wrong with a message: it is one printable line that names the file."""
-    named = one_line(path.name)[-40:] in message  # of a long name the end
+    """What is wrong with a message. It has to be one printable line that names the file."""
+    named = one_line(path.name)[-40:] in message  # for a long name, its end
     good = message.isprintable() and len(message) < 300 and named
     return "" if good and case.says in message else f"says {message[:400]!r}"
 
 
 def memory(which: str) -> int:
-    """Bytes that this process holds ("VmRSS"), or held at the peak ("VmHWM")."""
+    """Memory of this process in bytes: now ("VmRSS") or at the peak ("VmHWM")."""
     return 1024 * int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def forget_peak() -> None:
-    """What earlier cases freed goes back to the system, where the C library can do that."""
+    """Reset the peak. Memory freed by earlier cases is returned to the system if possible."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def can_try() -> bool:
-    """Whether this system tells a process how much memory it used (Linux does)."""
+    """Whether this system reports a process's peak memory, as Linux does."""
     try:
         forget_peak()
         return memory("VmHWM") > 0
@@ -191,12 +188,11 @@ def can_try() -> bool:
         return False
 
 
-# ---------------------------------------------------------------- the processes that try cases
+# ------------------------------------------------------------------------ processes for cases
 
 
 class Process:
-    """Forked from this one: it answers lines, one after the other, with what `answer` makes of
-    them."""
+    """A fork of this process that answers lines, one after the other, with `answer`."""
 
     def __init__(self, answer: Callable[[str], str]):
         ours, theirs = socket.socketpair()
@@ -212,8 +208,8 @@ class Process:
         self.socket, self.lines = ours, ours.makefile("rw")
 
     def ask(self, line: str) -> str:
-        """The answer, or how the process ended instead."""
-        with suppress(BrokenPipeError, ConnectionResetError):  # it ended before
+        """The answer, or how the process ended if it gave none."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended already
             self.lines.write(line + "\n")
             self.lines.flush()
             if said := self.lines.readline():
@@ -221,7 +217,7 @@ class Process:
         return self.end()
 
     def end(self) -> str:
-        """Let it go -> how it ended."""
+        """Let the process finish -> how it ended."""
         if self.lines.closed:
             return ""
         with suppress(BrokenPipeError):
@@ -242,20 +238,20 @@ def answered(answer: Callable[[str], str], line: str) -> str:
 
 
 def try_case(line: str) -> str:
-    """What is wrong with the end of the case that the line names, in the folder that it names."""
+    """Run a case. The line is JSON: [name, folder] -> what went wrong, or ""."""
     name, folder = json.loads(line)
-    os.chdir(folder)  # wherever the one before it went
+    os.chdir(folder)  # the previous case may have changed it
     case = find(name)
     return complaint(case, case.write(Path(folder)))
 
 
 def serve() -> None:
-    """For each line [name, folder], a line with what is wrong."""
-    warnings.simplefilter("error")  # as in the other tests: they are lines, too
+    """Read lines [name, folder] from stdin, run these cases, and print what went wrong."""
+    warnings.simplefilter("error")  # as in the other tests; a warning would be a second line
     torch.set_num_threads(1)
     for kind in (*KINDS, "mutations"):
         import_module(f"strange.{kind}")
-    gc.freeze()  # what is there now needs no collection in the forked ones, which would copy it
+    gc.freeze()  # forks need not collect, and thereby copy, existing objects
     process, left = None, 0
     for line in sys.stdin:
         if left == 0:
@@ -270,7 +266,7 @@ def serve() -> None:
 
 
 class Server:
-    """The process from which those that try cases are forked, for the tests."""
+    """A process that forks the processes for cases."""
 
     def __enter__(self):
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
@@ -284,7 +280,7 @@ class Server:
         return self
 
     def complaint(self, name: str, folder: Path) -> str:
-        """What is wrong with the end of this case, "" if nothing."""
+        """Run this case -> what went wrong, or ""."""
         self.process.stdin.write(json.dumps([name, str(folder)]) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())

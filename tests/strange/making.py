@@ -1,5 +1,4 @@
-"""What the cases put their files together from: a pickle's operations, byte by byte, and archives
-and older files with any pickle in them."""
+"""Building blocks of the cases: pickle operations as bytes, and files around a pickle."""
 
 import io
 import struct
@@ -18,7 +17,7 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def whole(value: int) -> bytes:
+def integer(value: int) -> bytes:
     data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
     short = len(data) < 256
     return (
@@ -26,13 +25,12 @@ def whole(value: int) -> bytes:
     ) + data
 
 
-def several(*values: bytes) -> bytes:
-    """A tuple."""
+def tuple_of(*values: bytes) -> bytes:
     return b"(" + b"".join(values) + b"t"
 
 
-def wholes(*values: int) -> bytes:
-    return several(*map(whole, values))
+def integers(*values: int) -> bytes:
+    return tuple_of(*map(integer, values))
 
 
 def named(function: str) -> bytes:
@@ -41,7 +39,7 @@ def named(function: str) -> bytes:
 
 
 def call(function: str, *arguments: bytes) -> bytes:
-    return named(function) + several(*arguments) + b"R"
+    return named(function) + tuple_of(*arguments) + b"R"
 
 
 def dictionary(**values: bytes) -> bytes:
@@ -49,27 +47,27 @@ def dictionary(**values: bytes) -> bytes:
 
 
 def storage(key: str = "0", length: int = 8, kind: str = "torch.FloatStorage") -> bytes:
-    return several(text("storage"), named(kind), text(key), text("cpu"), whole(length)) + b"Q"
+    return tuple_of(text("storage"), named(kind), text(key), text("cpu"), integer(length)) + b"Q"
 
 
 def tensor(
     numbers: bytes | None = None,
-    offset: bytes = whole(0),
-    shape: bytes = wholes(2, 4),
-    strides: bytes = wholes(4, 1),
+    offset: bytes = integer(0),
+    shape: bytes = integers(2, 4),
+    strides: bytes = integers(4, 1),
 ) -> bytes:
     hooks = call("collections.OrderedDict")
     numbers = storage() if numbers is None else numbers
     return call("torch._utils._rebuild_tensor_v2", numbers, offset, shape, strides, b"\x89", hooks)
 
 
-# The file {"w": tensor} of two rows, with its numbers.
+# The content {"w": tensor} of a small file, and the tensor's bytes.
 W = {"w": torch.arange(8.0).reshape(2, 4)}
 NUMBERS = W["w"].numpy().tobytes()
 
 
 def touch(folder: Path) -> str:
-    """A command that leaves the trace of a payload that ran."""
+    """A command that shows that a payload ran: it creates the marker file."""
     return f"touch {folder / MARKER}"
 
 
@@ -86,12 +84,12 @@ def write_zip(folder: Path, files: dict[str, bytes], method: int = zipfile.ZIP_S
 
 
 def write_w(folder: Path, value: bytes, numbers: bytes = NUMBERS) -> Path:
-    """{"w": value}"""
+    """Write an archive that holds {"w": value}."""
     return write_zip(folder, archive(START + dictionary(w=value) + END, {"0": numbers}))
 
 
 def files_of_weights() -> dict[str, bytes]:
-    """What is in the archive that torch.save makes of WEIGHTS."""
+    """The records of the archive that torch.save writes for WEIGHTS."""
     file = io.BytesIO()
     torch.save(WEIGHTS, file)
     with zipfile.ZipFile(file) as inside:
@@ -103,16 +101,16 @@ PICKLE = next(name for name in FILES if name.endswith("data.pkl"))
 FOLDER = PICKLE.removesuffix("data.pkl")
 
 
-def write_beside(folder: Path, value: bytes, tail: bytes = b"u" + END) -> Path:
-    """WEIGHTS as a state_dict, and a value beside it: what runs a pickle runs this, too."""
+def write_with_extra(folder: Path, value: bytes, tail: bytes = b"u" + END) -> Path:
+    """Write WEIGHTS as a state_dict, and an extra value that executing the pickle would run."""
     body = FILES[PICKLE].removeprefix(START).removesuffix(END)
-    pickle = START + b"}(" + text("state_dict") + body + text("beside") + value + tail
+    pickle = START + b"}(" + text("state_dict") + body + text("extra") + value + tail
     return write_zip(folder, FILES | {PICKLE: pickle})
 
 
 def write_old(folder: Path, *pickles: bytes, numbers: bytes | None = None) -> Path:
-    """A file from before torch 1.6, with these pickles in the place of the first ones."""
-    own = [whole(0x1950A86A20F9469CFC6C), whole(1001), dictionary(little_endian=b"\x88")]
+    """Write a file as before torch 1.6, with these pickles instead of its first ones."""
+    own = [integer(0x1950A86A20F9469CFC6C), integer(1001), dictionary(little_endian=b"\x88")]
     own += [dictionary(w=tensor()), b"]" + text("0") + b"a"]
     own[: len(pickles)] = pickles
     numbers = struct.pack("<q", 8) + NUMBERS if numbers is None else numbers

@@ -1,5 +1,5 @@
-"""Files that are damaged at random: the small model in three formats, with flipped bytes, cuts, and
-blocks that are put in, taken out or written twice. Every number is another file."""
+"""Randomly damaged files: the small model in three formats, with flipped bytes, cuts, and inserted,
+deleted or duplicated blocks. Every number is another file."""
 
 import io
 import random
@@ -17,7 +17,7 @@ KINDS = ["pth", "ckpt", "safetensors"]
 
 
 class Network(nn.Module):
-    """What the files are read into. All its weights are floating, each of another shape."""
+    """The network that files are read into. All weights have different shapes."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ WEIGHTS = weights()
 
 
 def read_network(path: Path) -> dict[str, torch.Tensor]:
-    """As a ControlNet is read: names and shapes have to be the network's."""
+    """Read a file as a ControlNet is read: names and shapes must match the network."""
     with torch.device("meta"):
         network = Network()
     return dict(load_weights(network, read_file(path), path).state_dict())
@@ -56,7 +56,7 @@ FILES = {kind: written(kind) for kind in KINDS}
 
 
 def numbers_of(data: bytes) -> list[range]:
-    """Where the tensors' numbers stand in a file."""
+    """The byte ranges of the tensors' values in a file."""
     found = []
     for tensor in WEIGHTS.values():
         raw = tensor.numpy().tobytes()
@@ -69,7 +69,7 @@ NUMBERS = {kind: numbers_of(data) for kind, data in FILES.items()}
 
 
 def damaged(data: bytes, draw: random.Random) -> tuple[bytes, range]:
-    """The file with one damage, and the bytes of the old one that are another's now."""
+    """The file with one random damage, and the range of original bytes that it changed."""
     at, n = draw.randrange(len(data)), draw.choice([1, 2, 4, 8, 64, 512])
     block, other = data[at : at + n], draw.randrange(len(data))
     match draw.choice(["bit", "byte", "random", "cut", "in", "out", "over", "twice"]):
@@ -86,15 +86,17 @@ def damaged(data: bytes, draw: random.Random) -> tuple[bytes, range]:
             return data[:at] + draw.randbytes(n) + data[at:], range(at, len(data))
         case "out":
             return data[:at] + data[at + n :], range(at, len(data))
-        case "over":  # what stands at one place, at another one, too
+        case "over":  # copy one block over another
             new = data[:other] + block + data[other + len(block) :]
             return new[: len(data)], range(other, other + len(block))
     return data[:at] + block + data[at:], range(at, len(data))
 
 
 def mutation(number: int) -> Case:
-    """A file of each kind in turns. Where numbers were hit in a file that has no checksum, they may
-    come out as other numbers, but as no other names and shapes."""
+    """A damaged file. The kinds alternate.
+
+    If values were hit in a file without checksums, they may differ. Names and shapes may not.
+    """
     kind, draw = KINDS[number % 3], random.Random(number)
     data, changed = damaged(FILES[kind], draw)
     hit = any(set(changed) & set(numbers) for numbers in NUMBERS[kind])

@@ -1,4 +1,4 @@
-"""Names of tensors and of files, and metadata: what a stranger wrote and what would be printed."""
+"""Names of tensors and files, and metadata: untrusted text that could be printed."""
 
 import os
 from functools import partial
@@ -32,18 +32,18 @@ def saved(tensors: dict, folder: Path, metadata: dict | None = None) -> Path:
 
 STRANGE_NAMES = {
     "that_clears_the_terminal": "\x1b[2J\x1b[H",
-    "that_writes_another_title": "\x1b]0;gone\x07",
+    "that_changes_the_window_title": "\x1b]0;gone\x07",
     "with_a_line_break": "weight\nsample.py: all is well",
     "with_a_carriage_return": "weight\rsample.py: all is well",
     "with_a_zero_byte": "weight\0",
-    "that_is_written_from_right_to_left": "weight\u202egnorw",
-    "with_a_break_of_paragraphs": "weight\u2029",
-    "of_control_characters_of_eight_bits": "weight\x9b2J",
+    "that_is_displayed_right_to_left": "weight\u202egnorw",
+    "with_a_paragraph_separator": "weight\u2029",
+    "with_an_8_bit_control_character": "weight\x9b2J",
     "of_5_megabytes": "w" * 5_000_000,
     "of_5_megabytes_of_words": "w " * 2_500_000,
     "of_5_megabytes_of_line_breaks": "\n" * 5_000_000,
     "that_is_empty": "",
-    "of_other_letters": "вес.重み.🙂",
+    "in_other_scripts": "вес.重み.🙂",
 }
 for kind, name in STRANGE_NAMES.items():
 
@@ -53,15 +53,15 @@ for kind, name in STRANGE_NAMES.items():
     def in_a_control(folder: Path, name: str = name) -> Path:
         return saved(CONTROL_FILE | {"control_model." + name: NUMBER}, folder)
 
-    def beside_a_control(folder: Path, name: str = name) -> Path:
+    def next_to_a_control(folder: Path, name: str = name) -> Path:
         return saved(CONTROL_FILE | {name: NUMBER}, folder)
 
     in_a_plain_file.__name__ = f"a_name_{kind}"
     loads(in_a_plain_file, weights=WEIGHTS | {name: NUMBER})
     in_a_control.__name__ = f"a_name_{kind}_in_a_controlnet"
     refused_in_control(in_a_control, says="holds 1 tensors without a place")
-    beside_a_control.__name__ = f"a_name_{kind}_beside_a_controlnet"
-    refused_in_control(beside_a_control, says="holds 1 tensors without a place")
+    next_to_a_control.__name__ = f"a_name_{kind}_next_to_a_controlnet"
+    refused_in_control(next_to_a_control, says="holds 1 tensors without a place")
 
 
 @refused_in_control(says="has the shape [1]")
@@ -70,12 +70,12 @@ def a_wrong_shape_under_a_name_of_a_controlnet(folder: Path) -> Path:
 
 
 @refused_in_control(says="holds only")
-def nothing_but_a_name_of_5_megabytes(folder: Path) -> Path:
+def only_a_name_of_5_megabytes(folder: Path) -> Path:
     return saved({"w" * 5_000_000: NUMBER}, folder)
 
 
 @refused(read=read_base_file, says="holds only")
-def nothing_but_a_name_that_clears_the_terminal(folder: Path) -> Path:
+def only_a_name_that_clears_the_terminal(folder: Path) -> Path:
     return saved({"\x1b[2J": NUMBER}, folder)
 
 
@@ -88,7 +88,7 @@ def named(name: str, folder: Path) -> Path:
 
 FILE_NAMES = {
     "with_spaces": "my  model (1).safetensors",
-    "of_other_letters": "модель 重み 🙂.safetensors",
+    "in_other_scripts": "модель 重み 🙂.safetensors",
     "of_250_letters": "m" * 238 + ".safetensors",
     "with_a_line_break": "a\nb.safetensors",
     "that_clears_the_terminal": "\x1b[2J.safetensors",
@@ -100,7 +100,7 @@ for kind, name in FILE_NAMES.items():
         return named(name, folder)
 
     def bad(folder: Path, name: str = name) -> Path:
-        (folder / name).write_bytes(b"no model")
+        (folder / name).write_bytes(b"not a model")
         return folder / name
 
     good.__name__ = f"a_model_in_a_file_name_{kind}"
@@ -109,7 +109,7 @@ for kind, name in FILE_NAMES.items():
     refused(bad, says="is cut off or not a safetensors file")
 
 
-@refused(says="not valid UTF-8")  # which the library does not open
+@refused(says="not valid UTF-8")  # the library cannot open it
 def a_model_in_a_file_name_that_is_not_utf_8(folder: Path) -> Path:
     return named(os.fsdecode(b"a\xff.safetensors"), folder)
 
@@ -143,7 +143,7 @@ def with_metadata(text: str, folder: Path) -> Path:
 
 DEEP = 100_000
 STRANGE_METADATA = {
-    "that_is_no_json": "num_heads: 8",
+    "that_is_not_json": "num_heads: 8",
     "that_is_empty": "",
     "that_is_half_of_json": '{"num_heads": 8',
     "that_is_a_list": "[1]",
@@ -189,17 +189,17 @@ for name, values in WRONG_VALUES.items():
 
 
 @loads(read=read_control_file, weights=CONTROL)
-def metadata_of_somebody_else(folder: Path) -> Path:
+def metadata_of_another_program(folder: Path) -> Path:
     return saved(CONTROL_FILE, folder, {"modelspec.title": "\x1b[2J", "nanocontrol ": "x"})
 
 
 @loads(read=read_control_file, weights=CONTROL)
-def metadata_with_entries_that_are_not_known(folder: Path) -> Path:
+def metadata_with_unknown_entries(folder: Path) -> Path:
     return with_metadata('{"num_heads": 8, "author": ["\\u001b"], "licence": null}', folder)
 
 
 @loads(read=read_base_file, weights=UNET)
-def metadata_at_the_edge_of_what_makes_sense(folder: Path) -> Path:
+def metadata_with_extreme_valid_values(folder: Path) -> Path:
     text = '{"scale_factor": 1, "guidance": -1, "size": 8192, "prediction": "v"}'
     return saved(BASE_FILE, folder, {"nanocontrol": text})
 

@@ -1,4 +1,4 @@
-"""Whole files of networks, for cases that take one: a ControlNet and a base, both small."""
+"""A small ControlNet and a small base model as files, for cases that need complete ones."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from nanocontrol.formats.original_names import CLIP_KEYS, CONTROL_KEYS, UNET_KEY
 Tensors = dict[str, Tensor]
 
 CONFIG = CONFIGS["sd1"]
-SD = small("sd1")  # of Stable Diffusion's heads and groups: its file needs no metadata
+SD = small("sd1")  # with Stable Diffusion's heads and groups, so that its file needs no metadata
 CONTROL: Tensors = randomise(ControlNet(CONFIG), seed=1).requires_grad_(False).state_dict()
 UNET: Tensors = dict(SD.unet.state_dict())
 

@@ -1,4 +1,4 @@
-"""Files that are something else, that lie behind something else, or that change."""
+"""Other models, other formats, links and devices, and files that change while they are read."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def a_controlnet_that_has_a_tensor_under_both_names(folder: Path) -> Path:
 
 
 @control_refused(says="'difference'")
-def a_difference(folder: Path) -> Path:
+def a_controlnet_saved_as_a_difference(folder: Path) -> Path:
     return saved(CONTROL_FILE | {"difference": ZERO}, folder)
 
 
@@ -101,13 +101,13 @@ def a_base_for_inpainting(folder: Path) -> Path:
 
 
 @base_refused(says="holds only model_ema")
-def averages_alone(folder: Path) -> Path:
+def ema_weights_alone(folder: Path) -> Path:
     flat = {"model_ema." + n.replace(".", ""): t for n, t in BASE_FILE.items() if "diffusion" in n}
     return saved(flat, folder)
 
 
 @base_loads
-def averages_beside_the_weights(folder: Path) -> Path:
+def ema_weights_next_to_the_weights(folder: Path) -> Path:
     return saved(BASE_FILE | {"model_ema.diffusion_modelout2bias": ZERO}, folder)
 
 
@@ -140,12 +140,12 @@ def a_base_with_a_text_encoder_under_two_names(folder: Path) -> Path:
 
 
 @control_loads
-def a_controlnet_beside_its_base(folder: Path) -> Path:
+def a_controlnet_next_to_its_base(folder: Path) -> Path:
     return saved(BASE_FILE | CONTROL_FILE, folder)
 
 
 @base_loads
-def a_base_beside_its_controlnet(folder: Path) -> Path:
+def a_base_next_to_its_controlnet(folder: Path) -> Path:
     return saved(BASE_FILE | CONTROL_FILE, folder)
 
 
@@ -155,12 +155,12 @@ def a_controlnet_with_a_schedule(folder: Path) -> Path:
 
 
 @control_refused(says="without a place: somebody.elses")
-def a_controlnet_beside_its_base_and_something_else(folder: Path) -> Path:
+def a_controlnet_next_to_its_base_and_something_else(folder: Path) -> Path:
     return saved(BASE_FILE | CONTROL_FILE | {"somebody.elses": ZERO}, folder)
 
 
 @control_refused(says="without a place: first_stage_model.x")
-def a_controlnet_beside_a_piece_of_a_base(folder: Path) -> Path:
+def a_controlnet_next_to_a_piece_of_a_base(folder: Path) -> Path:
     return saved(CONTROL_FILE | {"first_stage_model.x": ZERO}, folder)
 
 
@@ -181,30 +181,30 @@ def a_controlnet_of_10_000_blocks(folder: Path) -> Path:
 
 
 @base_refused(says="architecture")
-def a_base_of_channels_that_8_heads_cannot_share(folder: Path) -> Path:
-    """It is of 36 channels and 4 heads, and nothing says so."""
+def a_base_whose_channels_do_not_divide_by_8_heads(folder: Path) -> Path:
+    """It has 36 channels and 4 heads, and no metadata."""
     narrow = {
         name: torch.zeros([36 if n == 32 else n for n in t.shape]) for name, t in UNET.items()
     }
     return saved(BASE_FILE | below("model.diffusion_model.", narrow), folder)
 
 
-# ----------------------------------------------------------------------- files of another form
+# ----------------------------------------------------------------------------- other formats
 
 
 @loads
-def safetensors_that_are_called_pth(folder: Path) -> Path:
+def safetensors_named_pth(folder: Path) -> Path:
     return saved(WEIGHTS, folder, "a.pth")
 
 
 @refused(says="is a file of PyTorch, not safetensors")
-def a_zip_of_torch_that_is_called_safetensors(folder: Path) -> Path:
+def a_torch_zip_named_safetensors(folder: Path) -> Path:
     torch.save(WEIGHTS, folder / "a.safetensors")
     return folder / "a.safetensors"
 
 
 @refused(says="is a file of PyTorch, not safetensors")
-def a_pickle_that_is_called_safetensors(folder: Path) -> Path:
+def a_pickle_named_safetensors(folder: Path) -> Path:
     path = folder / "a.safetensors"
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
     return path
@@ -237,12 +237,12 @@ def a_web_page_with_a_byte_order_mark(folder: Path) -> Path:
 
 
 @refused(says="is a web page")
-def an_error_of_a_store_in_xml(folder: Path) -> Path:
+def an_xml_error_page(folder: Path) -> Path:
     return written(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", folder)
 
 
 @refused(says="is cut off or not")
-def an_error_in_json(folder: Path) -> Path:
+def a_json_error_message(folder: Path) -> Path:
     return written(json.dumps({"error": "Repository not found"}).encode(), folder)
 
 
@@ -267,18 +267,18 @@ def a_hundred_kilobytes_of_zeros(folder: Path) -> Path:
 
 
 @refused(says="is cut off or not")
-def a_hundred_kilobytes_of_zeros_that_are_called_pth(folder: Path) -> Path:
+def a_hundred_kilobytes_of_zeros_named_pth(folder: Path) -> Path:
     return written(bytes(100_000), folder, "a.pth")
 
 
 @refused(says="is cut off or not")
-def half_a_download_with_room_for_the_rest(folder: Path) -> Path:
-    """As programs leave it that make the file as long as it will be."""
+def a_partial_download_padded_with_zeros(folder: Path) -> Path:
+    """Some programs create a file at its final size."""
     whole = save(WEIGHTS)
     return written(whole[:100] + bytes(len(whole) - 100), folder)
 
 
-# --------------------------------------------------------------- what is no file, or cannot be read
+# --------------------------------------------------------------- special and unreadable files
 
 
 @refused(says="does not exist or is not a file")
@@ -300,14 +300,14 @@ def a_pipe_that_nobody_writes_to(folder: Path) -> Path:
 
 
 @refused(says="does not exist or is not a file")
-def a_pipe_that_is_called_pth(folder: Path) -> Path:
+def a_pipe_named_pth(folder: Path) -> Path:
     os.mkfifo(folder / "a.pth")
     return folder / "a.pth"
 
 
 @refused(says="does not exist or is not a file")
 def a_socket(folder: Path) -> Path:
-    os.chdir(folder)  # their names are short
+    os.chdir(folder)  # paths of sockets must be short
     socket.socket(socket.AF_UNIX).bind("a.pth")
     return folder / "a.pth"
 
@@ -318,7 +318,7 @@ def linked(target: Path | str, folder: Path) -> Path:
 
 
 @refused(says="does not exist or is not a file")
-def a_device_without_an_end(folder: Path) -> Path:
+def an_endless_device(folder: Path) -> Path:
     return linked("/dev/zero", folder)
 
 
@@ -343,9 +343,9 @@ def a_file_that_fails_when_it_is_read(folder: Path) -> Path:
 
 
 def read_as_nobody(path: Path) -> dict[str, Tensor]:
-    os.chdir(path.parent)  # the folders above may be closed to others
+    os.chdir(path.parent)  # parent folders may be closed to others
     user = os.geteuid()
-    if user == 0:  # who may read everything
+    if user == 0:  # root may read everything
         os.seteuid(65534)
     try:
         return read_file(Path(path.name))
@@ -361,11 +361,11 @@ def a_file_that_nobody_may_read(folder: Path) -> Path:
     return path
 
 
-# ------------------------------------------------------------------- files that change meanwhile
+# ------------------------------------------------------------------- files that change
 
 
 def read_then(change):
-    """Read a file, have it changed while its tensors are held, then use them."""
+    """A reader that changes the file while its tensors are held, then uses them."""
 
     def read(path: Path) -> dict[str, Tensor]:
         tensors = open_tensors(path).tensors
@@ -376,7 +376,7 @@ def read_then(change):
 
 
 def cut(path: Path) -> None:
-    """Its pages behind the end are gone, and whoever reads them there is killed."""
+    """Reading a mapped page past the new end would kill the process."""
     os.truncate(path, 1)
 
 
@@ -401,18 +401,18 @@ for change in (cut, overwrite, replace, os.unlink):
             torch.save(WEIGHTS, folder / f"a.{form}", _use_new_zipfile_serialization=form == "pth")
             return folder / f"a.{form}"
 
-        changing.__name__ = f"a_{form}_file_while_it_is_used_{change.__name__}"
+        changing.__name__ = f"a_{form}_file_in_use_after_{change.__name__}"
         loads(changing, read=read_then(change))
 
 
 def read_while(change):
-    """Read a file that changes after its first bytes were looked at."""
+    """A reader of a file that changes after its first bytes were read."""
 
     def read(path: Path) -> dict[str, Tensor]:
-        looked_at = reading.beginning_of
+        original = reading.beginning_of
 
         def beginning_of(path: Path) -> bytes:
-            first = looked_at(path)
+            first = original(path)
             change(path)
             return first
 
@@ -426,8 +426,8 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
-def put_another(path: Path) -> None:
-    """One of the same length."""
+def replace_by_zeros(path: Path) -> None:
+    """Replace the file by another one of equal length."""
     zeros = {name: torch.zeros_like(tensor) for name, tensor in load(path.read_bytes()).items()}
     saved(zeros, path.parent, "other").replace(path)
 
@@ -437,7 +437,7 @@ for change in (cut, overwrite, replace, os.unlink):
     def changed(folder: Path) -> Path:
         return saved(WEIGHTS, folder)
 
-    changed.__name__ = f"a_file_while_it_is_read_{change.__name__}"
+    changed.__name__ = f"a_file_being_read_{change.__name__}"
     refused(changed, read=read_while(change))
 
 
@@ -446,8 +446,8 @@ def a_file_that_is_written_while_it_is_read(folder: Path) -> Path:
     return saved(WEIGHTS, folder)
 
 
-@refused(read=read_while(put_another), says="was changed while it was read")
-def a_file_that_is_exchanged_while_it_is_read(folder: Path) -> Path:
+@refused(read=read_while(replace_by_zeros), says="was changed while it was read")
+def a_file_that_is_replaced_while_it_is_read(folder: Path) -> Path:
     return saved(WEIGHTS, folder)
 
 
@@ -456,7 +456,7 @@ LARGE = 1_500_000_000
 
 def read_large(path: Path) -> dict[str, Tensor]:
     file = open_tensors(path)
-    replace(path)  # mapped, but the older file goes on to be there
+    replace(path)  # the mapping keeps the old file alive
     return {name: tensor[-4:] + 0 for name, tensor in file.tensors.items()}
 
 
@@ -465,5 +465,5 @@ def a_large_file_that_is_replaced_while_it_is_used(folder: Path) -> Path:
     entry = {"dtype": "F32", "shape": [LARGE // 4], "data_offsets": [0, LARGE]}
     header = json.dumps({"large": entry}).encode()
     path = written(len(header).to_bytes(8, "little") + header, folder)
-    os.truncate(path, 8 + len(header) + LARGE)  # zeros, which take no room
+    os.truncate(path, 8 + len(header) + LARGE)  # a sparse file of zeros
     return path

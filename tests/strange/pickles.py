@@ -1,4 +1,4 @@
-"""Pickles: what torch.save writes, and what somebody else may."""
+"""Pickles: files of torch.save, damaged pickles, and pickles with code."""
 
 import io
 import struct
@@ -22,17 +22,17 @@ from strange.making import (
     archive,
     call,
     dictionary,
+    integer,
+    integers,
     named,
-    several,
     storage,
     tensor,
     text,
     touch,
-    whole,
-    wholes,
-    write_beside,
+    tuple_of,
     write_old,
     write_w,
+    write_with_extra,
     write_zip,
 )
 
@@ -62,7 +62,7 @@ for protocol in range(6):
         of_protocol.__name__ = f"{'an_old_file' if old else 'a_zip'}_of_protocol_{protocol}"
         if protocol:
             loads(of_protocol)
-        else:  # it has only texts for the places of tensors
+        else:  # this protocol has only text for persistent ids
             refused(of_protocol, says="uses the operation PERSID and is refused")
 
 
@@ -77,19 +77,19 @@ def the_smallest_old_file_of_a_tensor(folder: Path) -> Path:
 
 
 @loads(weights={})
-def no_tensor_at_all(folder: Path) -> Path:
+def an_empty_dict(folder: Path) -> Path:
     torch.save({}, folder / "a.pth")
     return folder / "a.pth"
 
 
 @loads
-def what_a_training_keeps_beside_the_weights(folder: Path) -> Path:
+def a_training_state_next_to_the_weights(folder: Path) -> Path:
     moments = {"step": torch.tensor(1.0), "exp_avg": torch.ones(2, 3)}
     optimizer = {"state": {0: moments}, "param_groups": [{"betas": (0.9, 0.999), "params": [0]}]}
-    beside = {"optimizer": optimizer, "step": 7, "losses": [0.5, None, True]}
-    beside |= {"network": nn.Linear(3, 2).state_dict(), "seen": {1, 2}, "words": Counter("aab")}
-    beside |= {"device": torch.device("cpu"), "shape": torch.Size([1]), "dtype": torch.float16}
-    torch.save({"state_dict": OrderedDict(WEIGHTS)} | beside, folder / "a.ckpt")
+    extra = {"optimizer": optimizer, "step": 7, "losses": [0.5, None, True]}
+    extra |= {"network": nn.Linear(3, 2).state_dict(), "seen": {1, 2}, "words": Counter("aab")}
+    extra |= {"device": torch.device("cpu"), "shape": torch.Size([1]), "dtype": torch.float16}
+    torch.save({"state_dict": OrderedDict(WEIGHTS)} | extra, folder / "a.ckpt")
     return folder / "a.ckpt"
 
 
@@ -101,21 +101,21 @@ def a_whole_network_as_an_object(folder: Path) -> Path:
 
 @refused(says="is a TorchScript program")
 def a_torchscript_program(folder: Path) -> Path:
-    with warnings.catch_warnings(action="ignore"):  # deprecated, but many such files are around
+    with warnings.catch_warnings(action="ignore"):  # deprecated, but still common
         torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)), folder / "a.pt")
     return folder / "a.pt"
 
 
 @refused(says="is cut off or not a checkpoint")
 def a_torch_package(folder: Path) -> Path:
-    with warnings.catch_warnings(action="ignore"):  # that it uses what torch itself deprecated
+    with warnings.catch_warnings(action="ignore"):  # it uses deprecated functions of torch
         with torch.package.PackageExporter(str(folder / "a.pt")) as package:
             package.save_pickle("weights", "weights.pkl", WEIGHTS)
     return folder / "a.pt"
 
 
 @refused(says="is cut off or not a checkpoint")
-def a_tar_archive_of_torch_0_1(folder: Path) -> Path:
+def a_torch_0_1_tar_archive(folder: Path) -> Path:
     with tarfile.open(folder / "a.pth", "w", format=tarfile.PAX_FORMAT) as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
             data = START + call("posix.system", text(touch(folder))) + END
@@ -125,30 +125,30 @@ def a_tar_archive_of_torch_0_1(folder: Path) -> Path:
     return folder / "a.pth"
 
 
-# --------------------------------------------------------------------------- cycles and laughter
+# ------------------------------------------------------------- cycles and exponential growth
 
 
 @refused(says="holds other things than named tensors")
-def a_state_dict_that_is_its_own(folder: Path) -> Path:
+def a_state_dict_that_contains_itself(folder: Path) -> Path:
     itself = b"}q\1" + text("state_dict") + b"h\1s"
     return write_zip(folder, archive(START + itself + END, {}))
 
 
 @loads
-def a_list_that_holds_itself_beside(folder: Path) -> Path:
-    return write_beside(folder, b"]r\0\0\1\0j\0\0\1\0a")
+def a_list_that_contains_itself_next_to_weights(folder: Path) -> Path:
+    return write_with_extra(folder, b"]r\0\0\1\0j\0\0\1\0a")
 
 
 @loads
-def a_dict_that_holds_itself_beside(folder: Path) -> Path:
-    return write_beside(folder, b"}r\0\0\1\0" + text("again") + b"j\0\0\1\0s")
+def a_dict_that_contains_itself_next_to_weights(folder: Path) -> Path:
+    return write_with_extra(folder, b"}r\0\0\1\0" + text("again") + b"j\0\0\1\0s")
 
 
 @refused(says="is cut off or not a checkpoint")
-def a_parameter_of_itself(folder: Path) -> Path:
+def a_parameter_that_contains_itself(folder: Path) -> Path:
     parameter = named("torch._utils._rebuild_parameter") + b"h\1Rq\2"
-    beside = {"list": b"]q\1", "call": parameter, "list again": b"h\1h\2a"}
-    pickle = dictionary(**beside, state_dict=dictionary(w=b"h\2"))
+    extra = {"list": b"]q\1", "call": parameter, "list again": b"h\1h\2a"}
+    pickle = dictionary(**extra, state_dict=dictionary(w=b"h\2"))
     return write_zip(folder, archive(START + pickle + END, {}))
 
 
@@ -156,13 +156,13 @@ LEVELS = 20_000
 
 
 @loads
-def lists_in_20000_levels_beside(folder: Path) -> Path:
-    return write_beside(folder, b"]" * LEVELS + b"a" * (LEVELS - 1))
+def lists_in_20000_levels_next_to_weights(folder: Path) -> Path:
+    return write_with_extra(folder, b"]" * LEVELS + b"a" * (LEVELS - 1))
 
 
 @loads
-def tuples_in_20000_levels_beside(folder: Path) -> Path:
-    return write_beside(folder, b")" + b"\x85" * LEVELS)
+def tuples_in_20000_levels_next_to_weights(folder: Path) -> Path:
+    return write_with_extra(folder, b")" + b"\x85" * LEVELS)
 
 
 @refused(says="holds other things than named tensors")
@@ -177,8 +177,8 @@ def parameters_in_20000_levels(folder: Path) -> Path:
     return write_w(folder, parameter * LEVELS + tensor() + b"\x85R" * LEVELS)
 
 
-def laughs(begin: bytes, more: bytes) -> bytes:
-    """100 values, each of which is ten times the one before."""
+def billion_laughs(begin: bytes, more: bytes) -> bytes:
+    """100 nested values, each of which holds the one before ten times."""
     levels = [begin + b"r\0\0\1\0"]
     for level in range(100):
         last = b"j" + struct.pack("<I", 0x10000 + level)
@@ -187,82 +187,82 @@ def laughs(begin: bytes, more: bytes) -> bytes:
 
 
 @loads
-def a_googol_of_lists_beside(folder: Path) -> Path:
-    return write_beside(folder, several(laughs(b"]", b"](?e")))
+def a_googol_of_lists_next_to_weights(folder: Path) -> Path:
+    return write_with_extra(folder, tuple_of(billion_laughs(b"]", b"](?e")))
 
 
 @loads
-def a_googol_of_tuples_beside(folder: Path) -> Path:
-    return write_beside(folder, several(laughs(b")", b"(?t")))
+def a_googol_of_tuples_next_to_weights(folder: Path) -> Path:
+    return write_with_extra(folder, tuple_of(billion_laughs(b")", b"(?t")))
 
 
 @loads
-def a_googol_of_dicts_beside(folder: Path) -> Path:
-    return write_beside(folder, several(laughs(b"}", b"}" + text("a") + b"](?es")))
+def a_googol_of_dicts_next_to_weights(folder: Path) -> Path:
+    return write_with_extra(folder, tuple_of(billion_laughs(b"}", b"}" + text("a") + b"](?es")))
 
 
 def googol_inside(before: bytes, after: bytes) -> bytes:
-    """The tuple of a googol of tuples, between operations: it stands below them, and is fetched."""
-    return several(laughs(b")", b"(?t"), before, b"j" + struct.pack("<I", 0x10064), after)
+    """Build a tuple of a googol of tuples, and fetch it between two operations."""
+    return tuple_of(billion_laughs(b")", b"(?t"), before, b"j" + struct.pack("<I", 0x10064), after)
 
 
 @refused(says="is cut off or not a checkpoint")
 def a_googol_of_tuples_as_a_name(folder: Path) -> Path:
-    return write_beside(folder, googol_inside(b"}", b"Ns"))
+    return write_with_extra(folder, googol_inside(b"}", b"Ns"))
 
 
 @refused(says="is cut off or not a checkpoint")
 def a_googol_of_tuples_as_the_key_of_a_storage(folder: Path) -> Path:
     begin = b"(" + text("storage") + named("torch.FloatStorage")
-    return write_beside(folder, googol_inside(begin, text("cpu") + whole(8) + b"tQ"))
+    return write_with_extra(folder, googol_inside(begin, text("cpu") + integer(8) + b"tQ"))
 
 
 @refused(says="is cut off or not a checkpoint")
 def a_googol_of_tuples_as_the_length_of_a_storage(folder: Path) -> Path:
     begin = b"(" + text("storage") + named("torch.FloatStorage") + text("9") + text("cpu")
-    return write_beside(folder, googol_inside(begin, b"tQ"))
+    return write_with_extra(folder, googol_inside(begin, b"tQ"))
 
 
 @refused(says="is refused")
 def a_googol_of_tuples_as_a_module(folder: Path) -> Path:
-    return write_beside(folder, googol_inside(b"", text("load") + b"\x93"))
+    return write_with_extra(folder, googol_inside(b"", text("load") + b"\x93"))
 
 
 @refused(says="w has no numbers")
 def a_googol_of_tuples_as_the_arguments_of_another_storage(folder: Path) -> Path:
     bomb = b"j" + struct.pack("<I", 0x10064)
     other = named("torch.Size") + b"(" + bomb + b"tR"
-    bombs = several(laughs(b")", b"(?t"))
-    beside = dictionary(googol=bombs, state_dict=dictionary(w=tensor(other)))
-    return write_zip(folder, archive(START + beside + END, {}))
+    bombs = tuple_of(billion_laughs(b")", b"(?t"))
+    extra = dictionary(googol=bombs, state_dict=dictionary(w=tensor(other)))
+    return write_zip(folder, archive(START + extra + END, {}))
 
 
 @refused(says="is cut off")
 def a_googol_of_tuples_among_the_keys_of_an_old_file(folder: Path) -> Path:
     keys = b"]" + googol_inside(b"", b"") + b"a"
-    own = whole(0x1950A86A20F9469CFC6C), whole(1001), dictionary(little_endian=b"\x88")
+    own = integer(0x1950A86A20F9469CFC6C), integer(1001), dictionary(little_endian=b"\x88")
     return write_old(folder, *own, dictionary(w=tensor()), keys)
 
 
 @refused(says="w has a shape that is none")
 def a_googol_of_tuples_as_a_shape(folder: Path) -> Path:
     shape = googol_inside(b"", b"")
-    beside = {"googol": shape, "state_dict": dictionary(w=tensor(shape=b"j\x64\0\1\0\x85"))}
-    beside["state_dict"] = dictionary(w=tensor(shape=b"j\x64\0\1\0\x85", strides=wholes(1)))
-    return write_zip(folder, archive(START + dictionary(**beside) + END, {"0": NUMBERS}))
+    extra = {"googol": shape, "state_dict": dictionary(w=tensor(shape=b"j\x64\0\1\0\x85"))}
+    extra["state_dict"] = dictionary(w=tensor(shape=b"j\x64\0\1\0\x85", strides=integers(1)))
+    return write_zip(folder, archive(START + dictionary(**extra) + END, {"0": NUMBERS}))
 
 
 @loads
-def what_ordered_dicts_are_called_with_is_not_looked_at(folder: Path) -> Path:
+def arguments_of_ordered_dict_are_not_traversed(folder: Path) -> Path:
     values = googol_inside(named("collections.OrderedDict"), b"\x85R")
-    return write_beside(folder, values)
+    return write_with_extra(folder, values)
 
 
 # ------------------------------------------------------------------------------ damaged pickles
 
 
 def pickled(name: str, pickle: bytes, ends=refused, says: str = "is cut off or not a checkpoint"):
-    """A case: this pickle, in the archive of one tensor."""
+    """A case: this pickle in an archive with the data of one tensor."""
 
     def write(folder: Path) -> Path:
         numbers = {"0": NUMBERS} if b"FloatStorage" in pickle else {}
@@ -286,13 +286,13 @@ pickled(
     START + dictionary(w=tensor() + b"p" + b"9" * 5000 + b"\n") + END,
 )
 pickled("a_memo_at_a_negative_index", START + dictionary(w=tensor() + b"p-1\n") + END, loads)
-pickled("a_value_that_was_never_noted", get_far)
+pickled("a_value_that_was_never_memoised", get_far)
 pickled("an_empty_pickle", b"")
 pickled("a_pickle_that_only_ends", END)
 pickled("a_pickle_without_an_end", START + GOOD)
 pickled("a_pickle_cut_in_a_name", (START + GOOD + END)[:9])
 pickled("two_pickles_in_a_row", (START + GOOD + END) * 2)
-pickled("words_behind_the_pickle", START + GOOD + END + b"words")
+pickled("words_after_the_pickle", START + GOOD + END + b"words")
 pickled("a_byte_that_is_no_operation", START + b"\xff" + GOOD + END)
 pickled("a_protocol_of_the_future", b"\x80\xff" + GOOD + END, loads)
 pickled("a_frame_longer_than_the_file", START + b"\x95" + b"\xff" * 8 + GOOD + END, loads)
@@ -306,8 +306,8 @@ pickled(
 )
 pickled("a_number_of_minus_1_bytes", START + dictionary(w=b"\x8b\xff\xff\xff\xffab") + END)
 pickled("a_text_that_is_not_utf_8", START + dictionary(w=b"X\2\0\0\0\xff\xfe") + END)
-pickled("nothing_to_take_from_the_stack", START + b"t" + END)
-pickled("an_operation_without_what_it_takes", START + b"K\1\x87" + END)
+pickled("an_empty_stack", START + b"t" + END)
+pickled("an_operation_without_its_operands", START + b"K\1\x87" + END)
 pickled("a_mark_that_is_never_closed", START + b"(" + GOOD + END, loads)
 pickled("an_entry_without_a_value", START + b"}(" + text("w") + b"u" + END)
 pickled("entries_added_to_a_number", START + b"K\1(" + text("w") + tensor() + b"u" + END)
@@ -315,36 +315,34 @@ pickled("a_value_appended_to_a_number", START + b"K\1" + tensor() + b"a" + END)
 pickled("entries_added_to_a_call", START + call("torch.Size") + text("w") + tensor() + b"s" + END)
 pickled("a_tensor_alone", START + tensor() + END, says="holds other things than named tensors")
 pickled("a_list_of_tensors", START + b"]" + tensor() + b"a" + END, says="holds other things")
-pickled("a_number_alone", START + whole(7) + END, says="holds other things")
+pickled("a_number_alone", START + integer(7) + END, says="holds other things")
 pickled("a_million_operations_and_one", START + b"N" * 1_000_000 + END, says="is too long a pickle")
 pickled("a_pickle_of_17_mb", START + text("a" * 17_000_000) + END, says="is too long a pickle")
-pickled("a_name_twice", START + b"}(" + (text("w") + tensor()) * 2 + b"u" + END)
-pickled("a_name_twice_in_two_steps", START + b"}" + (text("w") + tensor() + b"s") * 2 + END)
+pickled("a_duplicate_name", START + b"}(" + (text("w") + tensor()) * 2 + b"u" + END)
+pickled("a_duplicate_name_in_two_steps", START + b"}" + (text("w") + tensor() + b"s") * 2 + END)
 pickled("a_number_as_a_name", START + b"}K\1" + tensor() + b"s" + END, says="other things")
 pickled(
-    "a_function_in_the_place_of_a_tensor",
+    "a_function_instead_of_a_tensor",
     START + dictionary(w=named("torch.Size")) + END,
     says="other things",
 )
-pickled(
-    "a_storage_in_the_place_of_a_tensor", START + dictionary(w=storage()) + END, says="other things"
-)
-pickled("a_list_in_the_place_of_a_tensor", START + dictionary(w=b"]") + END, says="other things")
+pickled("a_storage_instead_of_a_tensor", START + dictionary(w=storage()) + END, says="other things")
+pickled("a_list_instead_of_a_tensor", START + dictionary(w=b"]") + END, says="other things")
 pickled(
     "a_parameter_of_a_text",
     START + dictionary(w=call("torch._utils._rebuild_parameter", text("w"))) + END,
     says="other things",
 )
 pickled(
-    "a_shape_in_the_place_of_a_tensor",
-    START + dictionary(w=call("torch.Size", wholes(1))) + END,
+    "a_shape_instead_of_a_tensor",
+    START + dictionary(w=call("torch.Size", integers(1))) + END,
     says="other things",
 )
 pickled(
     "state_dict_is_a_tensor", START + dictionary(state_dict=tensor()) + END, says="other things"
 )
 pickled(
-    "a_tensor_called_state_dict_beside_others",
+    "a_tensor_called_state_dict_next_to_others",
     START + dictionary(w=tensor(), state_dict=tensor()) + END,
     says="other things",
 )
@@ -352,22 +350,22 @@ pickled(
 
 @refused(says="is cut off or not a checkpoint")
 def numbers_of_a_million_digits(folder: Path) -> Path:
-    return write_beside(folder, b"L" + b"9" * 1_000_000 + b"L\n")
+    return write_with_extra(folder, b"L" + b"9" * 1_000_000 + b"L\n")
 
 
 # ------------------------------------------------------------------------------- payloads
 
 
-PAYLOADS: dict[str, Callable[[str], bytes]] = {}  # test_strange.py sees that they would run
+PAYLOADS: dict[str, Callable[[str], bytes]] = {}  # test_strange.py checks that they would run
 SYSTEM = "posix.system"
 asks = "asks for {} and is refused".format
 
 
 def payload(name: str, value: Callable[[str], bytes], says: str, tail: bytes = b"u" + END) -> None:
-    """A case: weights, and beside them a value that runs a command where pickles are executed."""
+    """A case: weights, and a value that runs a command if the pickle is executed."""
 
     def write(folder: Path) -> Path:
-        return write_beside(folder, value(touch(folder)), tail)
+        return write_with_extra(folder, value(touch(folder)), tail)
 
     write.__name__, PAYLOADS[name] = name, value
     refused(write, says=says)
@@ -391,13 +389,13 @@ def in_bytes(pickle: bytes) -> bytes:
 
 
 def mapped(command: str) -> bytes:
-    """Called when it is read, by whoever does."""
-    return call("builtins.map", named(SYSTEM), several(text(command)))
+    """A call that runs when somebody iterates over the result."""
+    return call("builtins.map", named(SYSTEM), tuple_of(text(command)))
 
 
 def with_state(command: str) -> bytes:
-    """A harmless call, to which BUILD gives another function."""
-    state = several(named(SYSTEM), several(text(command)), b"}", b"N")
+    """A harmless call whose function BUILD replaces."""
+    state = tuple_of(named(SYSTEM), tuple_of(text(command)), b"}", b"N")
     return call("functools.partial", named("builtins.len")) + state + b"b)R"
 
 
@@ -408,17 +406,17 @@ for name, value, says in (
     ("obj", lambda c: b"(" + named("builtins.bytes") + mapped(c) + b"o", asks("builtins.bytes")),
     (
         "newobj",
-        lambda c: named("builtins.bytes") + several(mapped(c)) + b"\x81",
+        lambda c: named("builtins.bytes") + tuple_of(mapped(c)) + b"\x81",
         asks("builtins.bytes"),
     ),
     (
         "newobj_ex",
-        lambda c: named("builtins.bytes") + several(mapped(c)) + b"}\x92",
+        lambda c: named("builtins.bytes") + tuple_of(mapped(c)) + b"}\x92",
         asks("builtins.bytes"),
     ),
     (
         "stack_global",
-        lambda c: text("posix") + text("system") + b"\x93" + several(text(c)) + b"R",
+        lambda c: text("posix") + text("system") + b"\x93" + tuple_of(text(c)) + b"R",
         asks(SYSTEM),
     ),
     ("build", with_state, asks("functools.partial")),
@@ -429,13 +427,15 @@ for name, value, says in (
     ),
     (
         "a_call_hidden_in_reduce",
-        lambda c: call("functools.reduce", named("operator.call"), several(named(SYSTEM), text(c))),
+        lambda c: call(
+            "functools.reduce", named("operator.call"), tuple_of(named(SYSTEM), text(c))
+        ),
         asks("functools.reduce"),
     ),
     (
         "a_method_hidden_in_operator",
         lambda c: (
-            call("operator.methodcaller", text("system"), text(c)) + several(os_module()) + b"R"
+            call("operator.methodcaller", text("system"), text(c)) + tuple_of(os_module()) + b"R"
         ),
         asks("operator.methodcaller"),
     ),
@@ -443,16 +443,16 @@ for name, value, says in (
         "a_function_got_by_operator",
         lambda c: (
             call("operator.attrgetter", text("system"))
-            + several(os_module())
+            + tuple_of(os_module())
             + b"R"
-            + several(text(c))
+            + tuple_of(text(c))
             + b"R"
         ),
         asks("operator.attrgetter"),
     ),
     (
         "a_function_got_by_getattr",
-        lambda c: call("builtins.getattr", os_module(), text("system")) + several(text(c)) + b"R",
+        lambda c: call("builtins.getattr", os_module(), text("system")) + tuple_of(text(c)) + b"R",
         asks("builtins.getattr"),
     ),
     ("eval", lambda c: call("builtins.eval", python(c)), asks("builtins.eval")),
@@ -464,7 +464,7 @@ for name, value, says in (
         asks("pickle.loads"),
     ),
     (
-        "a_file_of_torch_in_a_pickle",
+        "a_torch_file_in_a_pickle",
         lambda c: call("torch.storage._load_from_bytes", in_bytes(a_call(c))),
         asks("torch.storage._load_from_bytes"),
     ),
@@ -475,7 +475,7 @@ for name, value, says in (
     ),
     (
         "a_command_in_the_state_of_a_known_object",
-        lambda c: call("collections.OrderedDict") + several(b"N", dictionary(x=a_call(c))) + b"b",
+        lambda c: call("collections.OrderedDict") + tuple_of(b"N", dictionary(x=a_call(c))) + b"b",
         asks(SYSTEM),
     ),
     (
@@ -490,7 +490,7 @@ for name, value, says in (
 payload("a_payload_before_a_broken_tail", a_call, asks(SYSTEM), b"\xff\xff")
 payload("a_payload_before_a_cut", a_call, asks(SYSTEM), b"")
 
-# More functions that somebody may ask for; none is looked up.
+# More functions that a file could ask for. None is imported.
 for function in (
     *("nt.system", "subprocess.Popen", "subprocess.check_output", "os.popen", "os.execv"),
     *("builtins.open", "builtins.compile", "builtins.__import__", "builtins.breakpoint"),
@@ -506,7 +506,7 @@ for function in (
 ):
 
     def asks_for(folder: Path, function: str = function) -> Path:
-        return write_beside(folder, call(function, text(touch(folder))))
+        return write_with_extra(folder, call(function, text(touch(folder))))
 
     asks_for.__name__ = f"a_call_of_{function}"
     refused(asks_for, says=asks(function))
@@ -515,11 +515,11 @@ for function in (
 # ------------------------------------------------------------------------ operations and objects
 
 
-def beside(name: str, value: bytes, says: str = "", ends=refused) -> None:
-    """A case: this value beside weights."""
+def next_to_weights(name: str, value: bytes, says: str = "", ends=refused) -> None:
+    """A case: weights, and this value as well."""
 
     def write(folder: Path) -> Path:
-        return write_beside(folder, value)
+        return write_with_extra(folder, value)
 
     write.__name__ = name
     ends(write) if ends is loads else refused(write, says=says)
@@ -548,33 +548,39 @@ OPERATIONS = {
     "SHORT_BINSTRING": b"U\1x",
 }
 for operation, value in OPERATIONS.items():
-    beside(f"the_operation_{operation}", value, uses(operation))
+    next_to_weights(f"the_operation_{operation}", value, uses(operation))
 
 Size = named("torch.Size")
-beside("an_object_that_is_made_by_newobj", Size + b")\x81", ends=loads)
-beside("an_object_with_a_state", Size + b")R}b", ends=loads)
-beside("a_number_that_is_called", b"K\1)R", "calls what is no function")
-beside("a_list_that_is_called", b"])R", "calls what is no function")
-beside("a_call_that_is_called", Size + b")R)R", "calls what is no function")
-beside("a_tensor_that_is_called", tensor(storage("0", 288)) + b")R", "calls what is no function")
-beside("a_storage_that_is_called", storage("0", 288) + b")R", "calls what is no function")
-beside("a_tensor_with_a_state", tensor(storage("0", 288)) + b"}b", "gives attributes to what is no")
-beside("a_storage_with_a_state", storage("0", 288) + b"}b", "gives attributes to what is no object")
-beside("a_list_with_a_state", b"]}b", "gives attributes to what is no object")
-beside("a_place_that_is_a_text", text("storage") + b"Q")
-beside("a_place_that_is_a_call", a_call("echo") + b"Q", asks(SYSTEM))
-beside(
-    "a_place_without_a_type",
-    several(text("storage"), b"N", text("0"), text("cpu"), whole(8)) + b"Q",
+next_to_weights("an_object_that_is_made_by_newobj", Size + b")\x81", ends=loads)
+next_to_weights("an_object_with_a_state", Size + b")R}b", ends=loads)
+next_to_weights("a_number_that_is_called", b"K\1)R", "calls what is no function")
+next_to_weights("a_list_that_is_called", b"])R", "calls what is no function")
+next_to_weights("a_call_that_is_called", Size + b")R)R", "calls what is no function")
+next_to_weights(
+    "a_tensor_that_is_called", tensor(storage("0", 288)) + b")R", "calls what is no function"
 )
-beside(
+next_to_weights("a_storage_that_is_called", storage("0", 288) + b")R", "calls what is no function")
+next_to_weights(
+    "a_tensor_with_a_state", tensor(storage("0", 288)) + b"}b", "gives attributes to what is no"
+)
+next_to_weights(
+    "a_storage_with_a_state", storage("0", 288) + b"}b", "gives attributes to what is no object"
+)
+next_to_weights("a_list_with_a_state", b"]}b", "gives attributes to what is no object")
+next_to_weights("a_persistent_id_that_is_a_text", text("storage") + b"Q")
+next_to_weights("a_persistent_id_that_is_a_call", a_call("echo") + b"Q", asks(SYSTEM))
+next_to_weights(
+    "a_persistent_id_without_a_type",
+    tuple_of(text("storage"), b"N", text("0"), text("cpu"), integer(8)) + b"Q",
+)
+next_to_weights(
     "a_function_whose_module_is_a_number", b"K\1" + text("x") + b"\x93", "calls what is no function"
 )
-beside("a_function_without_a_name", b"c\n\n", asks("."))
-beside(
+next_to_weights("a_function_without_a_name", b"c\n\n", asks("."))
+next_to_weights(
     "a_function_with_a_line_break_in_its_name", text("a\nb") + text("\x1b[2J") + b"\x93", "asks for"
 )
-beside(
+next_to_weights(
     "a_function_with_a_name_of_5_mb", text("a" * 5_000_000) + text("b") + b"\x93", "asks for aaa"
 )
 
@@ -583,7 +589,7 @@ beside(
 
 
 def w(name: str, value: bytes, says: str = "is cut off", numbers: bytes = NUMBERS) -> None:
-    """A case: the file {"w": value}, with these numbers."""
+    """A case: a file that holds {"w": value}, and these bytes as data."""
 
     def write(folder: Path) -> Path:
         return write_w(folder, value, numbers)
@@ -593,36 +599,40 @@ def w(name: str, value: bytes, says: str = "is cut off", numbers: bytes = NUMBER
 
 
 none, outside, repeated = "w has a shape that is none", "w lies outside", "w is repeated numbers"
-w("a_shape_below_0", tensor(shape=wholes(-2, -4)), none)
-w("strides_below_0", tensor(strides=wholes(-4, -1), offset=whole(7)), none)
-w("an_offset_below_0", tensor(offset=whole(-1)), none)
-w("an_offset_behind_the_end", tensor(offset=whole(1)), outside)
-w("an_offset_that_overflows", tensor(offset=whole(2**63 - 4)), outside)
-w("an_offset_of_100_bits", tensor(offset=whole(2**100)), none)
-w("an_offset_that_comes_round_in_bytes", tensor(offset=whole(2**62)), outside)
-w("strides_behind_the_end", tensor(strides=wholes(5, 1)), outside)
-w("strides_that_overflow", tensor(strides=wholes(2**62, 1), shape=wholes(5, 4)), outside)
-w("a_shape_that_is_too_large", tensor(shape=wholes(3, 4)), outside)
-w("a_shape_whose_product_overflows", tensor(shape=wholes(2**32, 2**32)), repeated)
-w("a_shape_of_100_bits", tensor(shape=wholes(2**100, 1)), none)
-w("a_shape_of_a_million_bits", tensor(shape=wholes(2**1_000_000, 1)), none)
-w("a_shape_that_is_a_list", tensor(shape=b"](" + whole(2) + whole(4) + b"e"), "w has no shape of")
-w("a_shape_of_fractions", tensor(shape=several(b"G@\0\0\0\0\0\0\0", whole(4))), none)
-w("a_shape_of_booleans", tensor(shape=several(b"\x88", b"\x88")), none)
-w("a_shape_of_texts", tensor(shape=several(text("2"), text("4"))), none)
-w("a_shape_of_other_length_than_strides", tensor(shape=wholes(8)), "w has no shape of")
+w("a_shape_of_negative_numbers", tensor(shape=integers(-2, -4)), none)
+w("negative_strides", tensor(strides=integers(-4, -1), offset=integer(7)), none)
+w("a_negative_offset", tensor(offset=integer(-1)), none)
+w("an_offset_past_the_end", tensor(offset=integer(1)), outside)
+w("an_offset_that_overflows", tensor(offset=integer(2**63 - 4)), outside)
+w("an_offset_of_100_bits", tensor(offset=integer(2**100)), none)
+w("an_offset_that_wraps_around_in_bytes", tensor(offset=integer(2**62)), outside)
+w("strides_past_the_end", tensor(strides=integers(5, 1)), outside)
+w("strides_that_overflow", tensor(strides=integers(2**62, 1), shape=integers(5, 4)), outside)
+w("a_shape_that_is_too_large", tensor(shape=integers(3, 4)), outside)
+w("a_shape_whose_product_overflows", tensor(shape=integers(2**32, 2**32)), repeated)
+w("a_shape_of_100_bits", tensor(shape=integers(2**100, 1)), none)
+w("a_shape_of_a_million_bits", tensor(shape=integers(2**1_000_000, 1)), none)
+w(
+    "a_shape_that_is_a_list",
+    tensor(shape=b"](" + integer(2) + integer(4) + b"e"),
+    "w has no shape of",
+)
+w("a_shape_of_fractions", tensor(shape=tuple_of(b"G@\0\0\0\0\0\0\0", integer(4))), none)
+w("a_shape_of_booleans", tensor(shape=tuple_of(b"\x88", b"\x88")), none)
+w("a_shape_of_texts", tensor(shape=tuple_of(text("2"), text("4"))), none)
+w("a_shape_of_other_length_than_strides", tensor(shape=integers(8)), "w has no shape of")
 w(
     "a_shape_of_65_dimensions",
-    tensor(shape=wholes(*[1] * 65), strides=wholes(*[1] * 65)),
+    tensor(shape=integers(*[1] * 65), strides=integers(*[1] * 65)),
     "has no shape",
 )
-w("a_shape_of_100000_dimensions", tensor(shape=wholes(*[1] * 100_000)), "w has no shape of")
-w("the_same_number_everywhere", tensor(strides=wholes(0, 0)), repeated)
-w("rows_that_overlap", tensor(strides=wholes(2, 1)), repeated)
-w("no_number_far_away", tensor(shape=wholes(0, 4), offset=whole(2**40)), outside)
+w("a_shape_of_100000_dimensions", tensor(shape=integers(*[1] * 100_000)), "w has no shape of")
+w("one_number_repeated", tensor(strides=integers(0, 0)), repeated)
+w("rows_that_overlap", tensor(strides=integers(2, 1)), repeated)
+w("an_empty_tensor_far_past_the_end", tensor(shape=integers(0, 4), offset=integer(2**40)), outside)
 w("numbers_that_are_a_text", tensor(text("0")))
 w("numbers_that_are_a_tensor", tensor(tensor()), "w has no numbers")
-w("numbers_of_which_there_is_no_record", tensor(storage("1")))
+w("numbers_without_a_record", tensor(storage("1")))
 w("numbers_under_the_key_of_a_folder_above", tensor(storage("../data.pkl")))
 w(
     "numbers_of_an_unknown_type",
@@ -630,10 +640,10 @@ w(
     asks("torch.FileStorage"),
 )
 w("numbers_of_the_type_of_a_function", tensor(storage(kind="torch.Size")))
-w("numbers_of_a_length_below_0", tensor(storage(length=-8)))
+w("numbers_of_negative_length", tensor(storage(length=-8)))
 w("numbers_of_a_length_of_2_to_the_62", tensor(storage(length=2**62)))
-w("numbers_of_a_length_of_half", tensor(storage(length=4)))
-w("numbers_of_a_length_of_twice", tensor(storage(length=16)))
+w("numbers_of_half_the_length", tensor(storage(length=4)))
+w("numbers_of_twice_the_length", tensor(storage(length=16)))
 w("numbers_of_wider_type_than_the_record", tensor(storage(kind="torch.DoubleStorage")))
 w("numbers_of_narrower_type_than_the_record", tensor(storage(kind="torch.HalfStorage")))
 w("a_record_that_is_cut", tensor(), numbers=NUMBERS[:-1])
@@ -644,33 +654,44 @@ w("a_tensor_of_one_argument", call("torch._utils._rebuild_tensor_v2", storage())
 w("a_tensor_whose_arguments_are_a_dict", named("torch._utils._rebuild_tensor_v2") + b"}R")
 w("a_parameter_of_nothing", call("torch._utils._rebuild_parameter"))
 w(
-    "a_tensor_of_a_type_that_is_none",
+    "a_tensor_of_an_invalid_type",
     call(
         "torch._utils._rebuild_tensor_v3",
-        *(storage(), whole(0), wholes(8), wholes(1), b"\x89", b"}", named("torch.Size"), b"}"),
+        *(
+            storage(),
+            integer(0),
+            integers(8),
+            integers(1),
+            b"\x89",
+            b"}",
+            named("torch.Size"),
+            b"}",
+        ),
     ),
 )
 
 
 @refused(says="describes the numbers of a tensor in two ways")
 def numbers_of_two_types(folder: Path) -> Path:
-    return write_w(folder, several(tensor(), storage(kind="torch.IntStorage")))
+    return write_w(folder, tuple_of(tensor(), storage(kind="torch.IntStorage")))
 
 
 @refused(says="describes the numbers of a tensor in two ways")
 def numbers_of_two_lengths(folder: Path) -> Path:
-    return write_w(folder, several(tensor(), storage(length=2)))
+    return write_w(folder, tuple_of(tensor(), storage(length=2)))
 
 
 @refused(says="is cut off or not a checkpoint")
-def numbers_that_are_a_part_of_others(folder: Path) -> Path:
-    """As torch 0.3 wrote them."""
-    part = (text("storage"), named("torch.FloatStorage"), text("0"), text("cpu"), whole(8))
-    return write_w(folder, tensor(several(*part, several(text("1"), whole(0), whole(4))) + b"Q"))
+def numbers_that_are_a_view_of_others(folder: Path) -> Path:
+    """torch 0.3 wrote views like this."""
+    part = (text("storage"), named("torch.FloatStorage"), text("0"), text("cpu"), integer(8))
+    return write_w(
+        folder, tensor(tuple_of(*part, tuple_of(text("1"), integer(0), integer(4))) + b"Q")
+    )
 
 
 @refused(says="over four times as large as what it holds")
-def fifty_thousand_tensors_of_the_same_numbers(folder: Path) -> Path:
+def fifty_thousand_tensors_of_one_storage(folder: Path) -> Path:
     numbers = 50_000
     values = {f"w{i}": b"h\1" for i in range(numbers)}
     pickle = dictionary(w=tensor() + b"q\1", **values)
@@ -688,11 +709,11 @@ def old(name: str, says: str = "is cut off", *pickles: bytes, numbers: bytes | N
     refused(write, says=says)
 
 
-MAGIC, VERSION = whole(0x1950A86A20F9469CFC6C), whole(1001)
+MAGIC, VERSION = integer(0x1950A86A20F9469CFC6C), integer(1001)
 SYSTEM_INFO, LENGTH = dictionary(little_endian=b"\x88"), struct.pack("<q", 8)
 FIRST = (MAGIC, VERSION, SYSTEM_INFO)
-old("of_another_magic_number", "is cut off", whole(7))
-old("of_another_version", "is cut off", MAGIC, whole(1002))
+old("of_another_magic_number", "is cut off", integer(7))
+old("of_another_version", "is cut off", MAGIC, integer(1002))
 old("without_a_byte_order", "is cut off", MAGIC, VERSION, b"}")
 old("of_the_other_byte_order", "another order", MAGIC, VERSION, dictionary(little_endian=b"\x89"))
 old("that_names_no_storages", "is cut off", *FIRST, dictionary(w=tensor()), b"]")
@@ -713,9 +734,9 @@ old(
 old("that_names_a_list_as_storage", "is cut off", *FIRST, dictionary(w=tensor()), b"]]a")
 old("without_numbers", numbers=b"")
 old("cut_in_its_numbers", numbers=LENGTH + NUMBERS[:-1])
-old("with_bytes_behind_its_numbers", numbers=LENGTH + NUMBERS + b"\0")
+old("with_bytes_after_its_numbers", numbers=LENGTH + NUMBERS + b"\0")
 old("of_another_length", numbers=struct.pack("<q", 7) + NUMBERS)
-old("of_a_length_below_0", numbers=struct.pack("<q", -1) + NUMBERS)
+old("of_negative_length", numbers=struct.pack("<q", -1) + NUMBERS)
 old("of_a_length_of_2_to_the_62", numbers=struct.pack("<q", 2**62) + NUMBERS)
 
 
@@ -730,8 +751,8 @@ def an_old_file_with_a_payload_in_its_system_information(folder: Path) -> Path:
 
 
 @refused(says=asks(SYSTEM))
-def an_old_file_with_a_payload_beside_its_weights(folder: Path) -> Path:
-    values = dictionary(state_dict=dictionary(w=tensor()), beside=a_call(touch(folder)))
+def an_old_file_with_a_payload_next_to_its_weights(folder: Path) -> Path:
+    values = dictionary(state_dict=dictionary(w=tensor()), extra=a_call(touch(folder)))
     return write_old(folder, *FIRST, values)
 
 
@@ -770,7 +791,7 @@ def an_old_file_with_nan(folder: Path) -> Path:
 
 
 @loads(weights=(LARGEST := {"w": torch.tensor([3.4028234e38, -3.4028234e38, 1e-45])}))
-def the_largest_numbers_that_there_are(folder: Path) -> Path:
+def the_largest_float32_numbers(folder: Path) -> Path:
     torch.save(LARGEST, folder / "a.pth")
     return folder / "a.pth"
 
@@ -779,7 +800,7 @@ def the_largest_numbers_that_there_are(folder: Path) -> Path:
 
 
 @loads
-def a_second_pickle_beside_the_first(folder: Path) -> Path:
+def a_second_pickle_next_to_the_first(folder: Path) -> Path:
     payload = START + a_call(touch(folder)) + END
     return write_zip(
         folder, FILES | {f"{FOLDER}other.pkl": payload, f"{FOLDER}data.pickle": payload}
@@ -799,6 +820,6 @@ def a_second_pickle_among_the_numbers(folder: Path) -> Path:
 
 
 @loads(weights={"w\ud800": W["w"]})
-def a_name_that_ends_in_half_a_letter(folder: Path) -> Path:
+def a_name_that_ends_in_half_a_surrogate(folder: Path) -> Path:
     pickle = START + dictionary(**{"w\ud800": tensor()}) + END
     return write_zip(folder, archive(pickle, {"0": NUMBERS}))

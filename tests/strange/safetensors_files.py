@@ -1,4 +1,4 @@
-"""safetensors: the eight bytes of a length, a header in JSON, then the numbers."""
+"""safetensors files: eight bytes with the header's length, a JSON header, then the data."""
 
 import json
 import struct
@@ -16,12 +16,12 @@ NOT_SAFETENSORS = "is cut off or not a safetensors file"
 
 
 def header() -> dict[str, Any]:
-    """That of the right file, to be spoilt."""
+    """The header of the right file, to be modified."""
     return json.loads(WHOLE[8 : 8 + LENGTH])
 
 
 def write(folder: Path, header: Any, data: bytes = DATA, length: int | None = None) -> Path:
-    """header: JSON as text or bytes, or what becomes JSON; length: what the file claims it is."""
+    """header: JSON as text or bytes, or an object to convert; length: the claimed length."""
     text = header if isinstance(header, (str, bytes)) else json.dumps(header)
     text = text.encode() if isinstance(text, str) else text
     length = len(text) if length is None else length
@@ -31,7 +31,7 @@ def write(folder: Path, header: Any, data: bytes = DATA, length: int | None = No
 
 
 def write_with(folder: Path, data: bytes = DATA, name: str = "conv.bias", **entries: Any) -> Path:
-    """With other entries for one tensor; None: without that entry."""
+    """Write the right file with other entries for one tensor. None removes an entry."""
     spoilt = header()
     spoilt[name] |= entries
     spoilt[name] = {key: value for key, value in spoilt[name].items() if value is not None}
@@ -93,7 +93,7 @@ def a_header_that_claims_100_megabytes(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_header_that_ends_behind_the_file(folder: Path) -> Path:
+def a_header_that_ends_past_the_file(folder: Path) -> Path:
     return write(folder, header(), length=len(WHOLE) + 1)
 
 
@@ -103,18 +103,18 @@ def a_header_of_20_megabytes_of_spaces(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_length_and_nothing_else(folder: Path) -> Path:
+def a_header_length_alone(folder: Path) -> Path:
     return write(folder, b"", b"")
 
 
 @refused(says=NOT_SAFETENSORS)
-def seven_bytes_of_a_length(folder: Path) -> Path:
+def seven_bytes_of_the_header_length(folder: Path) -> Path:
     (folder / "a.safetensors").write_bytes(WHOLE[:7])
     return folder / "a.safetensors"
 
 
 @refused(says="is empty")
-def no_byte_of_safetensors(folder: Path) -> Path:
+def an_empty_safetensors_file(folder: Path) -> Path:
     (folder / "a.safetensors").write_bytes(b"")
     return folder / "a.safetensors"
 
@@ -132,12 +132,12 @@ def half_of_a_safetensors_header(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_safetensors_file_that_lacks_its_last_byte(folder: Path) -> Path:
+def a_safetensors_file_without_its_last_byte(folder: Path) -> Path:
     return write(folder, header(), DATA[:-1])
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_safetensors_file_with_a_byte_too_many(folder: Path) -> Path:
+def a_safetensors_file_with_an_extra_byte(folder: Path) -> Path:
     return write(folder, header(), DATA + b"\0")
 
 
@@ -147,12 +147,12 @@ def two_safetensors_files_one_after_the_other(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_safetensors_file_behind_other_bytes(folder: Path) -> Path:
+def a_safetensors_file_after_other_bytes(folder: Path) -> Path:
     (folder / "a.safetensors").write_bytes(b"\n" + WHOLE)
     return folder / "a.safetensors"
 
 
-# -------------------------------------------------------------------------------------- places
+# ------------------------------------------------------------------------------------- offsets
 
 
 def bytes_of(name: str) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def bytes_of(name: str) -> tuple[int, int]:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_hole_between_two_tensors(folder: Path) -> Path:
+def a_gap_between_two_tensors(folder: Path) -> Path:
     begin, end = bytes_of("conv.bias")
     moved = header()
     for name, entry in moved.items():
@@ -171,7 +171,7 @@ def a_hole_between_two_tensors(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_hole_before_the_first_tensor(folder: Path) -> Path:
+def a_gap_before_the_first_tensor(folder: Path) -> Path:
     moved = header()
     for name in WEIGHTS:
         moved[name]["data_offsets"] = [offset + 8 for offset in moved[name]["data_offsets"]]
@@ -179,7 +179,7 @@ def a_hole_before_the_first_tensor(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def two_tensors_in_one_place(folder: Path) -> Path:
+def two_tensors_at_one_offset(folder: Path) -> Path:
     return write(folder, header() | {"copy": header()["conv.bias"]})
 
 
@@ -190,13 +190,13 @@ def two_tensors_that_overlap_by_a_byte(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def offsets_in_reverse(folder: Path) -> Path:
+def reversed_offsets(folder: Path) -> Path:
     begin, end = bytes_of("conv.bias")
     return write_with(folder, data_offsets=[end, begin])
 
 
 @refused(says=NOT_SAFETENSORS)
-def offsets_below_zero(folder: Path) -> Path:
+def negative_offsets(folder: Path) -> Path:
     return write_with(folder, data_offsets=[-32, 0])
 
 
@@ -217,17 +217,17 @@ def offsets_that_are_fractions(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def offsets_that_are_three(folder: Path) -> Path:
+def three_offsets(folder: Path) -> Path:
     return write_with(folder, data_offsets=[*bytes_of("conv.bias"), 0])
 
 
 @refused(says=NOT_SAFETENSORS)
-def offsets_that_are_words(folder: Path) -> Path:
+def offsets_that_are_strings(folder: Path) -> Path:
     return write_with(folder, data_offsets=["0", "32"])
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_tensor_without_a_place(folder: Path) -> Path:
+def a_tensor_without_offsets(folder: Path) -> Path:
     return write_with(folder, data_offsets=None)
 
 
@@ -235,12 +235,12 @@ def a_tensor_without_a_place(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_shape_that_is_larger_than_its_place(folder: Path) -> Path:
+def a_shape_that_is_larger_than_its_data(folder: Path) -> Path:
     return write_with(folder, shape=[9])
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_shape_that_is_smaller_than_its_place(folder: Path) -> Path:
+def a_shape_that_is_smaller_than_its_data(folder: Path) -> Path:
     return write_with(folder, shape=[7])
 
 
@@ -250,7 +250,7 @@ def a_shape_whose_product_overflows_to_the_right_size(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_shape_below_zero(folder: Path) -> Path:
+def a_negative_shape(folder: Path) -> Path:
     return write_with(folder, shape=[-2, -4])
 
 
@@ -265,12 +265,12 @@ def a_tensor_without_a_shape(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_type_that_nobody_knows(folder: Path) -> Path:
+def an_unknown_type(folder: Path) -> Path:
     return write_with(folder, dtype="F33")
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_type_in_small_letters(folder: Path) -> Path:
+def a_type_in_lower_case(folder: Path) -> Path:
     return write_with(folder, dtype="f32")
 
 
@@ -289,21 +289,21 @@ def a_type_of_six_bits(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_name_that_stands_twice_in_the_header(folder: Path) -> Path:
-    """Both entries fit, so each reader takes one of them."""
+def a_duplicate_name_in_the_header(folder: Path) -> Path:
+    """Both entries are valid, so readers could differ in which one they take."""
     entry = json.dumps(header()["conv.bias"])
     other = entry.replace("[8]", "[2, 4]")
     return write(folder, json.dumps(header()).replace(entry, f'{entry}, "conv.bias": {other}'))
 
 
 @refused(says=NOT_SAFETENSORS)
-def a_shape_that_stands_twice_in_an_entry(folder: Path) -> Path:
+def a_duplicate_shape_in_an_entry(folder: Path) -> Path:
     text = json.dumps(header())
     return write(folder, text.replace('"shape": [8]', '"shape": [8], "shape": [8]'))
 
 
 @refused(says=NOT_SAFETENSORS)
-def metadata_that_stands_twice(folder: Path) -> Path:
+def duplicate_metadata(folder: Path) -> Path:
     text = json.dumps(header() | {"__metadata__": {}})
     return write(folder, text[:-1] + ', "__metadata__": {"nanocontrol": "{}"}}')
 
@@ -323,7 +323,7 @@ def a_header_with_a_byte_order_mark(folder: Path) -> Path:
     return write(folder, json.dumps(header()).encode("utf-8-sig"))
 
 
-@loads  # as the library does, although the format's description forbids it
+@loads  # the library accepts it, although the specification forbids it
 def a_header_that_begins_with_a_space(folder: Path) -> Path:
     return write(folder, " " + json.dumps(header()))
 
@@ -364,7 +364,7 @@ def a_header_with_a_comment(folder: Path) -> Path:
 
 
 @refused(says=NOT_SAFETENSORS)
-def metadata_of_safetensors_that_is_no_text(folder: Path) -> Path:
+def metadata_of_safetensors_that_is_not_text(folder: Path) -> Path:
     return write(folder, header() | {"__metadata__": {"nanocontrol": {"num_heads": 4}}})
 
 
@@ -381,5 +381,5 @@ def a_tensor_called_metadata(folder: Path) -> Path:
 
 
 @loads(weights={})
-def a_safetensors_file_of_no_tensors(folder: Path) -> Path:
+def a_safetensors_file_without_tensors(folder: Path) -> Path:
     return write(folder, {}, b"")

@@ -87,7 +87,7 @@ def a_weight_that_is_an_exponent(folder: Path) -> Path:
 
 
 @refused_in_control(says="input_blocks.0.0.bias is of type float4_e2m1fn_x2")
-def a_weight_of_two_numbers_a_byte(folder: Path) -> Path:
+def a_weight_with_two_numbers_per_byte(folder: Path) -> Path:
     pairs = torch.zeros(32, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     return saved(CONTROL_FILE | {BIAS: pairs}, folder)
 
@@ -97,17 +97,17 @@ in_base = partial(loads, read=read_base_file, weights=UNET)
 
 
 @in_base
-def integers_where_published_files_have_them(folder: Path) -> Path:
+def integers_in_an_ignored_tensor(folder: Path) -> Path:
     return saved(BASE_FILE | {POSITION_IDS: torch.arange(77)[None]}, folder)
 
 
 @in_base
-def booleans_where_a_tensor_is_passed_over(folder: Path) -> Path:
+def booleans_in_an_ignored_tensor(folder: Path) -> Path:
     return saved(BASE_FILE | {POSITION_IDS: torch.zeros(1, 77, dtype=torch.bool)}, folder)
 
 
 @in_base
-def a_number_of_updates_beside_the_weights(folder: Path) -> Path:
+def an_update_count_next_to_the_weights(folder: Path) -> Path:
     return saved(BASE_FILE | {"model_ema.num_updates": torch.tensor(470000)}, folder)
 
 
@@ -115,7 +115,7 @@ def a_number_of_updates_beside_the_weights(folder: Path) -> Path:
 
 
 def instead(kind: str, says: str):
-    """Refused: a tensor of another layout in the place of a weight."""
+    """A refused case: a tensor of another layout instead of a weight."""
 
     def add(make):
         def write(folder: Path) -> Path:
@@ -136,7 +136,7 @@ instead("sparse_by_columns_of_blocks", "is sparse")(lambda t: t.to_sparse_bsc((2
 instead("on_meta", "linear.weight is without numbers")(lambda t: t.to("meta"))
 instead("nested", "linear.weight is nested")(lambda t: torch.nested.nested_tensor([t, t[:3]]))
 instead("jagged", "")(
-    lambda t: torch.nested.nested_tensor([t, t[:3]], layout=torch.jagged)  # a class of its own
+    lambda t: torch.nested.nested_tensor([t, t[:3]], layout=torch.jagged)  # a subclass of Tensor
 )
 instead("quantized", "linear.weight is quantized")(
     lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)
@@ -157,27 +157,25 @@ class Subclass(Tensor):
     pass
 
 
-instead("of_a_class_of_its_own", "asks for strange.tensors.Subclass")(
-    lambda t: t.as_subclass(Subclass)
-)
+instead("of_a_subclass", "asks for strange.tensors.Subclass")(lambda t: t.as_subclass(Subclass))
 instead("a_list", "other things than named tensors")(Tensor.tolist)
 instead("an_array", "")(Tensor.numpy)
 instead("a_storage", "other things than named tensors")(Tensor.untyped_storage)
 instead("nothing", "other things than named tensors")(lambda t: None)
-instead("a_number_of_python", "other things than named tensors")(lambda t: 1.5)
+instead("a_python_number", "other things than named tensors")(lambda t: 1.5)
 
 
 @refused(says="over four times as large")
-def a_thousand_tensors_in_one_place(folder: Path) -> Path:
+def a_thousand_tensors_of_one_storage(folder: Path) -> Path:
     place = torch.zeros(1000)
     return saved({f"weight.{i}": place.view(1000) for i in range(1000)}, folder)
 
 
-# ------------------------------------------------- plain ones, however they lie in their storage
+# ------------------------------------------------------- dense tensors in unusual storages
 
 
 @loads
-def a_tensor_that_asks_for_a_gradient(folder: Path) -> Path:
+def a_tensor_that_requires_grad(folder: Path) -> Path:
     bias = WEIGHTS["conv.bias"].clone().requires_grad_()
     return saved(WEIGHTS | {"conv.bias": bias}, folder)
 
@@ -204,7 +202,7 @@ def a_tensor_in_channels_last(folder: Path) -> Path:
 
 
 @loads
-def every_second_number_of_a_storage(folder: Path) -> Path:
+def every_other_number_of_a_storage(folder: Path) -> Path:
     wide = torch.stack([WEIGHTS["conv.bias"], torch.zeros(8)], dim=1)
     return saved(WEIGHTS | {"conv.bias": wide[:, 0]}, folder)
 
@@ -229,7 +227,7 @@ def a_tensor_that_overlaps_itself(folder: Path) -> Path:
 
 
 @refused(says="conv.bias notes signs apart from its numbers")
-def a_tensor_whose_sign_is_only_noted(folder: Path) -> Path:
+def a_tensor_with_a_lazy_negation(folder: Path) -> Path:
     imaginary = torch.complex(torch.zeros(8), -WEIGHTS["conv.bias"]).conj().imag
     assert imaginary.is_neg()
     return saved(WEIGHTS | {"conv.bias": imaginary}, folder)
@@ -239,12 +237,12 @@ CONJUGATE = torch.complex(torch.ones(4), torch.ones(4)).conj()
 
 
 @refused(says="conjugate notes signs apart from its numbers")
-def a_tensor_whose_conjugate_is_only_noted(folder: Path) -> Path:
+def a_tensor_with_a_lazy_conjugate(folder: Path) -> Path:
     return saved({"conjugate": CONJUGATE}, folder)
 
 
 @loads(weights=WEIGHTS | {"none": torch.zeros(0, 3), "number": torch.tensor(2.5)})
-def tensors_of_no_number_and_of_one(folder: Path) -> Path:
+def an_empty_tensor_and_a_scalar(folder: Path) -> Path:
     return saved(WEIGHTS | {"none": torch.zeros(0, 3), "number": torch.tensor(2.5)}, folder)
 
 
@@ -254,12 +252,12 @@ def a_tensor_of_a_thousand_dimensions(folder: Path) -> Path:
 
 
 @refused_in_control(says="input_blocks.0.0.bias has the shape []")
-def a_number_in_the_place_of_a_bias(folder: Path) -> Path:
+def a_number_instead_of_a_bias(folder: Path) -> Path:
     return saved(CONTROL_FILE | {BIAS: torch.tensor(1.0)}, folder)
 
 
 @refused_in_control(says="unknown architecture")
-def a_number_in_the_place_of_a_convolution(folder: Path) -> Path:
+def a_number_instead_of_a_convolution(folder: Path) -> Path:
     return saved(CONTROL_FILE | {CONV: torch.tensor(1.0)}, folder)
 
 
@@ -274,7 +272,7 @@ def a_convolution_of_2_to_the_60_channels_of_no_size(folder: Path) -> Path:
 
 
 @loads
-def a_tensor_with_a_note(folder: Path) -> Path:
+def a_tensor_with_a_python_attribute(folder: Path) -> Path:
     bias = WEIGHTS["conv.bias"].clone()
-    bias.note = "of a stranger"  # it is saved in another way than one without
+    bias.note = "of a stranger"  # such a tensor is saved in another way
     return saved(WEIGHTS | {"conv.bias": bias}, folder)

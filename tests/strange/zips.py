@@ -19,11 +19,11 @@ from strange.making import (
     archive,
     call,
     dictionary,
+    integers,
     storage,
     tensor,
     text,
     touch,
-    wholes,
     write_zip,
 )
 
@@ -36,7 +36,7 @@ FORGED = "is described twice"
 
 
 @loads
-def stored_again(folder: Path) -> Path:
+def stored(folder: Path) -> Path:
     return write_zip(folder, FILES)
 
 
@@ -71,12 +71,12 @@ def in_another_order(folder: Path) -> Path:
 
 @loads
 def with_the_folders_as_records(folder: Path) -> Path:
-    """As zip -r packs it."""
+    """zip -r writes such records."""
     return write_zip(folder, {FOLDER: b"", f"{FOLDER}data/": b""} | FILES)
 
 
 @loads
-def in_a_folder_of_another_name(folder: Path) -> Path:
+def in_a_folder_with_another_name(folder: Path) -> Path:
     files = {name.replace(FOLDER, "Gewichte für uns/"): data for name, data in FILES.items()}
     return write_zip(folder, files)
 
@@ -91,7 +91,7 @@ def with_all_sizes_in_64_bits(folder: Path) -> Path:
 
 
 class Pipe(io.RawIOBase):
-    """What can only be written to: sizes then come behind the data."""
+    """A file without seek, for which zipfile writes sizes after the data."""
 
     def __init__(self, path: Path):
         self.file = open(path, "wb")
@@ -141,7 +141,7 @@ def with_an_archive_as_comment(folder: Path) -> Path:
 
 
 @loads
-def with_notes_and_times_on_every_record(folder: Path) -> Path:
+def with_comments_and_times_on_every_record(folder: Path) -> Path:
     with zipfile.ZipFile(folder / "a.pth", "w") as file:
         for name, data in FILES.items():
             info = zipfile.ZipInfo(name, (2107, 12, 31, 23, 59, 58))
@@ -152,7 +152,7 @@ def with_notes_and_times_on_every_record(folder: Path) -> Path:
 
 @loads
 def without_a_byte_order(folder: Path) -> Path:
-    """As before torch 2.1."""
+    """Files from before torch 2.1 have none."""
     files = {name: data for name, data in FILES.items() if not name.endswith("byteorder")}
     return write_zip(folder, files)
 
@@ -166,7 +166,7 @@ def with_20000_more_records(folder: Path) -> Path:
 
 
 def with_record(name: str, record: str, data: bytes = b"x", says: str = CUT, ends=refused) -> None:
-    """A case: a record more, or another one in its place."""
+    """A case: an additional or replaced record."""
 
     def write(folder: Path) -> Path:
         return write_zip(folder, FILES | {record: data})
@@ -206,7 +206,7 @@ def without_the_numbers_of_a_tensor(folder: Path) -> Path:
 
 
 @refused(says=CUT)
-def with_a_pickle_in_capitals(folder: Path) -> Path:
+def with_a_pickle_in_upper_case(folder: Path) -> Path:
     return write_zip(folder, {name.replace("data.", "DATA."): d for name, d in FILES.items()})
 
 
@@ -240,28 +240,30 @@ def bomb(name: str, files: dict[str, bytes], says: str) -> None:
 ZEROS, TIGHT = bytes(100_000_000), "is packed more than tightly"
 WIDE = (
     START
-    + dictionary(w=tensor(storage(length=25_000_000), shape=wholes(25_000_000), strides=wholes(1)))
+    + dictionary(
+        w=tensor(storage(length=25_000_000), shape=integers(25_000_000), strides=integers(1))
+    )
     + END
 )
 bomb("a_bomb_of_numbers", archive(WIDE, {"0": ZEROS}), TIGHT)
 bomb("a_bomb_of_a_pickle", archive(START + b"N" * 100_000_000 + END, {}), TIGHT)
-bomb("a_bomb_that_nothing_uses", FILES | {f"{FOLDER}bomb": ZEROS}, TIGHT)
+bomb("a_bomb_in_an_unused_record", FILES | {f"{FOLDER}bomb": ZEROS}, TIGHT)
 bomb(
     "a_pickle_of_many_operations_packed", archive(START + b"N" * 2**23, {}), "is too long a pickle"
 )
 
 
 @refused(says=TIGHT)
-def a_bomb_of_1000_small_ones(folder: Path) -> Path:
+def a_bomb_of_1000_small_records(folder: Path) -> Path:
     bombs = {f"{FOLDER}{i}": bytes(100_000) for i in range(1000)}
     return write_zip(folder, FILES | bombs, zipfile.ZIP_DEFLATED)
 
 
-for name in ("a_name_in_capitals", "a_name_with_more_behind_a_zero"):
+for name in ("a_name_in_upper_case", "a_name_with_more_after_a_zero_byte"):
 
-    def write(folder: Path, capitals: bool = "capitals" in name) -> Path:
-        """PyTorch takes it for the name of another record."""
-        path = write_zip(folder, FILES | {FIRST.upper() if capitals else f"{FIRST}_more": NUMBERS})
+    def write(folder: Path, upper: bool = "upper" in name) -> Path:
+        """PyTorch takes this name for that of another record."""
+        path = write_zip(folder, FILES | {FIRST.upper() if upper else f"{FIRST}_more": NUMBERS})
         path.write_bytes(path.read_bytes().replace(b"0_more", b"0\0more"))
         return path
 
@@ -272,7 +274,7 @@ for name in ("a_name_in_capitals", "a_name_with_more_behind_a_zero"):
 # ---------------------------------------------------------------------- forged byte by byte
 
 LOCAL, CENTRAL = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
-# Where a field stands in the two headers of a record.
+# Offset of a field in the local and in the central header of a record.
 FLAGS, METHOD, SUM, PACKED, SIZE, OFFSET = (6, 8), (8, 10), (14, 16), (18, 20), (22, 24), (None, 42)
 
 
@@ -310,7 +312,7 @@ class Archive:
 
 
 def forged(says: str, method: int = zipfile.ZIP_STORED, ends=refused):
-    """A case: the archive, after this function."""
+    """A case: the archive after a function has changed it."""
 
     def add(forge: Callable[[Archive], None]):
         def write(folder: Path) -> Path:
@@ -325,7 +327,7 @@ def forged(says: str, method: int = zipfile.ZIP_STORED, ends=refused):
 
 
 @forged("", ends=loads)
-def not_forged_at_all(a: Archive) -> None:
+def an_unchanged_archive(a: Archive) -> None:
     pass
 
 
@@ -345,7 +347,7 @@ def a_flipped_bit_in_the_byte_order(a: Archive) -> None:
 
 
 @forged("has a wrong checksum")
-def numbers_of_zeros_where_a_download_left_a_hole(a: Archive) -> None:
+def zeros_where_a_download_left_a_gap(a: Archive) -> None:
     a.put(a.numbers(FIRST), bytes(512))
 
 
@@ -355,12 +357,12 @@ def a_flipped_bit_in_deflated_numbers(a: Archive) -> None:
 
 
 @forged("has a wrong checksum")
-def a_wrong_sum_in_both_headers(a: Archive) -> None:
+def a_wrong_checksum_in_both_headers(a: Archive) -> None:
     a.set(FIRST, SUM, 0)
 
 
 @forged(FORGED)
-def a_wrong_sum_in_the_local_header(a: Archive) -> None:
+def a_wrong_checksum_in_the_local_header(a: Archive) -> None:
     a.set(FIRST, SUM, 0, "local")
 
 
@@ -379,12 +381,12 @@ def an_encryption_bit_in_the_local_header(a: Archive) -> None:
     a.set(FIRST, FLAGS, 1, "local", width=2)
 
 
-for bit, what in ((5, "a_patch"), (6, "strong_encryption"), (13, "hidden_headers")):
+for bit, what in ((5, "patches"), (6, "strong_encryption"), (13, "hidden_headers")):
 
     def flag(a: Archive, bit: int = bit) -> None:
         a.set(FIRST, FLAGS, 1 << bit, width=2)
 
-    flag.__name__ = f"a_bit_that_says_{what}"
+    flag.__name__ = f"a_flag_for_{what}"
     forged("is packed in an unknown way")(flag)
 
 for method in (1, 6, 9, 14, 93, 99):
@@ -397,44 +399,44 @@ for method in (1, 6, 9, 14, 93, 99):
 
 
 @forged("is")
-def stored_numbers_that_are_called_deflated(a: Archive) -> None:
+def stored_numbers_marked_deflated(a: Archive) -> None:
     a.set(FIRST, METHOD, 8, width=2)
 
 
 @forged(CUT, zipfile.ZIP_DEFLATED)
-def deflated_numbers_that_are_called_stored(a: Archive) -> None:
+def deflated_numbers_marked_stored(a: Archive) -> None:
     a.set(FIRST, METHOD, 0, width=2)
 
 
 @forged("has a wrong checksum", zipfile.ZIP_DEFLATED)
-def deflated_numbers_that_are_called_stored_and_as_long(a: Archive) -> None:
-    """What torch.load maps as numbers."""
+def deflated_numbers_marked_stored_and_as_long(a: Archive) -> None:
+    """torch.load with mmap=True takes the compressed bytes for values."""
     a.set(FIRST, METHOD, 0, width=2)
     a.set(FIRST, SIZE, CENTRAL.unpack_from(a.data, a.central[FIRST])[8])
 
 
 @forged(FORGED)
-def deflated_in_the_local_header_only(a: Archive) -> None:
+def marked_deflated_in_the_local_header_only(a: Archive) -> None:
     a.set(FIRST, METHOD, 8, "local", width=2)
 
 
 @forged("is not as long as it says", zipfile.ZIP_DEFLATED)
-def deflated_numbers_that_are_longer_than_they_say(a: Archive) -> None:
+def deflated_numbers_that_are_longer_than_claimed(a: Archive) -> None:
     a.set(FIRST, SIZE, len(FILES[FIRST]) - 4)
 
 
 @forged("is not as long as it says", zipfile.ZIP_DEFLATED)
-def deflated_numbers_that_are_shorter_than_they_say(a: Archive) -> None:
+def deflated_numbers_that_are_shorter_than_claimed(a: Archive) -> None:
     a.set(FIRST, SIZE, len(FILES[FIRST]) + 4)
 
 
 @forged(TIGHT, zipfile.ZIP_DEFLATED)
-def deflated_numbers_that_say_4_gb(a: Archive) -> None:
+def deflated_numbers_that_claim_4_gb(a: Archive) -> None:
     a.set(FIRST, SIZE, 2**32 - 2)
 
 
 @forged(CUT)
-def stored_numbers_that_say_4_gb(a: Archive) -> None:
+def stored_numbers_that_claim_4_gb(a: Archive) -> None:
     a.set(FIRST, SIZE, 2**32 - 2)
     a.set(FIRST, PACKED, 2**32 - 2)
 
@@ -446,7 +448,7 @@ def sizes_in_64_bits_that_are_not_there(a: Archive) -> None:
 
 @forged(FORGED)
 def a_local_checksum_of_ones_only(a: Archive) -> None:
-    """They stand for 64 bits in a size, but not in a checksum."""
+    """All ones mean a 64-bit value in a size, but not in a checksum."""
     a.set(FIRST, SUM, 0xFFFFFFFF, "local")
 
 
@@ -466,13 +468,13 @@ def another_pickle_in_the_local_header(a: Archive) -> None:
 
 
 @forged(FORGED)
-def names_changed_round_in_the_directory(a: Archive) -> None:
+def names_swapped_in_the_directory(a: Archive) -> None:
     a.data[a.central[FIRST] + CENTRAL.size + len(FIRST) - 1] = ord("1")
     a.data[a.central[f"{FOLDER}data/1"] + CENTRAL.size + len(FIRST) - 1] = ord("0")
 
 
 @forged(FORGED)
-def places_changed_round_in_the_directory(a: Archive) -> None:
+def offsets_swapped_in_the_directory(a: Archive) -> None:
     a.set(FIRST, OFFSET, a.local[f"{FOLDER}data/1"], "central")
     a.set(f"{FOLDER}data/1", OFFSET, a.local[FIRST], "central")
 
@@ -489,12 +491,12 @@ def no_local_header(a: Archive) -> None:
 
 
 @forged(CUT)
-def a_place_behind_the_end(a: Archive) -> None:
+def a_record_offset_past_the_end(a: Archive) -> None:
     a.set(FIRST, OFFSET, 2**31, "central")
 
 
 @forged(FORGED)
-def a_place_in_the_numbers(a: Archive) -> None:
+def a_record_offset_inside_the_numbers(a: Archive) -> None:
     a.set(FIRST, OFFSET, a.local[FIRST] + 40, "central")
 
 
@@ -505,7 +507,7 @@ def a_record_twice_in_the_directory(a: Archive) -> None:
 
 
 def doubled(name: str, first: Callable[[Path], bytes], second: Callable[[Path], bytes]) -> None:
-    """A case: two pickles of one name."""
+    """A case: two pickles of the same name."""
 
     def write(folder: Path) -> Path:
         path = write_zip(folder, FILES | {PICKLE: first(folder), PICKLE[:-1] + "?": second(folder)})
@@ -530,8 +532,8 @@ doubled("the_same_pickle_twice", good, good)
 
 
 @refused(says="overlaps another one")
-def a_record_inside_of_another(folder: Path) -> Path:
-    """A whole record of its own, local header and all, in the numbers of another one."""
+def a_record_inside_another(folder: Path) -> Path:
+    """A complete record with its local header, inside the data of another record."""
     name, data = b"a/note", b"hidden"
     inner = LOCAL.pack(
         b"PK\3\4", 20, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), 0
@@ -548,8 +550,8 @@ def a_record_inside_of_another(folder: Path) -> Path:
 
 
 @refused(says="overlaps another one")
-def a_thousand_records_in_one_place(folder: Path) -> Path:
-    """A bomb without packing: each is described rightly, and lies in the one before."""
+def a_thousand_nested_records(folder: Path) -> Path:
+    """A bomb without compression: every record is valid and contains the next one."""
     name = "a/{:04}".format
     data, headers = bytes(1000), []
     for i in reversed(range(1000)):
@@ -586,7 +588,7 @@ def an_archive_before_the_archive(a: Archive) -> None:
 
 
 @forged(CUT)
-def bytes_behind_the_archive(a: Archive) -> None:
+def bytes_after_the_archive(a: Archive) -> None:
     a.data += b"\0"
 
 
@@ -632,7 +634,7 @@ for field, at, width, value in (
     ("a_directory_too_short", 12, 4, 100),
     ("a_directory_of_4_gb", 12, 4, 2**32 - 1),
     ("a_directory_at_the_beginning", 16, 4, 0),
-    ("a_directory_behind_the_end", 16, 4, 2**32 - 2),
+    ("a_directory_past_the_end", 16, 4, 2**32 - 2),
     ("a_comment_that_is_not_there", 20, 2, 7),
 ):
 
@@ -646,7 +648,7 @@ for field, at, width, value in (
 def in_64_bits(
     a: Archive, count: int = 0, begin: int = 0, locator: int = 0, length: int = 44
 ) -> None:
-    """The directory's place in 64 bits, before its place in 32, changed by so much."""
+    """Insert 64-bit end records before the 32-bit one, with these errors added to their fields."""
     number = len(a.local) + count
     sizes = number, number, a.end - a.begin, a.begin + begin
     long = struct.pack("<4sQ2H2L4Q", b"PK\6\6", length, 45, 45, 0, 0, *sizes)
@@ -664,13 +666,13 @@ def directories_in_32_and_64_bits_of_two_lengths(a: Archive) -> None:
 
 
 @forged(CUT)
-def directories_in_32_and_64_bits_at_two_places(a: Archive) -> None:
+def directories_in_32_and_64_bits_at_two_offsets(a: Archive) -> None:
     in_64_bits(a, begin=1)
 
 
 @forged(CUT)
 def directories_in_32_and_64_bits_of_which_one_has_16_bits_of_ones(a: Archive) -> None:
-    """They stand for 64 bits in a number of records, but not in a length."""
+    """16 ones mean a 64-bit value in a number of records, but not in a length."""
     in_64_bits(a)
     a.put(len(a.data) - 10, (0xFFFF).to_bytes(4, "little"))
 
@@ -686,13 +688,12 @@ def a_directory_in_64_bits_that_is_elsewhere(a: Archive) -> None:
 
 
 @forged(CUT)
-def a_directory_in_64_bits_with_more_behind_it(a: Archive) -> None:
+def a_directory_in_64_bits_with_more_after_it(a: Archive) -> None:
     in_64_bits(a, length=43)
 
 
 @refused(says=CUT)
-def an_archive_that_says_it_holds_2_to_the_40_records(folder: Path) -> Path:
-    """And has the directory for a hundred thousand and one."""
+def an_archive_of_100001_records(folder: Path) -> Path:
     entry = CENTRAL.pack(b"PK\1\2", *[0] * 16)
     begin, count = 4, 100_001
     long = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, count * 46, begin)
@@ -704,7 +705,7 @@ def an_archive_that_says_it_holds_2_to_the_40_records(folder: Path) -> Path:
 
 
 @loads(weights=W)
-def a_file_that_was_saved_for_older_torch(folder: Path) -> Path:
+def a_file_for_an_older_torch(folder: Path) -> Path:
     files = archive(START + dictionary(w=tensor()) + END, {"0": NUMBERS})
     return write_zip(
         folder, {name: files[name] for name in ("a/data.pkl", "a/data/0", "a/version")}
