@@ -141,7 +141,7 @@ class CLIPTextEncoder(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """The same attention with the three projections in one matrix."""
+    """Attention with its three projections in one matrix."""
 
     def __init__(self, config: TextConfig):
         super().__init__()

@@ -52,7 +52,7 @@ class DDPM:
         return signal * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should make of add_noise(x0, noise, t)."""
+        """The output that the network should learn for add_noise(x0, noise, t)."""
         if self.prediction == "eps":
             return noise
         signal, sigma = self.signal_and_noise(t, x0)

@@ -143,6 +143,15 @@ def test_the_front_page_says_how_much_there_is_to_read():
     assert int(said.replace(",", "")) == pytest.approx(lines, rel=0.05), f"README.md: {lines} lines"
 
 
+@pytest.mark.parametrize("file", [*FILES, *TESTS], ids=name_of)
+def test_docstrings_begin_with_their_subject(file):
+    """A docstring that begins with one of these words has to be read twice."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = (ast.get_docstring(node) or "").partition(" ")[0]
+            assert first not in ("Of", "What", "Those"), getattr(node, "name", "the module")
+
+
 def test_no_function_is_longer_than_a_page():
     long = []
     for file in FILES:

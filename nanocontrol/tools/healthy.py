@@ -1,9 +1,8 @@
-"""What healthy runs have in common, for others to be compared with.
+"""Make the bands of healthy runs, with which other runs are compared.
 
     python -m nanocontrol.tools.healthy runs/canny-1 runs/canny-2 ...
 
-writes nano/healthy.json: at every step that was measured, the lowest and the highest of each
-number. `train.py` draws it behind the curves of a run with the same settings.
+writes nano/healthy.json: the lowest and the highest value of each number at every evaluation. `train.py` draws it behind the curves of a run with the same settings.
 """
 
 import argparse

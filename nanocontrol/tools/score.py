@@ -222,7 +222,7 @@ def score_file(
 
 
 def summary(condition: str, scores: dict[Path, float]) -> dict:
-    """What is printed of the pictures' scores, in four digits."""
+    """The numbers that are printed, rounded to four digits."""
     values = list(scores.values())
     worst = sorted(scores, key=lambda picture: scores[picture])[:5]
     return {
