@@ -1,10 +1,10 @@
-"""Train a ControlNet (Zhang & Agrawala 2023, section 3): a copy of a locked U-Net's encoder learns
+"""Train a ControlNet (Zhang & Agrawala 2023, section 3). A copy of a locked U-Net's encoder learns
 to make the U-Net follow a hint.
 
     python train.py
         a ControlNet for the bundled small model, on scenes drawn in memory: minutes on a laptop
     python train.py --base weights/v1-5-pruned-emaonly.safetensors --data fill50k/
-        the real thing on one GPU, with the paper's settings
+        a ControlNet for Stable Diffusion 1.5 on one GPU, with the paper's settings
 
 The method is `diffusion_loss`, `training_loss` and the loop in `train`.
 """
@@ -42,45 +42,45 @@ from nanocontrol.training.watch import Watch
 
 # ----------------------------------------------------------------------------------- settings
 
-SIZE_HELP = "part cut out of each picture of --data: 512, or 768x512 (default: the base's size)"
-DTYPE_HELP = "default: bf16 on a GPU that has it, fp16 on others, fp32 on a CPU"
-LOW_MEMORY_HELP = "for small GPUs: gradient checkpointing; in bf16, fp16 also AdamW on the CPU"
+SIZE_HELP = "size of the crop from each --data picture: 512 or 768x512 (default: the base's size)"
+DTYPE_HELP = "default: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU"
+LOW_MEMORY_HELP = "for small GPUs: gradient checkpointing; with bf16 or fp16 also AdamW on the CPU"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A flag each. The defaults are those of the paper and of the original's training guide."""
+    """A run's settings, one flag each. Defaults follow the paper and the original's guide."""
 
-    base: str = knob(None, "a Stable Diffusion 1 or 2 (default: the bundled nano)", absolute)
-    init_control: str | None = knob(None, "begin with this ControlNet, not with a copy", absolute)
-    data: list[str] | None = knob(None, "a folder of pairs or pictures; twice: both", absolute)
-    hints: Literal["canny"] | None = knob(None, "make the hints from the pictures of --data")
+    base: str = knob(None, "Stable Diffusion 1 or 2 checkpoint (default: nano)", absolute)
+    init_control: str | None = knob(None, "start from this ControlNet, not from a copy", absolute)
+    data: list[str] | None = knob(None, "folder of pairs or pictures; repeat to join", absolute)
+    hints: Literal["canny"] | None = knob(None, "make the hints from the pictures in --data")
     size: str | None = knob(None, SIZE_HELP, flags.width_and_height)
-    crop: Literal["middle", "random"] = knob("middle", "where it is cut out; random: never twice")
-    mirror: bool = knob(False, "also show the pairs of --data reversed")
-    condition: str | None = knob(None, "of drawn scenes (default: canny)", choices=CONDITIONS)
-    scenes: int = knob(None, "to draw (default: 1600, in long runs more)", at_least(1))
+    crop: Literal["middle", "random"] = knob("middle", "crop position; random: a new one each time")
+    mirror: bool = knob(False, "also train on every pair of --data mirrored")
+    condition: str | None = knob(None, "hint of drawn scenes (default: canny)", choices=CONDITIONS)
+    scenes: int = knob(None, "scenes to draw (default: 1600, more in long runs)", at_least(1))
     out: str = knob(None, "the run's folder (default: runs/canny-1, ...)", absolute, learnt=False)
-    steps: int = knob(20_000, "of the optimizer", at_least(1))
-    batch_size: int = knob(4, "pairs in a pass", at_least(1))
-    accumulate: int = knob(1, "passes in a step", at_least(1))
+    steps: int = knob(20_000, "optimizer steps", at_least(1))
+    batch_size: int = knob(4, "pairs per forward pass", at_least(1))
+    accumulate: int = knob(1, "forward passes per step", at_least(1))
     lr: float = knob(1e-5, "learning rate", positive)
     schedule: Literal["constant", "cooldown"] = knob("constant", "cooldown: falls to 0 at the end")
-    drop_prompt: float = knob(0.5, "share of the prompts that are dropped", fraction)
-    hint_init: Literal["pytorch", "variance"] = knob("pytorch", "of the condition encoder")
-    unlock: Literal["decoder", "all"] | None = knob(None, "train this part of the base, too")
-    only_mid_control: bool = knob(False, "control the middle block alone")
+    drop_prompt: float = knob(0.5, "share of the prompts to drop", fraction)
+    hint_init: Literal["pytorch", "variance"] = knob("pytorch", "condition encoder initialisation")
+    unlock: Literal["decoder", "all"] | None = knob(None, "also train this part of the base")
+    only_mid_control: bool = knob(False, "add control to the middle block only")
     prediction: Literal["auto", "eps", "v"] = knob("auto", "what the base predicts")
-    seed: int = knob(0, "of weights, order and noise", flags.seed)
+    seed: int = knob(0, "random seed of weights, order and noise", flags.seed)
     device: str = knob(None, "cpu, cuda, ... (default: a GPU, if any)", flags.device, learnt=False)
     dtype: Literal["fp32", "bf16", "fp16"] = knob(None, DTYPE_HELP, learnt=False)
     low_memory: bool = knob(False, LOW_MEMORY_HELP, learnt=False)
-    compile: bool = knob(False, "torch.compile the networks", learnt=False)
-    cache: str = knob("cache", "folder of encoded pairs; or --no-cache", absolute, learnt=False)
+    compile: bool = knob(False, "compile the networks with torch.compile", learnt=False)
+    cache: str = knob("cache", "folder for encoded pairs; or --no-cache", absolute, learnt=False)
     save_every: int = knob(1000, "steps between saves", at_least(1), learnt=False)
-    sample_every: int = knob(500, "steps between sheets of pictures", at_least(1), learnt=False)
+    sample_every: int = knob(500, "steps between evaluations", at_least(1), learnt=False)
 
-    # Settings of earlier versions, with their defaults.
+    # Settings that only earlier versions had, with their defaults.
     former: ClassVar[dict[str, Any]] = {"noisy": 0.0}
 
 
@@ -94,8 +94,8 @@ NANO_PRESET: dict[str, Any] = {
     "sample_every": 50,
 }
 
-SCENES = 1600  # drawn ones; a run that would see each more than six times draws more
-SHEET = 8  # held-out pairs to evaluate on during the run; at its end all are used
+SCENES = 1600  # drawn by default; a run that would see each more than six times draws more
+SHEET = 8  # held-out pairs evaluated during the run; the last evaluation uses all of them
 
 # --------------------------------------------------------------------------------- the method
 
@@ -110,19 +110,21 @@ def diffusion_loss(
     noise: Tensor,
     t: Tensor,
 ) -> Tensor:
-    """Equation 5 of the paper: the mean square error of the predicted noise, for each pair [B].
+    """Equation 5 of the paper: the mean squared error of the predicted noise, for each pair [B].
 
-    x0 (scaled latents) and noise [B, 4, h, w], hint [B, 3, 8h, 8w] in [0, 1], context [B, 77, D];
-    t [B] in 0..999, on the CPU, as the schedule is: reading it from a GPU would make the CPU wait.
+    x0: scaled latents [B, 4, h, w]; noise [B, 4, h, w]; hint [B, 3, 8h, 8w] in [0, 1]; context
+    [B, 77, D].
+    t: [B] in 0..999, on the CPU like the noise schedule that it indexes. If t were on a GPU, the
+    CPU would have to wait for it.
     """
     x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
-    dtype = next(control.parameters()).dtype  # in which the networks compute
+    dtype = next(control.parameters()).dtype  # the precision of the networks
     x_t, hint, context = x_t.to(dtype), hint.to(dtype), context.to(dtype)
     t = machine.to_device(t, x0.device)
     residuals = control(x_t, hint, t, context)
-    # Unless the base is unlocked, neither weights nor inputs of its encoder ask for gradients, so
-    # autograd keeps nothing of it. Gradients pass through the locked decoder on their way to the
-    # residuals, but its weights collect none. (In the original they do: 2 GB that nobody uses.)
+    # In a locked base neither the encoder's weights nor its inputs require gradients, so autograd
+    # stores none of its activations. Gradients pass through the locked decoder to reach the
+    # residuals, but its weights collect none. In the original they do: 2 GB that nothing uses.
     output = unet(x_t, t, context, residuals)
     return F.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3))
 
@@ -136,24 +138,26 @@ def training_loss(
     draws: Draws,
     empty: Tensor,
 ) -> Tensor:
-    """The losses of one pass [B]. empty [1, 77, D] is the context of the empty prompt."""
+    """The losses of one pass, one per pair [B]. empty [1, 77, D]: the encoded empty prompt."""
     posterior, noise, no_prompt = (
         machine.to_device(x, batch.hint.device)
         for x in (draws.posterior, draws.noise, draws.no_prompt)
     )
     x0 = scale_factor * (batch.mean.float() + batch.deviation.float() * posterior)
-    # Where the prompt is dropped, the copy must find the meaning in the hint (section 3.3).
+    # Without a prompt, the copy has to recognise the content in the hint (section 3.3).
     context = torch.where(no_prompt[:, None, None], empty, batch.context)
     return diffusion_loss(unet, control, diffusion, x0, batch.hint, context, noise, draws.t)
 
 
 def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, nn.Module]]:
-    """The base model, the ControlNet, and the networks with weights to be trained, by name."""
+    """The base model, the ControlNet, and the networks to train, by name."""
     machine.allow_tf32(settings.device)
-    torch.manual_seed(settings.seed)  # of the condition encoder's initialisation
+    torch.manual_seed(settings.seed)  # for the condition encoder's initialisation
     with blame("--base"):
         sd = load_sd(settings.base, prediction=settings.prediction)
-    sd.unet.requires_grad_(False)  # the lock
+    # The lock (section 3.1): the U-Net's weights never change, so a small data set cannot make the
+    # base forget. load_sd returns a locked base; this line repeats it where training begins.
+    sd.unet.requires_grad_(False)
     if settings.init_control:
         with blame("--init-control"):
             control = load_control(settings.init_control, sd.unet)
@@ -167,20 +171,20 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
     if settings.unlock:
         unlock(sd.unet, settings.unlock)
         trained["unet"] = sd.unet
-    # On a CPU large networks lose by channels_last.
+    # On a CPU, channels_last makes large networks slower.
     channels_last = machine.is_gpu(settings.device) or sd.unet.config == UNET
     place(sd, control, settings.device, settings.dtype, channels_last, settings.low_memory)
     return sd, control, trained
 
 
 def unlock(unet: UNet, part: str) -> None:
-    """Train the U-Net too: all of it, or the "decoder" (the released code's sd_locked = False)."""
+    """Make all of the U-Net trainable, or its "decoder" (sd_locked = False in the original)."""
     for network in [unet] if part == "all" else [unet.output_blocks, unet.out]:
         network.requires_grad_(True)
 
 
 def learning_rate(lr: float, schedule: str, step: int, steps: int) -> float:
-    """Constant as in the paper; "cooldown" falls to zero in the last quarter."""
+    """The rate at a step: constant as in the paper, or falling to zero in the last quarter."""
     return lr if schedule == "constant" else lr * min(1, 4 * (1 - step / steps))
 
 
@@ -191,7 +195,7 @@ def evaluate(
     scores: Scores | None,
     batch_size: int,
 ) -> tuple[list[Tensor], dict]:
-    """Rows of pictures, and numbers: how well the control is followed on held-out pairs."""
+    """Rows of pictures, and numbers that say how well held-out hints are followed."""
 
     def mean_loss(*inputs: Tensor) -> Tensor:
         return diffusion_loss(sd.unet, control, DDPM(sd.prediction), *inputs).mean()
@@ -207,9 +211,9 @@ def train(
     loss: Callable = training_loss,
     evaluate: Callable = evaluate,
 ) -> dict:
-    """Leaves a run's folder -> its final numbers, as in metrics.json.
+    """Train, and write the run's folder -> its final numbers, as in metrics.json.
 
-    A variant of the method passes functions of its own for models, loss and evaluate.
+    A variant of the method passes its own functions for models, loss and evaluate.
     """
     processes = Processes(settings.device)
     sd, controlnet, trained = models(settings)
@@ -218,7 +222,8 @@ def train(
     with torch.no_grad():
         pairs, held_out, scores = pairs_of(settings, sd)
         empty, size = sd.encode_prompts(""), held_out.size
-    # Compiled and, in several processes, joined for training; evaluation uses the plain networks.
+    # Training uses compiled networks, which are joined if there are several processes. Evaluation
+    # uses the plain networks.
     networks = (compiled(network, settings.compile) for network in (sd.unet, controlnet))
     unet, control = map(processes.join, networks)
 
@@ -255,13 +260,13 @@ def pairs_of(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, S
 
 
 def optimizer_for(settings: Settings, trained: dict[str, nn.Module]) -> Optimizer:
-    """The networks then compute in the precision that is set, on their device."""
+    """An optimizer for the trained networks. It moves them to their device and precision."""
     on_cpu = settings.low_memory and settings.dtype != "fp32"
     return Optimizer(trained, settings.lr, settings.device, settings.dtype, on_cpu)
 
 
 def save_weights(sd: StableDiffusion, trained: dict, condition: str | None, run: Path) -> None:
-    """What sample.py takes: the ControlNet, and the base model if that was trained."""
+    """Write the files for sample.py: the ControlNet, and the base model if it was trained."""
     save_control(trained["control"], run / "control.safetensors", condition)
     if "unet" in trained:
         save_sd(sd, run / "base.safetensors")
@@ -271,7 +276,7 @@ def save_weights(sd: StableDiffusion, trained: dict, condition: str | None, run:
 
 
 def resolve(given: dict[str, Any]) -> Settings:
-    """Every setting: as given, or by a preset, or its default, or by what this machine has."""
+    """All settings: those given, then nano's preset, then defaults and what this machine has."""
     check_data_flags(given)
     if given.get("low_memory") and "unlock" in given:
         raise InputError("--low-memory is for a locked base: it cannot be used with --unlock")
@@ -292,8 +297,8 @@ def resolve(given: dict[str, Any]) -> Settings:
 
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
-    """The settings, whether to resume, and whether only to check."""
-    continued = "; no other flag may differ, but --steps may grow with --schedule constant"
+    """The settings, whether to resume, and whether to stop after the checks."""
+    continued = "; other flags must not change, but --steps may grow with --schedule constant"
     parser = parser_for(Settings, __doc__, {"nano": NANO_PRESET}, continued)
     parser.add_argument("--dry-run", action="store_true", help="check, print the settings, stop")
     given = vars(parser.parse_args(argv))
@@ -304,7 +309,7 @@ def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
 
 
 def print_settings(settings: Settings) -> None:
-    """Read everything that a training would read, then print what it would do."""
+    """Read all inputs of a training, then print its settings and sizes."""
     sd, _, trained = models(settings)
     with torch.no_grad():
         pairs, held_out, _ = pairs_of(settings, sd)
@@ -314,7 +319,7 @@ def print_settings(settings: Settings) -> None:
 
 
 def main(argv: list[str] | None = None, **functions: Any) -> None:
-    """functions: those of a variant, which `train` takes."""
+    """functions: a variant's own models, loss or evaluate, passed on to `train`."""
     machine.keep_freed_memory()
     with one_sentence("train.py", "use a smaller --batch-size, or --low-memory"):
         settings, resume, dry_run = parse(argv)
