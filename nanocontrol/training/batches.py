@@ -1,4 +1,4 @@
-"""The batches of a training and its random draws. Both follow from seed and step alone."""
+"""The batches and random draws of a training. Both depend on the seed and the step alone."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from nanocontrol.training.processes import Processes
 
 
 class Draws(NamedTuple):
-    """The random numbers for n pairs in a step."""
+    """The random numbers for n pairs of a step."""
 
-    posterior: Tensor  # [n, 4, h, w], normal: which of a picture's possible latents is taken
+    posterior: Tensor  # [n, 4, h, w], normal: samples a latent from the VAE's posterior
     noise: Tensor  # [n, 4, h, w], normal
     t: Tensor  # [n], 0..999
     no_prompt: Tensor  # [n], bool: whether the prompt is dropped
@@ -28,8 +28,8 @@ class Draws(NamedTuple):
 
 
 def random_draws(seed: int, step: int, n: int, size: tuple[int, int], drop_prompt: float) -> Draws:
-    """For all n pairs of a step at once: the draws do not depend on how the pairs are divided into
-    passes and processes. size: height and width of the pictures in pixels."""
+    """The draws for all n pairs of a step at once. They do not depend on how the pairs are divided
+    into passes and processes. size: height and width of the pictures in pixels."""
     generator, shape = generator_of(seed, step), (n, 4, size[0] // 8, size[1] // 8)
     posterior, noise = (torch.randn(shape, generator=generator) for _ in range(2))
     t = torch.randint(STEPS, (n,), generator=generator)
@@ -49,10 +49,10 @@ def batches_from(
     random_crop: bool,
     cache: str,
 ) -> Iterator[Batch]:
-    """This process's batches from step `start` on, one for each pass, without end.
+    """This process's batches from step `start` on, one per pass, without end.
 
-    Pairs that are seen more than once are encoded once, and kept in the folder `cache`. Then the
-    VAE and the text encoder move to the CPU. With cache "" every batch is encoded when it is used.
+    Pairs that are seen more than once are encoded once and kept in the folder `cache`. Then the VAE
+    and the text encoder move to the CPU. With cache "" every batch is encoded when it is used.
     """
     n = batch_size * processes.size  # pairs in a pass
     seen = start * accumulate * n
@@ -60,7 +60,7 @@ def batches_from(
     if cache and not random_crop and steps * accumulate * n > len(pairs):
         dataset = encoded_once(sd, pairs, cache, batch_size, processes)
     order: Iterator = shuffled(len(dataset), seed, seen)
-    if random_crop:  # the data set is asked for (i, how many pairs were seen before), not for i
+    if random_crop:  # the count of pairs seen before is part of the index and decides the crop
         order = zip(order, itertools.count(seen))
     return encoded(
         sd, loader(dataset, groups(order, n, processes.share(0, batch_size)), device), device

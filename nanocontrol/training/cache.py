@@ -1,8 +1,8 @@
-"""What the locked VAE and text encoder make of every pair: computed once, and kept on disk.
+"""The cache: outputs of the locked VAE and text encoder, computed once per pair and kept on disk.
 
-A file holds it for 256 pairs and is named by a hash of all that it was computed from: the pictures,
-the prompts, the weights, the precision. Where one of these is another, so is the name. So nothing
-stale or foreign is ever read; what is missing is computed. The files are mapped into memory.
+A file holds 256 pairs. Its name is a hash of everything it was computed from: the pictures, the
+prompts, the weights and the precision. If one of these changes, so does the name, so a stale file
+is never read. Missing files are computed. The files are memory-mapped.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from nanocontrol.training.loader import encode, ignore_ctrl_c, readers
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
 
-VERSION = 1  # to be raised when the same pairs and weights come to give other numbers
+VERSION = 1  # raise it when a change of the code changes the numbers in the files
 IN_FILE = 256  # pairs
-AN_HOUR = 3600  # seconds: what was not written to for so long is not being written by another run
+AN_HOUR = 3600  # seconds: no running process still writes to a temporary file of this age
 
 
 class Cached(Dataset):
@@ -41,7 +41,7 @@ class Cached(Dataset):
         return len(self.pairs)
 
     def __getstate__(self) -> dict:
-        """What goes to a process that reads: the files' names, not what is mapped of them."""
+        """The state that a worker process gets: the files' names, not their mapped contents."""
         return self.__dict__ | {"parts": []}
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -68,15 +68,15 @@ def encode_all(
     rank: int = 0,
     processes: int = 1,
 ) -> list[Path]:
-    """The cache's files for a data set, in order. Those that are missing are written first; of
-    several processes each writes its share, and those of others may still be missing at the end.
+    """The cache's files for a data set, in order. Missing ones are written first.
 
-    Interrupted, it loses one file at most. Raises InputError if there is no space for it.
+    Each process writes its own share, so other processes' files may still be missing on return. An
+    interruption loses one file at most. Raises InputError if the disk has too little space.
     """
     make_folder("--cache", folder)
     remove_temporary_files(folder, AN_HOUR)
     files = [folder / f"{name}.safetensors" for name in names(sd, pairs, rank == 0)]
-    # (Each looks only for its own: meanwhile the others may be writing theirs.)
+    # Each process checks only its own share, because the others may be writing theirs.
     missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
     parts = [range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)] for i in missing]
     check_space(folder, sd, pairs, processes * sum(map(len, parts)))
@@ -95,7 +95,7 @@ def encode_all(
 def pictures_of(
     sd: StableDiffusion, pairs: Pairs, parts: list[range], batch_size: int
 ) -> DataLoader:
-    """Batches of images and prompts, none of which goes beyond the end of a part."""
+    """Batches of images and prompts. No batch crosses the end of a part."""
     batches = [
         [*part[i : i + batch_size]] for part in parts for i in range(0, len(part), batch_size)
     ]
@@ -108,8 +108,8 @@ def pictures_of(
 def encoded_once(
     sd: StableDiffusion, pairs: Pairs, folder: str, batch_size: int, processes: Processes
 ) -> Cached:
-    """The pairs as the cache has them; what it lacks is encoded now. VAE and text encoder, which
-    are not needed any more, leave the GPU."""
+    """The pairs with their encodings from the cache; missing ones are encoded now. Afterwards the
+    VAE and the text encoder leave the GPU, because training no longer needs them."""
     rank, size = processes.rank, processes.size
     files = encode_all(sd, pairs, Path(folder), batch_size, rank, size)
     processes.wait()  # until the others have written theirs
@@ -118,7 +118,7 @@ def encoded_once(
 
 
 def names(sd: StableDiffusion, pairs: Pairs, show: bool) -> Iterator[str]:
-    """For each file a hash of all that its content follows from."""
+    """A hash for each file of everything that its content depends on. show: a progress bar."""
     common = f"{VERSION} {encoders_hash(sd)}".encode()
     digest = hashlib.sha256(common)
     bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
@@ -130,7 +130,7 @@ def names(sd: StableDiffusion, pairs: Pairs, show: bool) -> Iterator[str]:
 
 
 def encoders_hash(sd: StableDiffusion) -> str:
-    """A hash of the weights of VAE encoder and text encoder."""
+    """A hash of the weights of the VAE's encoder and of the text encoder."""
     digest = hashlib.sha256()
     for network in (sd.vae.encoder, sd.vae.quant_conv, sd.text_encoder):
         for name, tensor in network.state_dict().items():
@@ -140,8 +140,8 @@ def encoders_hash(sd: StableDiffusion) -> str:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether it is there and can be read. (A safetensors file that is cut off cannot. Its header
-    tells: all the numbers of a large data set would take minutes to read.)"""
+    """Whether the file exists and is complete. Reading its header is enough, because it reveals a
+    truncated file. Reading all numbers of a large data set would take minutes."""
     try:
         tensors, _ = read_safetensors(file)
     except InputError:
@@ -150,7 +150,7 @@ def is_whole(file: Path) -> bool:
 
 
 def check_space(folder: Path, sd: StableDiffusion, pairs: Pairs, n: int) -> None:
-    """Refuse to write what n pairs take to a disk that has less free."""
+    """Raises InputError if n encoded pairs take more space than the disk has free."""
     if n == 0:
         return
     image, prompt = pairs.picture(0)

@@ -1,7 +1,4 @@
-"""A look at every pair before a training on them begins: what is wrong, and what one should know.
-
-What is wrong refuses the training; notes do not.
-"""
+"""Checks of every pair before training. Errors stop the training; notes are only printed."""
 
 import hashlib
 import os
@@ -27,23 +24,23 @@ from nanocontrol.training.folders import Entry
 from nanocontrol.training.pairs import Folder
 from nanocontrol.training.processes import is_first
 
-GRID = 64  # edges are compared on maps with so many cells along the short side
-COMPARED = 256  # pairs whose edges are compared, at most
-OTHERS = 4  # pictures that a hint is compared with, beside its own
-FLAT, WHITE = 0.01, 0.5  # deviation of a constant hint; how much of a mostly white one is white
+GRID = 64  # cells along the short side of an edge map
+COMPARED = 256  # most pairs whose edges are compared
+OTHERS = 4  # other pictures that each hint is compared with
+FLAT, WHITE = 0.01, 0.5  # standard deviation of a constant hint; white share of a mostly white one
 READERS = 8  # threads
-ENLARGED = 2  # times, along each side
-SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row of it, pixels
+ENLARGED = 2  # pictures that are enlarged more than this, along each side, are reported
+SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row, width in pixels
 
 
 class Checked(NamedTuple):
-    """What reading one pair told."""
+    """The result of reading one pair."""
 
-    wrong: str  # "" if it can be used
+    wrong: str  # the error, or "" if the pair can be used
     picture: bytes = b""  # a hash of its pixels, as training will see them
-    white: float = 0.0  # share of the hint
-    deviation: float = 1.0  # of the hint, in the channel where it is largest
-    edges: tuple[Tensor, ...] = ()  # of the picture and of the hint, [h, w] each
+    white: float = 0.0  # share of the hint's pixels
+    deviation: float = 1.0  # the hint's standard deviation, in the channel where it is largest
+    edges: tuple[Tensor, ...] = ()  # edge maps of the picture and of the hint, [h, w] each
 
 
 class Findings(NamedTuple):
@@ -52,16 +49,16 @@ class Findings(NamedTuple):
 
 
 def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings:
-    """Read every pair. steps, batch: of the training, to say how often each will be seen; show:
-    a progress bar."""
+    """Read every pair, and collect errors and notes. steps, batch: the training's; they determine
+    how often each pair will be seen. show: a progress bar."""
     n = len(folder.entries)
     compared, threads = {*evenly_spaced(n, COMPARED)}, torch.get_num_threads()
-    torch.set_num_threads(1)  # of each of these:
+    torch.set_num_threads(1)  # in each reader
     pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
     try:
         looks = pool.map(lambda i: check_pair(folder, i, i in compared), range(n))
         seen = [*tqdm(looks, "checking pairs", n, leave=False, disable=not show)]
-    finally:  # stopped, it does not read on to the end
+    finally:  # after Ctrl-C the remaining pairs are not read
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
     wrong = folder.wrong + [one.wrong for one in seen if one.wrong]
@@ -82,27 +79,27 @@ def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings
 
 
 def evenly_spaced(n: int, most: int) -> list[int]:
-    """At most so many of 0..n-1, at even distances."""
+    """At most `most` of the numbers 0..n-1, evenly spaced."""
     k = min(n, most)
     return [i * n // k for i in range(k)]
 
 
 def tell_or_refuse(folder: Folder, steps: int, batch: int) -> None:
-    """Print what one should know of the folder; of several processes the first one does it for
-    all. Raises InputError if a pair is wrong."""
+    """Print the notes on a folder. Raises InputError if a pair is wrong. Of several processes only
+    the first one checks."""
     if not is_first():
         return
     found = look_through(folder, steps, batch, show=True)
     if found.wrong:
-        more = f" ({len(found.wrong) - 1} more are wrong)" if len(found.wrong) > 1 else ""
-        all_ = "python -m nanocontrol.tools.check_data says all"
+        more = f" ({len(found.wrong) - 1} more errors)" if len(found.wrong) > 1 else ""
+        all_ = "python -m nanocontrol.tools.check_data lists all errors"
         raise InputError(f"{found.wrong[0]}{more}; {all_}", longest=2 * LONGEST)
     print(*found.notes, sep="\n", file=sys.stderr)
 
 
 def check_pair(folder: Folder, i: int, compare: bool) -> Checked:
-    """Read pair i, to the last byte. compare: also edges, and a hint that is made from the picture,
-    which takes longer."""
+    """Read all of pair i. compare: also compute the edge maps and, where hints are made from the
+    pictures, the hint; this takes longer."""
     entry = folder.entries[i]
     try:
         image = (folder.picture(i)[0] + 1) / 2
@@ -119,8 +116,9 @@ def check_pair(folder: Folder, i: int, compare: bool) -> Checked:
 
 
 def edge_map(picture: Tensor) -> Tensor:
-    """[3, H, W] -> how much it changes from pixel to pixel, on a grid [h, w]; blurred, since a
-    scribble or a pose is only near the picture's edges."""
+    """The edge map [h, w] of a picture [3, H, W]: how much it changes from pixel to pixel, averaged
+    over the cells of a grid. It is blurred, because the lines of a scribble or a pose are near the
+    picture's edges, not on them."""
     right, down = picture.diff(dim=2)[:, 1:], picture.diff(dim=1)[:, :, 1:]
     change = (right.abs() + down.abs()).amax(dim=0, keepdim=True)
     height, width = (GRID * side // min(change.shape[1:]) for side in change.shape[1:])
@@ -136,7 +134,7 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 
 def sheet_of_pairs(folder: Folder) -> Image.Image:
-    """Some pairs as training will see them: hint, picture, hint, picture, ..."""
+    """A sheet of some pairs as training will see them: hint, picture, hint, picture, ..."""
     n, random = len(folder), folder.view.crop == "random"
     some = [folder[(i, i) if random else i] for i in evenly_spaced(n, SHOWN)]
     cells = [cell for image, hint, _ in some for cell in (hint * 2 - 1, image)]
@@ -159,12 +157,12 @@ def a_few(names: list[str]) -> str:
 
 
 def named(entries: Sequence[Entry], hints: bool = False) -> str:
-    """A few of them, by the names of their pictures, or of their hints where these are files."""
+    """The names of a few entries' pictures or, with `hints`, of their hints if these are files."""
     return a_few([(hints and entry.hint or entry.picture).name for entry in entries])
 
 
 def ignored_notes(names: list[str]) -> list[str]:
-    what = plural(len(names), "other thing")
+    what = plural(len(names), "other item")
     return [f"{what} in the folder, not used: {a_few(names)}"] if names else []
 
 
@@ -179,18 +177,18 @@ def size_notes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[s
         for scale, entry in zip(scales, entries)
     ]
     lines = [
-        f"sizes: {common}{more}; {width}x{height} will be seen of each ({crop}), "
-        f"{sum(lost) / len(lost):.0%} of a picture is cut away (at most {max(lost):.0%})"
+        f"sizes: {common}{more}; each is cropped and resized to {width}x{height} ({crop}), "
+        f"which loses {sum(lost) / len(lost):.0%} of a picture (at most {max(lost):.0%})"
     ]
     small = [entry for scale, entry in zip(scales, entries) if scale > ENLARGED]
     if small:
         lines.append(
-            f"{plural(len(small), 'picture')} will be enlarged more than twice: {named(small)}"
+            f"{plural(len(small), 'picture')} enlarged by a factor above 2: {named(small)}"
         )
     other = [entry for entry in entries if entry.hint and entry.hint_size != entry.size]
     if other:
         lines.append(
-            f"{plural(len(other), 'hint')} of another size than the picture, resized: "
+            f"{plural(len(other), 'hint')} with another size than the picture, resized: "
             f"{named(other, hints=True)}"
         )
     return lines
@@ -198,12 +196,12 @@ def size_notes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[s
 
 def prompt_notes(entries: list[Entry]) -> list[str]:
     tokenizer = open_clip_tokenizer().SimpleTokenizer()
-    lengths = [2 + len(tokenizer.encode(entry.prompt)) for entry in entries]  # with start and end
+    lengths = [2 + len(tokenizer.encode(entry.prompt)) for entry in entries]  # and start, end
     lines = [f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}"]
     long = [entry for entry, n in zip(entries, lengths) if n > MAX_TOKENS]
     if long:
         what = plural(len(long), "prompt")
-        lines.append(f"{what} of more than {MAX_TOKENS} tokens, cut off there: {named(long)}")
+        lines.append(f"{what} longer than {MAX_TOKENS} tokens, truncated: {named(long)}")
     missing = [entry for entry in entries if not entry.prompt]
     if missing:
         lines.append(f"{plural(len(missing), 'caption')} missing: {named(missing)}")
@@ -217,21 +215,21 @@ def repeat_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
     same = [group for group in groups.values() if len(group) > 1]
     if not same:
         return []
-    what = plural(sum(map(len, same)) - len(same), "picture")
-    return [f"{what} that others repeat, as training sees them: {named(same[0])}"]
+    what = plural(sum(map(len, same)) - len(same), "duplicate picture")
+    return [f"{what}, as seen by training: {named(same[0])}"]
 
 
 def hint_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
     pairs, lines = [*zip(entries, seen)], []
     for what, some in (
-        ("constant: nothing can be learnt from it", [e for e, s in pairs if s.deviation < FLAT]),
+        ("constant, so useless for training", [e for e, s in pairs if s.deviation < FLAT]),
         ("mostly white (inverted?)", [e for e, s in pairs if s.white > WHITE]),
     ):
         if some:
             lines.append(f"{plural(len(some), 'hint')} {what}: {named(some, hints=True)}")
     compared = [(entry, one) for entry, one in pairs if one.edges]
     apart = not_met([one.edges for _, one in compared])
-    if sum(apart) > len(apart) / 4:  # (of right poses one in five does, of wrong hints most)
+    if sum(apart) > len(apart) / 4:  # true of 20 % of correct poses, of most wrong hints
         foreign = [entry for (entry, _), is_apart in zip(compared, apart) if is_apart]
         lines.append(
             f"{len(foreign)} of {plural(len(apart), 'hint')} fit another picture at least as well "
@@ -241,7 +239,7 @@ def hint_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
 
 
 def not_met(edges: list[tuple[Tensor, ...]]) -> list[bool]:
-    """For each hint whether its edges agree with another picture's no less than with its own's."""
+    """For each hint, whether its edges match another picture's at least as well as its own's."""
     n, foreign = len(edges), []
     for i, (picture, hint) in enumerate(edges):
         others = [edges[(i + k) % n][0] for k in range(1, min(OTHERS, n - 1) + 1)]

@@ -1,4 +1,4 @@
-"""A run's numbers over its steps, as a picture. It takes matplotlib: pip install -e ".[plots]"."""
+"""Plots of a run's numbers over its steps. They need matplotlib: pip install -e ".[plots]"."""
 
 import sys
 from importlib.util import find_spec
@@ -10,23 +10,26 @@ import numpy as np
 from nanocontrol.plumbing.files import write_atomically
 from nanocontrol.training.run import measured
 
-# A panel each: its title, and what it shows of the log.
+# One panel each: its title, and the numbers of the log that it shows.
 PANELS = {
     "loss": ("loss", "held_out_loss"),
     "control gain: the loss with other pairs' hints, minus the loss with the right ones": (
         "control_gain",
     ),
-    "how well the held-out hints are followed, at most 1": ("score", "follows", "iou"),
+    "how well held-out hints are followed (at most 1)": ("score", "follows", "iou"),
 }
-COLOURS = {"loss": "#b0b0b0", "follows": "#c00000", "iou": "#909090"}  # of others "#204080"
-SMOOTH = 20  # steps: the mean of so many losses is drawn
+COLOURS = {"loss": "#b0b0b0", "follows": "#c00000", "iou": "#909090"}  # all others "#204080"
+SMOOTH = 20  # steps whose losses are averaged into one point
 
 
 def draw_curves(history: list[dict], path: Path, bands: dict[str, dict]) -> None:
-    """history: the entries of log.jsonl; bands: by number, what healthy runs of the same settings
-    had (steps, lowest and highest there, and how many runs). Without matplotlib it says so."""
+    """Write the plots to `path`. Without matplotlib, print a note instead.
+
+    history: the entries of log.jsonl; bands: for each number, its range over healthy runs with the
+    same settings, as `steps`, `lowest`, `highest` and the number of `runs`.
+    """
     if find_spec("matplotlib") is None:
-        print('no curves.png: pip install -e ".[plots]" brings matplotlib', file=sys.stderr)
+        print('no curves.png: matplotlib is missing (pip install -e ".[plots]")', file=sys.stderr)
         return
     from matplotlib.figure import Figure  # takes a second
 
@@ -51,7 +54,7 @@ def draw_number(axes: Any, name: str, history: list[dict], usual: dict | None) -
     if usual:
         where = usual["steps"], usual["lowest"], usual["highest"]
         axes.fill_between(*where, color=colour, alpha=0.15, label=f"{name} of {usual['runs']} runs")
-    if name == "loss":  # one for each step, and it depends on t most of all
+    if name == "loss":  # a single step's loss depends mostly on its t, so many are averaged
         whole = len(values) // SMOOTH * SMOOTH
         steps, values = (x[:whole].reshape(-1, SMOOTH).mean(axis=1) for x in (steps, values))
     axes.plot(steps, values, color=colour, label=name, marker="." if len(values) < 3 else None)

@@ -1,4 +1,4 @@
-"""The film of a run: pictures from the same noise after more and more steps, and its curves."""
+"""The film of a run: pictures from the same noise in the course of training, and curves."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from PIL import Image, ImageDraw
 
 from nanocontrol.plumbing.pictures import columns_with_titles
 
-ROWS, COLUMNS = 4, 7  # pairs; their hints, and six steps
-PLOT, BORDER = 420, 48  # pixels: the plot's width, and the room for its labels
+ROWS, COLUMNS = 4, 7  # a row for each pair; a column for the hints, and one for each of six steps
+PLOT, BORDER = 420, 48  # pixels: the plot's width, and the margin for its labels
 COLOURS = ("#c00000", "#606060")
 
 Curve = list[tuple[int, float]]  # (step, value)
 
 
 def chosen(steps: Sequence[int]) -> list[int]:
-    """The steps that are shown: the first, and every n-th counted from the last."""
+    """The steps to show: the first one, and every n-th one counted back from the last."""
     every = max(1, math.ceil((len(steps) - 1) / (COLUMNS - 2)))
     return sorted({steps[0], *steps[::-every]})
 
@@ -24,10 +24,11 @@ def chosen(steps: Sequence[int]) -> list[int]:
 def film(
     hints: np.ndarray, made: dict[int, np.ndarray], width: int, curves: dict[str, Curve]
 ) -> Image.Image:
-    """A column of hints, one of pictures for every step, and a plot for every curve next to them.
+    """A column of hints, a column of pictures for every step, and next to them a plot per curve.
 
-    hints, and the pictures made at each step: side by side [H, n * width, 3], bytes; the first
-    ROWS are shown. curves: numbers measured on all n pairs, by name.
+    hints: n pictures side by side [H, n * width, 3], bytes, of which the first ROWS are shown.
+    made: the pictures made at each step, in the same form.
+    curves: numbers measured on all n pairs, by name.
     """
     pairs, shown = hints.shape[1] // width, slice(ROWS * width)
     strips = [hints[:, shown], *(with_lines(p[:, shown], hints[:, shown]) for p in made.values())]
@@ -42,7 +43,8 @@ def film(
 
 
 def with_lines(pictures: np.ndarray, hints: np.ndarray) -> np.ndarray:
-    """The hints' lines laid over the pictures, both [H, W, 3], bytes. Other hints stay away."""
+    """The pictures with the hints' lines drawn over them, both [H, W, 3], bytes. Pictures whose
+    hints are no line drawings are unchanged."""
     lines = hints.max(axis=-1, keepdims=True) > 127
     if lines.mean() > 0.2:
         return pictures
@@ -53,7 +55,7 @@ def with_lines(pictures: np.ndarray, hints: np.ndarray) -> np.ndarray:
 def draw_curve(
     draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], title: str, curve: Curve, colour: str
 ) -> None:
-    """A plot with axes from 0 on. box: left, top, right and the height with the labels."""
+    """Draw a curve with axes that include 0. box: left, top, right, and the height with labels."""
     left, top, right, bottom = *box[:3], box[1] + box[3] - BORDER
     steps, values = (np.array(column, dtype=float) for column in zip(*curve))
     low, high = min(0.0, values.min()), max(values.max(), 1e-9)

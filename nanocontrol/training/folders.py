@@ -1,12 +1,12 @@
-"""Folders of pictures to learn from, as people have them: what belongs together, and what is wrong.
+"""Folders of training pictures: which files form a pair, and which pairs cannot be used.
 
-| form           | what                                                                           |
+| list in folder | content                                                                        |
 |----------------|--------------------------------------------------------------------------------|
-| prompt.json    | one JSON object a line: target, source (the hint), prompt; Fill50K's form      |
-| metadata.jsonl | one a line: file_name, conditioning_image, text; the form of diffusers         |
-| neither        | every picture of the folder, with its caption beside it: cat.jpg, cat.txt      |
+| prompt.json    | one JSON object per line: target, source (the hint), prompt; as in Fill50K     |
+| metadata.jsonl | one per line: file_name, conditioning_image, text; as in diffusers' trainer    |
+| neither        | every picture of the folder, with its caption next to it: cat.jpg, cat.txt     |
 
-Paths are relative to the folder. Hints that are made from the pictures need none in the list.
+Paths are relative to the folder. If hints are made from the pictures, the list need not name any.
 """
 
 import json
@@ -19,21 +19,21 @@ from tqdm import tqdm
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import picture_size, read_caption
 
-# Files that list pairs, and what their entries call the picture, the hint and the prompt.
+# Files that list pairs, and their names for the picture, the hint and the prompt.
 LISTS = {
-    "prompt.json": (["target"], ["source"], ["prompt"]),  # Fill50K, as published
-    "metadata.jsonl": (  # an image folder, as diffusers' trainer takes it
+    "prompt.json": (["target"], ["source"], ["prompt"]),  # as published with Fill50K
+    "metadata.jsonl": (  # an image folder for diffusers' trainer
         ["file_name", "image", "image_file_name"],
         ["conditioning_image", "conditioning_image_file_name"],
         ["text", "prompt"],
     ),
 }
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-ALIKE = 0.02  # how far a hint's shape may be from its picture's: sides are rounded to pixels
+ALIKE = 0.02  # tolerance between the aspect ratios of hint and picture, as sides are whole pixels
 
 
 class Entry(NamedTuple):
-    """A pair, as its folder has it."""
+    """A pair as listed by its folder."""
 
     where: str  # file and line, or the picture's own name
     picture: Path
@@ -41,15 +41,15 @@ class Entry(NamedTuple):
     prompt: str
     size: tuple[int, int] = (0, 0)  # width and height of the picture
     hint_size: tuple[int, int] = (0, 0)
-    number: int = 0  # in all folders together
+    number: int = 0  # index over all folders
     mirrored: bool = False
 
 
 def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
-    """The folder's pairs, and what is wrong with the others: a line for each. Of pictures only the
-    headers are read. own_hints: the folder has them.
+    """The folder's pairs, and an error line for each pair that cannot be used. Only the headers of
+    pictures are read. own_hints: whether the hints are files of the folder.
 
-    Raises InputError where there is nothing at all.
+    Raises InputError if there are no pairs at all.
     """
     lists = [folder / name for name in LISTS if (folder / name).is_file()]
     if lists:
@@ -57,7 +57,7 @@ def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
     elif own_hints:
         names = " or ".join(LISTS)
         raise InputError(
-            f"{folder}: expected a folder with {names}, which names the hints, or --hints canny, "
+            f"{folder}: expected a folder with {names}, which lists the hints, or --hints canny, "
             "which makes them"
         )
     else:
@@ -66,7 +66,7 @@ def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
         raise InputError(
             f"{lists[0]} lists no pairs: expected a JSON object on each line"
             if lists
-            else f"{folder} holds no pictures: expected {', '.join(PICTURES)}, in no inner folder"
+            else f"{folder} holds no pictures: expected {', '.join(PICTURES)}, not in subfolders"
         )
     entries, wrong = [], []
     for read in tqdm(some, "reading headers", leave=False):
@@ -78,7 +78,7 @@ def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
 
 
 def lines_of(file: Path) -> list[tuple[Path, int, str]]:
-    """File, number and text of every line that is not empty."""
+    """File, line number and text of every line that is not empty."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
@@ -93,7 +93,7 @@ def from_line(file: Path, number: int, line: str, own_hints: bool) -> Entry:
         entry = json.loads(line)
         picture, prompt = file.parent / first_of(entry, targets), first_of(entry, prompts)
         hint = file.parent / first_of(entry, sources) if own_hints else None
-    except (ValueError, TypeError, KeyError, RecursionError):  # no JSON, no object, no text, ...
+    except (ValueError, TypeError, KeyError, RecursionError):  # not JSON, not an object, ...
         needed = (targets, sources, prompts) if own_hints else (targets, prompts)
         keys = ", ".join(names[0] for names in needed)
         what = f"expected a JSON object on each line, with {keys}, not {line[:60]!r}"
@@ -102,11 +102,14 @@ def from_line(file: Path, number: int, line: str, own_hints: bool) -> Entry:
 
 
 def first_of(entry: dict, names: list[str]) -> str:
-    """The entry's text under the first of these names that it has."""
+    """The entry's text under the first of these names that it has.
+
+    Raises KeyError if it has none of them, TypeError or ValueError if the value is no text.
+    """
     name = next((name for name in names if name in entry), names[0])
     if not isinstance(entry[name], str):
         raise TypeError(name)
-    entry[name].encode()  # half of a surrogate pair is no text: a ValueError
+    entry[name].encode()  # raises ValueError for half of a surrogate pair
     return entry[name]
 
 
@@ -115,11 +118,11 @@ def pictures_in(folder: Path) -> list[Path]:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}); expected a folder") from None
-    return [file for file in files if not file.name.startswith(".")]  # (macOS leaves ._cat.jpg)
+    return [file for file in files if not file.name.startswith(".")]  # macOS leaves ._cat.jpg
 
 
 def ignored_in(folder: Path) -> list[str]:
-    """Names of what is in a folder without a list but neither picture nor caption."""
+    """In a folder without a list, the names of files that are neither pictures nor captions."""
     if any((folder / name).is_file() for name in LISTS):
         return []
     known = (*PICTURES, ".txt")
@@ -128,13 +131,16 @@ def ignored_in(folder: Path) -> list[str]:
 
 
 def from_picture(file: Path) -> Entry:
-    """Without a hint; a missing caption is an empty prompt."""
+    """A pair without a hint. A missing caption becomes an empty prompt."""
     caption = file.with_suffix(".txt")
     return Entry(str(file), file, None, read_caption(caption) if caption.exists() else "")
 
 
 def with_sizes(entry: Entry) -> Entry:
-    """Raises InputError for pictures that cannot be read, and for a hint of another shape."""
+    """The entry with its files' sizes.
+
+    Raises InputError for pictures that cannot be read, and for a hint of another aspect ratio.
+    """
     try:
         size = picture_size(entry.picture)
         hint_size = picture_size(entry.hint) if entry.hint else size
@@ -146,6 +152,6 @@ def with_sizes(entry: Entry) -> Entry:
         sizes = [f"{width}x{height}" for width, height in (size, hint_size)]
         raise InputError(
             f"{entry.where}: {entry.hint} is {sizes[1]} and its picture {sizes[0]}; expected the "
-            "same shape"
+            "same aspect ratio"
         )
     return entry._replace(size=size, hint_size=hint_size)

@@ -1,4 +1,4 @@
-"""Reading and encoding pairs, in an order that the seed decides."""
+"""Reading and encoding pairs, in an order that the seed determines."""
 
 import itertools
 import os
@@ -13,21 +13,21 @@ from torch.utils.data import DataLoader, Dataset
 from nanocontrol.plumbing.machine import is_gpu, to_device
 from nanocontrol.stable_diffusion import StableDiffusion
 
-ORDER = 1  # with (seed, epoch), a sequence other than any (seed, step); 0 would give the same
+ORDER = 1  # makes (seed, epoch, ORDER) differ from every (seed, step); a zero would not
 
 
 class Batch(NamedTuple):
-    """Encoded pairs; in one form, whether the encoding was cached or is done at every step."""
+    """Encoded pairs. The form does not depend on whether they come from the cache."""
 
-    mean: Tensor  # [n, 4, h, w], of the VAE's posterior, unscaled
-    deviation: Tensor  # [n, 4, h, w], its standard deviation
+    mean: Tensor  # [n, 4, h, w], mean of the VAE's posterior, unscaled
+    deviation: Tensor  # [n, 4, h, w], standard deviation of the posterior
     context: Tensor  # [n, 77, D], encoded prompts
     hint: Tensor  # [n, 3, H, W], RGB in [0, 1]
 
 
 def generator_of(*numbers: int) -> torch.Generator:
-    """A generator of its own for (seed, step), on the CPU. So a step's draws are the same on every
-    device and in a resumed run, and no random state has to be saved."""
+    """A CPU generator that is seeded with these numbers, such as (seed, step). A step's draws are
+    therefore equal on every device and in a resumed run, and no random state has to be saved."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -36,14 +36,14 @@ def generator_of(*numbers: int) -> torch.Generator:
 def encode(
     sd: StableDiffusion, images: Tensor, prompts: list[str]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """images [n, 3, H, W] in [-1, 1] and n prompts -> mean, deviation, context as in Batch. (No
-    latent is drawn yet: every training step draws another one of the same picture.)"""
+    """Encode images [n, 3, H, W] in [-1, 1] and n prompts -> mean, deviation, context as in Batch.
+    No latent is sampled here, because every training step samples a new one."""
     mean, deviation = sd.encode(images)
     return mean, deviation, sd.encode_prompts(list(prompts)).to(mean.dtype)
 
 
 def shuffled(n: int, seed: int, start: int) -> Iterator[int]:
-    """0..n-1 in another order every epoch, without end, beginning with the start-th."""
+    """The numbers 0..n-1 in a new order every epoch, without end, from position `start` on."""
     for epoch in itertools.count(start // n):
         order = torch.randperm(n, generator=generator_of(seed, epoch, ORDER)).tolist()
         yield from order[start % n :]
@@ -51,31 +51,31 @@ def shuffled(n: int, seed: int, start: int) -> Iterator[int]:
 
 
 def groups(order: Iterator, size: int, share: slice) -> Iterator[list]:
-    """The next `size` indices, and again; of each group the share."""
+    """Successive groups of `size` indices, each reduced to this process's share."""
     while True:
         yield list(itertools.islice(order, size))[share]
 
 
 def readers(device: str) -> int:
-    """How many processes read pairs. On a CPU they would take time away from training."""
+    """The number of worker processes that read pairs. On a CPU they would slow training down."""
     return 4 if is_gpu(device) else 0
 
 
 def ignore_ctrl_c(_: int) -> None:
-    """At the beginning of a process that reads: Ctrl-C, which goes to the whole group of processes,
-    is not for it. The training ends it, when its step is finished."""
+    """Shield a worker process, when it starts, from Ctrl-C, which goes to the whole process group.
+    The training ends its workers after the current step."""
     if hasattr(os, "setsid"):  # not on Windows
         os.setsid()
 
 
 def loader(dataset: Dataset, indices: Iterator[list[int]], device: str) -> Iterator:
-    """Batches of the items with these indices."""
+    """Batches of the data set's items with these indices."""
     ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)}
     return iter(DataLoader(dataset, batch_sampler=indices, worker_init_fn=ignore_ctrl_c, **ways))
 
 
 def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Iterator[Batch]:
-    """What a loader gives, of cached pairs or of pairs of pictures, as batches on the device."""
+    """A loader's output as batches on the device. Pairs not from the cache are encoded here."""
     for column in columns:
         if len(column) == 3:  # not from the cache
             images, hint, prompts = column

@@ -1,4 +1,9 @@
-"""Measuring a ControlNet while it learns: pictures from fixed noise, and numbers."""
+"""Evaluation of a ControlNet during training: pictures from fixed noise, and numbers.
+
+`control_gain` says more than the loss, because most of the loss is the base's own error, which
+cancels in the difference between wrong and right hints. It detects that hints are followed, not
+that pairs are memorised, because it is measured on held-out pairs.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
@@ -16,48 +21,50 @@ from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.pairs import Folder, Pairs
 
-# Of x0, hint, context, noise and t; see diffusion_loss in train.py.
+# The mean loss for x0, hint, context, noise and t; see diffusion_loss in train.py.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-# How well pictures [n, 3, H, W] in [-1, 1] follow the first n held-out pairs: numbers, by name.
+# Scores by name: how well pictures [n, 3, H, W] in [-1, 1] follow the first n held-out pairs.
 Scores = Callable[[Tensor], dict[str, float | None]]
 
-# Of the starting noise: of ten the one whose uncontrolled pictures are least like the true ones, so
-# that a film shows what control does.
+# The seed of the initial noise. Among ten seeds, its uncontrolled pictures are the least similar to
+# the true ones, so a film shows the effect of control.
 SEED = 6
 
 
 def border(image: Tensor) -> Tensor:
-    """[3, H, W] -> [3, n], its outermost pixels."""
+    """The outermost pixels of an image: [3, H, W] -> [3, n]."""
     return torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)
 
 
 def differs_from(image: Tensor, background: Tensor) -> Tensor:
-    """Whether pixels [3, ...] in [-1, 1] are more than 0.22 (in 0..1) away from a colour [3]."""
+    """Whether pixels [3, ...] differ from a colour [3], both in [-1, 1], by more than 0.22 on a
+    scale of 0..1."""
     away = (image - background.view(3, *[1] * (image.dim() - 1))) / 2
     return away.square().sum(0).sqrt() > 0.22
 
 
 def find_objects(image: Tensor) -> Tensor:
-    """image [3, H, W] in [-1, 1] -> bool [H, W]: where it is not of the colour of its border."""
+    """The object mask of an image [3, H, W] in [-1, 1]: bool [H, W], true where the colour differs
+    from the border's."""
     return differs_from(image, border(image).median(dim=1).values)
 
 
 def true_objects(target: Tensor) -> Tensor | None:
-    """The objects of a data set's picture; None where its border is too mixed to tell them."""
+    """The object mask of a data set's picture, or None if its border has too many colours."""
     edge = border(target)
     mixed = differs_from(edge, edge.median(dim=1).values).float().mean() > 0.25
     return None if mixed else find_objects(target)
 
 
 def iou(image: Tensor, truth: Tensor) -> float:
-    """Intersection over union of the objects found in the picture and the true ones [H, W]."""
+    """Intersection over union of an image's object mask and the true one [H, W]."""
     found = find_objects(image)
     union = (found | truth).sum().item()
     return (found & truth).sum().item() / union if union else 1.0
 
 
 def mean_iou(made: Tensor, targets: Tensor) -> float | None:
-    """Over those pairs whose target tells its objects; None if none does."""
+    """Mean IoU over the pairs whose target has an object mask; None if none has one."""
     truths = [true_objects(target) for target in targets]
     scores = [iou(image, truth) for image, truth in zip(made, truths) if truth is not None]
     return float(np.mean(scores)) if scores else None
@@ -71,8 +78,8 @@ def make_pictures(
     hints: Tensor,
     at_once: int = 64,
 ) -> Tensor:
-    """A picture for each prompt, from fixed noise, controlled if there is a ControlNet:
-    [B, 3, H, W] in [-1, 1], on the CPU. at_once: how many there is memory for."""
+    """One picture per prompt from fixed noise, with control if a ControlNet is given:
+    [B, 3, H, W] in [-1, 1], on the CPU. at_once: how many pictures fit in memory."""
     n, _, height, width = hints.shape
     noise = initial_noise(n, height, width, torch.Generator().manual_seed(SEED))
     uncond, images = sd.encode_prompts(""), []
@@ -81,18 +88,19 @@ def make_pictures(
         controls = [(control, hints[part], 1.0)] if control else []
         latents = sample(sd, noise[part], context, uncond, controls, scale=sd.guidance)
         images += [sd.decode(latent[None]).cpu() for latent in latents]  # one by one
-    forget_recorded()  # on a GPU it holds memory that training needs
+    forget_recorded()  # it holds GPU memory that training needs
     return torch.cat(images).clamp(-1, 1)
 
 
 def how_made(sd: StableDiffusion) -> str:
-    """The pictures of `make_pictures`, for a line under them."""
+    """A caption that says how `make_pictures` samples."""
     return f"DDIM, 20 steps, guidance {sd.guidance:g}, control strength 1"
 
 
 def edge_scores(pairs: Folder) -> Scores:
-    """How well pictures follow the edges that are the hints of the first of the pairs: F1 of their
-    own edges, found with the same thresholds, within 1 pixel of 64."""
+    """A function that scores pictures against hints of edges, those of the first pairs. The score
+    is the F1 of the pictures' own edges, found with the same thresholds, within 1 pixel if the
+    short side has 64."""
 
     def scores(images: Tensor) -> dict[str, float | None]:
         values = []
@@ -109,7 +117,7 @@ def edge_scores(pairs: Folder) -> Scores:
 
 
 class HeldOut(NamedTuple):
-    """Pairs that are not trained on."""
+    """Pairs that are held out of training, for evaluation."""
 
     images: Tensor  # [n, 3, H, W] in [-1, 1]
     hints: Tensor  # [n, 3, H, W] in [0, 1]
@@ -133,7 +141,8 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def mean_latents(sd: StableDiffusion, images: Tensor) -> Tensor:
-    """Of pictures [n, 3, H, W]: x_0 [n, 4, H/8, W/8] without the posterior's noise, on the CPU."""
+    """Scaled latents x_0 [n, 4, H/8, W/8] of pictures [n, 3, H, W] in [-1, 1], without the
+    posterior's noise, on the CPU."""
     means = [sd.encode(image[None])[0] for image in images]
     return sd.scale_factor * torch.cat(means).float().cpu()
 
@@ -146,16 +155,16 @@ def measure(
     scores: Scores | None,
     batch_size: int,
 ) -> tuple[list[Tensor], dict]:
-    """Rows of pictures (hints, targets, what the ControlNet makes of the hints), and numbers that
-    tell how good that is. `control_gain` is the loss with other pairs' hints minus the loss with
-    the right ones.
+    """Rows of pictures (hints, targets, pictures made from the hints), and numbers.
 
-    scores: how well pictures follow the condition, where that can be known.
+    `held_out_loss` is the loss with the right hints. `control_gain` is the loss with other pairs'
+    hints minus `held_out_loss`, or None for a single pair. `iou` is as in `mean_iou`.
+    scores: a function for more numbers, where the condition can be measured in pictures.
     """
     images, hints, prompts, _ = held_out
     made = make_pictures(sd, prompts, control, hints, at_once=2 * batch_size)
     own_hints = held_out_loss(sd, held_out, loss, batch_size)
-    gain = None  # of one pair alone there are no wrong hints
+    gain = None  # a single pair has no wrong hint
     if len(hints) > 1:
         swapped = held_out._replace(hints=hints.roll(1, dims=0))
         gain = held_out_loss(sd, swapped, loss, batch_size) - own_hints
@@ -165,7 +174,7 @@ def measure(
 
 @torch.no_grad()
 def held_out_loss(sd: StableDiffusion, held_out: HeldOut, loss: Loss, batch_size: int) -> float:
-    """On these pairs, with the same noise each time and t spread evenly over 0..999."""
+    """The mean loss on these pairs, with the same noise each time and t evenly over 0..999."""
     device, n = next(sd.unet.parameters()).device, len(held_out.images)
     noise = torch.randn(held_out.x0.shape, generator=torch.Generator().manual_seed(0))
     t = ((torch.arange(n) + 0.5) / n * STEPS).long()
@@ -178,10 +187,12 @@ def held_out_loss(sd: StableDiffusion, held_out: HeldOut, loss: Loss, batch_size
 
 
 def step_of_jump(measured: Callable[[str], list[tuple[int, float]]]) -> int | None:
-    """The first step measured at which the score of the condition had come half of the way from its
-    first to its last value; for a user's pairs the IoU, and where their pictures show no objects,
-    the control gain. None if the whole way is too short to be a jump.
+    """The first evaluated step at which a run's score is at least halfway from its first to its
+    last value. None if the score rises by less than `shortest`, too little for a jump.
 
+    It uses `score` if that was measured, otherwise `iou`, otherwise `control_gain`. Halfway depends
+    on where the run ended. The experiments compare runs, so their step of the jump is another
+    number: the step at which the score reaches 0.4.
     measured: (step, value) of a number over the run.
     """
     shortest = {"score": 0.1, "iou": 0.1, "control_gain": 0.002}

@@ -1,4 +1,4 @@
-"""AdamW on float32 weights, whatever precision the networks compute in, that skips bad steps."""
+"""AdamW on float32 weights, in whatever precision the networks compute. It skips bad steps."""
 
 import math
 from typing import Any
@@ -12,17 +12,18 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class Optimizer:
-    """The original's: AdamW with PyTorch's defaults, for all weights that ask for gradients. It
-    moves the networks to the device, and rounds them to dtype.
+    """The original's optimizer, AdamW with PyTorch's defaults, for all weights that require
+    gradients. It moves the networks to the device and rounds them to dtype.
 
-    In bf16 and fp16 the networks compute with rounded weights, and AdamW changes exact ones, in
-    float32: rounding would swallow most steps (Micikevicius et al. 2018, section 3.1). The
-    networks' `state_dict()` gives the exact ones. fp16 cannot hold small gradients: there the loss
-    is multiplied by a large number before the backward pass, and the gradients are divided by it
-    (section 3.2).
+    In bf16 and fp16 the networks compute with rounded weights, and AdamW updates exact weights in
+    float32. Rounded weights would lose most updates (Micikevicius et al. 2018, section 3.1). The
+    networks' `state_dict()` returns the exact weights.
 
-    on_cpu: the exact weights, and AdamW's two moments of each, are in the CPU's memory;
-    clip: what the gradients' norm is cut off at.
+    fp16 cannot represent small gradients. The loss is therefore multiplied by a large scale before
+    the backward pass, and the gradients are divided by it (section 3.2).
+
+    on_cpu: keep the exact weights and AdamW's moments in the CPU's memory.
+    clip: the largest norm of the gradients; a larger one is scaled down to it.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class Optimizer:
         every = [p for network in networks.values() for p in network.parameters()]
         self.computing: list[Tensor] = [p for p in every if p.requires_grad]
         self.weights = exact or self.computing
-        # What passes between exact weights on a CPU and a GPU waits in memory that both can reach.
+        # Pinned buffers for copies between exact weights on the CPU and a network on a GPU.
         self.between: list[Tensor] = []
         if on_cpu and machine.is_gpu(device):
             shared = (torch.empty_like(p, device="cpu", pin_memory=True) for p in self.computing)
             self.between = list(shared)
         self.adamw = torch.optim.AdamW(self.weights, lr, fused=True, **adamw)
         self.scaler = torch.amp.GradScaler(torch.device(home).type, enabled=dtype == "fp16")
-        # From now on its numbers are where the gradients will be.
+        # The first call creates the scale on the device where the gradients will be.
         self.scaler.scale(torch.ones((), device=home))
 
     def set_lr(self, lr: float) -> None:
@@ -61,17 +62,17 @@ class Optimizer:
             group["lr"] = lr
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients to those of the step."""
+        """Add the loss's gradients to the step's."""
         self.scaler.scale(loss).backward()
 
     @torch.no_grad()
     def step(self, loss: Tensor) -> Tensor:
-        """Take the step, unless its loss (a scalar) or the norm of its gradients is not finite:
-        then weights, moments and AdamW's counters stay as they are, to the bit -> the loss, or NaN
-        where the step was skipped.
+        """Take the step, or skip it if its loss (a scalar) or the norm of its gradients is not
+        finite -> the loss, or NaN for a skipped step.
 
-        Only after the backward pass are all gradients known, so no weight may move before. (A
-        norm that overflows counts, too: AdamW's second moment, of squares, would.)
+        A skipped step leaves weights, moments and AdamW's counters unchanged, to the bit. All
+        gradients are known only after the backward pass, so no weight may change before. A norm
+        that overflows also counts, because AdamW's second moment would overflow as well.
         """
         gradients = self.collect_gradients()
         self.scaler.unscale_(self.adamw)
@@ -79,8 +80,8 @@ class Optimizer:
         bad = ~(norm + loss.to(norm.device)).isfinite()
         if self.clip < math.inf:
             nn.utils.clip_grads_with_norm_(self.weights, self.clip, norm)
-        # The fused AdamW reads it on the device, as GradScaler would have it: no CPU waits for a
-        # GPU to decide. It does nothing where it is 1, and takes its count of steps back.
+        # The fused AdamW reads found_inf on the device, so the CPU does not wait for a GPU. If it
+        # is 1, AdamW changes nothing and takes its step count back.
         self.adamw.found_inf = bad.float()  # type: ignore[attr-defined]
         self.adamw.step()
         self.scaler.update()
@@ -90,7 +91,7 @@ class Optimizer:
         return torch.where(bad.to(loss.device), math.nan, loss)
 
     def collect_gradients(self) -> list[Tensor]:
-        """Those of the networks become those of the exact weights."""
+        """Copy the networks' gradients to the exact weights -> the copies."""
         found = [p.grad for p in self.computing if p.grad is not None]
         if self.weights is self.computing:
             return found
@@ -106,7 +107,7 @@ class Optimizer:
 
     @torch.no_grad()
     def round_weights(self) -> None:
-        """The networks' weights become the exact ones, rounded."""
+        """Copy the exact weights to the networks, rounded."""
         if self.weights is self.computing:
             return
         if self.between:
@@ -131,8 +132,9 @@ class Optimizer:
 
 
 def keep_exact(network: nn.Module, device: str) -> list[Tensor]:
-    """Float32 copies of all weights, which take their places in the network's `state_dict()`: of
-    those that ask for gradients on the device -> these; of the others on the CPU."""
+    """Make float32 copies of all weights, which the network's `state_dict()` returns from then on.
+    Copies of weights that require gradients are on the device and are returned; the others are on
+    the CPU."""
     exact, trained = {}, []
     for name, p in network.named_parameters():
         place = device if p.requires_grad else "cpu"

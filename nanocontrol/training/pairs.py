@@ -1,4 +1,4 @@
-"""Pairs of a picture and its hint to learn from: the user's own, all cut to one size."""
+"""Training pairs of a picture and its hint. The user's own are all cropped to one size."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from nanocontrol.training.loader import generator_of
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 MIDDLE = 0.5, 0.5
-# With the seed and a number: sequences other than those of steps and of epochs (batches.py).
+# Third numbers for `generator_of`, so that these draws differ from those of steps and epochs.
 CROP, THRESHOLDS, HELD_OUT = 3, 4, 5
 
 
@@ -28,7 +28,7 @@ class Pairs(Dataset, ABC):
     """A data set of pairs: drawn scenes, or folders."""
 
     def __init__(self) -> None:
-        self.kept: dict[int, Tensor] = {}  # hints
+        self.kept: dict[int, Tensor] = {}  # cached hints
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -38,36 +38,36 @@ class Pairs(Dataset, ABC):
 
     @abstractmethod
     def picture(self, i: int) -> tuple[Tensor, str]:
-        """Image and prompt, without the work for the hint."""
+        """Image and prompt, without computing the hint."""
 
     @abstractmethod
     def make_hint(self, i: int) -> Tensor: ...
 
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
-        """What changes whenever the image or the prompt does."""
+        """Bytes that change whenever the image or the prompt does."""
 
     def digest(self) -> str:
-        """What the settings do not tell of the data: a run that goes on must have the same."""
+        """A hash of the data that the settings do not determine. It must not change on resume."""
         return ""
 
     def hint(self, i: int) -> Tensor:
         return self.kept[i] if i in self.kept else self.keep(i, self.make_hint(i))
 
     def keep(self, i: int, hint: Tensor) -> Tensor:
-        """So each is made once in a process, as long as they are few enough: 400 MB."""
+        """Cache a hint in memory, up to 400 MB per process -> the hint."""
         if len(self.kept) * hint.nbytes < 400e6:
             self.kept[i] = hint
         return hint
 
 
 class View(NamedTuple):
-    """How the pictures of folders are shown to a training."""
+    """How training sees the pictures of folders."""
 
-    size: tuple[int, int]  # width and height of what is cut out of each, multiples of 64
-    crop: str = "middle"  # or "random": at another place every time
-    hints: str | None = None  # "canny": made from the pictures; None: from files
-    seed: int = 0  # of random places and thresholds
+    size: tuple[int, int]  # width and height of the crops, multiples of 64
+    crop: str = "middle"  # or "random": a new place every time
+    hints: str | None = None  # "canny": made from the pictures; None: read from files
+    seed: int = 0  # decides random places and thresholds
 
 
 class Folder(Pairs):
@@ -75,11 +75,11 @@ class Folder(Pairs):
 
     image [3, H, W] RGB in [-1, 1], hint [3, H, W] in [0, 1], prompt.
 
-    Of a picture and its hint the same part is cut out, the largest of the view's shape, and
-    resized. Item (i, n) is the pair as the n-th that a training sees: cut out at a random place.
+    Picture and hint are cropped alike, to the largest part with the view's aspect ratio, and
+    resized. Item (i, n) is pair i as the n-th pair that training sees, cropped at a random place.
 
-    `wrong` has a line for each folder or pair that cannot be used, `ignored` the names of what is
-    neither picture nor caption.
+    `wrong` has an error line for each folder or pair that cannot be used. `ignored` has the names
+    of files that are neither pictures nor captions.
     """
 
     def __init__(self, folders: Iterable[Path], view: View):
@@ -102,13 +102,13 @@ class Folder(Pairs):
         return len(self.entries)
 
     def some(self, indices: Iterable[int]) -> Self:
-        """The same with these pairs only."""
+        """A copy with only these pairs."""
         part = copy(self)
         part.entries, part.kept = [self.entries[i] for i in indices], {}
         return part
 
     def mirrored(self) -> Self:
-        """The same, and after these pairs all of them reversed."""
+        """A copy with all pairs, followed by all pairs mirrored."""
         both = self.some(range(len(self)))
         both.entries += [entry._replace(mirrored=True) for entry in self.entries]
         return both
@@ -125,12 +125,12 @@ class Folder(Pairs):
         return self.hint_at(i, MIDDLE)
 
     def image(self, i: int, place: tuple[float, float]) -> Tensor:
-        """[3, H, W] in [0, 1]. (A picture stands on white, where it is transparent.)"""
+        """The crop of picture i, [3, H, W] in [0, 1]. Transparent pixels become white."""
         entry = self.entries[i]
         return self.cut(entry.picture, "white", place, entry.mirrored)
 
     def hint_at(self, i: int, place: tuple[float, float], image: Tensor | None = None) -> Tensor:
-        """image: the pair's, if it was read already."""
+        """The crop of hint i, [3, H, W] in [0, 1]. image: the picture's crop, if already read."""
         entry = self.entries[i]
         if entry.hint:
             return self.cut(entry.hint, "black", place, entry.mirrored)
@@ -146,8 +146,8 @@ class Folder(Pairs):
         return right, down
 
     def thresholds(self, entry: Entry) -> tuple[int, int]:
-        """Of Canny's edges: random, as the paper's were, for each picture its own. (The range is
-        that of nano's hints; the paper has none.)"""
+        """Canny's thresholds for a picture, random as in the paper. The paper gives no range; this
+        one is that of nano's hints."""
         generator = generator_of(self.view.seed, entry.number, THRESHOLDS)
         high = int(torch.randint(100, 300, (), generator=generator))
         return high // 2, high
@@ -166,13 +166,13 @@ class Folder(Pairs):
 
 
 def held_out_of(n: int) -> int:
-    """How many of n pairs are kept to measure with: a tenth, at most eight. At least two, as one
-    alone has no other's hint and so no control gain; of less than four pairs one."""
+    """The number of pairs, out of n, that are held out for evaluation: a tenth, from two to eight.
+    The control gain needs two. With fewer than four pairs, only one is held out."""
     return min(8, max(1 if n < 4 else 2, n // 10))
 
 
 def split(folder: Folder, seed: int) -> tuple[Folder, Folder]:
-    """Pairs to train on, and to measure with, which the seed chooses. A single pair is both."""
+    """Pairs to train on, and held-out pairs, chosen by the seed. A single pair serves as both."""
     n = len(folder)
     order = torch.randperm(n, generator=generator_of(seed, 0, HELD_OUT)).tolist()
     kept = held_out_of(n)

@@ -1,4 +1,4 @@
-"""Where networks compute and in which precision, before a training."""
+"""Device, precision and memory format of the networks, set before training."""
 
 from typing import Any
 
@@ -18,14 +18,16 @@ def place(
     channels_last: bool,
     checkpointed: bool,
 ) -> None:
-    """Move the base to the device, and set memory layout and gradient checkpointing of both.
+    """Move the base to the device. Set memory format and gradient checkpointing of base and
+    ControlNet.
 
     dtype: "fp32", "bf16" or "fp16". A locked base is rounded to it. A base that is trained stays in
-    float32 (the optimizer rounds what is trained): it is saved too, and its other parts stay exact.
+    float32, because it will be saved and its untrained parts must stay exact. The optimizer rounds
+    the trained parts.
     """
     if not any(parameter.requires_grad for parameter in sd.unet.parameters()):
         sd.unet.to(PRECISIONS[dtype]), sd.text_encoder.to(PRECISIONS[dtype])
-        if dtype == "bf16":  # fp16 ends at 65504, and Stable Diffusion's VAE goes beyond
+        if dtype == "bf16":  # fp16 ends at 65504, which Stable Diffusion's VAE exceeds
             sd.vae.to(PRECISIONS[dtype])
     sd.unet.to(device), sd.vae.to(device), sd.text_encoder.to(device)
     if channels_last:
@@ -37,7 +39,7 @@ def place(
 
 
 def compiled(network: Any, wanted: bool) -> Any:
-    """Where a compiler is missing, PyTorch says so and the network stays as it is."""
+    """The network, compiled if wanted. Without a compiler, PyTorch warns and runs it as it is."""
     if not wanted:
         return network
     torch._dynamo.config.suppress_errors = True

@@ -1,4 +1,4 @@
-"""Several processes that train together, one for each GPU."""
+"""Training with several processes, one per GPU."""
 
 import os
 from datetime import timedelta
@@ -16,14 +16,17 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def is_first() -> bool:
-    """Of those that torchrun started, or alone: the one that prints and writes."""
+    """Whether this process prints and writes: the first that torchrun started, or the only one."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 class Processes:
-    """Those that torchrun started, or this one alone. All make the same draws and keep the same
-    weights; each takes its share of every pass, and DistributedDataParallel averages the gradients.
-    So N of them take the steps of one with N times the batch size."""
+    """The processes that torchrun started, or this one alone.
+
+    All make the same draws and have the same weights. Each takes its share of every pass, and
+    DistributedDataParallel averages the gradients. So N processes take the same steps as one
+    process with N times the batch size.
+    """
 
     def __init__(self, device: str):
         self.rank, self.size = 0, 1
@@ -31,30 +34,31 @@ class Processes:
             return
         if device not in ("cpu", "cuda"):
             raise InputError(f"--device {device}: with torchrun, expected cpu or cuda")
-        a_day = timedelta(days=1)  # the others wait while one encodes, saves or measures
+        a_day = timedelta(days=1)  # the others wait while one encodes, saves or evaluates
         if device == "cuda":
             own = machine.own_gpu()
             dist.init_process_group("nccl", timeout=a_day, device_id=own)
         else:
             dist.init_process_group("gloo", timeout=a_day)
-        # For numbers that are on the CPU: no GPU has to be waited for.
+        # A group for numbers on the CPU, so that no GPU has to be waited for.
         self.cpus: Any = dist.new_group(backend="gloo", timeout=a_day)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def share(self, number: int, batch_size: int) -> slice:
-        """Of a step's pairs, those of this process in its pass of that number."""
+        """The pairs that this process handles in pass `number` of a step."""
         start = batch_size * (number * self.size + self.rank)
         return slice(start, start + batch_size)
 
     def join(self, network: N) -> N:
-        """The network, with its gradients averaged over the processes if it is trained."""
+        """The network. If it is trained, its gradients will be averaged over the processes."""
         trained = any(parameter.requires_grad for parameter in network.parameters())
         if self.size == 1 or not trained:
             return network
         return cast(N, DistributedDataParallel(network))
 
     def average_next(self, now: bool, *networks: nn.Module) -> None:
-        """Whether the next backward pass averages, or only adds up for a later one."""
+        """Choose whether the next backward pass averages gradients over the processes, or only
+        accumulates them."""
         for network in networks:
             if isinstance(network, DistributedDataParallel):
                 network.require_backward_grad_sync = now
@@ -65,7 +69,7 @@ class Processes:
         return values / self.size
 
     def largest(self, number: int) -> int:
-        """Of all processes' numbers, which are on the CPU."""
+        """The largest of all processes' numbers, compared on the CPU."""
         if self.size == 1:
             return number
         numbers = torch.tensor(number)
@@ -73,10 +77,10 @@ class Processes:
         return int(numbers)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier()
 
     def leave(self) -> None:
-        if dist.is_initialized():  # also by torchrun with a single one
+        if dist.is_initialized():  # torchrun also initialises a single process
             dist.destroy_process_group()

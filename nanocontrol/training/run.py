@@ -1,4 +1,4 @@
-"""The folder that a training run leaves behind. README.md in this folder lists its files."""
+"""The folder of a training run: writing and reading it. The README.md here lists its files."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from nanocontrol.plumbing.pictures import CAPTION, grid, save_picture, with_capt
 from nanocontrol.training.film import chosen, film
 from nanocontrol.training.optimizer import Optimizer
 
-FOLLOWED = ("follows", "score", "iou")  # of these the film has the first that was measured
+FOLLOWED = ("follows", "score", "iou")  # the film plots the first one that was measured
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class Run:
     folder: Path
     settings: dict[str, Any]  # settings.json
     log: list[dict[str, Any]]  # log.jsonl
-    metrics: dict[str, Any]  # metrics.json; empty if the run did not come to its end
+    metrics: dict[str, Any]  # metrics.json; empty if the run did not finish
 
     def measured(self, name: str) -> list[tuple[int, float]]:
         return measured(self.log, name)
 
     @property
     def steps(self) -> int:
-        """How many were done."""
+        """The number of steps done."""
         return max((entry["step"] for entry in self.log), default=0)
 
 
 def read_run(folder: Path) -> Run:
-    """Raises InputError, naming the file, if this is not the folder of a run."""
+    """The run in a folder. Raises InputError, naming the file, if the folder holds no run."""
     ended = (folder / "metrics.json").exists()
     metrics = read_json(folder / "metrics.json") if ended else {}
     return Run(folder, read_json(folder / "settings.json"), read_log(folder), metrics)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The entries of log.jsonl; none without that file. A last line that was cut off is dropped."""
+    """The entries of log.jsonl; none without that file. A truncated last line is dropped."""
     file = folder / "log.jsonl"
     if not file.exists():
         return []
@@ -77,12 +77,12 @@ class RunFolder:
         self.history: list[dict] = []  # what is in log.jsonl
 
     def create(self, settings: dict, start: int) -> None:
-        """The folder of a run that begins with this step: what a run that was killed left of later
-        ones goes."""
+        """Prepare the folder for a run that begins after step `start`. Log entries and sheets of
+        later steps, which a killed run left, are removed."""
         make_folder("--out", self.path / "samples")
         for folder in (self.path, self.path / "samples"):
             remove_temporary_files(folder)
-        if (self.path / "settings.json").exists():  # (what else is in a folder is somebody's own)
+        if (self.path / "settings.json").exists():  # in any other folder, files are the user's
             for file in self.path.glob(".tmp??????"):  # safetensors' temporary files
                 file.unlink()
             self.forget_sheets_after(start)
@@ -102,22 +102,24 @@ class RunFolder:
 
     @property
     def skipped(self) -> int:
-        """How many steps were skipped till now."""
+        """The number of steps skipped so far."""
         return len(self.measured("skipped"))
 
     def save(self, progress: dict, optimizer: Optimizer) -> None:
-        """All that a run goes on from is in one file, and the log until then."""
+        """Write everything that resuming needs, apart from the log, into one file."""
         state = progress | optimizer.state()
 
         def write(temporary: Path) -> None:
-            sync(self.path / "log.jsonl")  # first: no state may outlive its log
+            sync(self.path / "log.jsonl")  # first, so that the log is never behind the state
             torch.save(state, temporary)
 
         write_atomically(self.path / "state.pt", write)
 
     def restore(self, optimizer: Optimizer, progress: dict) -> dict:
-        """Go back to the last save -> its progress, with the keys of the one that is given: that is
-        the beginning's, which is returned if nothing was saved."""
+        """Restore the last save -> its progress, with the keys of `progress`.
+
+        progress: that of a new run, which is returned if nothing was saved.
+        """
         file = self.path / "state.pt"
         if not file.exists():
             return progress
@@ -131,13 +133,13 @@ class RunFolder:
             raise InputError(f"--resume: {file} is damaged or of another version") from None
 
     def forget_sheets_after(self, step: int) -> None:
-        """They will be made again."""
+        """Remove the contact sheets of later steps, which will be repeated."""
         for sheet in self.sheets():
             if int(sheet.stem) > step:
                 sheet.unlink()
 
     def forget_after(self, step: int) -> None:
-        """Drop from the log what came after the last save: it will be done again."""
+        """Drop log entries after the last save, because those steps will be repeated."""
         entries = read_log(self.path) if step else []
         self.history = [entry for entry in entries if entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in self.history)
@@ -148,21 +150,21 @@ class RunFolder:
         write_json(self.path / "metrics.json", metrics)
 
     def contact_sheet(self, step: int, rows: Sequence[Tensor], caption: str) -> None:
-        """Rows of pictures, each [n, 3, H, W] in [-1, 1]; what the model makes is the last row.
+        """Save rows of pictures, each [n, 3, H, W] in [-1, 1]; the last row is the model's output.
         caption: how it was made."""
         sheet = with_caption(grid(rows), f"step {step}: {caption}")
         save_picture(sheet, self.path / "samples" / f"{step:06d}.png")
 
     def sheets(self) -> list[Path]:
-        """In the order of their steps."""
+        """The contact sheets in the order of their steps."""
         files = [file for file in (self.path / "samples").glob("*.png") if file.stem.isdecimal()]
         return sorted(files, key=lambda file: int(file.stem))
 
     def film(self, height: int, width: int) -> None:
-        """From the contact sheets, whose first row are the hints and whose last is what was made,
-        and from the log."""
+        """Save the film, made from the log and the contact sheets. A sheet's first row has the
+        hints, its last row the model's output. height, width: of a picture, in pixels."""
         best = next((name for name in FOLLOWED if self.measured(name)), "control_gain")
-        # (Sheets of other steps are not this run's.)
+        # Sheets of steps that this run did not evaluate are not its own.
         looked = {e["step"] for e in self.history if not e.keys() & {"loss", "skipped"}}
         files = {int(file.stem): file for file in self.sheets() if int(file.stem) in looked}
         sheets = {step: np.asarray(Image.open(files[step])) for step in chosen([*files])}
@@ -174,7 +176,7 @@ class RunFolder:
 
 
 def measured(history: Sequence[dict], name: str) -> list[tuple[int, float]]:
-    """(step, value) of a number, where the log has it."""
+    """(step, value) of a number, for the log entries that have it."""
     return [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
 
 
@@ -184,5 +186,5 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def finite_or_none(numbers: dict) -> dict:
-    """As JSON can have them: it knows no NaN and no infinity."""
+    """The numbers, with None for NaN and infinity, which JSON does not have."""
     return {name: x if x is None or math.isfinite(x) else None for name, x in numbers.items()}

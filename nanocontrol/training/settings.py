@@ -1,4 +1,4 @@
-"""A training's settings: a frozen dataclass with a line for each, from which its flags are made."""
+"""Settings of a training: a frozen dataclass with one line per setting, and flags made from it."""
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
@@ -21,22 +21,23 @@ def knob(
     choices: Iterable[Any] | None = None,
     learnt: bool = True,
 ) -> Any:
-    """A field of such a dataclass: its default and its help text; the function that reads it from a
-    command line, or the values it can have (a Literal type says them too).
+    """A field of the dataclass: one setting with its default and help text.
 
-    A default of None is decided later, from the machine or from other settings.
-    learnt: whether it decides what is learnt, and not only where, how fast or how closely watched.
+    A default of None is filled in later, from the machine or from other settings.
+    reader: parses the flag's text. choices: the allowed values; a Literal type also lists them.
+    learnt: whether the setting affects the result of the training. False if it affects only where
+    or how fast a run computes, or how often it is evaluated and saved.
     """
     metadata = {"help": help, "type": reader, "choices": choices, "learnt": learnt}
     return field(default=default, metadata=metadata)
 
 
 def what_is_learnt(settings: Mapping[str, Any], of: type) -> dict[str, Any]:
-    """The settings that decide what a training learns: two runs with the same ones can be compared.
+    """The settings that affect the result of a training. Runs that agree in them can be compared.
 
-    settings: as a run's settings.json has them, perhaps of an earlier version; of: their dataclass.
-    A setting that is missing has its default. One that no longer exists (`former`) is ignored if it
-    had its default. Of files only the names count.
+    settings: from a run's settings.json, perhaps of an earlier version; of: their dataclass. A
+    missing setting has its default. A setting that no longer exists (`former`) is ignored if it has
+    its old default. Only the names of files are compared, not their folders.
     """
     learnt: dict[str, Any] = {}
     for setting in fields(of):
@@ -48,14 +49,14 @@ def what_is_learnt(settings: Mapping[str, Any], of: type) -> dict[str, Any]:
 
 
 def names_of_files(value: Any) -> Any:
-    """A path, or a list of them -> without their folders."""
+    """A path, or a list of paths, without the folders."""
     if isinstance(value, list):
         return [names_of_files(path) for path in value]
     return value and Path(value).name
 
 
 def unknown_settings(settings: Mapping[str, Any], of: type) -> dict[str, Any]:
-    """The settings that do not exist, unless they once did and have the default they had."""
+    """The settings that this version does not know, except former ones with their old default."""
     known, former = {setting.name for setting in fields(of)}, getattr(of, "former", {})
     return {
         name: value
@@ -67,14 +68,16 @@ def unknown_settings(settings: Mapping[str, Any], of: type) -> dict[str, Any]:
 def parser_for(
     settings: type, description: str | None, presets: Mapping[str, Mapping[str, Any]], resuming: str
 ) -> argparse.ArgumentParser:
-    """With a flag for each setting: `batch_size: int = knob(4, "pairs in a pass", at_least(1))`
-    becomes --batch-size. Flags that are not given will not be in the parsed namespace.
-    presets, by name: --help says where their defaults differ; resuming: what it says of --resume.
+    """A parser with a flag for each setting: `batch_size: int = knob(4, "pairs per forward pass")`
+    becomes --batch-size. Flags that are not given are absent from the parsed namespace.
+
+    presets: by name; --help shows where their defaults differ. resuming: the end of --resume's
+    help text.
     """
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     for setting in fields(settings):
-        if not setting.metadata:  # no knob
+        if not setting.metadata:  # not made by `knob`
             continue
         argument = {name: x for name, x in setting.metadata.items() if name != "learnt"}
         if setting.default not in (None, False):
@@ -97,7 +100,7 @@ def parser_for(
             argument["metavar"] = "PATH"
         add = partial(parser.add_argument, default=argparse.SUPPRESS)
         add(flag_of(setting.name), **argument)
-        if setting.default and argument.get("metavar") == "PATH":  # a path that can be left out
+        if setting.default and argument.get("metavar") == "PATH":  # add --no-NAME
             without: Any = {"dest": setting.name, "action": "store_const", "const": ""}
             add(flag_of(f"no_{setting.name}"), help=argparse.SUPPRESS, **without)
     parser.add_argument(
@@ -111,16 +114,19 @@ def flag_of(name: str) -> str:
 
 
 def has_default(setting: Field) -> bool:
-    """Whether a setting has a value before it is decided by others: `str` with None has none."""
+    """Whether a setting has a default of its own. A default of None counts only if the type allows
+    None; otherwise the value is filled in later."""
     optional = setting.default is None and NoneType in get_args(setting.type)
     return optional or setting.default not in (None, MISSING)
 
 
 def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
-    """The settings of a run that is to go on; no flag may contradict them. If the run's `schedule`
-    is the one named in `longer`, `steps` may grow: its first steps do not depend on their number.
+    """The settings of a run to resume. The given flags may not contradict them, with one exception:
+    `steps` may grow if the run's `schedule` is `longer`, because such a schedule does not depend on
+    the number of steps.
 
-    Raises InputError if the folder holds no run of these settings, or its device is not here.
+    Raises InputError for such a contradiction, if the folder holds no run with these settings, or
+    if its device is not available.
     """
     with blame("--resume"):
         kept = read_json(run / "settings.json")
@@ -132,7 +138,7 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
         )
     missing = [s.name for s in fields(settings) if s.name not in kept and not has_default(s)]
     if missing:
-        raise InputError(f"--resume {run}: its settings.json has no {missing[0]}; expected a run's")
+        raise InputError(f"--resume {run}: its settings.json has no {missing[0]}; expected one")
     names = {setting.name for setting in fields(settings)}
     old = settings(**{name: value for name, value in kept.items() if name in names})
     if not available(old.device):

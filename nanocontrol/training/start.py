@@ -1,4 +1,4 @@
-"""A training begins in a folder that no other one has, and stops without losing a step."""
+"""Starting a training in a folder of its own, and stopping it without losing a step."""
 
 import os
 import shlex
@@ -17,15 +17,16 @@ from nanocontrol.training.processes import is_first
 
 
 class Signals:
-    """Ctrl-C, and SIGTERM, which a machine sends before it goes down. They stop the program at
-    once, but while `noting` the first one is only noted: `Watch` has the step finished and saved.
+    """Handlers for Ctrl-C, and for SIGTERM, which a machine sends before it shuts down.
 
-    A second Ctrl-C stops at once all the same. A second SIGTERM does not: where a machine sends it
-    to every process, torchrun passes it on to those that have it already.
+    They stop the program at once. During training, while `noting` is set, the first signal only
+    sets `noted`; `Watch` finishes the step, saves, and exits. A second Ctrl-C stops at once. A
+    second SIGTERM is ignored: if a machine sends it to every process, torchrun forwards it to
+    processes that have received it already.
     """
 
     def __init__(self) -> None:
-        self.noting, self.noted = False, 0  # the number of the signal
+        self.noting, self.noted = False, 0  # noted: the signal's number, 0 for none
 
     def __enter__(self) -> "Signals":
         both = signal.SIGINT, signal.SIGTERM
@@ -45,10 +46,11 @@ class Signals:
 
 
 def run_alone(train: Callable, settings: Any, resume: bool, kind: str, command: str) -> None:
-    """Call train(settings, signals, resume) with a folder of its own as `out`: if none is given,
-    the first free one of runs/kind-1, runs/kind-2, ... Where it is stopped, say how it goes on.
+    """Call train(settings, signals, resume), with `out` locked for this run. If no folder is given,
+    it is the first free one of runs/kind-1, runs/kind-2, ... If the training is stopped, the
+    message says how to resume it.
 
-    Processes that torchrun started are one run: the first of them has the folder.
+    Processes that torchrun started are one run, and the first of them holds the lock.
     """
     first = is_first()
     held = folder_held(settings.out, kind, resume) if first else nullcontext(settings.out or kind)
@@ -57,7 +59,7 @@ def run_alone(train: Callable, settings: Any, resume: bool, kind: str, command: 
             train(replace(settings, out=out), signals, resume)
         except KeyboardInterrupt as stop:
             number = getattr(stop, "number", signal.SIGINT)
-            if not first:  # one sentence is enough
+            if not first:  # the first process prints the message
                 sys.exit(128 + number)
             raise Stopped(number, how_to_go_on(Path(out), command)) from None
 
@@ -70,17 +72,17 @@ def how_to_go_on(out: Path, command: str) -> str:
         python = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
     how = f"{python} {command} --resume {typed(out)}"
     if not (out / "state.pt").exists():
-        return f"stopped before anything was saved; to begin again: {how}"
-    return f"stopped; to go on from the last save: {how}"
+        return f"stopped before anything was saved; to start again: {how}"
+    return f"stopped; to resume from the last save: {how}"
 
 
 def typed(path: str | Path) -> str:
-    """As one would type it here."""
+    """The path as one would type it in a shell in the current folder."""
     here, path = Path.cwd(), Path(path).resolve()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def check_new(out: str | None) -> None:
-    """Refuse a folder that holds a run."""
+    """Raises InputError if the folder already holds a run."""
     if out and (Path(out) / "settings.json").exists():
         raise InputError(f"--out {out} already holds a run: expected a new folder, or --resume")

@@ -1,4 +1,4 @@
-"""What a training does beside learning: log losses, measure and draw sheets of pictures, save."""
+"""Everything around a training's steps: log losses, evaluate, draw contact sheets, save."""
 
 import json
 import math
@@ -19,19 +19,19 @@ from nanocontrol.training.processes import Processes
 from nanocontrol.training.run import RunFolder, finite_or_none
 from nanocontrol.training.start import Signals
 
-LOG_EVERY = 10  # steps: reading a loss makes the CPU wait for the GPU, so it is done seldom
-TOO_MANY = 10  # steps skipped in a row: the run is stopped
-HALVINGS = 16  # of fp16's scale of the loss, 65536 at first: as many steps may be skipped for that
+LOG_EVERY = 10  # steps; logging is rare because reading a loss makes the CPU wait for the GPU
+TOO_MANY = 10  # consecutive skipped steps that stop a run
+HALVINGS = 16  # more steps that fp16 may skip, one for each halving of its loss scale of 65536
 
 Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 Save = Callable[[Path], None]  # into a folder
 
 
 class Watch:
-    """In a run of several processes, the first one evaluates, saves and writes.
+    """Logs, evaluates and saves a run. Of several processes, only the first evaluates and writes.
 
-    folder: of the run, which ends after `steps` steps; signals: the first one stops the run after
-    its step.
+    steps: the run's length; look_every, save_every: steps between evaluations and between saves;
+    signals: the first one stops the run after the current step.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Watch:
         self.optimizer, self.processes, self.signals = optimizer, processes, signals
         self.run = RunFolder(folder)
         self.writes = processes.rank == 0
-        self.losses: list[Tensor] = []  # those that are not logged yet
+        self.losses: list[Tensor] = []  # not logged yet
         self.too_many = TOO_MANY + (HALVINGS if optimizer.dtype == "fp16" else 0)
         self.skipped_in_a_row = 0
         self.began = time.monotonic()
@@ -58,15 +58,15 @@ class Watch:
     ) -> int:
         """Write the folder with these settings, or restore its last save -> the first step.
 
-        pairs: as Pairs.digest has it; look: measures the networks; caption: how its pictures are
-        made; save: writes what sample.py takes into the folder.
+        pairs: from Pairs.digest; look: evaluates the networks; caption: how its pictures are made;
+        save: writes the weights, as sample.py reads them, into the folder.
         """
         self.pairs, self.look, self.caption, self.save = pairs, look, caption, save
         progress = self.progress(0)
         if resume:
             progress = self.run.restore(self.optimizer, progress)
         start, processes = progress["step"], progress["processes"]
-        if processes != self.processes.size:  # each takes a batch of its own
+        if processes != self.processes.size:  # their number multiplies the batch size
             how = f"torchrun with {processes}" if processes > 1 else "no torchrun"
             both = f"{self.run.path} was trained by {processes} processes"
             raise InputError(f"--resume: {both}, not {self.processes.size}: expected {how}")
@@ -78,12 +78,12 @@ class Watch:
         self.skipped_in_a_row = progress["skipped_in_a_row"]
         if self.writes:
             if resume and start == 0:
-                print(f"{self.run.path} holds no saved state: beginning anew", file=sys.stderr)
+                print(f"{self.run.path} holds no saved state: starting again", file=sys.stderr)
             self.run.create(settings, start)
         return start
 
     def progress(self, step: int) -> dict:
-        """What a run that goes on has to know, beside its weights and AdamW's numbers."""
+        """The state that resuming needs, besides the weights and AdamW's moments."""
         return {
             "step": step,
             "seconds": time.monotonic() - self.began,
@@ -93,7 +93,7 @@ class Watch:
         }
 
     def steps(self, start: int) -> Iterator[int]:
-        """The steps that are left, from `start` on, with a progress bar. After each call `done`."""
+        """The remaining steps, from `start` on, with a progress bar. Call `done` after each."""
         self.signals.noting = True
         if start == 0 and self.writes:
             self.observe(0)
@@ -103,7 +103,10 @@ class Watch:
         self.signals.noting = False
 
     def done(self, step: int, loss: Tensor) -> None:
-        """After each step, from 0 on. loss: as Optimizer.step returns it, of all processes."""
+        """Log, evaluate and save after step `step`, if it is time.
+
+        step: counted from 0. loss: from Optimizer.step, averaged over the processes.
+        """
         self.losses.append(loss)
         done = step + 1
         last, stopped = done == self.total, self.processes.largest(self.signals.noted)
@@ -135,10 +138,10 @@ class Watch:
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if last_bad:
             if self.writes:
-                self.write(done)  # it is good: bad steps changed nothing
+                self.write(done)  # still good, because skipped steps changed nothing
             self.processes.wait()
             raise self.diverged(
-                f"{self.too_many} steps in a row were skipped until step {last_bad}, as their "
+                f"{self.too_many} steps in a row were skipped up to step {last_bad}, because their "
                 "losses or gradients were not finite"
             )
 
@@ -150,18 +153,22 @@ class Watch:
     def write(self, step: int) -> None:
         if not all(weight.isfinite().all() for weight in self.optimizer.weights):
             raise self.diverged(f"the weights are not finite at step {step}")
-        # In this order: where a kill comes between the two, the last weights are not missing from a
-        # run that is taken for finished.
+        # The weights come first. If the process is killed in between, resuming repeats some steps
+        # and writes the weights again. In the other order, a run whose state says that it is done
+        # could lack its last weights.
         self.save(self.run.path)
         self.run.save(self.progress(step), self.optimizer)
 
     def finish(
         self, look: Look, film_size: tuple[int, int] | None = None, bands: dict | None = None
     ) -> dict:
-        """Measure once more and write the numbers; of a ControlNet, with pictures of film_size
-        (height, width), also a film, the curves (over the bands of healthy runs) and the step of
-        the jump -> the numbers."""
-        if self.signals.noted:  # while the last step was looked at
+        """Evaluate once more and write metrics.json -> the final numbers.
+
+        film_size: height and width of the pictures. For a ControlNet, where it is given, the step
+        of the jump, the film and the curves are written too. bands: ranges of healthy runs, drawn
+        behind the curves.
+        """
+        if self.signals.noted:  # during the last evaluation
             raise Stopped(self.signals.noted)
         metrics: dict = {}
         if self.writes:
@@ -179,6 +186,6 @@ class Watch:
     def diverged(self, why: str) -> InputError:
         precision = "" if self.optimizer.dtype == "fp32" else " or --dtype fp32"
         return InputError(
-            f"--lr {self.optimizer.lr:g}: {why}; begin a new run with a lower rate{precision}, and "
-            f"look for NaN in the data (the last good state, if any, is kept in {self.run.path})"
+            f"--lr {self.optimizer.lr:g}: {why}; start a new run with a lower rate{precision}, and "
+            f"check the data for NaN (the last good state, if any, is kept in {self.run.path})"
         )

@@ -57,7 +57,7 @@ def test_all_errors_are_reported_at_once(tmp_path, capsys):
         (3, "image2.png does not exist"),
         (4, "hint3.png cannot be read as a picture"),
         (5, "image4.png is cut off or damaged"),
-        (6, "hint5.png is 64x32 and its picture 64x64; expected the same shape"),
+        (6, "hint5.png is 64x32 and its picture 64x64; expected the same aspect ratio"),
         (7, "hint6.png"),
     ]:
         mine = [line for line in wrong if f"prompt.json, line {number}: " in line]
