@@ -391,7 +391,7 @@ def test_a_folder_belongs_to_one_run_at_a_time(begin, flags, tmp_path):
     wait_until(saved("run"), first)
     for argv in (["--resume", tmp_path / "run"], [*flags, "--out", tmp_path / "run"]):
         assert ended(begin(*argv, folder=tmp_path / "second")) == 2
-        words = "another run is at work" if "--resume" in argv else "already holds a run"
+        words = "another run is using it" if "--resume" in argv else "already holds a run"
         assert words in said(tmp_path / "second")
     os.kill(first.pid, signal.SIGKILL)
     assert ended(first) == -signal.SIGKILL  # the kill releases its lock

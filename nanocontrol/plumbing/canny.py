@@ -1,5 +1,5 @@
-"""Canny's edges, of photographs and of drawn pictures. (The README names detectors for
-the other maps of photographs.)"""
+"""Canny's edge detector, for photographs and drawn pictures. It is the only detector for
+photographs here; the README of nanocontrol.tools names others."""
 
 import torch
 import torch.nn.functional as F
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def canny(image: Tensor, low: int, high: int) -> Tensor:
-    """The edges of a picture, white on black (Canny 1986), as the original's hints have them.
+    """A picture's edges, white on black, as in the original's hints (Canny 1986).
 
     image [3, H, W], RGB in [0, 1] -> [3, H, W] of zeros and ones.
     low, high: thresholds for |dx| + |dy|, where dx and dy are Sobel differences of bytes. An edge
-    is a ridge of the gradient above `low` that is connected with one above `high`.
-    In integers, and in doubtful cases as OpenCV's `Canny` does it: the pictures are the same.
+    is a ridge of the gradient above `low` that is connected to one above `high`. Integers are used,
+    and ties are broken as in OpenCV's `Canny`, so both give identical edges.
     """
     dx, dy = sobel((image * 255).round().int())
     magnitude = dx.abs() + dy.abs()
@@ -23,7 +23,7 @@ def canny(image: Tensor, low: int, high: int) -> Tensor:
 
 
 def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
-    """The differences to the right and downwards of each channel; borders are repeated."""
+    """Sobel differences of each channel, to the right and downwards; border pixels are repeated."""
     x = F.pad(image.float(), (1, 1, 1, 1), mode="replicate").int()
     right = x[:, :, 2:] - x[:, :, :-2]
     down = x[:, 2:] - x[:, :-2]
@@ -33,8 +33,8 @@ def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_ridge(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Where the magnitude [H, W] is the largest along the gradient, whose direction is rounded to a
-    multiple of 45 degrees."""
+    """Where the magnitude [H, W] is a local maximum along the gradient, whose direction is rounded
+    to a multiple of 45 degrees."""
     around = F.pad(magnitude, (1, 1, 1, 1))
     height, width = magnitude.shape
 
@@ -45,7 +45,7 @@ def is_ridge(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
     x, y = dx.abs(), dy.abs() * 2**15
     horizontal, vertical = y < 13573 * x, y > (13573 + 2**16) * x
     falling = (dx < 0) == (dy < 0)  # to the lower right
-    # Of equal neighbours in a row one is taken.
+    # Among equal neighbours, one is taken.
     along_x = (magnitude > neighbour(0, -1)) & (magnitude >= neighbour(0, 1))
     along_y = (magnitude > neighbour(-1, 0)) & (magnitude >= neighbour(1, 0))
     along_falling = (magnitude > neighbour(-1, -1)) & (magnitude > neighbour(1, 1))
@@ -55,7 +55,7 @@ def is_ridge(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
 
 
 def connected(seeds: Tensor, allowed: Tensor) -> Tensor:
-    """The pixels of `allowed` that touch a seed, directly or through others; all [H, W], bool."""
+    """The pixels of `allowed` that are connected to a seed through others; all [H, W], bool."""
     while True:
         grown = thicker(seeds) & allowed
         if torch.equal(grown, seeds):
@@ -64,7 +64,7 @@ def connected(seeds: Tensor, allowed: Tensor) -> Tensor:
 
 
 def thicker(x: Tensor) -> Tensor:
-    """[H, W], bool -> where it or one of its eight neighbours is true."""
+    """The mask [H, W], bool, grown by one pixel in all eight directions."""
     wide = x.clone()
     wide[:, 1:] |= x[:, :-1]
     wide[:, :-1] |= x[:, 1:]

@@ -1,4 +1,4 @@
-"""What is refused ends in one sentence that names the flag or the file."""
+"""Errors that end the program with one sentence, which names the flag or the file."""
 
 import re
 import signal
@@ -10,21 +10,21 @@ LONGEST = 299  # characters of a message that names one file
 
 
 class InputError(Exception):
-    """A file, flag or folder that cannot be used; the message is one sentence that names it, one
-    printable line. longest: of a message that names several."""
+    """A file, flag or folder that cannot be used. The message is one sentence that names it, on one
+    printable line. longest: the limit in characters, larger if the message names several."""
 
     def __init__(self, message: str, longest: int = LONGEST):
-        # One from a process that reads pairs is made anew, of that process's whole traceback.
+        # DataLoader raises a worker's error again, with that worker's whole traceback as message.
         if message.startswith("Caught InputError in DataLoader worker"):
             message = message.strip().splitlines()[-1].removeprefix(f"{__name__}.InputError: ")
-        # A folder's name may be long, and the file's own stands at the end of it.
+        # Long paths are cut in the middle, because the file's own name is at the end.
         message = re.sub(r"\S{121,}", lambda word: one_line(word[0], 120), message)
         super().__init__(one_line(message, longest))
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """A text that may come from a file, to be printed: the middle of a long one is left out, and
-    what is not printable (a terminal could obey it) is escaped as Python does it."""
+    """Make a text that may come from a file safe to print. The middle of a long text is left out.
+    Unprintable characters, which a terminal could obey, are escaped as in Python."""
     text = without_middle(text, longest)
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return without_middle(text, longest)
@@ -36,12 +36,13 @@ def without_middle(text: str, longest: int) -> str:
 
 
 def memory_is_full(error: Exception) -> bool:
-    """PyTorch raises a RuntimeError then, on a CPU too."""
+    """Whether an error means that memory is full. PyTorch then raises a RuntimeError, on a CPU
+    too."""
     return isinstance(error, MemoryError) or "allocate" in str(error)
 
 
 class Stopped(KeyboardInterrupt):
-    """By the signal of this number; the message is one sentence."""
+    """A signal stopped the program. number: the signal's; message: one sentence."""
 
     def __init__(self, number: int, message: str = "stopped"):
         super().__init__(message)
@@ -50,7 +51,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def blame(flag: str) -> Iterator[None]:
-    """Name the flag whose value was refused."""
+    """Put the flag in front of the message of an InputError."""
     try:
         yield
     except InputError as error:
@@ -59,8 +60,8 @@ def blame(flag: str) -> Iterator[None]:
 
 @contextmanager
 def one_sentence(program: str, when_memory_is_full: str = "more is needed") -> Iterator[None]:
-    """End with one sentence where something is refused (status 2) or stopped (as shells have it,
-    128 and the signal's number: 130 by Ctrl-C, 143 by SIGTERM)."""
+    """End the program with one sentence. The exit status is 2 for an InputError. If a signal
+    stopped it, the status is 128 plus the signal's number, as in shells: 130 for Ctrl-C."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""What all that reads and writes files shares."""
+"""Functions shared by all code that writes files."""
 
 import os
 import secrets
@@ -13,18 +13,18 @@ from nanocontrol.plumbing.errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a temporary file, then put it in place: a file is whole or not there,
-    wherever this process is killed or the power cut."""
-    # (No process id: two machines, or two containers, that share a folder may have the same.)
+    """Let `write` create a temporary file, then rename it to `path`. A file is complete or absent,
+    even if the process is killed or the power fails. Raises InputError if it cannot be written."""
+    # The name is random. Two machines or containers that share a folder can have equal process ids.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # others may read it, as any file (safetensors lets only its owner)
+        temporary.chmod(mode)  # as for any new file; safetensors lets only the owner read
         sync(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk comes as any of them
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of these
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} could not be written: {why}") from None
     finally:
@@ -33,16 +33,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the file is on the disk: what only the system has yet is lost in a power cut."""
+    """Wait until the file is on the disk. The system's buffers are lost when the power fails."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def remove_temporary_files(folder: Path, seconds: float = 0) -> None:
-    """Those that `write_atomically` left when it was killed, if nobody wrote to them for that long:
-    where others write too, theirs must stay."""
+    """Delete files that `write_atomically` left when it was killed. Only files that were unchanged
+    for this many seconds are deleted, because other processes may be writing theirs."""
     for file in folder.glob("*." + "[0-9a-f]" * 8 + ".tmp"):
-        with suppress(OSError):  # another may be faster
+        with suppress(OSError):  # another process may have deleted it
             if file.stat().st_mtime <= time.time() - seconds:
                 file.unlink()
 
@@ -51,5 +51,5 @@ def make_folder(flag: str, path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{flag}: the folder {path} cannot be made: {error.strerror}") from None
+        raise InputError(f"{flag}: the folder {path} cannot be created: {error.strerror}") from None
     return path

@@ -1,4 +1,4 @@
-"""What the command lines share: checks of flags, each refusing with one sentence."""
+"""Parsers for the values of command-line flags. Each refuses a bad value with one sentence."""
 
 import argparse
 import math
@@ -42,7 +42,7 @@ def finite(text: str) -> float:
 
 
 def numbers(text: str) -> list[float]:
-    """1 or 0.5,1,1"""
+    """Numbers separated by commas: "1" or "0.5,1,1"."""
     return [finite(number) for number in text.split(",")]
 
 
@@ -53,7 +53,7 @@ def multiple_of_64(text: str) -> int:
 
 
 def width_and_height(text: str) -> str:
-    """512 or 768x512 -> 512x512 or 768x512"""
+    """A size WIDTHxHEIGHT: "512" -> "512x512", "768x512" -> "768x512"."""
     sides = [multiple_of_64(side) for side in text.split("x")]
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"expected 512 or 768x512, not {text}")
@@ -67,5 +67,5 @@ def device(text: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """The path from the root: a run may be resumed from another folder."""
+    """The absolute path, because a run may be resumed from another folder."""
     return str(Path(path).resolve())

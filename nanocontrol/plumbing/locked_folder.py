@@ -1,4 +1,4 @@
-"""A folder that one process has to itself."""
+"""A folder that only one process may use at a time."""
 
 import os
 import sys
@@ -14,10 +14,12 @@ from nanocontrol.plumbing.flags import absolute
 
 @contextmanager
 def folder_held(out: str | None, kind: str, resume: bool) -> Iterator[str]:
-    """The folder's path. The lock is the system's own, so it ends with the process, however that
-    ends. A folder that was made for nothing is taken away.
+    """Lock a run's folder, which is created if necessary -> its path. The operating system holds
+    the lock, so it ends with the process in any case. A new folder that stays empty is removed.
 
-    Raises InputError if another run has it.
+    out: the folder; None: the first free one of runs/kind-1, runs/kind-2, ...
+    resume: whether a message names --resume or --out.
+    Raises InputError if another run holds the lock.
     """
     flag = "--resume" if resume else "--out"
     made = out is None or not Path(out).exists()
@@ -28,7 +30,7 @@ def folder_held(out: str | None, kind: str, resume: bool) -> Iterator[str]:
         raise InputError(f"{flag}: {path} cannot be written to: {error.strerror}") from None
     with file:
         if not lock(file):
-            raise InputError(f"{flag} {path}: another run is at work there; expected no other one")
+            raise InputError(f"{flag} {path}: another run is using it; expected a free folder")
         try:
             yield absolute(str(path))
         finally:
@@ -39,7 +41,7 @@ def folder_held(out: str | None, kind: str, resume: bool) -> Iterator[str]:
 
 
 def numbered_folder(kind: str) -> Path:
-    """Made here: of two runs that start at once only one can make it."""
+    """Create the first free folder. If two runs start at once, only one of them can create it."""
     folder, number = make_folder("--out", Path("runs")), 1
     while True:
         path = folder / f"{kind}-{number}"
@@ -49,12 +51,12 @@ def numbered_folder(kind: str) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise InputError(f"--out: {path} cannot be made: {error.strerror}") from None
+            raise InputError(f"--out: {path} cannot be created: {error.strerror}") from None
 
 
 def lock(file: IO) -> bool:
-    """Whether this process has the file's lock now. It loses it with its end, and its children
-    never have it."""
+    """Whether this process now holds the file's lock. The lock ends with the process, and child
+    processes do not inherit it."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -64,9 +66,9 @@ def lock(file: IO) -> bool:
             import fcntl
 
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # (Its last owner may have taken the file away since it was opened.)
+        # The last owner may have deleted the file since it was opened here.
         return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
     except (BlockingIOError, PermissionError, FileNotFoundError):
         return False
-    except OSError:  # a file system without locks, as some clusters have: then care is the user's
+    except OSError:  # a file system without locks, as on some clusters: the user must take care
         return True

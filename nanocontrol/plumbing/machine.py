@@ -1,4 +1,4 @@
-"""This machine: what it has, and what makes it fast."""
+"""This machine's devices, their precision, and ways to compute faster on them."""
 
 import ctypes
 import os
@@ -16,12 +16,12 @@ from nanocontrol.plumbing.errors import InputError
 
 
 def keep_freed_memory() -> None:
-    """On a CPU: have the C library (glibc) keep what is freed, for the next tensors. It would give
-    large pieces back to the system and ask for them anew at every step, which for Stable Diffusion
-    takes a fifth of a training step's time."""
+    """On a CPU, let the C library (glibc) keep freed memory for the next tensors. By default it
+    returns large blocks to the system and requests them again at every step. With Stable Diffusion
+    this takes 20 % of a training step's time."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no piece is mapped on its own
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: none is given back
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: no memory is returned
 
 
 def available(name: str) -> bool:
@@ -30,14 +30,15 @@ def available(name: str) -> bool:
         if name == "cuda" and "LOCAL_RANK" in os.environ:
             own_gpu()
         torch.zeros(1, device=name).item()
-    except Exception:  # every kind of device has its own way of not being there
+    except Exception:  # every kind of device raises its own error
         return False
     return True
 
 
 def own_gpu() -> torch.device:
-    """The one of this process of several, which torchrun started. From here on "cuda" means it, so
-    this comes before anything is put on a GPU: on the first one each would leave half a GB."""
+    """Select this process's GPU, where torchrun started several processes. From then on "cuda"
+    means this GPU. Call it before anything is put on a GPU; otherwise every process occupies half a
+    GB of the first one."""
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= there:
         raise InputError(f"torchrun --nproc-per-node: expected at most {there}, one for each GPU")
@@ -50,7 +51,7 @@ def default_device() -> str:
 
 
 def default_dtype(device: str) -> str:
-    """On a GPU bf16, or fp16 where its hardware has no bf16."""
+    """fp32 on a CPU; bf16 on a GPU, or fp16 if its hardware has no bf16."""
     if not is_gpu(device):
         return "fp32"
     with torch.cuda.device(device):
@@ -58,21 +59,21 @@ def default_dtype(device: str) -> str:
 
 
 def allow_tf32(device: str) -> None:
-    """On a GPU, products of float32 numbers may have 10 bits of mantissa."""
+    """On a GPU, let float32 products use TF32, which has 10 bits of mantissa."""
     if is_gpu(device):
         torch.set_float32_matmul_precision("high")
 
 
 def exact_float32() -> None:
-    """On a GPU, float32 numbers are multiplied as such. (By PyTorch's default convolutions take 10
-    bits of their mantissa.)"""
+    """On a GPU, compute float32 products in full precision. PyTorch's default is TF32 in
+    convolutions, which has 10 bits of mantissa."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
 
 def for_sampling() -> None:
-    """On a GPU: float32 is exact. And cuDNN's attention is left out: for every new shape it would
-    build a plan, which takes seconds, and there are twenty steps only."""
+    """On a GPU, make float32 exact and disable cuDNN's attention. It builds a plan for every new
+    shape, which takes seconds; twenty sampling steps do not make up for that."""
     exact_float32()
     torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -82,7 +83,8 @@ def is_gpu(device: str) -> bool:
 
 
 def to_device(x: Tensor, device: str | torch.device) -> Tensor:
-    """A GPU copies from pinned memory without making the CPU wait."""
+    """The tensor on the device. To a GPU it is copied from pinned memory, so the CPU does not
+    wait."""
     if torch.device(device).type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
@@ -90,7 +92,7 @@ def to_device(x: Tensor, device: str | torch.device) -> Tensor:
 
 @contextmanager
 def moved(networks: Sequence[nn.Module], device: str) -> Iterator[None]:
-    """Networks on the device for a while, then back where they were."""
+    """Move networks to the device inside the `with` block, and back afterwards."""
     homes = [next(network.parameters()).device for network in networks]
     for network in networks:
         network.to(device)
@@ -102,7 +104,7 @@ def moved(networks: Sequence[nn.Module], device: str) -> Iterator[None]:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution with a border of one zero."""
+    """A 3x3 convolution with zero padding of one pixel."""
 
     bias: Tensor  # always there
 
@@ -115,8 +117,9 @@ class Conv3x3(nn.Conv2d):
         return super().forward(x)
 
     def as_matrix_product(self, x: Tensor) -> Tensor:
-        """The same for few positions and many channels, where a CPU's convolution takes two to
-        four times as long: it rearranges its weights every time, and they are more than the map."""
+        """Compute the convolution as one matrix product, for few positions and many channels. A
+        CPU's convolution takes two to four times as long there, because it rearranges the weights
+        at every call, and they are larger than the feature map."""
         (n, _, h, _), stride = x.shape, self.stride[0]
         neighbours = F.unfold(x, 3, padding=1, stride=stride)  # [n, 9 channels, positions]
         neighbours = rearrange(neighbours, "n c p -> c (n p)")
@@ -125,13 +128,13 @@ class Conv3x3(nn.Conv2d):
 
 
 class Recorded:
-    """A call of a function on a GPU, recorded as a CUDA graph. Called again with inputs of the same
-    shapes, it is replayed and overwrites its last output."""
+    """A function call on a GPU, recorded as a CUDA graph. Calling it with inputs of the same shapes
+    replays the graph and overwrites its last output."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]):
         self.inputs = [x.clone() for x in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        # Only this thread's work is recorded: in training another thread pins memory.
+        # Record only this thread's work. In training, another thread pins memory.
         with torch.cuda.device(inputs[0].device):
             stream = torch.cuda.Stream()
             with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
@@ -145,12 +148,13 @@ class Recorded:
 
 
 class Replayed:
-    """A function on a GPU. Its second call with inputs of the same shapes is recorded, later ones
-    are replayed: launching the many small kernels of a step one by one can take longer than
-    computing them. The first call cannot be recorded, because libraries choose their kernels then.
+    """A function on a GPU. Its second call with inputs of the same shapes is recorded, and later
+    calls are replayed. A step has many small kernels, and launching them one by one can take longer
+    than computing them. The first call cannot be recorded, because libraries choose their kernels
+    in it.
     """
 
-    MOST = 2  # recorded calls that are kept: a step with control, and one without
+    MOST = 2  # recorded calls to keep: a step with control, and one without
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
@@ -171,12 +175,12 @@ last_replayed: dict = {}  # the function that was replayed last, and its key; se
 
 
 def repeated(function: partial, networks: Sequence[nn.Module]) -> Callable[..., Tensor]:
-    """A function that will be called many times: on a GPU it is recorded and replayed, elsewhere it
-    is returned unchanged.
+    """Prepare a function that will be called many times. On a GPU, its calls are recorded and
+    replayed; elsewhere, it is returned unchanged.
 
-    networks: all networks whose weights it uses. The recording is kept, with these networks, until
-    another function is recorded or `forget_recorded` is called. It is used again if the function's
-    own arguments are equal and the weights have not moved.
+    networks: all networks whose weights it uses. The recording keeps them in memory until another
+    function is recorded or `forget_recorded` is called. It is used again if the function's own
+    arguments are equal and the weights have not moved.
     """
     weights = [weight for network in networks for weight in network.parameters()]
     if weights[0].device.type != "cuda":

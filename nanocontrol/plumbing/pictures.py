@@ -1,4 +1,4 @@
-"""Pictures as tensors and as files: reading, writing, putting side by side."""
+"""Pictures as tensors and as files: reading, resizing, arranging in grids, writing."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from torch import Tensor
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
 
-CAPTION = 16  # pixels
+CAPTION = 16  # height in pixels
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Reads the header only, which knows the size."""
+    """Open a picture; only its header is read. Raises InputError if the file is no picture."""
     try:
         return Image.open(path)
     except FileNotFoundError:
@@ -29,14 +29,14 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height), upright. Reads the header only."""
+    """(width, height) of the upright picture. Only the header is read."""
     with open_picture(path) as image:
         return image.size[::-1] if orientation(path, image) > 4 else image.size
 
 
 def orientation(path: Path, image: Image.Image) -> int:
-    """How a phone was held: 1 to 8, from 5 on a quarter turned."""
-    if "exif" not in image.info:  # asked anyway, Pillow would read the whole file
+    """The EXIF orientation, 1 to 8. From 5 on, the picture is stored with a quarter turn."""
+    if "exif" not in image.info:  # without this check Pillow would read the whole file
         return 1
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -48,15 +48,15 @@ def upright(path: Path, image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception as error:  # it writes the EXIF data anew, and damaged ones raise anything
+    except Exception as error:  # it rewrites the EXIF data; damaged data can raise nearly anything
         raise InputError(f"{path} has damaged EXIF data ({error}); expected a picture") from None
 
 
 def read_image(path: Path, behind: str = "black") -> Image.Image:
-    """Upright, in RGB; behind: the colour that shows where the picture is transparent."""
+    """The upright picture in RGB. behind: the colour that replaces transparent pixels."""
     try:
         with open_picture(path) as image:
-            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             if orientation(path, image) > 1:
                 image = upright(path, image)
@@ -69,19 +69,19 @@ def read_image(path: Path, behind: str = "black") -> Image.Image:
 
 
 def filter_for(old: tuple[int, int], new: tuple[int, int]) -> Image.Resampling:
-    """What resizes best: means of the pixels that fall together, or smooth curves between them."""
+    """The best filter for resizing: box averages to shrink, Lanczos interpolation to enlarge."""
     smaller = new[0] * new[1] < old[0] * old[1]
     return Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """[3, H, W], RGB in [0, 1]."""
+    """An RGB picture as a tensor [3, H, W] in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """[3, H, W], RGB in [0, 1]; resized if a size (width, height) is given. Black shows where it is
-    transparent: it means nothing in hints and masks."""
+    """A picture file as [3, H, W], RGB in [0, 1], resized if a size (width, height) is given.
+    Transparent pixels become black, which means "nothing" in hints and masks."""
     image = read_image(path)
     if size and size != image.size:
         image = image.resize(size, filter_for(image.size, size))
@@ -89,8 +89,8 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def cut_out(image: Image.Image, size: tuple[int, int], place: tuple[float, float]) -> Image.Image:
-    """The largest part of that shape, resized to size (width, height). place: how far right and
-    down it is taken, from 0 to 1 of the room that there is; (0.5, 0.5) is the middle."""
+    """The largest part with the aspect ratio of `size` (width, height), resized to `size`. place:
+    the part's position, right and down, as fractions of the free room; 0.5, 0.5 is the middle."""
     if image.size == size:
         return image
     part = min(image.width / size[0], image.height / size[1])
@@ -101,16 +101,16 @@ def cut_out(image: Image.Image, size: tuple[int, int], place: tuple[float, float
 def size_to_sample(
     size: tuple[int, int], short_side: int, width: int | None, height: int | None
 ) -> tuple[int, int]:
-    """(width, height) of what is made from a picture of that size, multiples of 64. As in the
-    original the shape stays (nearly), and the short side becomes `short_side`, unless a width or a
-    height is given."""
+    """The size (width, height) of a picture that is generated from one of this size; multiples of
+    64. As in the original, the aspect ratio is nearly kept and the short side becomes `short_side`,
+    unless a width or a height is given."""
     scale = width / size[0] if width else height / size[1] if height else short_side / min(size)
     own = [max(64, round(side * scale / 64) * 64) for side in size]
     return width or own[0], height or own[1]
 
 
 def read_caption(path: Path) -> str:
-    """The text of a file such as captioners write beside a picture, in one line or empty."""
+    """The text of a caption file, as captioners write them, in one line. It may be empty."""
     try:
         return " ".join(path.read_text(encoding="utf-8-sig").split())
     except OSError as error:
@@ -120,7 +120,7 @@ def read_caption(path: Path) -> str:
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """[3, H, W] in [-1, 1] -> [H, W, 3], bytes; cut off, not rounded, as in the original."""
+    """[3, H, W] in [-1, 1] -> [H, W, 3], bytes; truncated, not rounded, as in the original."""
     pixels = (image.float().cpu() * 127.5 + 127.5).clamp(0, 255)
     return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
 
@@ -131,13 +131,13 @@ def to_bytes(picture: Tensor) -> np.ndarray:
 
 
 def grid(rows: Sequence[Iterable[Tensor]]) -> Image.Image:
-    """Rows of pictures, each [3, H, W] in [-1, 1], without gaps."""
+    """An image of rows of pictures, each [3, H, W] in [-1, 1], without gaps."""
     strips = [np.concatenate([to_pixels(image) for image in row], axis=1) for row in rows]
     return Image.fromarray(np.concatenate(strips, axis=0))
 
 
 def columns_with_titles(strips: list[np.ndarray], titles: list[str], width: int) -> Image.Image:
-    """Rows of pictures [H, n * width, 3] become columns, each with a title above."""
+    """Arrange rows of pictures [H, n * width, 3] as columns, each with a title above."""
     columns = [np.concatenate(np.split(s, s.shape[1] // width, axis=1), axis=0) for s in strips]
     pixels = np.pad(np.concatenate(columns, axis=1), ((16, 0), (0, 0), (0, 0)), constant_values=255)
     image = Image.fromarray(pixels)
@@ -147,7 +147,8 @@ def columns_with_titles(strips: list[np.ndarray], titles: list[str], width: int)
 
 
 def with_caption(image: Image.Image, text: str) -> Image.Image:
-    """The picture with a line of text under it, CAPTION pixels high, in letters that fit."""
+    """The picture with a line of text below it. The line is CAPTION pixels high, and the letters
+    are small enough for the text to fit."""
     whole = Image.new("RGB", (image.width, image.height + CAPTION), "white")
     whole.paste(image)
     draw = ImageDraw.Draw(whole)
