@@ -178,7 +178,7 @@ def test_training_nano_refuses_bad_input(capsys):
     for flags, words in [
         (["base"], "--base FILE"),
         (["decoder"], "--base FILE"),
-        (["detector", "--base", NANO], "--base has no meaning for detector"),
+        (["detector", "--base", NANO], "--base is not used by detector"),
         (["vae", "--drop-prompt", "0.5"], "--drop-prompt"),
         (["base", "--base", "missing.safetensors"], "--base"),
         (["unet"], "unet"),

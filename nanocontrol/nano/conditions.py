@@ -1,8 +1,8 @@
-"""The nine conditions of the paper, from one drawing (world.py): no detector guesses anything.
+"""The paper's nine conditions, computed exactly from a drawing (world.py), without detectors.
 
-Each is a function Drawing -> [size, size, 3], RGB in 0..1; CONDITIONS lists them. Lines and patches
-are made of a drawing's points, four for each pixel, and smoothed by taking their means. Canny's
-lines are one pixel wide at every size; all others are wider in larger pictures.
+Each is a function Drawing -> [size, size, 3], RGB in 0..1. CONDITIONS lists them. Lines and patches
+are drawn on a drawing's points, four for each pixel, and the means of four points smooth them.
+Canny's lines are one pixel wide at every size; all other lines are wider in larger pictures.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,15 @@ from nanocontrol.plumbing.canny import canny
 
 
 def canny_edges(drawing: Drawing) -> np.ndarray:
-    """From the picture alone, with random thresholds, as in the paper (the seed decides)."""
+    """Canny's edges of the picture, with random thresholds as in the paper. The scene's seed
+    determines them."""
     high = int(np.random.default_rng(drawing.scene.seed).integers(100, 300))
     image = torch.from_numpy(drawing.image).permute(2, 0, 1)
     return canny(image, high // 2, high).permute(1, 2, 0).numpy()
 
 
 def hough_lines(drawing: Drawing) -> np.ndarray:
-    """Straight segments only: the edges of cubes and pyramids, where nothing nearer hides them."""
+    """Straight segments: the edges of cubes and pyramids, where no nearer surface hides them."""
     lines = np.zeros(drawing.depth.shape, np.float32)
     for thing in drawing.scene.of(*POLYHEDRA):
         for a, b in edges_of(thing):
@@ -43,14 +44,14 @@ def hough_lines(drawing: Drawing) -> np.ndarray:
 
 
 def soft_edges(drawing: Drawing) -> np.ndarray:
-    """Graded as a network's (HED) are: wide where the depth jumps far, then the other outlines,
-    and narrow and faint where only the surface turns."""
+    """Soft edges, graded like those of the network HED: wide where the depth jumps far, narrower at
+    other outlines, and narrow and faint where only the surface turns."""
     s = drawing.scale
     outlines, creases = outlines_of(drawing.index, s), creases_of(drawing)
     z = np.pad(drawing.depth, s, mode="edge")
     around = [z[: -2 * s, s:-s], z[2 * s :, s:-s], z[s:-s, : -2 * s], z[s:-s, 2 * s :]]
     far = outlines & (np.max(around, axis=0) - np.min(around, axis=0) > 0.4)
-    # Times sigma, or else a wide line would be as much fainter as it is wider.
+    # Multiply by sigma, because a blur makes a wider line fainter in proportion.
     wide, middle, narrow = (
         strength * np.minimum(1, blurred(lines.astype(np.float32), s * sigma) * sigma)
         for lines, sigma, strength in ((far, 3.0, 1.0), (outlines, 1.5, 0.8), (creases, 1.0, 0.6))
@@ -59,7 +60,7 @@ def soft_edges(drawing: Drawing) -> np.ndarray:
 
 
 def scribble(drawing: Drawing) -> np.ndarray:
-    """Outlines as a hand would draw them quickly: three pixels thick, wobbly, with gaps."""
+    """Outlines as if drawn quickly by hand: three pixels thick, wobbly, with gaps."""
     rng = np.random.default_rng(drawing.scene.seed)
     n, s = len(drawing.index), drawing.scale
     rows, columns = np.mgrid[:n, :n]
@@ -70,7 +71,7 @@ def scribble(drawing: Drawing) -> np.ndarray:
 
 
 def pose(drawing: Drawing) -> np.ndarray:
-    """A figure's limbs and joints, in OpenPose's colours; a joint that is hidden is there too."""
+    """A figure's limbs and joints in OpenPose's colours. Hidden joints are drawn, too."""
     picture = np.zeros((*drawing.depth.shape, 3), np.float32)
     for figure in drawing.scene.of("figure"):
         joints = joints_of(figure)
@@ -83,25 +84,26 @@ def pose(drawing: Drawing) -> np.ndarray:
 
 
 def segmentation(drawing: Drawing) -> np.ndarray:
-    """A fixed colour for each kind of thing, and grey for the wall."""
+    """A fixed colour for each kind of object, and grey for the wall."""
     kinds = ["wall", *(thing.kind for thing in drawing.scene.things)]
     return np.stack([SEGMENT[kind] for kind in kinds])[drawing.shown]
 
 
 def depth(drawing: Drawing) -> np.ndarray:
-    """Near is bright; the wall is black."""
+    """The depth: near is bright, and the wall is black."""
     return grey(drawing.depth)
 
 
 def normals(drawing: Drawing) -> np.ndarray:
-    """Red looks to the right, green up, blue at the viewer: -1..1 becomes 0..1."""
+    """The surface normals, with -1..1 stored as 0..1: red points right, green up, blue to the
+    viewer."""
     x, y, z = drawing.normal
     return halved((np.stack([x, -y, z], axis=-1) + 1) / 2)
 
 
 def cartoon(drawing: Drawing) -> np.ndarray:
-    """Ink on paper: outlines, thick on the side away from the light, and inside them thin lines
-    where the surface turns or its shadow begins."""
+    """Ink on paper. Outlines are thick on the side away from the light. Thin inner lines show where
+    the surface turns or its shadow begins."""
     facing = np.tensordot(np.array(drawing.scene.light, np.float32), drawing.normal, axes=1)
     shadow = (facing < 0.25) & (drawing.index > 0)
     s = drawing.scale
@@ -122,10 +124,10 @@ CONDITIONS: dict[str, Callable[[Drawing], np.ndarray]] = {
     "cartoon": cartoon,
 }
 
-# The kinds of things that a condition shows, where not all: every scene for it has one.
+# The kinds of objects that a condition shows, if not all. Every scene for it has one of them.
 NEEDED = {"hough": tuple(POLYHEDRA), "pose": ("figure",)}
 
-# OpenPose's colours: of the first 14 joints, and (dimmed) of the limbs in its order.
+# OpenPose's colours: those of the first 14 joints and, dimmed, of the limbs in OpenPose's order.
 OPENPOSE = (
     np.array(
         [
@@ -165,15 +167,18 @@ SEGMENT = {
 
 
 def grey(values: np.ndarray) -> np.ndarray:
-    """[2 * size, 2 * size] -> [size, size, 3], the same in all colours."""
+    """Points [2 * size, 2 * size] -> a grey picture [size, size, 3]."""
     return np.repeat(halved(values.astype(np.float32))[..., None], 3, axis=-1)
 
 
 def line(
     a: np.ndarray, b: np.ndarray, width: float, size: int
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """From a to b, so many pixels of a picture of 64 wide -> rows and columns of the points around
-    it, whether each of them is on it, and where between a (0) and b (1)."""
+    """A line from a to b. width: in pixels of a picture of 64.
+
+    Returns the rows and columns of a box of points around the line, whether each point is on the
+    line, and each point's position between a (0) and b (1).
+    """
     half = width / 2 / PIXELS
     low, high = np.minimum(a, b)[1::-1] - half, np.maximum(a, b)[1::-1] + half  # y, x
     rows, columns = (
@@ -186,8 +191,8 @@ def line(
 
 
 def outlines_of(labels: np.ndarray, reach: int = 1) -> np.ndarray:
-    """The points from which another label is no further than `reach` along a row or a column:
-    lines of twice that width."""
+    """The points within `reach` of another label, along a row or a column. They form lines of width
+    2 * reach."""
     found = np.zeros(labels.shape, bool)
     across = labels[:, reach:] != labels[:, :-reach]
     down = labels[reach:] != labels[:-reach]
@@ -199,8 +204,8 @@ def outlines_of(labels: np.ndarray, reach: int = 1) -> np.ndarray:
 
 
 def creases_of(drawing: Drawing) -> np.ndarray:
-    """The points where a thing's surface turns by more than 41 degrees from one to the next (as
-    far away as the next is in a picture of 64)."""
+    """The points where an object's surface turns by more than 41 degrees to the next point. In
+    larger pictures, the next point is as far away as in a picture of 64."""
     normal, index, s = drawing.normal, drawing.index, drawing.scale
     found = np.zeros(index.shape, bool)
     turns = (normal[:, :, s:] * normal[:, :, :-s]).sum(axis=0) < 0.75
@@ -211,7 +216,7 @@ def creases_of(drawing: Drawing) -> np.ndarray:
 
 
 def thick_lines(lines: np.ndarray, points: int = 1) -> np.ndarray:
-    """By so many points on every side."""
+    """The lines, made thicker by this many points on every side."""
     grown = lines.copy()
     for _ in range(points):
         before = grown.copy()
@@ -224,7 +229,7 @@ def thick_lines(lines: np.ndarray, points: int = 1) -> np.ndarray:
 
 
 def blurred(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian, in points; the outside is black."""
+    """The values after a Gaussian blur. sigma: in points; outside the picture is black."""
     reach = int(3 * sigma)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(np.float32)
     taps /= taps.sum()
@@ -236,7 +241,7 @@ def blurred(values: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def waves(rng: np.random.Generator, n: int) -> np.ndarray:
-    """[n, n]: a smooth random field about 0, mostly between -1 and 1."""
+    """A smooth random field [n, n] about 0, mostly between -1 and 1."""
     x, y = points(n // 2)
     field = np.zeros_like(x)
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""Which pairs a run trains on and which it measures with, from its settings."""
+"""The pairs that a run trains and is evaluated on, as its settings determine them."""
 
 import sys
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ MEASURED = 32  # drawn scenes that are held out
 
 
 class Source(NamedTuple):
-    """The settings of train.py that decide which pairs a run has."""
+    """The settings of train.py that determine a run's pairs."""
 
     data: list[str] | None = None  # folders; None: drawn scenes
     hints: str | None = None
@@ -31,26 +31,27 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """Settings that are missing, in the runs of earlier versions, have their defaults."""
+        """The source named by a run's settings. A setting that an earlier version lacked has its
+        default."""
         return cls(**{name: settings[name] for name in cls._fields if name in settings})
 
     def view(self, base_size: int) -> View:
-        """base_size: of the pictures that the base was trained on, in pixels."""
+        """The view of the folders' pictures. base_size: the base's picture size in pixels."""
         width, height = self.size.split("x") if self.size else (base_size, base_size)
         return View((int(width), int(height)), self.crop, self.hints, self.seed)
 
     def read(
         self, sd: StableDiffusion, base: str, steps: int, n: int
     ) -> tuple[Pairs, HeldOut, Scores | None]:
-        """The pairs to train on, others to measure with, and a function that scores pictures of the
-        first of these others (None where nothing is known of what the hints show).
+        """The training pairs, the held-out pairs, and a function that scores pictures of the first
+        held-out pairs. The function is None if the condition cannot be measured in pictures.
 
-        base: its file; steps and n: how many pairs a training will see. Notes are printed.
+        base: its file; steps, n: the training's steps, and pairs per step. Notes are printed.
         Raises InputError for pairs that cannot be used.
         """
         if not self.data and sd.size not in SIZES:
             drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}: expected --data DIR"
-            raise InputError(f"--base: {base} is for pictures of {sd.size} pixels, and {drawn}")
+            raise InputError(f"--base: {base} is for pictures of {sd.size} pixels, but {drawn}")
         with blame("--data"):
             pairs = all_pairs(self, sd.size)
             if isinstance(pairs, Folder):
@@ -60,26 +61,26 @@ class Source(NamedTuple):
 
 
 def check_data_flags(given: Mapping[str, Any]) -> None:
-    """Refuse train.py's flags about data that do not go together."""
+    """Raises InputError for data flags of train.py that contradict each other."""
     if "condition" in given and "data" in given:
         raise InputError("--condition is for drawn scenes: it cannot be used with --data")
     for name in ("hints", "size", "crop", "mirror"):
         if name in given and "data" not in given:
-            raise InputError(f"--{name} is for pictures of your own: expected --data DIR")
+            raise InputError(f"--{name} is for your own pictures: expected --data DIR")
     if "data" in given and "base" not in given:
         note = "--data without --base: training a ControlNet for nano, the bundled small model"
         print(note, file=sys.stderr)
 
 
 def all_pairs(source: Source, base_size: int) -> Folder | Scenes:
-    """All pairs of the run's folders, or the drawn scenes that it trains on."""
+    """All pairs of a run's folders, or the drawn scenes that it trains on."""
     if source.data:
         return Folder(map(Path, source.data), source.view(base_size))
     return Scenes(source.condition, n=source.scenes, size=base_size)
 
 
 def divided(source: Source, pairs: Folder | Scenes) -> tuple[Pairs, Pairs, Scores | None]:
-    """The pairs to train on, those to measure with, and the function that scores, as in `read`."""
+    """The training pairs, the held-out pairs, and the scoring function, as in `Source.read`."""
     if isinstance(pairs, Scenes):
         others = Scenes(pairs.condition, HELD_OUT, n=MEASURED, size=pairs.size)
         return pairs, others, scorer(str(pairs.condition), others)

@@ -1,8 +1,8 @@
-"""A small network that reads a picture of the drawn world: which things it shows, and its maps.
+"""A small network that finds the objects and the maps of a drawn world's picture.
 
-`python -m nanocontrol.nano.train detector` trains it, on drawn scenes alone. It is what detectors
-of edges, depth or pose are for photographs: evaluate.py asks it what a generated picture shows. It
-has no part in making pictures.
+`python -m nanocontrol.nano.train detector` trains it, on drawn scenes alone. It does for the drawn
+world what detectors of edges, depth or pose do for photographs. evaluate.py uses it to score
+generated pictures. It takes no part in making them.
 """
 
 from pathlib import Path
@@ -17,20 +17,20 @@ from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.world import KINDS, PIXELS, Drawing, Scene, draw, joints_of, points
 from nanocontrol.plumbing.errors import InputError
 
-# What each channel of the detector's maps says of a pixel, all in 0..1.
-KIND = slice(0, 6)  # is it the wall? a ball? ... in the order of KINDS
+# The channels of the detector's maps, each in 0..1 for every pixel.
+KIND = slice(0, 6)  # whether it shows the wall, a ball, ... in the order of KINDS
 DEPTH, NORMALS, HOUGH, SOFT, CARTOON = 6, slice(7, 10), 10, 11, 12
 JOINTS = slice(13, 27)  # exp(-distance^2 / 8 pixels^2 of a picture of 64) from each joint
 
 
 class Detector(nn.Module):
-    """image [B, 3, H, W] in [-1, 1] -> logits of the maps [B, 27, size, size], and of whether each
-    of KINDS is shown [B, 5]. size: of the pictures that it was trained on."""
+    """image [B, 3, H, W] in [-1, 1] -> logits of the maps [B, 27, size, size], and logits that the
+    picture shows each of KINDS [B, 5]. size: of the pictures in its training."""
 
     def __init__(self, size: int = PIXELS, widths: tuple[int, ...] = (16, 32, 64, 96)):
         super().__init__()
         self.size = size
-        self.first = nn.Conv2d(3, widths[0], 4, stride=2, padding=1)  # half the size is quicker
+        self.first = nn.Conv2d(3, widths[0], 4, stride=2, padding=1)  # half the size is faster
         pairs = list(zip(widths, widths[1:]))
         self.down = nn.ModuleList(block(a, b) for a, b in pairs)
         self.middle = block(widths[-1], widths[-1])
@@ -46,7 +46,8 @@ class Detector(nn.Module):
         return F.pixel_shuffle(self.maps(x), 2), kinds
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The middle [B, 96, size / 16, size / 16], and what is before each halving."""
+        """The middle's output [B, 96, size / 16, size / 16], and the feature maps before each
+        halving."""
         x, skips = self.first(self.fitted(image)), []
         for down in self.down:
             skips.append(x)
@@ -54,13 +55,13 @@ class Detector(nn.Module):
         return self.middle(x), skips
 
     def fitted(self, image: Tensor) -> Tensor:
-        """Pictures of another size [B, 3, H, W] -> of its own, [B, 3, size, size]."""
+        """Pictures [B, 3, H, W], resized to the detector's size, [B, 3, size, size]."""
         if image.shape[-2:] == (self.size, self.size):
             return image
         return F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True)
 
     def features(self, image: Tensor) -> Tensor:
-        """The middle's maxima over the picture [B, 96]: what it tells kinds from."""
+        """The middle's maxima over the picture [B, 96], from which it determines the kinds."""
         return self.encode(image)[0].amax(dim=(2, 3))
 
 
@@ -72,8 +73,8 @@ def block(before: int, after: int) -> nn.Sequential:
 
 
 def truth(scene: Scene, size: int = PIXELS) -> tuple[Tensor, Tensor, Tensor]:
-    """What a perfect detector would say: image [3, size, size] in [-1, 1], maps [27, size, size] in
-    0..1, whether each of KINDS is shown [5]."""
+    """A scene's picture and a perfect detector's output: image [3, size, size] in [-1, 1], maps
+    [27, size, size] in 0..1, and whether each of KINDS is shown [5], as 0 or 1."""
     drawing = draw(scene, size)
     maps = np.zeros((JOINTS.stop, size, size), np.float32)
     maps[KIND] = kinds_of(drawing) == np.arange(len(KINDS) + 1)[:, None, None]
@@ -90,13 +91,13 @@ def truth(scene: Scene, size: int = PIXELS) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def kinds_of(drawing: Drawing) -> np.ndarray:
-    """[size, size]: 0 is the wall, 1 the first of KINDS, ..."""
+    """The kind at every pixel [size, size]: 0 for the wall, 1 for the first of KINDS, ..."""
     kinds = [0, *(KINDS.index(thing.kind) + 1 for thing in drawing.scene.things)]
     return np.array(kinds)[drawing.shown]
 
 
 def load_detector(path: Path) -> Detector:
-    """Raises InputError, naming the file, if it is not one that this module wrote."""
+    """The detector of a file. Raises InputError, naming the file, if it is not a detector's."""
     if not path.exists():
         raise InputError(f"{path} does not exist: expected a detector")
     tensors, metadata = read_tensors(path)

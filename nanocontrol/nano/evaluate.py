@@ -1,32 +1,31 @@
-"""How good the small models are on held-out scenes, from fixed noise, as JSON.
+"""Evaluate nano and its ControlNets on held-out scenes, from fixed noise; prints JSON.
 
     python -m nanocontrol.nano.evaluate [--base FILE] [--control FILE ...] [--n 64]
 
 | number      | meaning, over n scenes                                                             |
 |-------------|------------------------------------------------------------------------------------|
-| vae_db      | signal-to-noise ratio of pictures that went through the VAE, mean over them, in dB |
+| vae_db      | peak signal-to-noise ratio of the VAE's reconstructions in dB, mean over pictures  |
 | background  | without control: share of pictures whose background has the prompted colour        |
-| colours     | without control: share of pictures that show every prompted colour of a thing      |
-| shapes      | without control: share of pictures in which the detector sees the prompted kinds   |
-|             | of things and no other                                                             |
-| shapes_true | the same of the true pictures: how far the detector is to be trusted               |
-| iou         | with the Canny control: intersection over union of the things found in the picture |
-|             | and those found in the true one, mean over pictures (only with such a control)     |
-| conditions  | for each ControlNet's condition: `with`, `without`, `true`: how well pictures made |
-|             | with and without it follow the condition, and how well the true pictures do        |
-|             | (scores.py says how); `follows`, `follows_true`: the share of things that are      |
-|             | right in the pictures made with it, and in the true ones (follows.py)              |
+| colours     | without control: share of pictures that show the colour of every prompted object   |
+| shapes      | without control: share of pictures in which the detector finds exactly the         |
+|             | prompted kinds of objects                                                          |
+| shapes_true | shapes for the true pictures, which shows how reliable the detector is             |
+| iou         | with a Canny ControlNet only: intersection over union of the objects found in the  |
+|             | generated and in the true picture, mean over pictures                              |
+| conditions  | for each ControlNet: the score (scores.py) of pictures `with` it, of pictures      |
+|             | `without` control, and of the `true` pictures; the share of correct objects        |
+|             | (follows.py) in pictures with it, `follows`, and in true ones, `follows_true`      |
 
-More is printed if asked for:
+Two flags add numbers:
 
 | flag    | number                                                                                 |
 |---------|----------------------------------------------------------------------------------------|
-| --more  | all_there: without control, share of pictures in which every prompted kind and every   |
-|         | prompted colour of a thing is there. For each condition: follows_without (control);    |
-|         | follows_other: each scene against the picture that was made for another one's hint;    |
-|         | follows_told: without the scenes of two things of one kind, of which neither hint nor  |
-|         | prompt tells which one has which colour                                                |
-| --crisp | crisp, and the distances that it is made of (crisp.py): 1,000 more pictures are made   |
+| --more  | all_there: without control, share of pictures that show every prompted kind and every  |
+|         | prompted colour. For each condition: follows_without: without control; follows_other:  |
+|         | each scene against the picture made from another scene's hint; follows_told: only      |
+|         | scenes without two objects of one kind, because neither hint nor prompt determines     |
+|         | which of the two has which colour                                                      |
+| --crisp | crisp, and the distances that it is computed from (crisp.py); 1,000 more pictures      |
 """
 
 import argparse
@@ -55,49 +54,49 @@ from nanocontrol.training.measure import border, make_pictures, mean_iou
 
 
 def background_is(image: Tensor, colour: str) -> bool:
-    """Whether of all COLOURS this one is the nearest to the border's median."""
+    """Whether this colour is the one of COLOURS nearest to the border's median."""
     seen = (border(image).median(dim=1).values.numpy() + 1) / 2
     return min(COLOURS, key=lambda name: np.linalg.norm(COLOURS[name] - seen)) == colour
 
 
 def shows_colour(image: Tensor, colour: str) -> bool:
-    """Whether of all COLOURS, in light and shade, this one is the nearest at 3 % of the pixels at
-    least."""
+    """Whether this colour is the nearest of all COLOURS, in light and shade, for more than 3 % of
+    the pixels."""
     nearest = nearest_colours(((image + 1) / 2).permute(1, 2, 0).numpy())
     return bool(np.mean(nearest == list(COLOURS).index(colour)) > 0.03)
 
 
 def shows_colours(images: Tensor, scenes: list[Scene]) -> np.ndarray:
-    """Whether each picture shows every colour that its scene's things have [n]."""
+    """Whether each picture shows the colours of all objects of its scene [n]."""
     pairs = zip(images, scenes)
     return np.array([all(shows_colour(p, t.colour) for t in scene.things) for p, scene in pairs])
 
 
 def shows_kinds(detector: Detector, images: Tensor, scenes: list[Scene]) -> float:
-    """Share of pictures in which the detector sees the scene's kinds of things and no other."""
+    """Share of pictures in which the detector finds exactly the scene's kinds of objects."""
     shown = detector(images.to(next(detector.parameters())))[1].cpu() > 0
     return shown.eq(kinds_shown(scenes)).all(dim=1).float().mean().item()
 
 
 def has_kinds(detector: Detector, images: Tensor, scenes: list[Scene]) -> np.ndarray:
-    """Whether the detector sees every one of the scene's kinds of things in each picture [n]."""
+    """Whether the detector finds all kinds of objects of its scene in each picture [n]."""
     return ((detector(images)[1] > 0) | ~kinds_shown(scenes)).all(dim=1).numpy()
 
 
 def kinds_shown(scenes: list[Scene]) -> Tensor:
-    """Whether a scene has each of KINDS [n, 5]."""
+    """Whether each scene has each of KINDS [n, 5]."""
     return torch.tensor([[bool(scene.of(kind)) for kind in KINDS] for scene in scenes])
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Of pictures [B, 3, H, W] in [-1, 1], in dB, the mean over pictures."""
+    """Peak signal-to-noise ratio of pictures [B, 3, H, W] in [-1, 1] in dB, mean over pictures."""
     mse = ((a - b) / 2).square().mean(dim=(1, 2, 3))
     return (-10 * torch.log10(mse)).mean().item()
 
 
 @torch.no_grad()
 def rebuild(sd: StableDiffusion, images: Tensor) -> Tensor:
-    """images [B, 3, H, W] in [-1, 1] through the VAE's encoder and decoder, on the CPU."""
+    """The VAE's reconstructions of images [B, 3, H, W] in [-1, 1], on the CPU."""
     mean, _ = sd.vae.encode(images.to(next(sd.vae.parameters())))
     return sd.vae.decode(mean).float().clamp(-1, 1).cpu()
 
@@ -109,11 +108,12 @@ def evaluate_nano(
     n: int,
     more: bool = False,
 ) -> dict:
-    """The numbers of the tables above but crisp; controls by the names of their conditions."""
+    """The numbers of the tables above, without crisp. controls: by the names of their conditions.
+    more: as --more."""
 
     @cache
     def uncontrolled(prompts: tuple[str, ...]) -> Tensor:
-        """Most conditions have the same scenes, so the same prompts."""
+        """Pictures without control. They are cached, because most conditions share the prompts."""
         return make_pictures(sd, prompts, None, torch.zeros(n, 3, sd.size, sd.size))
 
     images, _, prompts, scenes = held_out_scenes("canny", n, size=sd.size)
@@ -143,7 +143,7 @@ def evaluate_nano(
 def of_condition(
     condition: str, sets: dict[str, Tensor], scenes: list[Scene], detector: Detector, more: bool
 ) -> dict:
-    """The numbers of an entry of `conditions`, from three sets of pictures."""
+    """The numbers of one entry of `conditions`, from three sets of pictures."""
     numbers: dict[str, Any] = {
         name: score(condition, some, scenes, detector) for name, some in sets.items()
     }
@@ -160,7 +160,7 @@ def of_condition(
 
 
 def evaluate_crisp(sd: StableDiffusion, detector: Detector, n: int = SCENES) -> dict:
-    """crisp.py's numbers: of n scenes for each set."""
+    """The numbers of crisp.py, with n scenes in each set."""
     a, hints, prompts, _ = held_out_scenes(None, n, FIRST_OF_A, sd.size)
     b = held_out_scenes(None, n, FIRST_OF_B, sd.size)[0]
     rebuilt = torch.cat([rebuild(sd, part) for part in a.split(50)])
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         "--n", default=64, type=at_least(1), help="scenes to measure on (default: 64)"
     )
     parser.add_argument("--more", action="store_true", help="see above")
-    parser.add_argument("--crisp", action="store_true", help="see above; minutes")
+    parser.add_argument("--crisp", action="store_true", help="see above; takes minutes")
     args = parser.parse_args(argv)
     with one_sentence("evaluate"):
         with blame("--base"):

@@ -1,14 +1,15 @@
-"""`follows`: the share of a scene's things that a picture shows as the scene has them. A thing is
-right if both hold:
+"""`follows`: the share of a scene's objects that a picture shows correctly. An object is correct if
+both of these hold:
 
-| kind and place | where the detector sees its kind, and where it truly is, overlap: intersection |
-|                | over union above 0.6. Pixels of other things of its kind are left out.        |
-| colour         | of its true pixels more than 60 % are nearest to its colour, of all COLOURS   |
-|                | in light and shade                                                            |
+| kind and place | The pixels where the detector finds its kind and its true pixels have an      |
+|                | intersection over union above 0.6. Pixels of other objects of its kind are    |
+|                | left out.                                                                     |
+| colour         | For more than 60 % of its true pixels, its colour is the nearest of all       |
+|                | COLOURS, in light and shade.                                                  |
 
-Things of which fewer than 40 pixels are seen (of 64 x 64; in proportion at other sizes) do not
-count, nor those that the condition does not show: a pose tells of figures only, Hough lines tell of
-cubes and pyramids only.
+An object counts if at least 40 of 64 x 64 pixels of it are visible, or as large a share at other
+sizes, and if the condition shows it. A pose shows figures only, and Hough lines show cubes and
+pyramids only.
 """
 
 import numpy as np
@@ -18,15 +19,15 @@ from nanocontrol.nano.conditions import NEEDED
 from nanocontrol.nano.detector import KIND, Detector, kinds_of
 from nanocontrol.nano.world import COLOURS, KINDS, PIXELS, SHADES, Drawing, Scene, draw
 
-OVERLAP, COLOURED = 0.6, 0.6  # what must be exceeded
-SEEN = 40 / PIXELS**2  # of the picture, at least
+OVERLAP, COLOURED = 0.6, 0.6  # both must be exceeded
+SEEN = 40 / PIXELS**2  # smallest visible share of the picture
 
 
 def follows(
     condition: str | None, images: Tensor, scenes: list[Scene], detector: Detector
 ) -> float | None:
-    """images [B, 3, H, W] in [-1, 1], which were to follow the scenes -> the share of the things
-    that are right; None if no thing counts. Without a condition things of all kinds count."""
+    """The share of correct objects in images [B, 3, H, W] in [-1, 1], which were to follow the
+    scenes; None if no object counts. Without a condition, objects of all kinds count."""
     images = detector.fitted(images.float())
     logits = detector(images)[0][:, KIND]
     drawings = [draw(scene, detector.size) for scene in scenes]
@@ -40,7 +41,7 @@ def follows(
 
 
 def counted(condition: str | None, drawing: Drawing) -> list[int]:
-    """The numbers of the things that count; as in `Drawing.shown`, the first thing is 1."""
+    """The numbers of the objects that count. As in `Drawing.shown`, the first object is 1."""
     shown_kinds = NEEDED.get(condition or "", KINDS)
     return [
         i
@@ -50,20 +51,21 @@ def counted(condition: str | None, drawing: Drawing) -> list[int]:
 
 
 def kind_and_place(kinds: np.ndarray, drawing: Drawing, i: int) -> bool:
-    """kinds [size, size]: 0 where the detector sees the wall, 1 the first of KINDS, ..."""
+    """Whether kind and place of object i are correct. kinds [size, size]: the kinds that the
+    detector finds, 0 for the wall, 1 for the first of KINDS, ..."""
     own, kind = drawing.shown == i, KINDS.index(drawing.scene.things[i - 1].kind) + 1
     found = (kinds == kind) & (own | (kinds_of(drawing) != kind))
     return bool((found & own).sum() > OVERLAP * (found | own).sum())
 
 
 def colour_is_right(picture: np.ndarray, drawing: Drawing, i: int) -> bool:
-    """picture [size, size, 3], RGB in 0..1."""
+    """Whether the colour of object i is correct. picture [size, size, 3], RGB in 0..1."""
     colour = list(COLOURS).index(drawing.scene.things[i - 1].colour)
     return bool((nearest_colours(picture[drawing.shown == i]) == colour).mean() > COLOURED)
 
 
 def nearest_colours(pixels: np.ndarray) -> np.ndarray:
-    """RGB in 0..1 [..., 3] -> the number of the nearest of COLOURS, in light and shade, [...]."""
+    """Pixels [..., 3], RGB in 0..1 -> indices [...] of the nearest COLOURS, in light and shade."""
     shades = np.linspace(*SHADES, 6)
     colours = np.stack([np.minimum(shade * COLOURS[n], 1) for n in COLOURS for shade in shades])
     away = np.linalg.norm(pixels[..., None, :] - colours, axis=-1)

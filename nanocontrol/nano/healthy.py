@@ -1,6 +1,7 @@
-"""Bands of healthy runs, which `train.py` draws behind the curves of a run with the same settings.
+"""Bands of healthy runs: the range of each number over the steps. train.py draws them behind the
+curves of a run with the same settings.
 
-`python -m nanocontrol.tools.healthy` writes healthy.json from runs that differ in their seeds only.
+`python -m nanocontrol.tools.healthy` writes healthy.json from runs that differ only in their seeds.
 """
 
 import json
@@ -15,8 +16,8 @@ HEALTHY = Path(__file__).with_name("healthy.json")
 
 
 def bands_for(settings: Any) -> dict[str, dict]:
-    """What healthy runs with these settings (a dataclass) had, by number: steps, lowest and highest
-    value, and the number of runs. Nothing if there are no such runs."""
+    """The bands of healthy runs with these settings (a dataclass). For each number: the steps, the
+    lowest and highest values, and the number of runs. Empty if there are no such runs."""
     if not HEALTHY.exists():
         return {}
     healthy = json.loads(HEALTHY.read_text())
@@ -25,6 +26,6 @@ def bands_for(settings: Any) -> dict[str, dict]:
 
 
 def same_but_seed(a: Mapping[str, Any], b: Mapping[str, Any], of: type) -> bool:
-    """Whether two runs learn the same, apart from their random numbers."""
+    """Whether two runs differ only in their seeds, among the settings that affect the result."""
     one, other = ({**what_is_learnt(settings, of), "seed": 0} for settings in (a, b))
     return one == other

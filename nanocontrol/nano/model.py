@@ -1,6 +1,6 @@
-"""The embedded default: Stable Diffusion 1's architecture, only smaller, for drawn scenes.
+"""nano, the bundled base: a small model of Stable Diffusion 1's architecture, for drawn scenes.
 
-`weights/README.md` tells how the bundled weights were trained.
+`weights/README.md` describes how the bundled weights were trained.
 """
 
 from pathlib import Path
@@ -33,19 +33,20 @@ UNET = UNetConfig(
 )
 TEXT = TextConfig(width=64, layers=2)
 AUTOENCODER = VAEConfig(ch=16, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_groups=4)
-# Of the condition encoder. As wide as Stable Diffusion's it has two thirds of a step's arithmetic.
+# Channels of the condition encoder. With Stable Diffusion's, two thirds of a step's arithmetic
+# would be in this encoder.
 NARROW = (8, 16, 32, 64)
-GUIDANCE = 2.5  # with much more these small models draw worse
+GUIDANCE = 2.5  # much higher values make nano's pictures worse
 
 
 def new_nano(size: int) -> StableDiffusion:
-    """An untrained model for pictures of that size. Its scale factor can only be measured once the
-    VAE is trained."""
+    """An untrained model for pictures of this size. Its scale factor of the latents is 1 until the
+    VAE is trained and it can be measured."""
     unet, vae, text_encoder = UNet(UNET), VAE(AUTOENCODER), CLIPTextEncoder(TEXT)
     initialise_unet(unet)
     initialise_vae(vae)
     sd = StableDiffusion(unet, vae, text_encoder, "eps", 1.0, GUIDANCE, size)
-    # The rows of words that no prompt uses are and stay zero: an unknown word says nothing.
+    # The embeddings of words that no prompt uses stay zero, so unknown words have no effect.
     embedding = text_encoder.text_model.embeddings.token_embedding.weight
     used = sd.tokenize(" ".join(["a an and on background", *COLOURS, *KINDS])).unique()
     with torch.no_grad():
@@ -55,18 +56,18 @@ def new_nano(size: int) -> StableDiffusion:
 
 
 def name_of(config: UNetConfig) -> str:
-    """What a base of this configuration is called in messages."""
+    """The name of a base with this configuration, for messages."""
     return "nano" if config == UNET else architecture(config)
 
 
 def hint_channels_for(unet: UNet) -> tuple[int, ...]:
-    """Of a new ControlNet. (The bundled one is older, and has Stable Diffusion's: a file's shapes
-    tell.)"""
+    """The channels of the condition encoder in a new ControlNet for this U-Net. The bundled
+    ControlNet has Stable Diffusion's channels; loading reads them from a file's shapes."""
     return NARROW if unet.config == UNET else HINT_CHANNELS
 
 
 def initialise_unet(unet: UNet) -> None:
-    """Every residual branch starts at zero, as in the original."""
+    """Initialise every residual branch to zero, as in the original."""
     for module in unet.modules():
         if isinstance(module, ResBlock):
             zero_module(module.out_layers[3])
@@ -77,8 +78,8 @@ def initialise_unet(unet: UNet) -> None:
 
 @torch.no_grad()
 def initialise_vae(vae: VAE) -> None:
-    """Convolutions keep the variance, residual branches start at zero. (With PyTorch's own
-    initialisation a small VAE learns only mean colours for a long time.)"""
+    """Initialise convolutions so that they preserve the variance, and residual branches to zero.
+    With PyTorch's default initialisation, a small VAE learns only mean colours for a long time."""
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -90,21 +91,21 @@ def initialise_vae(vae: VAE) -> None:
 
 
 def condition_of(control: Path | TensorFile) -> str:
-    """What a ControlNet of the small model was trained to follow, as its file says."""
+    """The condition that a ControlNet of nano was trained on, from its file's metadata."""
     control, _, metadata = open_tensors(control)
     condition = metadata.get("condition")
     if condition not in CONDITIONS:
         raise InputError(
-            f"{control} names no condition that could be drawn: expected a ControlNet trained on "
+            f"{control} names no condition of drawn scenes: expected a ControlNet trained on "
             "drawn scenes by train.py, or a --hint for sample.py"
         )
     return condition
 
 
 def controls_by_condition(files: list[Path], sd: StableDiffusion) -> dict[str, ControlNet]:
-    """The small model's ControlNets, in the order of CONDITIONS.
+    """ControlNets of nano by condition, in the order of CONDITIONS.
 
-    Raises InputError if one has no condition, or two have the same.
+    Raises InputError if one has no condition, or two have the same one.
     """
     found: dict[str, Path] = {}
     for file in files:

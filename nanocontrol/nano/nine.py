@@ -1,10 +1,10 @@
-"""One scene through every condition: the maps, and what ControlNets make of them.
+"""One scene through every condition: a figure of the hints and the pictures made from them.
 
     python -m nanocontrol.nano.nine --control FILE ... [--seed 1000000] [--out FILE]
 
-The columns are conditions, as many as there are ControlNets; above is the hint, below a picture
-from the scene's prompt and, in every column, the same noise. The first column has the scene's own
-picture, and what the prompt alone becomes.
+There is a column for each ControlNet. The top row has the hints. The bottom row has pictures from
+the scene's prompt and the same noise in every column. The first column has the scene's own picture,
+and the picture made without control.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from nanocontrol.training.measure import make_pictures
 
 
 def side_by_side(sd: StableDiffusion, controls: dict[str, ControlNet], first: int) -> Image.Image:
-    """Of the first scene, from that seed on, that leaves no hint empty: with a figure, and a cube
-    or pyramid."""
+    """The figure for the first scene, from seed `first` on, that leaves no hint empty: one with a
+    figure, and a cube or pyramid."""
     scenes = (random_scene(seed, kinds=("figure",)) for seed in count(first))
     scene = next(scene for scene in scenes if scene.of(*POLYHEDRA))
     drawing = draw(scene, sd.size)

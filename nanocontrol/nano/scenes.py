@@ -1,8 +1,8 @@
-"""Drawn scenes as pairs to learn from, and a sheet of them.
+"""Drawn scenes as training pairs, and a sheet of them.
 
     python -m nanocontrol.nano.scenes [--n 8] [--seed 0] [--size 64] [--out FILE]
 
-writes the sheet: scenes, each with its nine maps.
+writes a sheet of scenes, each with its nine maps.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from nanocontrol.plumbing.flags import at_least, seed
 from nanocontrol.plumbing.pictures import columns_with_titles, save_picture
 from nanocontrol.training.pairs import Pair, Pairs
 
-# Scenes with seeds below this are for training, the same number from here on for measuring.
+# Scenes with seeds below this are for training. Those from here on are for evaluation.
 HELD_OUT = 1_000_000
 
 
 class Scenes(Pairs):
-    """n drawn scenes: item i is the one of seed `first` + i.
+    """n drawn scenes. Item i is the scene with seed `first` + i, as
 
     image [3, size, size] RGB in [-1, 1], hint [3, size, size] in [0, 1] (black without a
     condition), prompt.
@@ -46,7 +46,7 @@ class Scenes(Pairs):
         return self.n
 
     def scene(self, i: int) -> Scene:
-        """Of those in which the condition shows something."""
+        """Scene i. It has an object that the condition shows."""
         if not 0 <= i < self.n:
             raise IndexError(i)
         return random_scene(self.first + i, NEEDED.get(self.condition or "", KINDS))
@@ -58,7 +58,7 @@ class Scenes(Pairs):
     def picture(self, i: int) -> tuple[Tensor, str]:
         drawing = draw(self.scene(i), self.size)
         if self.condition and get_worker_info() is None:
-            # A training asks for it next. (One of several processes that read would keep it alone.)
+            # Training needs the hint next. A worker process would only fill a cache of its own.
             self.keep(i, self.hint_of(drawing))
         return self.image_of(drawing), drawing.scene.prompt
 
@@ -79,21 +79,21 @@ class Scenes(Pairs):
 
 @cache
 def code_of_the_world() -> str:
-    """A scene's picture follows from the scene, its size and the code that draws it."""
+    """A hash of the code that draws. A picture depends on it, on the scene, and on the size."""
     return hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()
 
 
 def held_out_scenes(
     condition: str | None, n: int, first: int = HELD_OUT, size: int = PIXELS
 ) -> tuple[Tensor, Tensor, tuple[str, ...], list[Scene]]:
-    """n of those to measure with: images, hints, prompts as above, and the scenes."""
+    """n held-out scenes: images, hints and prompts as in Scenes, and the scenes themselves."""
     data = Scenes(condition, first, size=size)
     images, hints, prompts = zip(*(data[i] for i in range(n)))
     return torch.stack(images), torch.stack(hints), prompts, [data.scene(i) for i in range(n)]
 
 
 def sheet(first: int, n: int, size: int = PIXELS) -> Image.Image:
-    """A row for each of n scenes: the picture, then its maps."""
+    """A sheet with a row for each of n scenes: the picture, then its maps."""
     drawings = [draw(random_scene(first + i), size) for i in range(n)]
     columns = {"picture": [drawing.image for drawing in drawings]}
     columns |= {name: [make(drawing) for drawing in drawings] for name, make in CONDITIONS.items()}
@@ -106,8 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--n", type=at_least(1), default=8, help="scenes (default: 8)")
-    parser.add_argument("--seed", type=seed, default=0, help="of the first (default: 0)")
-    parser.add_argument("--size", type=int, choices=SIZES, default=PIXELS, help="of a picture")
+    parser.add_argument("--seed", type=seed, default=0, help="the first scene's (default: 0)")
+    parser.add_argument("--size", type=int, choices=SIZES, default=PIXELS, help="a picture's side")
     parser.add_argument("--out", type=Path, default=Path("out/world.png"), metavar="FILE")
     args = parser.parse_args(argv)
     with one_sentence("scenes"):

@@ -1,21 +1,20 @@
-"""How well a picture keeps to its condition: the condition is extracted again, from the picture,
-and compared with the one that the picture was to follow. 1 is perfect; a
-picture without control shows what chance gives. (follows.py asks of whole things whether they are
-right.)
+"""Scores of how well a picture follows its condition. The condition is extracted from the picture
+and compared with the true one. 1 is perfect, and a picture without control has the score of chance.
+follows.py scores whole objects instead.
 
 | condition          | extracted by | score, a mean over pictures                                 |
 |--------------------|--------------|-------------------------------------------------------------|
 | canny              | canny.py     | F1 of edges, within 1 pixel                                 |
 | hough, cartoon     | the detector | F1 of lines, within 1 pixel                                 |
-| scribble           | the detector | F1 of outlines of what it finds, within 2 pixels            |
+| scribble           | the detector | F1 of the outlines of found objects, within 2 pixels        |
 | soft, depth        | the detector | correlation of the two maps                                 |
 | pose               | the detector | share of joints that are found within 3 pixels              |
-| segmentation       | the detector | intersection over union, mean over the kinds that should be |
-|                    |              | there, the wall among them                                  |
-| normals            | the detector | share of the things' pixels within 22.5 degrees             |
+| segmentation       | the detector | intersection over union, mean over the scene's kinds,       |
+|                    |              | including the wall                                          |
+| normals            | the detector | share of the objects' pixels within 22.5 degrees            |
 
-Pixels are those of a picture of 64; at other sizes the distances are larger in proportion. Pictures
-of another size than the detector's are brought to that first.
+Distances are in pixels of a picture of 64 and grow in proportion at other sizes. Pictures are first
+resized to the detector's size.
 """
 
 from dataclasses import replace
@@ -45,8 +44,7 @@ from nanocontrol.training.measure import Scores
 
 
 def scorer(condition: str, scenes: Scenes) -> Scores:
-    """How well n pictures follow the first n scenes, as numbers with names: a function of the
-    pictures."""
+    """A function that scores n pictures against the first n scenes -> numbers by name."""
     detector = load_detector(DETECTOR)
 
     def scores(images: Tensor) -> dict[str, float | None]:
@@ -60,7 +58,7 @@ def scorer(condition: str, scenes: Scenes) -> Scores:
 
 
 def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detector) -> float:
-    """images [B, 3, H, W] in [-1, 1], which were to follow the scenes -> the mean score."""
+    """The mean score of images [B, 3, H, W] in [-1, 1], which were to follow the scenes."""
     images = detector.fitted(images.float())
     found = detector(images)[0].sigmoid().numpy()
     pictures = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
@@ -68,7 +66,7 @@ def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detecto
     return float(np.mean([SCORES[condition](*three) for three in zip(pictures, found, drawings)]))
 
 
-# Each of these takes a picture [size, size, 3] in 0..1, what the detector finds in it
+# Each of these takes a picture [size, size, 3] in 0..1, the maps that the detector finds in it
 # [27, size, size] in 0..1, and the drawing that it was to follow.
 
 
@@ -91,7 +89,7 @@ def scribble_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> fl
 
 
 def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    # The detector's joint maps are exp(-d^2 / 8), d pixels of 64 away: above exp(-9/8), d < 3.
+    # The detector's joint maps are exp(-d^2 / 8) at d pixels of 64. Above exp(-9/8), d < 3.
     hits, size = [], drawing.size
     for figure in drawing.scene.of("figure"):
         columns, rows = np.clip(joints_of(figure) * size, 0, size - 1).astype(int).T
@@ -130,5 +128,5 @@ SCORES = {
 
 
 def true_map(condition: str, drawing: Drawing) -> np.ndarray:
-    """[size, size], of a condition without colours."""
+    """The map [size, size] of a condition without colours."""
     return CONDITIONS[condition](drawing)[..., 0]

@@ -1,14 +1,14 @@
-"""Train nano itself, part by part. (Its ControlNets are trained by train.py.)
+"""Train nano itself, part by part. Its ControlNets are trained by train.py.
 
     python -m nanocontrol.nano.train vae
     python -m nanocontrol.nano.train base --base runs/vae-1/base.safetensors
     python -m nanocontrol.nano.train decoder --base runs/vae-1/base.safetensors
     python -m nanocontrol.nano.train detector
 
-vae: the autoencoder. base: text encoder and U-Net, for the latents of --base's VAE. decoder: the
-VAE's decoder alone, for longer; its latents stay as they are, so the base can be trained meanwhile.
-detector: the network that scores pictures. `weights/README.md` tells how the bundled weights came
-about.
+vae: the autoencoder. base: the text encoder and the U-Net, for the latents of --base's VAE.
+decoder: more training of the VAE's decoder alone. The latents stay the same, so the base can be
+trained at the same time. detector: the network that scores pictures. `weights/README.md` describes
+how the bundled weights were trained.
 """
 
 import math
@@ -49,37 +49,37 @@ from nanocontrol.vae import sample_posterior
 
 @dataclass(frozen=True)
 class Settings:
-    """A flag each."""
+    """A run's settings, one flag each."""
 
     part: str
     base: str = knob(
         None,
-        "a Stable Diffusion whose VAE is trained (base, decoder), or is trained on (vae)",
+        "checkpoint with a trained VAE (base, decoder), or one to train further (vae)",
         absolute,
     )
     out: str = knob(
-        None, "the run's folder (default: runs/PART-1, -2, ...)", absolute, learnt=False
+        None, "the run's folder (default: runs/PART-1, runs/PART-2, ...)", absolute, learnt=False
     )
-    steps: int = knob(6000, "of the optimizer; the learning rate falls over them", at_least(1))
-    batch_size: int = knob(32, "pictures in a step", at_least(1))
-    lr: float = knob(1e-3, "learning rate at its highest", positive)
+    steps: int = knob(6000, "optimizer steps, over which the learning rate decays", at_least(1))
+    batch_size: int = knob(32, "pictures per step", at_least(1))
+    lr: float = knob(1e-3, "highest learning rate", positive)
     latent_noise: float = knob(
         None,
-        "noise on the latents, in their standard deviations: up to this much (vae, decoder)",
+        "most noise added to the latents, in their standard deviations (vae, decoder)",
         fraction,
     )
-    drop_prompt: float = knob(0.1, "share of the prompts that are emptied (base)", fraction)
+    drop_prompt: float = knob(0.1, "share of the prompts to drop (base)", fraction)
     scenes: int = knob(50_000, "drawn scenes to train on", at_least(1))
-    size: int = knob(None, "of a picture (default: --base's; without a base 64)", int, SIZES)
-    seed: int = knob(0, "of weights, order and noise", seed)
+    size: int = knob(None, "side of a picture (default: --base's, or 64 without it)", int, SIZES)
+    seed: int = knob(0, "random seed of weights, order and noise", seed)
     device: str = knob(
         None, "cpu, cuda, ... (default: a GPU if there is one)", device, learnt=False
     )
     dtype: Literal["fp32", "bf16", "fp16"] = knob(
-        None, "default: bf16 on a GPU that has it, fp16 on others, fp32 on a CPU", learnt=False
+        None, "default: bf16 on a GPU that supports it, else fp16; fp32 on a CPU", learnt=False
     )
     save_every: int = knob(500, "steps between saves", at_least(1), learnt=False)
-    sample_every: int = knob(500, "steps between sheets of pictures", at_least(1), learnt=False)
+    sample_every: int = knob(500, "steps between evaluations", at_least(1), learnt=False)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -99,33 +99,33 @@ USED_BY = {
     "latent_noise": ("vae", "decoder"),
     "drop_prompt": ("base",),
 }
-SHEET, HELD_OUT_SCENES = 8, 32  # to look at during a run, and to measure on at its end
+SHEET, HELD_OUT_SCENES = 8, 32  # evaluated during a run, and at its end
 REBUILT = "true pictures, and rebuilt by the VAE"
-ENCODING = 2  # beside (seed, 0): draws from the posterior are no step's draw
+ENCODING = 2  # with (seed, 0): makes draws from the posterior differ from those of every step
 
 
 class Part(NamedTuple):
-    """What the parts of nano do in their own way."""
+    """The networks and functions that differ between the trainings of nano's parts."""
 
     trained: dict[str, nn.Module]
     data: Any  # a data set
-    loss: Callable[[int, Any, Generator], Tensor]  # of a step and its batch
-    look: Callable[[int], tuple[list[Tensor], dict]]  # on n scenes: rows of pictures, and numbers
+    loss: Callable[[int, Any, Generator], Tensor]  # (step, batch, generator) -> loss
+    look: Callable[[int], tuple[list[Tensor], dict]]  # n scenes -> rows of pictures, and numbers
     caption: str  # of these pictures
-    save: Callable[[Path], None]  # into a folder
+    save: Callable[[Path], None]  # writes the weights into a folder
 
 
 def train(settings: Settings, signals: Signals, resume: bool) -> dict:
-    """Leaves a run's folder -> its final numbers. One loop for all parts."""
+    """Train one part and write the run's folder -> its final numbers."""
     machine.allow_tf32(settings.device)
-    torch.manual_seed(settings.seed)  # of the first weights
+    torch.manual_seed(settings.seed)  # for the initialisation
     part = PARTS[settings.part](settings)
     adamw: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.0}
     on = settings.device, settings.dtype
     optimizer = Optimizer(part.trained, settings.lr, *on, clip=1.0, **adamw)
     processes = Processes(settings.device)
     if processes.size > 1:
-        raise InputError("the small model's parts are trained by one process, without torchrun")
+        raise InputError("nano's parts are trained by one process: expected no torchrun")
     where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
     watch = Watch(*where, optimizer, processes, signals)
     look = partial(part.look, SHEET)
@@ -141,7 +141,7 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
 
 
 def cosine_rate(lr: float, step: int, steps: int) -> float:
-    """A short rise, then half a cosine."""
+    """The learning rate at a step: a warm-up of 50 steps, then half a cosine."""
     return lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
@@ -149,7 +149,7 @@ def cosine_rate(lr: float, step: int, steps: int) -> float:
 
 
 def vae_part(settings: Settings) -> Part:
-    """A new one, or the one of --base, further."""
+    """The VAE: a new one, or that of --base to train further."""
     size = settings.size or PIXELS
     sd = load_base(settings) if settings.base else channels_last(new_nano(size))
     sd.vae.to(settings.device).requires_grad_(True)
@@ -185,14 +185,15 @@ def scenes_for(settings: Settings, sd: StableDiffusion) -> Scenes:
 
 
 def seen(settings: Settings, step: int, images: Tensor, generator: Generator) -> Tensor:
-    """Most steps see quarters of the pictures, which is faster."""
+    """The images of a step, on the device. Most steps train on quarters of the pictures, which is
+    faster. The last ones train on half as many whole pictures."""
     early = step < 0.85 * settings.steps
     images = random_quarter(images, generator) if early else images[: (len(images) + 1) // 2]
     return images.to(settings.device)
 
 
 def random_quarter(images: Tensor, generator: Generator) -> Tensor:
-    """[B, 3, H, W] -> [B, 3, H/2, W/2], from the same place of each."""
+    """A crop [B, 3, H/2, W/2] of images [B, 3, H, W], at the same random place in each."""
     half = images.shape[-1] // 2
     top, left = torch.randint(half + 1, (2,), generator=generator).tolist()
     return images[:, :, top : top + half, left : left + half]
@@ -201,10 +202,10 @@ def random_quarter(images: Tensor, generator: Generator) -> Tensor:
 def vae_loss(sd: StableDiffusion, images: Tensor, noise: float, generator: Generator) -> Tensor:
     """Reconstruction error of images [B, 3, H, W] with noise on the latents, plus the KL term.
 
-    noise: per picture its standard deviation is drawn from 0 to this, in units of the latents' own.
-    The latents that the U-Net samples are never exact. A decoder that has seen only exact ones
-    turns their errors into dents, and an encoder that is trained along puts the information where
-    noise does not reach it.
+    noise: the largest standard deviation of this noise, in units of the latents' own; each
+    picture's is drawn from 0 to this. The latents that the U-Net generates are never exact. A
+    decoder trained on exact latents turns their errors into visible dents. An encoder trained with
+    noise stores information in a form that noise does not destroy.
     """
     mean, logvar = sd.vae.encode(images.to(next(sd.vae.parameters())))
     latents = sample_posterior(mean, logvar, generator)
@@ -213,8 +214,8 @@ def vae_loss(sd: StableDiffusion, images: Tensor, noise: float, generator: Gener
     rebuilt = sd.vae.decode(latents + latents.std() * (deviation * normal).to(latents)).float()
     mean, logvar = mean.float(), logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    # Absolute errors keep edges crisp; square ones alone would blur them, and alone would be best
-    # for the signal-to-noise ratio.
+    # Absolute errors keep edges sharp. Squared errors alone would give the best signal-to-noise
+    # ratio, but blurred edges.
     return F.l1_loss(rebuilt, images) + 6 * F.mse_loss(rebuilt, images) + 1e-5 * kl
 
 
@@ -228,7 +229,7 @@ def look_at_reconstructions(
 
 @torch.no_grad()
 def measured_scale_factor(sd: StableDiffusion) -> float:
-    """What brings the latents of 256 drawn scenes to unit variance."""
+    """The factor that scales the latents of 256 drawn scenes to unit variance."""
     return 1 / sd.encode(held_out_scenes(None, 256, size=sd.size)[0])[0].std().item()
 
 
@@ -236,14 +237,15 @@ def measured_scale_factor(sd: StableDiffusion) -> float:
 
 
 def base_part(settings: Settings) -> Part:
-    """From where --base is: untrained as `vae` leaves it, or trained, to go on at a larger size."""
+    """The text encoder and U-Net of --base: untrained, as part `vae` saves them, or trained, to
+    continue at a larger size."""
     sd = load_base(settings)
     for network in (sd.unet, sd.text_encoder):
         network.requires_grad_(True)
     diffusion = DDPM(sd.prediction)
 
     def denoising_loss(x0: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Rombach et al. 2022, equation 3: as train.py's diffusion_loss, without a ControlNet."""
+        """Equation 3 of Rombach et al. 2022: train.py's diffusion_loss without a ControlNet."""
         x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
         output = sd.unet(x_t.to(context.dtype), t.to(x0.device), context)
         return F.mse_loss(output.float(), target)
@@ -274,13 +276,13 @@ def base_part(settings: Settings) -> Part:
 
 @torch.no_grad()
 def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
-    """Latents and prompts of the drawn scenes, each encoded (and drawn from its posterior) once,
-    and kept in the run's folder."""
+    """Latents and prompts of the drawn scenes. Each latent is sampled from its posterior once, and
+    all are kept in the run's folder."""
     n = min(settings.scenes, settings.steps * settings.batch_size)
     scenes, file = Scenes(None, n=n, size=sd.size), Path(settings.out) / "latents.safetensors"
     prompts = [scenes.scene(i).prompt for i in range(len(scenes))]
     made_from = {"base": settings.base, "scenes": n, "size": sd.size, "seed": settings.seed}
-    # (A run that was killed before it had settings.json leaves what need not be this one's.)
+    # A run that was killed before it wrote settings.json may have left latents of other settings.
     if not file.exists() or read_tensors(file)[1] != made_from:
         generator, latents = generator_of(settings.seed, 0, ENCODING), []
         drawn = DataLoader(scenes, batch_size=64, num_workers=1, worker_init_fn=ignore_ctrl_c)
@@ -304,7 +306,7 @@ def load_base(settings: Settings) -> StableDiffusion:
 
 
 def channels_last(sd: StableDiffusion) -> StableDiffusion:
-    """The layout in which small convolutions are fastest."""
+    """Set the memory format in which small convolutions are fastest."""
     for network in (sd.unet, sd.vae):
         network.to(memory_format=torch.channels_last)
     return sd
@@ -321,7 +323,7 @@ def detector_part(settings: Settings) -> Part:
     network = Detector(settings.size).to(settings.device)
     scenes = tqdm(range(settings.scenes), "drawing")
     truths = (truth(random_scene(seed), settings.size) for seed in scenes)
-    # (Maps of 128 pixels take 10 GB in float32.)
+    # Half precision, because maps of 128 pixels would take 10 GB in float32.
     images, maps, kinds = zip(*((image, maps.half(), kinds) for image, maps, kinds in truths))
     data = TensorDataset(torch.stack(images), torch.stack(maps), torch.stack(kinds))
 
@@ -350,7 +352,7 @@ def detector_part(settings: Settings) -> Part:
 
 
 def spoilt(images: Tensor, generator: Generator) -> Tensor:
-    """Some blur, some noise: generated pictures are not quite sharp."""
+    """Images with some blur and noise, because generated pictures are not quite sharp."""
     reach = images.shape[-1] // PIXELS
     soft = F.pad(images, (reach, reach, reach, reach), mode="replicate")
     soft = F.avg_pool2d(soft, 2 * reach + 1, stride=1)
@@ -365,11 +367,12 @@ PARTS = {"vae": vae_part, "base": base_part, "decoder": decoder_part, "detector"
 
 
 def resolve_part(given: dict[str, Any]) -> Settings:
-    """Every setting: as given, or the part's, or its default, or by what this machine has."""
+    """All settings: those given, then the part's preset, then defaults and what this machine
+    has."""
     part = given["part"]
     for name, parts in USED_BY.items():
         if name in given and part not in parts:
-            raise InputError(f"--{name.replace('_', '-')} has no meaning for {part}")
+            raise InputError(f"--{name.replace('_', '-')} is not used by {part}: expected none")
     if part in ("base", "decoder") and "base" not in given:
         raise InputError(f"{part}: expected --base FILE, with a trained VAE (train vae first)")
     check_new(given.get("out"))
@@ -380,8 +383,8 @@ def resolve_part(given: dict[str, Any]) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_for(Settings, __doc__, PRESETS, "; no other flag may differ")
-    parser.add_argument("part", choices=PARTS, help="what to train")
+    parser = parser_for(Settings, __doc__, PRESETS, "; other flags must not change")
+    parser.add_argument("part", choices=PARTS, help="the part to train")
     given = vars(parser.parse_args(argv))
     resume = given.pop("resume")
     machine.keep_freed_memory()

@@ -1,12 +1,12 @@
-"""The drawn world: shaded solids and a figure with joints, before a wall.
+"""The drawn world: shaded solids and a jointed figure in front of a wall.
 
-A scene is a short list of objects. `draw` says for every pixel which of them is seen there, how
-near it is and where its surface looks; the picture follows from that, and all maps that a
-ControlNet may be given (conditions.py), exactly.
+A scene is a short list of objects. `draw` computes for every point which object is visible there,
+its depth and its surface normal. The picture and all hints (conditions.py) are computed from these,
+exactly.
 
-Lengths are fractions of the picture's side: x to the right, y down, z towards the viewer, who is
-far away (things do not get smaller with distance). The wall is at z = 0. Lengths in pixels (widths
-of lines, tolerances) are those of a picture of 64; at other sizes they are larger in proportion.
+Lengths are fractions of the picture's side: x to the right, y down, z towards the viewer. The
+projection is parallel, so objects do not get smaller with distance. The wall is at z = 0. Lengths
+in pixels, such as widths of lines, are those of a picture of 64 and grow in proportion.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from numpy.random import Generator, default_rng
 
-# RGB in 0..1, lit. Any two that meet in a scene are told apart in light and shade.
+# RGB in 0..1, in full light. Any two colours of a scene can be distinguished in light and shade.
 COLOURS = {
     name: np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
     for name, code in {
@@ -32,7 +32,7 @@ COLOURS = {
     }.items()
 }
 
-# Corners in a solid's own frame, and its faces as lists of corners.
+# Corners in the solid's own frame, and faces as lists of corners.
 CUBE = np.array(list(product((-0.62, 0.62), repeat=3)))
 PYRAMID = np.array([[0, -0.95, 0], *([x, 0.6, z] for x, z in product((-0.75, 0.75), repeat=2))])
 POLYHEDRA: dict[str, tuple[np.ndarray, list[tuple[int, ...]]]] = {
@@ -42,15 +42,15 @@ POLYHEDRA: dict[str, tuple[np.ndarray, list[tuple[int, ...]]]] = {
     ),
     "pyramid": (PYRAMID, [(1, 2, 4, 3), (0, 1, 2), (0, 2, 4), (0, 4, 3), (0, 3, 1)]),
 }
-PIXELS = 64  # the side of pictures in which lengths in pixels are said
-SIZES = range(PIXELS, 4 * PIXELS + 1, PIXELS)  # sides of pictures that are drawn
+PIXELS = 64  # side of the picture that lengths in pixels refer to
+SIZES = range(PIXELS, 4 * PIXELS + 1, PIXELS)  # possible sides of a drawn picture
 KINDS = ("ball", "cube", "pyramid", "ring", "figure")
-SHADES = 0.5, 1.05  # of a surface that looks away from the light, and of one that faces it
-TUBE = 0.32  # a ring's thickness: the radius of its tube where the whole ring's is 1
+SHADES = 0.5, 1.05  # brightness of a surface that faces away from the light, and towards it
+TUBE = 0.32  # radius of a ring's tube, relative to the whole ring's
 
-# OpenPose's joints, without eyes and ears, which would be less than a pixel apart:
-# 0 nose, 1 neck; shoulder, elbow, wrist: 2 to 4 right, 5 to 7 left; hip, knee, ankle: 8 to 10, 11
-# to 13. Limbs join two of them, in OpenPose's order. (The figure faces us: its right is our left.)
+# OpenPose's joints, without eyes and ears, which would be less than a pixel apart: 0 nose, 1 neck;
+# shoulder, elbow, wrist: 2 to 4 right, 5 to 7 left; hip, knee, ankle: 8 to 10 right, 11 to 13 left.
+# Limbs join two joints, in OpenPose's order. The figure faces the viewer, so its right is our left.
 LIMBS = [
     (1, 2),
     (1, 5),
@@ -70,26 +70,26 @@ LIMBS = [
 
 @dataclass(frozen=True)
 class Thing:
-    """A solid or a figure."""
+    """An object of a scene: a solid or a figure. x, y, z: its middle."""
 
     kind: str  # of KINDS
     colour: str  # of COLOURS
     x: float
     y: float
-    z: float  # of its middle
+    z: float
     size: float  # about the radius of a solid; half of a figure's height
-    turn: float  # of a solid, about its upright axis, in radians
-    tilt: float  # of a solid: below 0 its top leans towards the viewer, in radians
-    # A figure's upper arm, lower arm, thigh and shin, right, then left, in radians: 0 hangs down,
-    # pi / 2 points away from the body.
+    turn: float  # rotation of a solid about its upright axis, in radians
+    tilt: float  # tilt of a solid in radians; below 0 its top leans towards the viewer
+    # Angles of a figure's upper arm, lower arm, thigh and shin, right, then left, in radians: 0
+    # hangs down, pi / 2 points away from the body.
     bends: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Scene:
-    seed: int  # of maps that are random, too
+    seed: int  # also decides the maps that are random
     background: str  # of COLOURS
-    light: tuple[float, float, float]  # from where it comes: a unit vector
+    light: tuple[float, float, float]  # unit vector towards the light
     things: tuple[Thing, ...]
 
     @property
@@ -99,7 +99,7 @@ class Scene:
         return f"{things} on {article(self.background)} {self.background} background"
 
     def of(self, *kinds: str) -> list[Thing]:
-        """Its things of these kinds."""
+        """The scene's objects of these kinds."""
         return [thing for thing in self.things if thing.kind in kinds]
 
 
@@ -108,7 +108,8 @@ def article(word: str) -> str:
 
 
 def random_scene(seed: int, kinds: tuple[str, ...] = KINDS) -> Scene:
-    """One or two things, the first of one of `kinds`, in colours well apart."""
+    """A scene of one or two objects with clearly different colours. The first object is of one of
+    `kinds`."""
     rng = default_rng(seed)
     colours = [str(rng.choice(list(COLOURS)))]
     while len(colours) < 3:
@@ -120,7 +121,7 @@ def random_scene(seed: int, kinds: tuple[str, ...] = KINDS) -> Scene:
     lx, ly, lz = (float(v) for v in towards / np.linalg.norm(towards))
     chosen = [str(rng.choice(kinds)), str(rng.choice(KINDS))][: 1 + two]
     sides = rng.permutation([0.28, 0.72]) if two else [0.5]
-    nearness = rng.permutation([0.25, 0.6])  # of two things one is before the other
+    nearness = rng.permutation([0.25, 0.6])  # one of two objects is in front
     things = [
         random_thing(rng, kind, colour, x, z, two)
         for kind, colour, x, z in zip(chosen, colours[1:], sides, nearness)
@@ -129,14 +130,15 @@ def random_scene(seed: int, kinds: tuple[str, ...] = KINDS) -> Scene:
 
 
 def apart(a: str, b: str) -> float:
-    """How far two colours are from each other, whichever of them is in the shade."""
+    """The distance of two colours, the smallest one with either of them in the shade."""
     shades = np.linspace(0.55, 1, 4, dtype=np.float32)[:, None]
     either = (COLOURS[a] - shades * COLOURS[b], COLOURS[b] - shades * COLOURS[a])
     return float(min(np.linalg.norm(difference, axis=1).min() for difference in either))
 
 
 def random_thing(rng: Generator, kind: str, colour: str, x: float, z: float, two: bool) -> Thing:
-    """Near x; small enough to be in the picture and, if it is one of two, to leave room."""
+    """A random object near x. It is small enough to be inside the picture and, if it is one of two,
+    to leave room for the other."""
     if kind == "figure":
         size, room = rng.uniform(0.36, 0.42), 0.03
         if two:  # smaller and nearer to the middle, so that its arms are in the picture
@@ -144,7 +146,7 @@ def random_thing(rng: Generator, kind: str, colour: str, x: float, z: float, two
     else:
         size = rng.uniform(0.21, 0.27) if two else rng.uniform(0.26, 0.34)
         room = 0.03 if two else 0.46 - size
-    # Lower arms are bent upwards, shins inwards.
+    # Lower arms bend upwards, shins inwards.
     arms = [(a, a + rng.uniform(0, 1.2)) for a in rng.uniform(0.1, 0.95 if two else 2.2, 2)]
     legs = [(a, a - rng.uniform(0, 0.3)) for a in rng.uniform(0.05, 0.4 if two else 0.5, 2)]
     bends = tuple(float(angle) for arm, leg in zip(arms, legs) for angle in (*arm, *leg))
@@ -157,7 +159,7 @@ def random_thing(rng: Generator, kind: str, colour: str, x: float, z: float, two
 
 
 def corners_of(thing: Thing) -> np.ndarray:
-    """[n, 3]: where a polyhedron's corners are in the scene."""
+    """A polyhedron's corners in the scene [n, 3]."""
     c, s, d, e = np.cos(thing.turn), np.sin(thing.turn), np.cos(thing.tilt), np.sin(thing.tilt)
     turned = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
     tilted = np.array([[1, 0, 0], [0, d, -e], [0, e, d]])
@@ -173,8 +175,8 @@ def edges_of(thing: Thing) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def joints_of(figure: Thing) -> np.ndarray:
-    """[14, 2]: where a figure's joints are, in OpenPose's order."""
-    unit = figure.size * 2 / 7  # a figure is about seven of them high
+    """A figure's joints in the scene [14, 2], in OpenPose's order."""
+    unit = figure.size * 2 / 7  # a figure is about seven units high
     joints = np.zeros((14, 2))
     joints[0], joints[1] = (0, -2.8), (0, -1.75)
     for side, shoulder, hip, bends in ((-1, 2, 8, figure.bends[:4]), (1, 5, 11, figure.bends[4:])):
@@ -189,9 +191,9 @@ def joints_of(figure: Thing) -> np.ndarray:
 
 
 def surface(thing: Thing, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The side that we see of a thing -> z (-inf beside it) and normal [3, ...].
+    """An object's visible surface -> z, which is -inf outside the object, and normal [3, ...].
 
-    x, y: where in the scene, arrays of one shape.
+    x, y: positions in the scene, arrays of one shape.
     """
     if thing.kind == "figure":
         return figure_surface(thing, x, y)
@@ -208,16 +210,19 @@ def surface(thing: Thing, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def ball(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of radius 1, around the origin."""
+    """The surface of a ball of radius 1 about the origin."""
     square = 1 - x * x - y * y
     z = np.sqrt(np.maximum(square, 0))
     return np.where(square > 0, z, -np.inf), np.stack([x, y, z])
 
 
 def polyhedron_surface(thing: Thing, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A line of sight enters a convex solid through the last of the faces that look at us, which is
-    the farthest of their planes, and leaves it through the nearest plane of the others: it hits the
-    solid if it enters before it leaves."""
+    """The surface of a convex solid, as in `surface`.
+
+    A line of sight crosses the planes of all faces. It enters the solid at the farthest plane of
+    the faces that look at the viewer, and leaves it at the nearest plane of the others. It hits the
+    solid if it enters before it leaves.
+    """
     corners, faces = corners_of(thing).astype(np.float32), POLYHEDRA[thing.kind][1]
     front, back = np.full_like(x, np.inf), np.full_like(x, -np.inf)
     normal = np.zeros((3, *x.shape), np.float32)
@@ -225,11 +230,11 @@ def polyhedron_surface(thing: Thing, x: np.ndarray, y: np.ndarray) -> tuple[np.n
         a, b, c = corners[list(face[:3])]
         n = np.cross(b - a, c - a)
         n /= np.linalg.norm(n)
-        if n @ (a - (thing.x, thing.y, thing.z)) < 0:  # it has to look outwards
+        if n @ (a - (thing.x, thing.y, thing.z)) < 0:  # the normal has to point outwards
             n = -n
-        if abs(n[2]) < 1e-4:  # seen from its side exactly
+        if abs(n[2]) < 1e-4:  # the face is seen exactly from its side
             n[2] = 1e-4
-        z = a[2] - (n[0] * (x - a[0]) + n[1] * (y - a[1])) / n[2]  # of the face's plane
+        z = a[2] - (n[0] * (x - a[0]) + n[1] * (y - a[1])) / n[2]  # the face's plane
         if n[2] < 0:
             back = np.maximum(back, z)
         else:
@@ -240,7 +245,8 @@ def polyhedron_surface(thing: Thing, x: np.ndarray, y: np.ndarray) -> tuple[np.n
 
 
 def figure_surface(thing: Thing, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Capsules along arms, legs and shoulders, a trunk, and a ball for the head."""
+    """A figure's surface, as in `surface`: capsules along arms, legs and shoulders, a trunk, and a
+    ball for the head."""
     j, unit = joints_of(thing), thing.size * 2 / 7
     chest, hips = (j[2] + j[5]) / 2 + (0, 0.45 * unit), (j[8] + j[11]) / 2
     parts = [
@@ -270,8 +276,8 @@ def figure_surface(thing: Thing, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
 def from_segment(
     a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The segment's point nearest to each point: the offset from it [2, ...], and where it is
-    between a (0) and b (1)."""
+    """The offset of each point from the nearest point of the segment [2, ...], and the position of
+    that point between a (0) and b (1)."""
     ax, ay, dx, dy = (np.float32(v) for v in (*a, *(b - a)))
     along = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy + 1e-9), 0, 1)
     return np.stack([x - ax - along * dx, y - ay - along * dy]), along
@@ -282,10 +288,11 @@ def from_segment(
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is seen where. The arrays have four points for each pixel: [2 * size, 2 * size]."""
+    """A drawn scene. Except for the image, the arrays have four points per pixel:
+    [2 * size, 2 * size]."""
 
     scene: Scene
-    index: np.ndarray  # 0 the wall, 1 the first thing, ...
+    index: np.ndarray  # 0 for the wall, 1 for the first object, ...
     depth: np.ndarray  # z
     normal: np.ndarray  # [3, ...], of unit length
     image: np.ndarray  # [size, size, 3], RGB in 0..1
@@ -296,24 +303,24 @@ class Drawing:
 
     @property
     def scale(self) -> int:
-        """How many of its pixels one of a picture of 64 has become."""
+        """The ratio of the picture's side to 64."""
         return self.size // PIXELS
 
     @property
     def shown(self) -> np.ndarray:
-        """`index` for each pixel [size, size]; of its four points the first decides."""
+        """`index` for each pixel [size, size], from the first of its four points."""
         return self.index[::2, ::2]
 
 
 @cache
 def points(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of the points' middles, as fractions of the side; each [2 * size, 2 * size]."""
+    """x and y of all points, as fractions of the side; each [2 * size, 2 * size]."""
     y, x = (np.mgrid[: 2 * size, : 2 * size].astype(np.float32) + 0.5) / (2 * size)
     return x, y
 
 
 def around(thing: Thing, size: int) -> tuple[slice, slice]:
-    """The rows and columns of points in which all of a thing is."""
+    """The rows and columns of points that contain an object."""
     reach = 1.3 * thing.size
     rows, columns = (
         slice(max(0, int((c - reach) * 2 * size)), int((c + reach) * 2 * size))
@@ -323,10 +330,10 @@ def around(thing: Thing, size: int) -> tuple[slice, slice]:
 
 
 def draw(scene: Scene, size: int = PIXELS) -> Drawing:
-    """size: one of SIZES.
+    """Draw a scene. size: one of SIZES.
 
-    Parallel projection; of what is at a point the nearest is seen. Things have matt surfaces under
-    one light (Lambert), and the wall is a little brighter where that comes from.
+    The projection is parallel, and the nearest object at a point is visible. Objects have matt
+    surfaces under one light (Lambert). The wall is a little brighter towards the light.
     """
     x, y = points(size)
     index, depth = np.zeros(x.shape, np.uint8), np.zeros(x.shape, np.float32)
@@ -349,5 +356,5 @@ def draw(scene: Scene, size: int = PIXELS) -> Drawing:
 
 
 def halved(values: np.ndarray) -> np.ndarray:
-    """Four points [2 * size, 2 * size, ...] become one pixel, their mean."""
+    """Points [2 * size, 2 * size, ...] -> pixels [size, size, ...], the means of four points."""
     return (values[::2, ::2] + values[::2, 1::2] + values[1::2, ::2] + values[1::2, 1::2]) / 4
