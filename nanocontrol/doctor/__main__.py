@@ -1,15 +1,15 @@
-"""Why does a ControlNet not follow? What a run's folder and its data tell.
+"""Diagnosis of a run whose ControlNet does not follow its hints.
 
     python -m nanocontrol.doctor RUN
-        the most likely cause, with its evidence, or that the run looks healthy, and where it is
+        the most likely cause with its evidence, or the progress of a run that looks healthy
     python -m nanocontrol.doctor RUN --hint FILE
-        a picture that is to be followed, beside the hints of the training
+        a comparison of a hint for sample.py with the hints of the training
 
-Faults are looked for in this order: hints (constant, shifted or scaled against their pictures,
-mostly white, of another condition than the run says, of other pictures), captions, what the base
-predicts, the learning rate, the number of steps. It reads settings.json, log.jsonl and metrics.json
-of the run and at most 32 of its pairs. Only the losses of the base, without a ControlNet, are
-computed. Exit status 0 whenever a report was printed.
+Faults are checked in this order: the hints, the captions, the base's prediction type, the learning
+rate, the number of steps. Hints can be constant, shifted or scaled relative to their pictures,
+mostly white, of another condition than the run's, or of other pictures. The diagnosis reads
+settings.json, log.jsonl and metrics.json of the run, and at most 32 of its pairs. It computes only
+losses of the base, without a ControlNet. The exit status is 0 whenever a report was printed.
 """
 
 import argparse
@@ -54,13 +54,14 @@ from nanocontrol.schedulers import STEPS
 from nanocontrol.training.measure import mean_latents
 from nanocontrol.training.pairs import Folder, held_out_of
 
-PAIRS, PAIRS_OF_LARGE = 32, 16  # that are looked at; with a base of Stable Diffusion's size
+PAIRS, PAIRS_OF_LARGE = 32, 16  # pairs to read; fewer with a base of Stable Diffusion's size
 
 
 @torch.no_grad()
 def losses_of_base(sd: StableDiffusion, seen: SomePairs) -> np.ndarray:
-    """[2, 3, n]: of what it is taken to predict (eps, v), with each pair's own prompt, another's,
-    and none. The noise of a pair is always the same; t is spread evenly over 0..999."""
+    """The base's losses without a ControlNet [2, 3, n]: for both prediction types (eps, v), and for
+    each pair's own prompt, another pair's, and none. A pair's noise is always the same, and t is
+    spread evenly over 0..999."""
     device, n, found = next(sd.unet.parameters()).device, len(seen.images), []
     generator = torch.Generator().manual_seed(0)
     for i in tqdm(range(n), "measuring the base", leave=False):
@@ -80,13 +81,13 @@ def losses_of_base(sd: StableDiffusion, seen: SomePairs) -> np.ndarray:
 
 
 def other_prompt(prompts: list[str], i: int) -> str:
-    """The next one that differs from the i-th."""
+    """The next prompt that differs from prompt i, or prompt i itself if all are equal."""
     following = [*prompts[i + 1 :], *prompts[:i]]
     return next((prompt for prompt in following if prompt != prompts[i]), prompts[i])
 
 
 def diagnose(run: PastRun, device: str) -> list[Finding]:
-    """What is wrong, the most likely first, or else where the run is."""
+    """The faults found, the most likely one first, or else the run's progress."""
     with blame("--base"):
         sd = load_sd(run.settings["base"], device, prediction=run.settings["prediction"])
     is_nano = sd.unet.config == UNET
@@ -95,7 +96,7 @@ def diagnose(run: PastRun, device: str) -> list[Finding]:
     if isinstance(pairs, Folder):
         run = replace(run, held_out=held_out_of(len(pairs)))
     seen = some_pairs(pairs, PAIRS if is_nano else PAIRS_OF_LARGE)
-    # (One that could follow before has some gain with wrong hints, too.)
+    # A ControlNet that could follow from the start has some gain even with wrong hints.
     learnt = run.follows and not run.settings.get("init_control") and run.way > course[1] / 2
     losses = losses_of_base(sd, seen)
     means = losses[:, OWN].mean(axis=-1)
@@ -110,7 +111,7 @@ def diagnose(run: PastRun, device: str) -> list[Finding]:
 
 
 def about_hint(run: PastRun, file: Path) -> Finding:
-    """Whether a picture that sample.py is given looks like the hints of the training."""
+    """Whether a hint for sample.py looks like the hints of the training."""
     with blame("--hint"):
         own = picture_size(file)
         size = size_to_sample(own, base_size(run), None, None)
@@ -125,14 +126,14 @@ def about_hint(run: PastRun, file: Path) -> Finding:
     resized = f"it is {own[0]}x{own[1]} and is resized to {size[0]}x{size[1]}"
     if own != size and not differences(as_it_is, training):
         return Finding(
-            "The picture is of another size than the hints of the training.",
+            "The picture has another size than the hints of the training.",
             [*found, f"{resized}; before that it looks like the training's hints", *beside],
-            f"make the hint of a picture of {size[0]}x{size[1]}",
+            f"make the hint from a picture of {size[0]}x{size[1]}",
         )
     return Finding(
         f"The picture does not look like the hints of the training: {found[0].split(':')[0]}.",
         [*found, *([resized] if own != size else []), *beside],
-        "make the hint as those of the training were made",
+        "make the hint in the same way as those of the training",
     )
 
 
@@ -149,9 +150,9 @@ def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("doctor", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="the folder that train.py left")
-    add("--hint", type=Path, metavar="FILE", help="a picture that is to be followed")
-    on = "where the base is measured; beside a training cpu leaves the GPU to it"
+    add("run", type=Path, metavar="RUN", help="folder of a run of train.py")
+    add("--hint", type=Path, metavar="FILE", help="hint to compare with those of the training")
+    on = "device for the base's losses; cpu leaves the GPU to a running training"
     add("--device", type=device, default=machine.default_device(), help=on)
     args = parser.parse_args(argv)
     with one_sentence("doctor"):

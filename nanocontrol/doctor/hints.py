@@ -1,5 +1,5 @@
-"""What hints look like: their kind, how they lie on their pictures, and whether a new one is like
-those of a training."""
+"""The appearance of hints: their kind, their position on their pictures, and how a new hint differs
+from those of a training."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from nanocontrol.training.check import FLAT
 
-# What the hints of a condition look like: Looks.kind, and of lines the width in pixels, at least
-# and below.
+# The appearance of each condition's hints: `Looks.kind`, and the range of line widths in pixels.
+# The lower limit is included, the upper one is not.
 ANY = 0.0, 1e9
 KINDS: dict[str, tuple[str, tuple[float, float]]] = {
-    "canny": ("white lines on black", (0, 1.6)),  # as thin as can be
+    "canny": ("white lines on black", (0, 1.6)),  # as thin as possible
     "hough": ("white lines on black", ANY),
     "scribble": ("white lines on black", (1.6, 1e9)),
     "cartoon": ("black lines on white", ANY),
@@ -28,33 +28,33 @@ KINDS: dict[str, tuple[str, tuple[float, float]]] = {
 }
 SCALES = 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 2.0
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
-NEAR = 0.05  # of a picture's side: how far apart two halves of the pairs may place the hints
-BETTER = 0.1  # correlation that a shift or a scale must gain to be believed
-SHADES = 6  # of red, of green and of blue, that a palette tells apart
-STRANGE = 0.25  # share of a hint in colours that the others never have
-EXCHANGED = 0.05  # share of a hint that red for blue must bring into the palette of the others
-WIDER = 1.8  # times: lines of another width
-FAINT = 0.75  # share of the others' strength
-EMPTY = "one colour all over"
+NEAR = 0.05  # share of a side by which the shifts of two halves of the pairs may differ
+BETTER = 0.1  # gain in correlation that makes a shift or a scale credible
+SHADES = 6  # levels of red, of green and of blue in a palette
+STRANGE = 0.25  # share of a hint in colours that no training hint has
+EXCHANGED = 0.05  # share of a hint that a swap of red and blue must bring into the palette
+WIDER = 1.8  # ratio of line widths above which they are reported as different
+FAINT = 0.75  # strength of lines, relative to the training hints', below which they are faint
+EMPTY = "a single colour"
 
 
 class Looks(NamedTuple):
-    """Of one hint, or the medians of many."""
+    """Measurements of one hint, or the medians of many hints."""
 
     mean: float
-    deviation: float  # in the channel where it is largest
+    deviation: float  # standard deviation, in the channel where it is largest
     two_valued: float  # share of the pixels that are black or white
     coloured: float  # share of the pixels that are not grey
     black: float  # share of the pixels
     white: float  # share of the pixels
     normals: float  # share of the pixels whose colour is a normal: a vector of length 1
-    width: float  # of the lines in pixels: about 1 if they are as thin as can be
-    strength: float  # 0..1, how bright what is drawn is, or how dark on white
+    width: float  # of the lines in pixels; the thinnest possible have about 1
+    strength: float  # 0..1, brightness of the drawn pixels, or darkness on white
     short_side: float  # pixels
 
     @property
     def kind(self) -> str:
-        """One of those in KINDS, empty, or the inverse of one."""
+        """The kind of hint: one of those in KINDS, the inverse of one, or EMPTY."""
         if self.deviation < FLAT:
             return EMPTY
         if self.normals > 0.6:
@@ -75,13 +75,13 @@ class Looks(NamedTuple):
 
 
 def looks_of(hint: Tensor) -> Looks:
-    """hint [3, H, W] in [0, 1]."""
+    """Measure a hint [3, H, W] in [0, 1]."""
     brightest, darkest = hint.amax(dim=0), hint.amin(dim=0)
     black, white = brightest < 0.1, darkest > 0.9
     length = (hint * 2 - 1).norm(dim=0)
     lines = brightest > 0.5 if hint.mean() < 0.5 else darkest < 0.5
     drawn = brightest if hint.mean() < 0.5 else 1 - darkest
-    # An area over half of its border: of a line that is its width.
+    # A line's width is its area divided by half the length of its border.
     border = lines.diff(dim=0).sum() + lines.diff(dim=1).sum()
     return Looks(
         hint.mean().item(),
@@ -98,23 +98,23 @@ def looks_of(hint: Tensor) -> Looks:
 
 
 def share(pixels: Tensor) -> float:
-    """[H, W], bool"""
+    """The share of pixels [H, W], bool, that are true."""
     return pixels.float().mean().item()
 
 
 def usual(looks: Sequence[Looks]) -> Looks:
-    """Medians."""
+    """The median of each measurement."""
     return Looks(*np.median(np.array(looks), axis=0).tolist())
 
 
 def could_be(condition: str, looks: Looks) -> bool:
-    """Whether a condition's hints look so."""
+    """Whether the measurements fit a condition's hints."""
     kind, (least, most) = KINDS[condition]
     return looks.kind == kind and least <= looks.width < most
 
 
 def palette(hint: Tensor) -> np.ndarray:
-    """Shares of its colours [SHADES^3], without black."""
+    """The shares of a hint's colours [SHADES^3], without black."""
     levels = (hint * SHADES).long().clamp(max=SHADES - 1)
     numbers = (levels[0] * SHADES + levels[1]) * SHADES + levels[2]
     counts = torch.bincount(numbers.flatten(), minlength=SHADES**3).float()
@@ -126,13 +126,13 @@ def palette(hint: Tensor) -> np.ndarray:
 
 
 class Place(NamedTuple):
-    """How hints lie on their pictures: where the edges of both agree best."""
+    """The position of hints relative to their pictures, where the edges of both agree best."""
 
-    scale: float  # of the hint against the picture
-    right: float  # shift of the hint in shares of the picture's sides
+    scale: float  # of the hint relative to the picture
+    right: float  # shift of the hint, in shares of the picture's sides
     down: float
-    agreement: float  # correlation of the edges there
-    unmoved: float  # and without shift and scale
+    agreement: float  # correlation of the edges at this position
+    unmoved: float  # correlation without shift and scale
 
     @property
     def moved(self) -> bool:
@@ -140,13 +140,13 @@ class Place(NamedTuple):
 
 
 def place_of(pictures: Sequence[Tensor], hints: Sequence[Tensor]) -> Place:
-    """Maps of edges [h, w], of pictures and of their hints (check.edges_of). They are believed to
-    be moved only where both halves of the pairs say so."""
+    """The position of hints on their pictures, from edge maps [h, w] of both (check.edge_map). A
+    shift or scale is believed only if each half of the pairs alone gives nearly the same."""
     spectra = torch.fft.rfft2(torch.stack([standardised(edges) for edges in pictures]))
     maps = []
     for scale in SCALES:
         scaled = torch.stack([standardised(resized(edges, 1 / scale)) for edges in hints])
-        # Their correlation at every shift at once.
+        # The correlation at every shift at once, as a product of spectra.
         product = torch.fft.rfft2(scaled) * spectra.conj()
         maps.append(torch.fft.irfft2(product, s=scaled.shape[1:]))
     correlation = torch.stack(maps)  # [scales, pairs, down, right]
@@ -159,7 +159,8 @@ def place_of(pictures: Sequence[Tensor], hints: Sequence[Tensor]) -> Place:
 
 
 def best_of(correlation: Tensor) -> Place:
-    """[scales, pairs, down, right], at least one pair"""
+    """The scale and shift of the highest mean over the pairs. correlation: [scales, pairs, down,
+    right], with at least one pair."""
     mean = correlation.mean(dim=1)
     _, height, width = mean.shape
     scale, place = divmod(int(mean.nan_to_num().argmax()), height * width)
@@ -175,38 +176,39 @@ def nearly_same(a: Place, b: Place) -> bool:
 
 
 def centred(shift: int, side: int) -> int:
-    """0..side - 1, around the border -> the same from -side / 2 on."""
+    """A cyclic shift of 0..side - 1, expressed as -side / 2..side / 2."""
     return (shift + side // 2) % side - side // 2
 
 
 def standardised(edges: Tensor) -> Tensor:
-    """So that the sum of the products of two is their correlation."""
+    """The edges with mean 0 and norm 1. The sum of the products of two such maps is their
+    correlation."""
     edges = edges - edges.mean()
     return edges / edges.norm().clamp(min=1e-6)
 
 
 def resized(edges: Tensor, scale: float) -> Tensor:
-    """[h, w] about its middle; what comes in at the border is nothing."""
+    """The map [h, w], scaled about its middle. Cells that enter at the border are 0."""
     theta = torch.tensor([[1 / scale, 0, 0], [0, 1 / scale, 0]])
     grid = F.affine_grid(theta[None], [1, 1, *edges.shape], align_corners=False)
     return F.grid_sample(edges[None, None], grid, align_corners=False)[0, 0]
 
 
-# ------------------------------------------------------------------- a new one beside the others
+# --------------------------------------------------------------- a new hint next to the others
 
 
 class TrainingHints(NamedTuple):
-    """What the hints of a training look like."""
+    """The appearance of a training's hints."""
 
-    kinds: set[str]  # without the rare ones
+    kinds: set[str]  # without rare ones
     usual: Looks
-    brightest: float  # the largest of their means
-    colours: np.ndarray  # the mean of their palettes
-    one_way: float  # median of the hints' share in the palette that red for blue would cost
+    brightest: float  # the largest mean of a hint
+    colours: np.ndarray  # the mean palette
+    one_way: float  # share of a hint that swapping red and blue takes out of the palette, median
 
     @classmethod
     def of(cls, hints: Sequence[Tensor]) -> Self:
-        """hints: [3, H, W] in [0, 1]."""
+        """Measure hints [3, H, W] in [0, 1]."""
         looks = [looks_of(hint) for hint in hints]
         counts = Counter(look.kind for look in looks)
         kinds = {kind for kind, n in counts.items() if n >= len(looks) / 16}
@@ -217,25 +219,25 @@ class TrainingHints(NamedTuple):
 
 
 def differences(hint: Tensor, training: TrainingHints) -> list[str]:
-    """How a hint [3, H, W] in [0, 1] differs from those of a training: a line for each way, the
-    most telling first."""
+    """The ways in which a hint [3, H, W] in [0, 1] differs from those of a training: a line each,
+    the most important first."""
     own, common = looks_of(hint), training.usual
     known = own.kind in training.kinds
-    others = f"those of the training are {common.kind} of mean {common.mean:.2f}"
+    others = f"those of the training are {common.kind} with mean {common.mean:.2f}"
     found = []
     if own.kind == EMPTY:
-        return ["it is empty: one colour all over"]
+        return ["it is empty: a single colour"]
     if is_inverted(hint, own, training):
-        found.append(f"it is inverted: {own.kind} of mean {own.mean:.2f}; {others}")
+        found.append(f"it is inverted: {own.kind} with mean {own.mean:.2f}; {others}")
     elif is_exchanged(hint, own, training):
         found.append(
-            "its red and blue are exchanged: with the two exchanged back its colours are those of "
-            "the training's hints"
+            "its red and blue are swapped: swapped back, its colours are those of the training's "
+            "hints"
         )
     elif not known:
         found.append(f"it is of another kind: {own.kind}; {others}")
     elif own.coloured > 0.01 and (new := strange(hint, training.colours)) > STRANGE:
-        found.append(f"{new:.0%} of what is drawn has colours that no hint of the training has")
+        found.append(f"{new:.0%} of the drawing has colours that no hint of the training has")
     apart = max(own.width, common.width) > WIDER * min(own.width, common.width)
     if known and common.has_lines and apart:
         widths = f"{own.width:.1f} pixels wide, those of the training's hints {common.width:.1f}"
@@ -247,10 +249,10 @@ def differences(hint: Tensor, training: TrainingHints) -> list[str]:
 
 
 def is_inverted(hint: Tensor, own: Looks, training: TrainingHints) -> bool:
-    """Whether its negative is like the training's hints and it is not."""
+    """Whether the hint's negative looks like the training's hints and the hint does not."""
     negative = looks_of(1 - hint)
     if own.kind not in training.kinds:
-        # (Of drawn areas the negative of another kind of hint would often do.)
+        # The kind alone is not enough: negatives of other kinds of hints are often areas, too.
         return negative.kind in training.kinds and not strange(1 - hint, training.colours) > STRANGE
     if own.coloured > 0.01:
         gain = shared(1 - hint, training.colours) - shared(hint, training.colours)
@@ -260,7 +262,7 @@ def is_inverted(hint: Tensor, own: Looks, training: TrainingHints) -> bool:
 
 
 def is_exchanged(hint: Tensor, own: Looks, training: TrainingHints) -> bool:
-    """Whether it would be like the training's hints with red for blue, and is not."""
+    """Whether swapping red and blue makes the hint look like the training's, which it does not."""
     colours, other = training.colours, hint.flip(0)
     if own.coloured < 0.01:
         return False
@@ -270,10 +272,10 @@ def is_exchanged(hint: Tensor, own: Looks, training: TrainingHints) -> bool:
 
 
 def shared(hint: Tensor, colours: np.ndarray) -> float:
-    """The share of what is drawn that it has in common with a palette."""
+    """The share of the drawing that a hint has in common with a palette."""
     return float(np.minimum(palette(hint), colours).sum())
 
 
 def strange(hint: Tensor, colours: np.ndarray) -> float:
-    """The share of what is drawn in colours that a palette does not have."""
+    """The share of the drawing in colours that a palette does not have."""
     return float(palette(hint)[colours < 0.001].sum())

@@ -1,4 +1,4 @@
-"""A run that train.py left: its settings and numbers, and some of its pairs."""
+"""A run of train.py, as the diagnosis reads it: settings, numbers, and some of its pairs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,20 @@ from nanocontrol.training.pairs import Folder, Pairs
 from nanocontrol.training.run import Run, read_run
 
 NEEDED = {"base", "steps", "lr", "prediction", "seed"}
-# Control gain, in shares of the loss, of a ControlNet that follows, measured on 8 pairs; on fewer
-# there is more by chance.
+# The control gain, as a share of the loss, that shows a ControlNet follows if it is measured on 8
+# pairs. On fewer pairs more is required, because chance alone gives more.
 FOLLOWS, MEASURED = 0.05, 8
 
 
 @dataclass(frozen=True)
 class PastRun(Run):
-    """A run, and how much its numbers tell."""
+    """A run, and the conclusions from its numbers."""
 
-    held_out: int = MEASURED  # pairs that the log's numbers are of
+    held_out: int = MEASURED  # pairs on which the log's numbers were measured
 
     @property
     def source(self) -> Source:
-        """Which pairs it has."""
+        """The settings that determine the run's pairs."""
         return Source.of(self.settings)
 
     @property
@@ -43,18 +43,18 @@ class PastRun(Run):
 
     @property
     def enough(self) -> float:
-        """Of control gain, in shares of the loss, to be sure that it follows."""
+        """The control gain, as a share of the loss, above which the run surely follows."""
         return FOLLOWS * MEASURED / self.held_out
 
     @property
     def follows(self) -> bool:
-        if self.gain is None:  # of one held-out pair alone; a score may tell
+        if self.gain is None:  # there is a single held-out pair; use the score if there is one
             return bool(self.measured("score")) and step_of_jump(self.measured) is not None
         return self.gain[0] > self.enough * self.gain[1]
 
     @property
     def way(self) -> float:
-        """About how far AdamW can have moved a weight: by the learning rate at every step."""
+        """About how far AdamW can have moved a weight: by the learning rate per step."""
         return self.settings["lr"] * self.steps
 
 
@@ -67,12 +67,12 @@ class SomePairs(NamedTuple):
 
 
 def read_past_run(folder: Path) -> PastRun:
-    """Raises InputError if the folder is not the one of a ControlNet's run."""
+    """The run in a folder. Raises InputError if it is not the run of a ControlNet."""
     run = read_run(folder)
     if not NEEDED <= run.settings.keys():
         raise InputError(
             f"{folder} is not a ControlNet's run: its settings.json has no "
-            f"{min(NEEDED - run.settings.keys())}; expected a folder that train.py left"
+            f"{min(NEEDED - run.settings.keys())}; expected a folder written by train.py"
         )
     return PastRun(**vars(run))
 
@@ -83,7 +83,7 @@ def base_size(past: PastRun) -> int:
 
 
 def pairs_of_run(past: PastRun) -> Pairs:
-    """All of its pairs, the held-out ones too."""
+    """All pairs of the run's folders, held-out ones included, or the scenes it trains on."""
     with blame("--data"):
         pairs = all_pairs(past.source, base_size(past))
         if isinstance(pairs, Folder) and pairs.wrong:
@@ -92,7 +92,7 @@ def pairs_of_run(past: PastRun) -> Pairs:
 
 
 def some_pairs(pairs: Pairs, most: int) -> SomePairs:
-    """At so many of them, from everywhere; of drawn scenes the first."""
+    """At most `most` pairs: evenly spaced ones of a folder, or the first drawn scenes."""
     n = len(pairs)
     numbers = evenly_spaced(n, most) if isinstance(pairs, Folder) else range(min(n, most))
     with blame("--data"):
@@ -102,7 +102,7 @@ def some_pairs(pairs: Pairs, most: int) -> SomePairs:
 
 
 def condition_said(past: PastRun) -> str | None:
-    """What the run says that its hints are; None: nothing."""
+    """The condition that the run names for its hints; None if it names none."""
     before = past.settings.get("init_control")
     if past.source.condition or not before:
         return past.source.condition
