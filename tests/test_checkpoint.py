@@ -43,7 +43,7 @@ def published(name: str) -> dict[str, tuple[str, list[int]]]:
     return json.loads((FIXTURES / f"{name}.json").read_text())
 
 
-def write_hollow(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> Path:
+def write_sparse_file(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> Path:
     """Write a safetensors file of zeros with the published layout. It is sparse on disk."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, (dtype, shape) in sorted(tensors.items()):
@@ -72,14 +72,14 @@ def memory_in_use() -> int:
     ],
 )
 def test_published_layouts_load(tmp_path, name, config, text, size):
-    path = write_hollow(tmp_path / "model.safetensors", published(name))
+    path = write_sparse_file(tmp_path / "model.safetensors", published(name))
     assert path.stat().st_size == size  # size of the file on the model hub
     before = memory_in_use()
     sd = load_sd(path, prediction="eps")
     assert memory_in_use() - before < 0.1 * size  # the file is mapped, no tensor is copied
     assert sd.unet.config == config and sd.text_encoder.config == text
     assert (sd.scale_factor, sd.guidance) == (0.18215, 9.0)
-    control = write_hollow(tmp_path / "control.safetensors", published("control_" + name))
+    control = write_sparse_file(tmp_path / "control.safetensors", published("control_" + name))
     assert len(load_control(control, sd.unet).zero_convs) == 12
     parameters = [*sd.unet.parameters(), *sd.vae.parameters(), *sd.text_encoder.parameters()]
     assert {p.dtype for p in parameters} == {torch.float32}

@@ -183,11 +183,11 @@ def test_a_film_has_few_columns_and_keeps_the_first_and_the_last(n):
 
 def test_a_film_shows_hints_pictures_with_the_hints_lines_and_a_plot():
     hints = np.zeros((64, 5 * 64, 3), np.uint8)
-    hints[:, 10::64] = 255  # a line in each
+    hints[:, 10::64] = 255  # a line in every hint
     made = {step: np.full_like(hints, grey) for step, grey in ((0, 100), (50, 100), (100, 200))}
     leap = [(0, 0.0), (50, 0.0), (100, 0.8)]
     picture = np.asarray(film(hints, made, 64, {"follows": leap}))
-    height, left = 16 + ROWS * 64, 4 * 64  # of five pairs four are shown; the plot is at the right
+    height, left = 16 + ROWS * 64, 4 * 64  # four of the five pairs, and the plot to the right
     assert picture.shape == (height, left + PLOT, 3)
     columns = [picture[16:, 64 * i : 64 * (i + 1)] for i in range(4)]
     assert [np.unique(column).tolist() for column in columns] == [
@@ -204,6 +204,6 @@ def test_a_film_shows_hints_pictures_with_the_hints_lines_and_a_plot():
         assert abs(np.flatnonzero(red[top:, x]).mean() + top - y) <= 3
 
 
-def test_a_hint_that_is_no_drawing_of_lines_is_not_laid_over_the_pictures():
+def test_hints_that_are_not_lines_are_not_laid_over_the_pictures():
     strip = np.full((64, 64, 3), 90, np.uint8)
     assert (with_lines(strip, np.full((64, 64, 3), 255, np.uint8)) == 90).all()

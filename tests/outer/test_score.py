@@ -182,10 +182,8 @@ def test_pictures_are_matched_to_hints_by_name(folders, capsys):
     (hints / "0.png").rename(hints / "cat.png")
     (hints / "1.png").rename(hints / "cat_b.png")
     (made / "2.png").unlink()
-    for old, new in (
-        ("0.png", "cat-1_x.png"),
-        ("1.png", "cat_b_1-x.png"),
-    ):  # the longest matching name counts
+    # cat_b_1-x.png belongs to cat_b.png, the longest matching name.
+    for old, new in ("0.png", "cat-1_x.png"), ("1.png", "cat_b_1-x.png"):
         (made / old).rename(made / new)
     opened(made / "cat-1_x.png").save(made / "cat.JPG", quality=100)
     (made / ".hidden.png").write_text("not a picture")

@@ -161,7 +161,7 @@ def bits(tensor: Tensor) -> bytes:
 
 
 def fault(message: str, path: Path, case: Case) -> str:
-    """What is wrong with a message. It has to be one printable line that names the file."""
+    """The fault in a message, or "". It has to be one printable line that names the file."""
     named = one_line(path.name)[-40:] in message  # for a long name, its end
     good = message.isprintable() and len(message) < 300 and named
     return "" if good and case.says in message else f"says {message[:400]!r}"
