@@ -20,10 +20,9 @@ from nanocontrol.training.batches import batches_from
 from nanocontrol.training.processes import Processes
 
 ORDER = (
-    *("sudden_convergence", "zero_convolutions", "cause", "rule", "encoder_at_size"),
-    *("middle", "unlocked", "data_size", "prompt_dropout", "prompt_settings", "concatenation"),
-    *("limits", "nine_conditions"),
-)
+    "sudden_convergence zero_convolutions cause rule encoder_at_size middle unlocked data_size "
+    "prompt_dropout prompt_settings concatenation limits nine_conditions"
+).split()
 FOUND = {file.stem for file in Path(__file__).with_name("claims").glob("*.py")}
 NAMES = (*ORDER, *sorted(FOUND - {*ORDER, "__init__", "shared"}))  # new ones come last
 # The plain training: the released code's initialisation, 8 pairs of Canny edges in a step.

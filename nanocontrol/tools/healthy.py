@@ -2,7 +2,8 @@
 
     python -m nanocontrol.tools.healthy runs/canny-1 runs/canny-2 ...
 
-writes nano/healthy.json: the lowest and the highest value of each number at every evaluation. `train.py` draws it behind the curves of a run with the same settings.
+writes nano/healthy.json: the lowest and the highest value of each number at every evaluation.
+`train.py` draws it behind the curves of a run with the same settings.
 """
 
 import argparse

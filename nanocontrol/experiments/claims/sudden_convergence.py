@@ -136,6 +136,7 @@ EXPERIMENT = Experiment(
     ),
     curves=("score", "control_gain", "spread_last"),
     front=("score", "spread_last"),
+    titles={"plain": "released initialisation", "variance": "scaled Kaiming initialisation"},
     panels=(
         Panel("the released initialisation, and a scaled one", (RELEASED, SCALED)),
         Panel("learning rates, batch 8", names_of(*BY_RATE.values())),
