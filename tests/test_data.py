@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import write_pairs
 from nanocontrol import InputError
+from nanocontrol.nano import data as data_of_runs
 from nanocontrol.nano.conditions import CONDITIONS, SEGMENT
 from nanocontrol.nano.detector import (
     CARTOON,
@@ -205,5 +207,29 @@ def test_a_film_shows_hints_pictures_with_the_hints_lines_and_a_plot():
 
 
 def test_hints_that_are_not_lines_are_not_laid_over_the_pictures():
-    strip = np.full((64, 64, 3), 90, np.uint8)
+    strip, area = np.full((64, 64, 3), 90, np.uint8), np.zeros((64, 64, 3), np.uint8)
+    area[20:40, 20:44] = 255  # 12 % of the picture
+    assert (with_lines(strip, area) == 90).all()
     assert (with_lines(strip, np.full((64, 64, 3), 255, np.uint8)) == 90).all()
+
+
+def test_a_low_film_has_room_for_its_plots():
+    strip = np.zeros((64, 64, 3), np.uint8)
+    curves = {"follows": [(0, 0.0), (9, 0.8)], "held_out_loss": [(0, 0.1), (9, 0.1)]}
+    picture = np.asarray(film(strip, {0: strip}, 64, curves))
+    red = (picture[..., 0] > 150) & (picture[..., 1] < 60)
+    first, last = (np.flatnonzero(red[BORDER // 2 :, x]).mean() for x in (200, -BORDER // 2 - 3))
+    assert picture.shape[0] >= 6 * BORDER and first > last + BORDER  # it rises
+
+
+def test_pairs_are_those_of_the_settings(tmp_path):
+    source = data_of_runs.Source(data=[str(write_pairs(tmp_path))], size="128x64", seed=3)
+    pairs = data_of_runs.all_pairs(source, base_size=512)
+    assert pairs.view.size == (128, 64)
+    assert data_of_runs.all_pairs(source._replace(size=None), 64).view.size == (64, 64)
+    trained, kept, _ = data_of_runs.divided(source, pairs)
+    both = data_of_runs.divided(source._replace(mirror=True), pairs)[0]
+    assert len(both) == 2 * len(trained) and len(trained) + len(kept) == 12
+    assert torch.equal(both[len(trained)][0], trained[0][0].flip(-1))
+    scenes = data_of_runs.all_pairs(data_of_runs.Source(condition="canny", scenes=5), 128)
+    assert len(scenes) == 5 and len(data_of_runs.divided(source, scenes)[1]) == 32

@@ -429,7 +429,7 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         ),
         (["--canny", "1", "2", "--canny", "1", "2", *["--hint", hint] * 3], "--hint 3 times"),
         (["--hint", hint, *["--canny", "1", "2"], *["--hint", hint]], "expected one --hint"),
-        (["--explain", NANO], "--explain: this is a command of its own now: python -m"),
+        (["--explain", NANO], "--explain and --check are a command of their own now: python -m"),
         (["--explain", NANO, "--check"], "python -m nanocontrol.tools.explain FILE [--check]"),
         (["--check"], "python -m nanocontrol.tools.explain FILE [--check]"),
         (["--width", "100"], "multiple of 64"),

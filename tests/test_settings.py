@@ -64,13 +64,25 @@ def test_a_run_can_be_resumed_by_a_version_with_other_settings(version):
     assert settings == replace(resolved_by(version, lr=2e-3), out="run")
 
 
+def test_what_is_not_learnt_may_change_when_a_run_is_resumed():
+    run = Path("run")
+    run.mkdir()
+    (run / "settings.json").write_text(json.dumps(asdict(train.resolve({}))))
+    moved = {"base": "/moved/nano.safetensors", "cache": "", "save_every": 7, "sample_every": 9}
+    settings = settings_of_run(train.Settings, run, moved)
+    assert asdict(settings).items() >= moved.items() and settings.out == "run"
+    for changed in ({"lr": 5e-4}, {"out": "elsewhere"}, {"base": "/moved/other.safetensors"}):
+        with pytest.raises(InputError, match="contradicts"):
+            settings_of_run(train.Settings, run, changed)
+
+
 def test_a_run_with_an_unknown_setting_that_matters_is_refused():
     run, less = Path("run"), VERSIONS["one setting less"]
     run.mkdir()
     kept = asdict(train.resolve({}))
     for changed in ({"mirror": True}, {"noisy": 0.3}, {"unheard_of": 0}):
         (run / "settings.json").write_text(json.dumps(kept | changed))
-        with pytest.raises(InputError, match=f"{next(iter(changed))} = .* does not know"):
+        with pytest.raises(InputError, match=f"{next(iter(changed))} = .* is unknown"):
             settings_of_run(less, run, {})
         assert what_is_learnt(kept | changed, less) != what_is_learnt(kept, less)
 
@@ -91,6 +103,8 @@ def test_paths_and_speed_settings_are_not_compared():
         assert what_is_learnt(kept | {name: value}, train.Settings) == what_is_learnt(
             kept, train.Settings
         )
+    moved = [{"data": [f"/{place}/photos"]} for place in ("here", "there")]
+    assert len({str(what_is_learnt(kept | one, train.Settings)) for one in moved}) == 1
     for name in ("base", "lr", "steps", "seed", "condition", "hint_init"):
         assert what_is_learnt(kept | {name: "other"}, train.Settings) != what_is_learnt(
             kept, train.Settings

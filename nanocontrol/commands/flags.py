@@ -99,7 +99,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     """Refuse flags that contradict each other."""
     if "explain" in args:
         command = "python -m nanocontrol.tools.explain FILE [--check]"
-        parser.error(f"--explain: this is a command of its own now: {command}")
+        parser.error(f"--explain and --check are a command of their own now: {command}")
     if args.steps > 1000:
         parser.error(f"--steps {args.steps}: must be at most 1000")
     if args.eta and args.sampler == "ddpm":

@@ -1,6 +1,7 @@
 """The files that sample.py's flags name: choosing, checking and reading them."""
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,6 +234,8 @@ def read_pictures(
     """The hints, then the image if there is one, and the mask, resized to (width, height)."""
     pictures, mask = [], None
     with_thresholds = len(args.hint) if args.canny else 0
+    if len(args.canny) == 1 < with_thresholds:
+        print(f"--canny is for all {with_thresholds} hints", file=sys.stderr)
     for i, (flag, file) in enumerate(named_pictures(args)):
         with blame(flag):
             pictures.append(read_picture(file, size))

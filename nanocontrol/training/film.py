@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
 
 from nanocontrol.plumbing.pictures import columns_with_titles
@@ -33,12 +34,14 @@ def film(
     pairs, shown = hints.shape[1] // width, slice(ROWS * width)
     strips = [hints[:, shown], *(with_lines(p[:, shown], hints[:, shown]) for p in made.values())]
     pictures = columns_with_titles(strips, ["hint", *(f"step {step}" for step in made)], width)
-    whole = Image.new("RGB", (pictures.width + PLOT, pictures.height), "white")
+    height = max(3 * BORDER, pictures.height // max(1, len(curves)))  # of a plot
+    size = pictures.width + PLOT, max(pictures.height, height * len(curves))
+    whole = Image.new("RGB", size, "white")
     whole.paste(pictures)
-    height = pictures.height // max(1, len(curves))
     for i, (name, curve) in enumerate(curves.items()):
         box = pictures.width + BORDER, i * height + BORDER // 2, whole.width - BORDER // 2, height
-        draw_curve(ImageDraw.Draw(whole), box, f"{name}, {pairs} held-out pairs", curve, COLOURS[i])
+        title = f"{name}, held-out pairs: {pairs}"
+        draw_curve(ImageDraw.Draw(whole), box, title, curve, COLOURS[i])
     return whole
 
 
@@ -46,7 +49,8 @@ def with_lines(pictures: np.ndarray, hints: np.ndarray) -> np.ndarray:
     """The pictures with the hints' lines drawn over them, both [H, W, 3], bytes. Pictures whose
     hints are no line drawings are unchanged."""
     lines = hints.max(axis=-1, keepdims=True) > 127
-    if lines.mean() > 0.2:
+    inside = sliding_window_view(lines[..., 0], (3, 3)).all(axis=(2, 3))  # a line has none
+    if lines.mean() > 0.2 or inside.sum() > 0.3 * lines.sum():
         return pictures
     light = pictures.mean(axis=-1, keepdims=True) > 150
     return np.where(lines, np.where(light, 0, 255), pictures).astype(np.uint8)

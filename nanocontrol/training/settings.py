@@ -121,31 +121,29 @@ def has_default(setting: Field) -> bool:
 
 
 def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
-    """The settings of a run to resume. The given flags may not contradict them, with one exception:
-    `steps` may grow if the run's `schedule` is `longer`, because such a schedule does not depend on
-    the number of steps.
+    """The settings of a run to resume, with the flags that are given now. These may not change what
+    is learnt, with one exception: `steps` may grow if the run's `schedule` is `longer`, because
+    such a schedule does not depend on the number of steps.
 
     Raises InputError for such a contradiction, if the folder holds no run with these settings, or
     if its device is not available.
     """
     with blame("--resume"):
         kept = read_json(run / "settings.json")
-    if unknown := unknown_settings(kept, settings):
-        name, value = next(iter(unknown.items()))
-        raise InputError(
-            f"--resume {run}: its settings.json has {name} = {value}, which this version does not "
-            "know; expected a run of this version"
-        )
+    for name, value in unknown_settings(kept, settings).items():
+        raise InputError(f"--resume {run}: {name} = {value} is unknown; expected a known setting")
     missing = [s.name for s in fields(settings) if s.name not in kept and not has_default(s)]
     if missing:
         raise InputError(f"--resume {run}: its settings.json has no {missing[0]}; expected one")
     names = {setting.name for setting in fields(settings)}
-    old = settings(**{name: value for name, value in kept.items() if name in names})
-    if not available(old.device):
-        raise InputError(f"--resume {run}: it ran on {old.device}, which is not available here")
-    new = vars(old) | {"out": str(run)}
+    old = vars(settings(**{name: value for name, value in kept.items() if name in names}))
+    old["out"] = str(run)
     for name, value in given.items():
-        grows = name == "steps" and new.get("schedule") == longer and value > old.steps
-        if new[name] != value and not grows:
-            raise InputError(f"{flag_of(name)} {value} contradicts {run}, which has {new[name]}")
-    return settings(**new | given)
+        grows = name == "steps" and old.get("schedule") == longer and value > old["steps"]
+        before, after = (what_is_learnt(every, settings) for every in (old, old | {name: value}))
+        if (before != after or name == "out" and value != old["out"]) and not grows:
+            raise InputError(f"{flag_of(name)} {value} contradicts {run}, which has {old[name]}")
+    new = settings(**old | given)
+    if not available(new.device):
+        raise InputError(f"--resume {run}: it ran on {new.device}, which is not available here")
+    return new
