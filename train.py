@@ -124,7 +124,7 @@ def diffusion_loss(
     residuals = control(x_t, hint, t, context)
     # In a locked base neither the encoder's weights nor its inputs require gradients, so autograd
     # stores none of its activations. Gradients pass through the locked decoder to reach the
-    # residuals, but its weights collect none. In the original they do: 2 GB that nothing uses.
+    # residuals, but its weights collect none. (In the original they do: 2 GB that nothing uses.)
     output = unet(x_t, t, context, residuals)
     return F.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3))
 
@@ -156,7 +156,7 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
     with blame("--base"):
         sd = load_sd(settings.base, prediction=settings.prediction)
     # The lock (section 3.1): the U-Net's weights never change, so a small data set cannot make the
-    # base forget. load_sd returns a locked base; this line repeats it where training begins.
+    # base forget. load_sd returns a locked base; the lock is repeated here to be seen.
     sd.unet.requires_grad_(False)
     if settings.init_control:
         with blame("--init-control"):
@@ -222,8 +222,8 @@ def train(
     with torch.no_grad():
         pairs, held_out, scores = pairs_of(settings, sd)
         empty, size = sd.encode_prompts(""), held_out.size
-    # Training uses compiled networks, which are joined if there are several processes. Evaluation
-    # uses the plain networks.
+    # Training uses compiled networks, whose gradients are averaged if there are several processes.
+    # Evaluation uses the plain networks.
     networks = (compiled(network, settings.compile) for network in (sd.unet, controlnet))
     unet, control = map(processes.join, networks)
 

@@ -22,7 +22,8 @@ HINT_LAYERS = ((0, 1), (0, 1), (1, 2), (1, 1), (2, 2), (2, 1), (3, 2))
 
 def zero_module(module: M) -> M:
     """Zero the weights. Output and gradient of the input are then zero, but the gradient of the
-    weights (the output's times the input) is not: one optimizer step, and they are zero no more."""
+    weights, which is the output's gradient times the input, is not. One optimizer step, and they
+    are zero no more."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -38,7 +39,7 @@ class ControlBlock(nn.Module):
 
         y_c = F(x; locked) + Z(F(x + Z(c; z1); copy); z2)
 
-    block: F, from x [B, channels, H, W] to [B, out_channels, H', W']; the condition c is like x.
+    block: F, from x [B, channels, H, W] to [B, out_channels, H', W']; c has x's shape.
     The block itself is locked. At first both Z give zeros, so y_c = F(x) to the bit.
 
     (This is for understanding. ControlNet, below, copies the whole encoder at once, adds the

@@ -41,7 +41,7 @@ def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -
 
 
 def timesteps_to_visit(scheduler: DDPM, steps: int, noised: float | None) -> list[int | None]:
-    """The t to visit, noisiest first, then None: no noise is left. `noised` (0 to 1) keeps only
+    """The t to visit, noisiest first, then None for the end of sampling. `noised` (0 to 1) keeps only
     this share of the steps, the last ones, rounded to whole steps."""
     if noised is not None and not 0 <= noised <= 1:
         raise ValueError(f"noised must be a fraction, 0 to 1, not {noised}")
@@ -65,7 +65,7 @@ def starting_latent(
     noised: float | None,
 ) -> tuple[Tensor, Callable[[Tensor, int | None], Tensor]]:
     """The first x_t, and a function repaint(x_t, t): it keeps x_t where the mask is True and puts
-    in the image elsewhere, with as much of the noise as belongs to t."""
+    in the image elsewhere, noised to level t."""
     if (image is None) != (mask is None and noised is None):
         raise ValueError("an image needs a mask, noised or both, and these need an image")
     if image is None:

@@ -55,7 +55,8 @@ def blame(flag: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{flag}: {error}", max(LONGEST, len(str(error)))) from None
+        named = f"{flag}: {error}"
+        raise InputError(named, max(LONGEST, len(named))) from None
 
 
 @contextmanager
