@@ -41,8 +41,8 @@ def initial_noise(n: int, height: int, width: int, generator: torch.Generator) -
 
 
 def timesteps_to_visit(scheduler: DDPM, steps: int, noised: float | None) -> list[int | None]:
-    """The t to visit, noisiest first, then None for the end of sampling. `noised` (0 to 1) keeps only
-    this share of the steps, the last ones, rounded to whole steps."""
+    """The t to visit, noisiest first, then None for the end of sampling. `noised` (0 to 1) keeps
+    only this share of the steps, the last ones, rounded to whole steps."""
     if noised is not None and not 0 <= noised <= 1:
         raise ValueError(f"noised must be a fraction, 0 to 1, not {noised}")
     skipped = 0 if noised is None else steps - round(noised * steps)
