@@ -20,9 +20,9 @@ from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import score
 from nanocontrol.nano.world import Scene, draw
 from nanocontrol.plumbing import machine
-from nanocontrol.sampling import Control, initial_noise, sample
+from nanocontrol.sampling import Control
 from nanocontrol.schedulers import STEPS
-from nanocontrol.training.measure import HeldOut
+from nanocontrol.training.measure import HeldOut, make_pictures
 
 DURING, AT_END = 16, 64  # held-out scenes
 AT_ONCE = 32  # pictures
@@ -149,25 +149,15 @@ def bundled(condition: str) -> ControlNet:
     return load_control(WEIGHTS / f"nano-control-{condition}.safetensors", nano().unet)
 
 
-@torch.no_grad()
 def pictures(
     prompts: Sequence[str],
     controls: Sequence[Control],
     seed: int,
     scale: float | None = None,
-    **ways: Any,
+    **options: Any,
 ) -> Tensor:
-    """nano's pictures for the prompts [n, 3, H, W] in [-1, 1], from the seed's noise, on the CPU.
-    Hints [n, 3, H, W]; scale: of the guidance (None: nano's own); ways: as sampling.sample's."""
-    n, sd = len(prompts), nano()
-    noise = initial_noise(n, sd.size, sd.size, torch.Generator().manual_seed(seed))
-    uncond, scale, made = sd.encode_prompts(""), scale or sd.guidance, []
-    for part in torch.arange(n).split(AT_ONCE):
-        context = sd.encode_prompts([prompts[i] for i in part])
-        of_part = [(net, hints[part], strength) for net, hints, strength in controls]
-        latents = sample(sd, noise[part], context, uncond, of_part, scale=scale, **ways)
-        made += [sd.decode(latent[None]).cpu() for latent in latents]
-    return torch.cat(made).clamp(-1, 1)
+    """nano's pictures, made by `make_pictures`."""
+    return make_pictures(nano(), prompts, controls, AT_ONCE, seed, scale, **options)
 
 
 def kinds_seen(images: Tensor) -> np.ndarray:

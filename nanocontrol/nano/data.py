@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
-from nanocontrol.nano.scores import scorer
+from nanocontrol.nano.scores import edge_scores, scorer
 from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.check import tell_or_refuse
-from nanocontrol.training.measure import HeldOut, Scores, edge_scores
+from nanocontrol.training.measure import HeldOut, Scores
 from nanocontrol.training.pairs import Folder, Pairs, View, split
 
 MEASURED = 32  # drawn scenes that are held out

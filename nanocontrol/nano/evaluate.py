@@ -114,7 +114,7 @@ def evaluate_nano(
     @cache
     def uncontrolled(prompts: tuple[str, ...]) -> Tensor:
         """Pictures without control. They are cached, because most conditions share the prompts."""
-        return make_pictures(sd, prompts, None, torch.zeros(n, 3, sd.size, sd.size))
+        return make_pictures(sd, prompts)
 
     images, _, prompts, scenes = held_out_scenes("canny", n, size=sd.size)
     plain = uncontrolled(prompts)
@@ -132,7 +132,7 @@ def evaluate_nano(
         numbers["all_there"] = float(np.mean(coloured & has_kinds(detector, plain, scenes)))
     for condition, control in controls.items():
         images, hints, prompts, scenes = held_out_scenes(condition, n, size=sd.size)
-        made = make_pictures(sd, prompts, control, hints)
+        made = make_pictures(sd, prompts, [(control, hints, 1.0)])
         if condition == "canny":
             numbers["iou"] = mean_iou(made, images)
         sets = {"with": made, "without": uncontrolled(prompts), "true": images}
@@ -164,7 +164,7 @@ def evaluate_crisp(sd: StableDiffusion, detector: Detector, n: int = SCENES) -> 
     a, hints, prompts, _ = held_out_scenes(None, n, FIRST_OF_A, sd.size)
     b = held_out_scenes(None, n, FIRST_OF_B, sd.size)[0]
     rebuilt = torch.cat([rebuild(sd, part) for part in a.split(50)])
-    return crisp(detector, make_pictures(sd, prompts, None, hints), rebuilt, a, b)
+    return crisp(detector, make_pictures(sd, prompts), rebuilt, a, b)
 
 
 def main(argv: list[str] | None = None) -> None:

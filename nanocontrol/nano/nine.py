@@ -40,7 +40,8 @@ def side_by_side(sd: StableDiffusion, controls: dict[str, ControlNet], first: in
     def column(condition: str, control: ControlNet | None) -> np.ndarray:
         above = CONDITIONS[condition](drawing) if control else drawing.image
         hint = torch.from_numpy(above).permute(2, 0, 1)
-        made = make_pictures(sd, [scene.prompt], control, hint[None])[0]
+        controls = [(control, hint[None], 1.0)] if control else []
+        made = make_pictures(sd, [scene.prompt], controls)[0]
         return np.concatenate([to_pixels(hint * 2 - 1), to_pixels(made)], axis=1)
 
     columns = [column("", None)]

@@ -39,8 +39,13 @@ from nanocontrol.nano.follows import follows
 from nanocontrol.nano.model import DETECTOR
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.nano.world import Drawing, Scene, draw, joints_of
-from nanocontrol.plumbing.compare import correlation, f1, mean_overlap, share_of_normals
+from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.compare import correlation, f1, mean_overlap, near, share_of_normals
 from nanocontrol.training.measure import Scores
+from nanocontrol.training.pairs import Folder
+
+# How near a line that is found has to be to a true one, in pixels of a picture of 64.
+WITHIN = {"canny": 1, "hough": 1, "cartoon": 1, "scribble": 2, "pose": 3}
 
 
 def scorer(condition: str, scenes: Scenes) -> Scores:
@@ -53,6 +58,22 @@ def scorer(condition: str, scenes: Scenes) -> Scores:
             "score": score(condition, images, followed, detector),
             "follows": follows(condition, images, followed, detector),
         }
+
+    return scores
+
+
+def edge_scores(pairs: Folder) -> Scores:
+    """A function that scores pictures against hints of edges, those of the first pairs. The score
+    is the F1 of the pictures' own edges, found with the same thresholds, within 1 pixel if the
+    short side has 64."""
+
+    def scores(images: Tensor) -> dict[str, float | None]:
+        values = []
+        for i, image in enumerate(images):
+            found = canny((image + 1) / 2, *pairs.thresholds(pairs.entries[i]))
+            edges, truth = (x[0].numpy() > 0.5 for x in (found, pairs.hint(i)))
+            values.append(f1(edges, truth, near(WITHIN["canny"], (image.shape[1], image.shape[2]))))
+        return {"score": float(np.mean(values))}
 
     return scores
 
@@ -72,11 +93,13 @@ def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detecto
 
 def canny_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
     truth, again = canny_edges(drawing), canny_edges(replace(drawing, image=image))
-    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, within=drawing.scale)
+    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, within=WITHIN["canny"] * drawing.scale)
 
 
 def hough_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return f1(found[HOUGH] > 0.5, true_map("hough", drawing) > 0.5, within=drawing.scale)
+    return f1(
+        found[HOUGH] > 0.5, true_map("hough", drawing) > 0.5, within=WITHIN["hough"] * drawing.scale
+    )
 
 
 def soft_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
@@ -85,7 +108,9 @@ def soft_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
 
 def scribble_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
     outlines = outlines_of(found[KIND].argmax(axis=0), drawing.scale)
-    return f1(outlines, true_map("scribble", drawing) > 0.5, within=2 * drawing.scale)
+    return f1(
+        outlines, true_map("scribble", drawing) > 0.5, within=WITHIN["scribble"] * drawing.scale
+    )
 
 
 def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
@@ -93,7 +118,9 @@ def pose_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
     hits, size = [], drawing.size
     for figure in drawing.scene.of("figure"):
         columns, rows = np.clip(joints_of(figure) * size, 0, size - 1).astype(int).T
-        hits.extend(found[JOINTS][range(len(rows)), rows, columns] > np.exp(-(3**2) / 8))
+        hits.extend(
+            found[JOINTS][range(len(rows)), rows, columns] > np.exp(-(WITHIN["pose"] ** 2) / 8)
+        )
     return float(np.mean(hits))
 
 
@@ -111,7 +138,11 @@ def normals_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> flo
 
 
 def cartoon_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
-    return f1(found[CARTOON] < 0.5, true_map("cartoon", drawing) < 0.5, within=drawing.scale)
+    return f1(
+        found[CARTOON] < 0.5,
+        true_map("cartoon", drawing) < 0.5,
+        within=WITHIN["cartoon"] * drawing.scale,
+    )
 
 
 SCORES = {

@@ -265,7 +265,7 @@ def base_part(settings: Settings) -> Part:
     def look(n: int) -> tuple[list[Tensor], dict]:
         images, hints, prompts, _ = held_out_scenes(None, n, size=sd.size)
         pairs = HeldOut(images, hints, list(prompts), mean_latents(sd, images))
-        made = make_pictures(sd, prompts, None, hints, at_once=2 * settings.batch_size)
+        made = make_pictures(sd, prompts, at_once=2 * settings.batch_size)
         number = held_out_loss(sd, pairs, without_hint, settings.batch_size)
         return [images, made], {"held_out_loss": number}
 

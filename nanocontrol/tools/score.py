@@ -48,6 +48,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from nanocontrol.nano.scores import WITHIN
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation, f1, mean_overlap, near, share_of_normals
 from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_line, one_sentence
@@ -55,7 +56,6 @@ from nanocontrol.plumbing.flags import at_least
 from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-WITHIN = {"canny": 1, "hough": 1, "cartoon": 1, "scribble": 2, "pose": 3}  # pixels of 64
 CONDITIONS = [*WITHIN, "soft", "depth", "segmentation", "normals"]
 FLAT = torch.tensor([0.5, 0.5, 1]).view(3, 1, 1)  # a normal that looks at the viewer
 MOST_COLOURS = 256  # of a segmentation: JPEG and smoothing make thousands

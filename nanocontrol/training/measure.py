@@ -6,20 +6,18 @@ that pairs are memorised, because it is measured on held-out pairs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nanocontrol.controlnet import ControlNet
-from nanocontrol.plumbing.canny import canny
-from nanocontrol.plumbing.compare import f1, near
 from nanocontrol.plumbing.machine import forget_recorded
-from nanocontrol.sampling import initial_noise, sample
+from nanocontrol.sampling import Control, initial_noise, sample
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.pairs import Folder, Pairs
+from nanocontrol.training.pairs import Pairs
 
 # The mean loss for x0, hint, context, noise and t; see diffusion_loss in train.py.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -74,19 +72,24 @@ def mean_iou(made: Tensor, targets: Tensor) -> float | None:
 def make_pictures(
     sd: StableDiffusion,
     prompts: Sequence[str],
-    control: ControlNet | None,
-    hints: Tensor,
+    controls: Sequence[Control] = (),
     at_once: int = 64,
+    seed: int = SEED,
+    scale: float | None = None,
+    **options: Any,
 ) -> Tensor:
-    """One picture per prompt from fixed noise, with control if a ControlNet is given:
-    [B, 3, H, W] in [-1, 1], on the CPU. at_once: how many pictures fit in memory."""
-    n, _, height, width = hints.shape
-    noise = initial_noise(n, height, width, torch.Generator().manual_seed(SEED))
-    uncond, images = sd.encode_prompts(""), []
+    """One picture per prompt from the seed's noise: [n, 3, H, W] in [-1, 1], on the CPU.
+
+    controls: with hints [n, 3, H, W], whose size the pictures have, else the base's; at_once: how
+    many pictures fit in memory; scale: of the guidance, None for the base's; options: of `sample`.
+    """
+    n, shape = len(prompts), controls[0][1].shape if controls else (sd.size, sd.size)
+    noise = initial_noise(n, shape[-2], shape[-1], torch.Generator().manual_seed(seed))
+    uncond, scale, images = sd.encode_prompts(""), scale or sd.guidance, []
     for part in torch.arange(n).split(at_once):
         context = sd.encode_prompts([prompts[i] for i in part])
-        controls = [(control, hints[part], 1.0)] if control else []
-        latents = sample(sd, noise[part], context, uncond, controls, scale=sd.guidance)
+        own = [(net, hints[part], strength) for net, hints, strength in controls]
+        latents = sample(sd, noise[part], context, uncond, own, scale=scale, **options)
         images += [sd.decode(latent[None]).cpu() for latent in latents]  # one by one
     forget_recorded()  # it holds GPU memory that training needs
     return torch.cat(images).clamp(-1, 1)
@@ -95,22 +98,6 @@ def make_pictures(
 def how_made(sd: StableDiffusion) -> str:
     """A caption that says how `make_pictures` samples."""
     return f"DDIM, 20 steps, guidance {sd.guidance:g}, control strength 1"
-
-
-def edge_scores(pairs: Folder) -> Scores:
-    """A function that scores pictures against hints of edges, those of the first pairs. The score
-    is the F1 of the pictures' own edges, found with the same thresholds, within 1 pixel if the
-    short side has 64."""
-
-    def scores(images: Tensor) -> dict[str, float | None]:
-        values = []
-        for i, image in enumerate(images):
-            found = canny((image + 1) / 2, *pairs.thresholds(pairs.entries[i]))
-            edges, truth = (x[0].numpy() > 0.5 for x in (found, pairs.hint(i)))
-            values.append(f1(edges, truth, near(1, (image.shape[1], image.shape[2]))))
-        return {"score": float(np.mean(values))}
-
-    return scores
 
 
 # ------------------------------------------------------------------------- pairs to measure with
@@ -162,7 +149,7 @@ def measure(
     scores: a function for more numbers, where the condition can be measured in pictures.
     """
     images, hints, prompts, _ = held_out
-    made = make_pictures(sd, prompts, control, hints, at_once=2 * batch_size)
+    made = make_pictures(sd, prompts, [(control, hints, 1.0)], at_once=2 * batch_size)
     own_hints = held_out_loss(sd, held_out, loss, batch_size)
     gain = None  # a single pair has no wrong hint
     if len(hints) > 1:

@@ -52,8 +52,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        lines = file.read_text().splitlines()
-        log = [json.loads(line) for line in lines if line.endswith("}")]
+        log = [json.loads(x) for x in file.read_text().splitlines() if x.endswith("}")]
         if not all("step" in entry for entry in log):
             raise ValueError("entries without a step")
     except (OSError, ValueError, TypeError) as error:

@@ -136,8 +136,7 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
     if missing:
         raise InputError(f"--resume {run}: its settings.json has no {missing[0]}; expected one")
     names = {setting.name for setting in fields(settings)}
-    old = vars(settings(**{name: value for name, value in kept.items() if name in names}))
-    old["out"] = str(run)
+    old = vars(settings(**{k: x for k, x in kept.items() if k in names})) | {"out": str(run)}
     for name, value in given.items():
         grows = name == "steps" and old.get("schedule") == longer and value > old["steps"]
         before, after = (what_is_learnt(every, settings) for every in (old, old | {name: value}))

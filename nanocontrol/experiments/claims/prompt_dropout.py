@@ -52,8 +52,8 @@ each = partial(listed, names=NAMES, titles=DOSES)
 def by_hint_and_by_prompt(sd: StableDiffusion, control: ControlNet) -> Numbers:
     """How well the hint is followed without a prompt; whether a prompt's colours are there."""
     pairs, scenes = held_out_scenes_of(sd)
-    alone = make_pictures(sd, [""] * len(scenes), control, pairs.hints)
-    both = make_pictures(sd, pairs.prompts, control, pairs.hints)
+    alone = make_pictures(sd, [""] * len(scenes), [(control, pairs.hints, 1.0)])
+    both = make_pictures(sd, pairs.prompts, [(control, pairs.hints, 1.0)])
     return {
         "score_alone": score("canny", alone, scenes, detector()),
         "placed_alone": placed("canny", alone, scenes),

@@ -111,7 +111,7 @@ def what_is_left(sd: StableDiffusion, control: ControlNet) -> Numbers:
     """The base used without control: how many pictures show what their prompts name, as
     nano/evaluate.py counts it, and the held-out loss."""
     pairs, scenes = held_out_scenes_of(sd)
-    plain = make_pictures(sd, pairs.prompts, None, pairs.hints)
+    plain = make_pictures(sd, pairs.prompts)
     backgrounds = [background_is(p, scene.background) for p, scene in zip(plain, scenes)]
     return {
         "background": float(np.mean(backgrounds)),
