@@ -184,10 +184,10 @@ class Upsample(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Modules in a row; each is given what it takes beside the map: time, prompt or nothing."""
+    """Modules in a row. Each is given what it takes next to the map: time, prompt or nothing."""
 
-    # Gradient checkpointing: of all that happens within, the backward pass finds only the inputs
-    # kept, and computes the rest anew: more arithmetic, for much less memory.
+    # Gradient checkpointing: only the inputs are kept for the backward pass, which computes the rest
+    # again. That is more arithmetic for much less memory.
     checkpointed = False
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 SOMETHING_ELSE = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself: run git lfs pull",
-    **{beginning: "is a web page, not a checkpoint: download it anew" for beginning in WEB_PAGES},
+    **{beginning: "is a web page, not a checkpoint: download it again" for beginning in WEB_PAGES},
 }
 
 

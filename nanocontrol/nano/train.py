@@ -254,8 +254,8 @@ def base_part(settings: Settings) -> Part:
         x0, prompts = batch
         noise = torch.randn(x0.shape, generator=generator)
         t = torch.randint(STEPS, (len(x0),), generator=generator)
-        emptied = torch.rand(len(x0), generator=generator) < settings.drop_prompt
-        prompts = ["" if e else prompt for e, prompt in zip(emptied, prompts)]
+        dropped = torch.rand(len(x0), generator=generator) < settings.drop_prompt
+        prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts)]
         x0, noise = x0.to(settings.device), noise.to(settings.device)
         return denoising_loss(x0, sd.encode_prompts(prompts), noise, t)
 

@@ -132,7 +132,7 @@ def predicted_at_size(results: Results) -> tuple[str, str]:
         at = [1.0, math.log(spreads[-1]), math.log(ORIGINAL_LR), math.log(ORIGINAL_BATCH)]
         low, high = np.percentile(others @ at, (5, 95))
         step, low, high = (f"{math.exp(x):,.0f}" for x in (np.dot(rule, at), low, high))
-        said.append(f"{start} {step} (runs drawn anew: {low} to {high})")
+        said.append(f"{start} {step} (runs drawn again: {low} to {high})")
     return f"step {', '.join(said)}", "a prediction"
 
 

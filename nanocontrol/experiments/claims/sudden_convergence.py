@@ -94,7 +94,7 @@ def sudden_everywhere(results: Results) -> tuple[str, str]:
     jumped = [name for name in VARIED if np.isfinite(results.jumps(name)).all()]
     shares = {name: median_pictures(results, name)[1] for name in jumped}
     sudden = [name for name in jumped if shares[name] and max(shares[name]) < SUDDEN]
-    ours = f"{len(jumped)} of {len(VARIED)} arms jump, {len(sudden)} of them suddenly"
+    ours = f"{len(jumped)} of {len(VARIED)} variants jump, {len(sudden)} of them suddenly"
     return ours, verdict(bool(jumped) and len(sudden) == len(jumped))
 
 
