@@ -186,8 +186,8 @@ class Upsample(nn.Module):
 class Block(nn.Sequential):
     """Modules in a row. Each is given what it takes next to the map: time, prompt or nothing."""
 
-    # Gradient checkpointing: only the inputs are kept for the backward pass, which computes the rest
-    # again. That is more arithmetic for much less memory.
+    # Gradient checkpointing: only the inputs are kept for the backward pass, which computes the
+    # rest again. That is more arithmetic for much less memory.
     checkpointed = False
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def test_training_continues_from_a_controlnet(flags, tmp_path):
 @pytest.mark.slow
 def test_half_precision_training_keeps_float32_weights(flags, tmp_path, monkeypatch, hasty):
     """bf16 is the default on a GPU. A CPU supports it too."""
-    monkeypatch.setattr(measure, "make_pictures", lambda sd, prompts, control, hints, **_: hints)
+    monkeypatch.setattr(measure, "make_pictures", lambda sd, prompts, controls, **_: controls[0][1])
     half = [*flags, "--steps", "1", "--dtype", "bf16", "--out", str(tmp_path / "a")]
     train.main([*half, "--init-control", CONTROL, "--lr", "1e-9"])
     before, after = load_file(CONTROL), load_file(tmp_path / "a" / "control.safetensors")

@@ -48,6 +48,7 @@ from nanocontrol.nano.scenes import HELD_OUT
 from nanocontrol.nano.world import draw, random_scene
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.sampling import sample
+from nanocontrol.training import measure as making
 from nanocontrol.training import watch
 from nanocontrol.training.run import write_json
 from nanocontrol.training.settings import knob
@@ -71,7 +72,7 @@ def few(monkeypatch, hasty):
     """Two scenes are measured, three at the end, and pictures are made in one step."""
     monkeypatch.setattr(measure, "DURING", 2)
     monkeypatch.setattr(measure, "AT_END", 3)
-    monkeypatch.setattr(measure, "sample", partial(sample, steps=1))
+    monkeypatch.setattr(making, "sample", partial(sample, steps=1))
 
 
 class Here(Executor):
