@@ -2,6 +2,8 @@
 convolutions (Zhang & Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models",
 2023, section 3).
 
+The U-Net is locked where training begins, in `models` in train.py.
+
 Shapes as in unet.py; H = 8h and W = 8w are the picture's height and width in pixels.
 Attribute names are the keys of the original checkpoint below `control_model.`.
 """
