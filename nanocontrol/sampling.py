@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from nanocontrol.unet import UNet
 
 # 1 is as trained: a number, or one for each residual (13 in Stable Diffusion), the shallowest
 # first, the middle block's last.
-Strength = float | Sequence[float]
+Strength = float | Sequence[float] | np.ndarray | Tensor
 # A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength.
 Control = tuple[ControlNet, Tensor, Strength]
 
@@ -85,13 +86,14 @@ def starting_latent(
 def weigh(control: Control, height: int, guess: bool, resolution_weighting: bool) -> Applied:
     """Strength, guess mode and resolution weighting as one weight for each residual.
 
-    height: the latent's. Raises ValueError for a wrong number of strengths.
+    height: the latent's. Raises ValueError for a wrong number or shape of strengths.
     """
     net, _, strength = control
     n = len(net.zero_convs) + 1
-    weights = [*strength] if isinstance(strength, Sequence) else [strength] * n
-    if len(weights) != n:
-        raise ValueError(f"{len(weights)} strengths for {n} residuals")
+    given = torch.as_tensor(strength, dtype=torch.float64)
+    if given.shape not in ((), (n,)):
+        raise ValueError(f"strengths of shape {[*given.shape]}: expected a number, or {n} numbers")
+    weights = given.expand(n).tolist()
     if guess:  # as in the original: in Stable Diffusion 0.1 at the shallowest, 1 in the middle
         weights = [w * 0.825 ** (n - 1 - i) for i, w in enumerate(weights)]
     if resolution_weighting:  # the paper's goes the other way: 1 at the shallowest, up to 8

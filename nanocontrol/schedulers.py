@@ -86,10 +86,13 @@ class DDPM:
 
 
 class DDIM(DDPM):
-    """The same, in few steps; eta = 0 adds no noise, eta = 1 as much as DDPM."""
+    """The same, in few steps; eta = 0 adds no noise, eta = 1 as much as DDPM. Raises ValueError
+    for another eta than 0 to 1."""
 
     def __init__(self, prediction: str = "eps", eta: float = 0.0):
         super().__init__(prediction)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be 0 to 1, not {eta}")
         self.eta = eta
         self.adds_noise = eta > 0
 

@@ -181,4 +181,5 @@ def test_crisp_is_a_ratio_of_distances(detector):
     numbers = evaluate_crisp(load_sd(NANO), detector, n=4)
     distances = numbers["distances"]
     assert distances.keys() == {"generated", "rebuilt", "true"}
+    assert distances["true"] > 0.01  # between two sets of scenes
     assert numbers["crisp"] == distances["generated"] / distances["rebuilt"] > 0

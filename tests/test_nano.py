@@ -53,9 +53,19 @@ def test_sheets_of_scenes_and_conditions_are_drawn(capsys, hasty):
     assert sheet.shape == (16 + 2 * SIZE, 3 * SIZE, 3)
     hints = np.split(sheet[16 : 16 + SIZE], 3, axis=1)
     assert all(hint.std() > 5 for hint in hints)  # no hint is empty
+    assert not np.array_equal(hints[1], hints[2])
     made = np.split(sheet[16 + SIZE :], 3, axis=1)
     assert all(np.array_equal(made[0], other) for other in made)  # untrained: no effect
     assert "are for canny" in refusal(nine.main, capsys, "--control", CONTROL, CONTROL)
+
+
+def test_a_guidance_of_zero_is_not_taken_for_the_bases_own():
+    sd = load_sd(NANO)
+    own, same, none = (
+        measure.make_pictures(sd, ["a red ball"], steps=2, **how)
+        for how in ({}, {"scale": sd.guidance}, {"scale": 0.0})
+    )
+    assert torch.equal(own, same) and not torch.equal(own, none)
 
 
 @pytest.mark.slow
@@ -141,7 +151,7 @@ def test_a_trained_detector_can_be_loaded(capsys, brief):
 
 @pytest.mark.slow
 def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch, brief):
-    monkeypatch.setattr(nano_train, "measured_scale_factor", lambda sd: 1.0)  # takes seconds
+    monkeypatch.setattr(nano_train, "measured_scale_factor", lambda *_: 1.0)  # takes seconds
     few = ["--steps", "1", "--batch-size", "2", "--scenes", "4"]
     nano_train.main(["vae", *few, "--size", "128", "--out", "vae"])
     assert load_sd("vae/base.safetensors").size == 128
@@ -154,7 +164,7 @@ def test_every_part_can_be_trained_at_another_size(capsys, monkeypatch, brief):
 
 
 @pytest.mark.slow
-def test_the_base_trains_on_latents_that_are_encoded_once():
+def test_the_base_trains_on_latents_that_are_encoded_once(monkeypatch):
     sd = load_sd(NANO)
     settings = nano_train.resolve_part(
         {"part": "base", "base": NANO, "scenes": 70, "out": str(Path("run").resolve())}
@@ -166,6 +176,12 @@ def test_the_base_trains_on_latents_that_are_encoded_once():
     again = mean_latents(sd, scenes[69][0][None])[0]  # equal up to the posterior's noise
     alike = torch.corrcoef(torch.stack([latent, again]).flatten(1))[0, 1]
     assert prompt == scenes[69][2] and alike > 0.98
+    with monkeypatch.context() as patch:
+        patch.setattr(sd, "encode", None)
+        kept = nano_train.latents_of(settings, sd)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(pairs, kept, strict=True))
+    other = nano_train.latents_of(replace(settings, seed=1), sd)
+    assert not torch.equal(pairs[0][0], other[0][0])
 
 
 def test_nanos_learning_rate_warms_up_and_decays():

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,7 +165,11 @@ def test_heights_of_residuals_are_known_before_the_network_runs(size):
     assert both == [
         0.7 * 0.825 ** (n - 1 - i) * size[0] / r.shape[2] for i, r in enumerate(residuals)
     ]
-    assert weigh((net, hint, 2), size[0], False, False) == (net, [2] * n, False)
+    for two in (2, [2] * n, np.full(n, 2), np.float32(2), torch.full((n,), 2.0), torch.tensor(2)):
+        assert weigh((net, hint, two), size[0], False, False) == (net, [2] * n, False)
+    for wrong in ([2] * (n + 1), np.full((1, n), 2), torch.full((1,), 2), []):
+        with pytest.raises(ValueError, match=f"expected a number, or {n} numbers"):
+            weigh((net, hint, wrong), size[0], False, False)
 
 
 def test_each_residual_may_have_its_own_strength(guided, trained_control):
@@ -174,7 +179,7 @@ def test_each_residual_may_have_its_own_strength(guided, trained_control):
     middle = sample(**arguments, controls=[(trained_control, hint, [0, 0, 0, 0, 0.7])])
     assert not torch.allclose(middle, same)
     for rule in ({}, {"guess": True}, {"resolution_weighting": True}, {"control_to": 0.0}):
-        with pytest.raises(ValueError, match="6 strengths for 5"):
+        with pytest.raises(ValueError, match=r"shape \[6\]: expected a number, or 5"):
             sample(**arguments, controls=[(trained_control, hint, [1.0] * 6)], **rule)
 
 

@@ -83,6 +83,12 @@ def test_sampling_with_a_perfect_network_ends_at_x0(prediction, steps, eta):
         assert 0.85 < left.std() < 1.15
 
 
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_an_eta_outside_0_to_1_is_refused(eta):
+    with pytest.raises(ValueError, match="eta must be 0 to 1"):
+        DDIM(eta=eta)
+
+
 def test_the_ddim_step_is_equation_12():
     torch.manual_seed(0)
     x, eps, noise = torch.randn(3, 1, 4, 2, 2).double().unbind()

@@ -358,6 +358,22 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     for text in ("[]", '{"steps": 3, "device": "cpu"}'):
         (empty / "settings.json").write_text(text)
         assert "--resume" in refusal(train.main, capsys, "--resume", str(empty))
+    kept = json.loads(Path(run, "settings.json").read_text())
+    for name, wrong in [
+        ("steps", "3"),
+        ("steps", -3),
+        ("steps", None),
+        ("batch_size", 2.5),
+        ("lr", -1e-3),
+        ("mirror", 1),
+        ("schedule", "bogus"),
+        ("condition", "shuffle"),
+        ("data", "folder"),
+        ("device", 0),
+    ]:
+        (empty / "settings.json").write_text(json.dumps(kept | {name: wrong}))
+        message = refusal(train.main, capsys, "--resume", str(empty))
+        assert f"{name} = {wrong!r} in settings.json" in message
     bad = write_pairs(tmp_path / "bad")
     for i in (3, 5):
         (bad / f"image{i}.png").write_bytes((bad / f"image{i}.png").read_bytes()[:400])

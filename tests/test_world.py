@@ -154,7 +154,7 @@ def test_every_map_shows_something():
     for condition in CONDITIONS:
         for i in range(25):
             assert Scenes(condition)[i][1].std() > 0.02, (condition, i)
-    assert set(NEEDED) == {"hough", "pose"}
+    assert NEEDED.keys() <= CONDITIONS.keys()
 
 
 def test_canny_edges_depend_on_the_picture_only_and_have_random_thresholds():

@@ -150,14 +150,10 @@ def bundled(condition: str) -> ControlNet:
 
 
 def pictures(
-    prompts: Sequence[str],
-    controls: Sequence[Control],
-    seed: int,
-    scale: float | None = None,
-    **options: Any,
+    prompts: Sequence[str], controls: Sequence[Control], seed: int, **options: Any
 ) -> Tensor:
     """nano's pictures, made by `make_pictures`."""
-    return make_pictures(nano(), prompts, controls, AT_ONCE, seed, scale, **options)
+    return make_pictures(nano(), prompts, controls, AT_ONCE, seed, **options)
 
 
 def kinds_seen(images: Tensor) -> np.ndarray:

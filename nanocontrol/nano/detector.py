@@ -1,8 +1,8 @@
 """A small network that finds the objects and the maps of a drawn world's picture.
 
 `python -m nanocontrol.nano.train detector` trains it, on drawn scenes alone. It does for the drawn
-world what detectors of edges, depth or pose do for photographs. evaluate.py uses it to score
-generated pictures. It takes no part in making them.
+world what detectors of edges, depth or pose do for photographs. scores.py and follows.py use it to
+score generated pictures. It takes no part in making them.
 """
 
 from pathlib import Path
@@ -98,8 +98,6 @@ def kinds_of(drawing: Drawing) -> np.ndarray:
 
 def load_detector(path: Path) -> Detector:
     """The detector of a file. Raises InputError, naming the file, if it is not a detector's."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist: expected a detector")
     tensors, metadata = read_tensors(path)
     detector = Detector(metadata.get("size", PIXELS))
     try:

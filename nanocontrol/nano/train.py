@@ -52,7 +52,7 @@ class Settings:
     """A run's settings, one flag each."""
 
     part: str
-    base: str = knob(
+    base: str | None = knob(
         None,
         "checkpoint with a trained VAE (base, decoder), or one to train further (vae)",
         absolute,
@@ -63,14 +63,12 @@ class Settings:
     steps: int = knob(6000, "optimizer steps, over which the learning rate decays", at_least(1))
     batch_size: int = knob(32, "pictures per step", at_least(1))
     lr: float = knob(1e-3, "highest learning rate", positive)
-    latent_noise: float = knob(
-        None,
-        "most noise added to the latents, in their standard deviations (vae, decoder)",
-        fraction,
-    )
+    latent_noise: float = knob(0.0, "most noise on latents, in standard deviations", fraction)
     drop_prompt: float = knob(0.1, "share of the prompts to drop (base)", fraction)
     scenes: int = knob(50_000, "drawn scenes to train on", at_least(1))
-    size: int = knob(None, "side of a picture (default: --base's, or 64 without it)", int, SIZES)
+    size: int | None = knob(
+        None, "side of a picture (default: --base's, or 64; detector: 128)", int, SIZES
+    )
     seed: int = knob(0, "random seed of weights, order and noise", seed)
     device: str = knob(
         None, "cpu, cuda, ... (default: a GPU if there is one)", device, learnt=False
@@ -92,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "base": {},
     "decoder": {"batch_size": 8, "lr": 6e-4, "scenes": HELD_OUT, "latent_noise": 0.2},
-    "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 6000, "size": 2 * PIXELS},
+    "detector": {"steps": 2500, "batch_size": 16, "lr": 2e-3, "scenes": 6000},
 }
 USED_BY = {
     "base": ("vae", "base", "decoder"),
@@ -117,15 +115,15 @@ class Part(NamedTuple):
 
 def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     """Train one part and write the run's folder -> its final numbers."""
+    processes = Processes(settings.device)
+    if processes.size > 1:
+        raise InputError("nano's parts are trained by one process: expected no torchrun")
     machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # for the initialisation
     part = PARTS[settings.part](settings)
     adamw: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.0}
     on = settings.device, settings.dtype
     optimizer = Optimizer(part.trained, settings.lr, *on, clip=1.0, **adamw)
-    processes = Processes(settings.device)
-    if processes.size > 1:
-        raise InputError("nano's parts are trained by one process: expected no torchrun")
     where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
     watch = Watch(*where, optimizer, processes, signals)
     look = partial(part.look, SHEET)
@@ -153,17 +151,13 @@ def vae_part(settings: Settings) -> Part:
     size = settings.size or PIXELS
     sd = load_base(settings) if settings.base else channels_last(new_nano(size))
     sd.vae.to(settings.device).requires_grad_(True)
-
-    def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
-        images = seen(settings, step, batch[0], generator)
-        return vae_loss(sd, images, settings.latent_noise, generator)
+    some = held_out_scenes(None, 256, size=sd.size)[0]
 
     def save(folder: Path) -> None:
-        sd.scale_factor = measured_scale_factor(sd)
+        sd.scale_factor = measured_scale_factor(sd, some)
         save_sd(sd, folder / "base.safetensors")
 
-    look = partial(look_at_reconstructions, settings, sd)
-    return Part({"vae": sd.vae}, scenes_for(settings, sd), loss, look, REBUILT, save)
+    return reconstructing_part(settings, sd, {"vae": sd.vae}, save)
 
 
 def decoder_part(settings: Settings) -> Part:
@@ -171,17 +165,18 @@ def decoder_part(settings: Settings) -> Part:
     trained = {"decoder": sd.vae.decoder, "post_quant_conv": sd.vae.post_quant_conv}
     for network in trained.values():
         network.requires_grad_(True)
+    return reconstructing_part(settings, sd, trained, partial(save_base, sd))
 
+
+def reconstructing_part(
+    settings: Settings, sd: StableDiffusion, trained: dict[str, nn.Module], save: Callable
+) -> Part:
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
         images = seen(settings, step, batch[0], generator)
         return vae_loss(sd, images, settings.latent_noise, generator)
 
-    look = partial(look_at_reconstructions, settings, sd)
-    return Part(trained, scenes_for(settings, sd), loss, look, REBUILT, partial(save_base, sd))
-
-
-def scenes_for(settings: Settings, sd: StableDiffusion) -> Scenes:
-    return Scenes(None, n=settings.scenes, size=sd.size)
+    scenes = Scenes(None, n=settings.scenes, size=sd.size)
+    return Part(trained, scenes, loss, partial(look_at_reconstructions, sd), REBUILT, save)
 
 
 def seen(settings: Settings, step: int, images: Tensor, generator: Generator) -> Tensor:
@@ -219,18 +214,16 @@ def vae_loss(sd: StableDiffusion, images: Tensor, noise: float, generator: Gener
     return F.l1_loss(rebuilt, images) + 6 * F.mse_loss(rebuilt, images) + 1e-5 * kl
 
 
-def look_at_reconstructions(
-    settings: Settings, sd: StableDiffusion, n: int
-) -> tuple[list[Tensor], dict]:
+def look_at_reconstructions(sd: StableDiffusion, n: int) -> tuple[list[Tensor], dict]:
     images = held_out_scenes(None, n, size=sd.size)[0]
     rebuilt = rebuild(sd, images)
     return [images, rebuilt], {"vae_db": psnr(rebuilt, images)}
 
 
 @torch.no_grad()
-def measured_scale_factor(sd: StableDiffusion) -> float:
-    """The factor that scales the latents of 256 drawn scenes to unit variance."""
-    return 1 / sd.encode(held_out_scenes(None, 256, size=sd.size)[0])[0].std().item()
+def measured_scale_factor(sd: StableDiffusion, images: Tensor) -> float:
+    """The factor that scales the latents of images [B, 3, H, W] to unit variance."""
+    return 1 / sd.encode(images)[0].std().item()
 
 
 # ------------------------------------------------------------------- the base: text and U-Net
@@ -283,7 +276,8 @@ def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
     prompts = [scenes.scene(i).prompt for i in range(len(scenes))]
     made_from = {"base": settings.base, "scenes": n, "size": sd.size, "seed": settings.seed}
     # A run that was killed before it wrote settings.json may have left latents of other settings.
-    if not file.exists() or read_tensors(file)[1] != made_from:
+    kept = read_tensors(file) if file.exists() else ({}, None)
+    if kept[1] != made_from:
         generator, latents = generator_of(settings.seed, 0, ENCODING), []
         drawn = DataLoader(scenes, batch_size=64, num_workers=1, worker_init_fn=ignore_ctrl_c)
         for images, *_ in tqdm(drawn, "encoding"):
@@ -291,11 +285,15 @@ def latents_of(settings: Settings, sd: StableDiffusion) -> Any:
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             latents.append(sd.scale_factor * (mean + deviation * noise).float().cpu())
         make_folder("--out", file.parent)
-        write_tensors(file, {"latents": torch.cat(latents)}, made_from)
-    return list(zip(read_tensors(file)[0]["latents"], prompts))
+        kept = {"latents": torch.cat(latents)}, made_from
+        write_tensors(file, *kept)
+    return list(zip(kept[0]["latents"], prompts))
 
 
 def load_base(settings: Settings) -> StableDiffusion:
+    if settings.base is None:
+        part = settings.part
+        raise InputError(f"{part}: expected --base FILE, with a trained VAE (train vae first)")
     with blame("--base"):
         sd = load_sd(settings.base, settings.device)
     sd.size = settings.size or sd.size
@@ -320,9 +318,10 @@ def save_base(sd: StableDiffusion, folder: Path) -> None:
 
 
 def detector_part(settings: Settings) -> Part:
-    network = Detector(settings.size).to(settings.device)
+    size = settings.size or 2 * PIXELS
+    network = Detector(size).to(settings.device)
     scenes = tqdm(range(settings.scenes), "drawing")
-    truths = (truth(random_scene(seed), settings.size) for seed in scenes)
+    truths = (truth(random_scene(seed), size) for seed in scenes)
     # Half precision, because maps of 128 pixels would take 10 GB in float32.
     images, maps, kinds = zip(*((image, maps.half(), kinds) for image, maps, kinds in truths))
     data = TensorDataset(torch.stack(images), torch.stack(maps), torch.stack(kinds))
@@ -336,7 +335,7 @@ def detector_part(settings: Settings) -> Part:
 
     @torch.no_grad()
     def look(n: int) -> tuple[list[Tensor], dict]:
-        images, _, _, scenes = held_out_scenes(None, n, size=settings.size)
+        images, _, _, scenes = held_out_scenes(None, n, size=size)
         found = network(images.to(next(network.parameters())))[0][:, DEPTH : DEPTH + 1]
         found = found.float().sigmoid().cpu()
         right = shows_kinds(network, images, scenes)
@@ -373,8 +372,6 @@ def resolve_part(given: dict[str, Any]) -> Settings:
     for name, parts in USED_BY.items():
         if name in given and part not in parts:
             raise InputError(f"--{name.replace('_', '-')} is not used by {part}: expected none")
-    if part in ("base", "decoder") and "base" not in given:
-        raise InputError(f"{part}: expected --base FILE, with a trained VAE (train vae first)")
     check_new(given.get("out"))
     settings = Settings(**PRESETS[part] | given)
     on = settings.device or machine.default_device()

@@ -75,21 +75,20 @@ def make_pictures(
     controls: Sequence[Control] = (),
     at_once: int = 64,
     seed: int = SEED,
-    scale: float | None = None,
     **options: Any,
 ) -> Tensor:
     """One picture per prompt from the seed's noise: [n, 3, H, W] in [-1, 1], on the CPU.
 
     controls: with hints [n, 3, H, W], whose size the pictures have, else the base's; at_once: how
-    many pictures fit in memory; scale: of the guidance, None for the base's; options: of `sample`.
+    many pictures fit in memory; options: of `sample`; the default scale is the base's guidance.
     """
     n, shape = len(prompts), controls[0][1].shape if controls else (sd.size, sd.size)
     noise = initial_noise(n, shape[-2], shape[-1], torch.Generator().manual_seed(seed))
-    uncond, scale, images = sd.encode_prompts(""), scale or sd.guidance, []
+    uncond, images, options = sd.encode_prompts(""), [], {"scale": sd.guidance} | options
     for part in torch.arange(n).split(at_once):
         context = sd.encode_prompts([prompts[i] for i in part])
         own = [(net, hints[part], strength) for net, hints, strength in controls]
-        latents = sample(sd, noise[part], context, uncond, own, scale=scale, **options)
+        latents = sample(sd, noise[part], context, uncond, own, **options)
         images += [sd.decode(latent[None]).cpu() for latent in latents]  # one by one
     forget_recorded()  # it holds GPU memory that training needs
     return torch.cat(images).clamp(-1, 1)

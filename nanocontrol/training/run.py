@@ -53,9 +53,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         log = [json.loads(x) for x in file.read_text().splitlines() if x.endswith("}")]
-        if not all("step" in entry for entry in log):
-            raise ValueError("entries without a step")
-    except (OSError, ValueError, TypeError) as error:
+        if not all(isinstance(entry["step"], int) for entry in log):
+            raise ValueError("a step is not a number")
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{file} cannot be read ({error})") from None
     return log
 

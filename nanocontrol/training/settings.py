@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import Field, field, fields
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -113,11 +113,21 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def has_default(setting: Field) -> bool:
-    """Whether a setting has a default of its own. A default of None counts only if the type allows
-    None; otherwise the value is filled in later."""
-    optional = setting.default is None and NoneType in get_args(setting.type)
-    return optional or setting.default not in (None, MISSING)
+def is_possible(setting: Field, value: Any) -> bool:
+    """Whether a value from a file is one that the setting's flag can give. A default of None counts
+    only if the type allows None; otherwise the value is filled in before it is written."""
+    kinds = [setting.type, *get_args(setting.type)]
+    literals = [x for kind in kinds if get_origin(kind) is Literal for x in get_args(kind)]
+    allowed = literals or list(setting.metadata.get("choices") or [value])
+    if value is None:
+        return NoneType in kinds
+    if type(value) not in (int, float):
+        of_type = bool(literals) or type(value) in [get_origin(kind) or kind for kind in kinds]
+        return of_type and value in allowed
+    try:
+        return setting.metadata["type"](str(value)) == value and value in allowed
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
 
 
 def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
@@ -132,9 +142,10 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
         kept = read_json(run / "settings.json")
     for name, value in unknown_settings(kept, settings).items():
         raise InputError(f"--resume {run}: {name} = {value} is unknown; expected a known setting")
-    missing = [s.name for s in fields(settings) if s.name not in kept and not has_default(s)]
-    if missing:
-        raise InputError(f"--resume {run}: its settings.json has no {missing[0]}; expected one")
+    for setting in fields(settings):
+        if not is_possible(setting, value := kept.get(setting.name, setting.default)):
+            found = f"{setting.name} = {value!r} in settings.json"
+            raise InputError(f"--resume {run}: {found}; expected a value of that flag")
     names = {setting.name for setting in fields(settings)}
     old = vars(settings(**{k: x for k, x in kept.items() if k in names})) | {"out": str(run)}
     for name, value in given.items():

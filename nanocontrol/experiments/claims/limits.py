@@ -122,15 +122,14 @@ def drawn(
     seed: int,
     change: Callable[[Scene], Scene] = same_scene,
     strength: float = 1.0,
-    scale: float | None = None,
-    **part: float,
+    **options: float,
 ) -> tuple[Tensor, list[Scene], list[Scene]]:
     """Pictures with the hints of n scenes and the prompts of the changed ones; the scenes, and the
-    changed ones. part: of the steps, as sampling.sample's control_from and control_to."""
+    changed ones. options: of sampling.sample."""
     _, hints, _, scenes = held_out_scenes("canny", n, size=nano().size)
     prompted = [change(scene) for scene in scenes]
     control = [(bundled("canny"), hints, strength)]
-    made = pictures([scene.prompt for scene in prompted], control, seed, scale, **part)
+    made = pictures([scene.prompt for scene in prompted], control, seed, **options)
     return made, scenes, prompted
 
 

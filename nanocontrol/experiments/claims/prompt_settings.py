@@ -94,7 +94,7 @@ def with_setting(setting: str, way: str, scale: float, n: int, seed: int) -> dic
     _, hints, _, scenes = held_out_scenes("canny", n, size=nano().size)
     prompts = prompts_for(setting, scenes, hints, seed)
     control = [(bundled("canny"), hints, 1.0)]
-    return shown("canny", pictures(prompts, control, seed, scale, **WAYS[way]), scenes)
+    return shown("canny", pictures(prompts, control, seed, scale=scale, **WAYS[way]), scenes)
 
 
 def row_name(setting: str, way: str, scale: float = OWN) -> str:
