@@ -20,7 +20,9 @@ def settings_class(names: list[str], former: dict[str, Any], **new: Any) -> type
         for one in fields(train.Settings)
         if one.name in names
     ]
-    added = [(name, type(default), knob(default, "")) for name, default in new.items()]
+    added = [
+        (name, type(default), knob(default, "", type(default))) for name, default in new.items()
+    ]
     settings = make_dataclass("Settings", [*kept, *added], frozen=True)
     settings.former = train.Settings.former | former
     return settings

@@ -139,7 +139,7 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
     if its device is not available.
     """
     with blame("--resume"):
-        kept = read_json(run / "settings.json")
+        kept = read_json(run / "settings.json") | {"out": str(run)}
     for name, value in unknown_settings(kept, settings).items():
         raise InputError(f"--resume {run}: {name} = {value} is unknown; expected a known setting")
     for setting in fields(settings):
@@ -147,7 +147,7 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
             found = f"{setting.name} = {value!r} in settings.json"
             raise InputError(f"--resume {run}: {found}; expected a value of that flag")
     names = {setting.name for setting in fields(settings)}
-    old = vars(settings(**{k: x for k, x in kept.items() if k in names})) | {"out": str(run)}
+    old = vars(settings(**{k: x for k, x in kept.items() if k in names}))
     for name, value in given.items():
         grows = name == "steps" and old.get("schedule") == longer and value > old["steps"]
         before, after = (what_is_learnt(every, settings) for every in (old, old | {name: value}))
