@@ -25,7 +25,7 @@ BUDGETS = {
     "train.py": 240,
     "sample.py": 120,
     "paper": 950,
-    "plumbing": 470,
+    "plumbing": 530,
     "formats": 800,
     "training": 1450,
     "nano": 1350,

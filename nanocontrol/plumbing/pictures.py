@@ -1,11 +1,15 @@
 """Pictures as tensors and as files: reading, resizing, arranging in grids, writing."""
 
+import os
+import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -13,59 +17,115 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
 
 CAPTION = 16  # height in pixels
+# Pillow knows more formats, but to read some of them it starts other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM", "JPEG2000")
+PNG = b"\x89PNG\r\n\x1a\n"
+TURN = Image.Transpose
+UPRIGHT = (  # the turn that undoes each EXIF orientation, 0 to 8
+    *(None, None, TURN.FLIP_LEFT_RIGHT, TURN.ROTATE_180, TURN.FLIP_TOP_BOTTOM),
+    *(TURN.TRANSPOSE, TURN.ROTATE_270, TURN.TRANSVERSE, TURN.ROTATE_90),
+)
+warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which does not matter here
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Open a picture; only its header is read. Raises InputError if the file is no picture."""
+    """Open a picture; only its header is decoded. Raises InputError if the file is no picture."""
     try:
-        return Image.open(path)
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
+            raise InputError(f"{path} is not a regular file; expected a picture")
+        data = path.read_bytes()
+        image = Image.open(BytesIO(without_texts(data)), formats=FORMATS)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a picture") from None
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise InputError(f"{path} has more than {most:.0f} megapixels; expected fewer") from None
-    except (OSError, ValueError):
-        raise InputError(f"{path} cannot be read as a picture; expected a PNG or JPEG") from None
+    except UnidentifiedImageError:
+        kind = format_of(data)
+        found = "cannot be read as a picture" if kind in FORMATS else f"is a file of type {kind}"
+        raise InputError(f"{path} {found}; expected {', '.join(FORMATS)}") from None
+    except InputError:
+        raise
+    except Exception as error:  # a damaged header can raise nearly anything
+        raise InputError(f"{path} cannot be read ({error}); expected a picture") from None
+    image.info.pop("xmp", None)  # Pillow would take an orientation from it, later than the size
+    return image
+
+
+def without_texts(data: bytes) -> bytes:
+    """A PNG file without its texts and colour profiles, which Pillow refuses if they are large. The
+    other formats' files as they are."""
+    if not data.startswith(PNG):
+        return data
+    kept, at = [PNG], len(PNG)
+    while at < len(data):  # a chunk: its length, its type, its content, a checksum
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def format_of(data: bytes) -> str:
+    """The format that a file's first bytes announce, of those that Pillow knows, else "unknown"."""
+    Image.init()
+    for name, (_, accepts) in Image.OPEN.items():
+        with suppress(Exception):  # too few bytes
+            if accepts and accepts(data[:16]) is True:
+                return name
+    return "unknown"
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the upright picture. Only the header is read."""
-    with open_picture(path) as image:
-        return image.size[::-1] if orientation(path, image) > 4 else image.size
+    """(width, height) of the upright picture. Only the header is decoded."""
+    image = open_picture(path)
+    return image.size[::-1] if orientation(image) > 4 else image.size
 
 
-def orientation(path: Path, image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. From 5 on, the picture is stored with a quarter turn."""
-    if "exif" not in image.info:  # without this check Pillow would read the whole file
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, and 1 for anything else. From 5 on, the picture is stored with
+    a quarter turn. (Pillow itself turns TIFF files.)"""
+    try:
+        exif = image.getexif() if "exif" in image.info else {}
+    except Exception:  # damaged data can raise nearly anything, and the pixels may be right
         return 1
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:  # damaged data can raise nearly anything
-        raise InputError(f"{path} has damaged EXIF data ({error}); expected a picture") from None
-
-
-def upright(path: Path, image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # it rewrites the EXIF data; damaged data can raise nearly anything
-        raise InputError(f"{path} has damaged EXIF data ({error}); expected a picture") from None
+    value = exif.get(ExifTags.Base.Orientation)
+    return value if type(value) is int and 1 <= value <= 8 else 1
 
 
 def read_image(path: Path, behind: str = "black") -> Image.Image:
     """The upright picture in RGB. behind: the colour that replaces transparent pixels."""
+    image = open_picture(path)
     try:
-        with open_picture(path) as image:
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            if orientation(path, image) > 1:
-                image = upright(path, image)
-            if image.has_transparency_data:
-                ground = Image.new("RGBA", image.size, behind)
-                image = Image.alpha_composite(ground, image.convert("RGBA"))
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
-        raise InputError(f"{path} is cut off or damaged ({error}); expected a picture") from None
+        turn = UPRIGHT[orientation(image)]
+        image.load()
+        if image.mode[0] in "IF":
+            image = Image.fromarray(eight_bits(path, image))
+        if turn is not None:
+            image = image.transpose(turn)
+        if image.has_transparency_data:
+            ground = Image.new("RGBA", image.size, behind)
+            image = Image.alpha_composite(ground, image.convert("RGBA"))
+        return image.convert("RGB")
+    except InputError:
+        raise
+    except Exception as error:  # in a broken file, a decoder finds nearly anything
+        why = str(error) or type(error).__name__
+        raise InputError(f"{path} is cut off or damaged ({why}); expected a picture") from None
+
+
+def eight_bits(path: Path, image: Image.Image) -> np.ndarray:
+    """The bytes [H, W] of a grey picture with 16 bits per pixel or with floats from 0 to 1. (Pillow
+    would clip both at 255.)"""
+    values = np.asarray(image)
+    if image.mode == "I" and image.format == "TIFF":
+        raise InputError(f"{path} has 32 bits per pixel; expected 8, 16, or floats from 0 to 1")
+    if image.mode != "F":
+        return (values // 256).clip(0, 255).astype(np.uint8)
+    if not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
+        values_found = f"values from {values.min():g} to {values.max():g}"
+        raise InputError(f"{path} has floats with {values_found}; expected 0 to 1")
+    return (values * 255).round().astype(np.uint8)
 
 
 def filter_for(old: tuple[int, int], new: tuple[int, int]) -> Image.Resampling:
