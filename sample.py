@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from nanocontrol import DDIM, DDPM, StableDiffusion, load_sd, sample
 from nanocontrol.commands.flags import parse_flags
-from nanocontrol.commands.inputs import Inputs, read_inputs
-from nanocontrol.plumbing.errors import blame, one_sentence
+from nanocontrol.commands.inputs import Inputs, read_inputs, refuse_nan
+from nanocontrol.plumbing.errors import blame, one_sentence, say
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.machine import for_sampling, is_gpu, keep_freed_memory
 from nanocontrol.plumbing.pictures import save_picture, to_bytes, to_pixels
@@ -58,7 +58,7 @@ def generate(
     scale: of guidance (default: the base's own); scheduler: DDIM by default;
     image [3, H, W], RGB in [0, 1]; mask [H, W], bool: True where the image is repainted;
     options: guess, resolution_weighting, control_from, control_to and noised, as in `sample`.
-    Raises ValueError as `sample` does.
+    Raises ValueError as `sample` does, and InputError if the latents become NaN or infinite.
     """
     # Noise and prompts. The generator is on the CPU, so a seed gives the same noise on any device.
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -79,6 +79,7 @@ def generate(
     latents = sample(
         sd, noise, context, uncond, controls, steps, scale, scheduler, generator, **options
     )
+    refuse_nan(latents)
     pictures = [to_pixels(sd.decode(z[None])[0]) for z in tqdm(latents, "decoding")]
     if mask is not None and image is not None:
         # The other pixels are the input's to the bit, not what the VAE makes of them.
@@ -112,7 +113,7 @@ def save(pictures: list[np.ndarray], inputs: Inputs, settings: dict, out: Path) 
         save_picture(Image.fromarray(picture), out / f"{i:03d}.png", text)
     given = [to_bytes(p) for p in (*inputs.hints, inputs.image) if p is not None]
     save_picture(Image.fromarray(np.concatenate(given + pictures, axis=1)), out / "sheet.png")
-    print(f"{out / 'sheet.png'}: {inputs.prompt or 'no prompt'}, seed {settings['seed']}")
+    say(f"{out / 'sheet.png'}: {inputs.prompt or 'no prompt'}, seed {settings['seed']}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -120,8 +121,7 @@ def run(args: argparse.Namespace) -> None:
     inputs = read_inputs(args)
     make_folder("--out", args.out)
     sd, controls = load(inputs, args.device, DTYPES[args.dtype], args.prediction)
-    ddpm = args.sampler == "ddpm"
-    scheduler = DDPM(sd.prediction) if ddpm else DDIM(sd.prediction, args.eta)
+    scheduler = DDIM(sd.prediction, args.eta) if args.sampler == "ddim" else DDPM(sd.prediction)
     scale = sd.guidance if args.scale is None else args.scale
     pictures = generate(
         sd,

@@ -34,7 +34,7 @@ from nanocontrol.training.batches import Batch, Draws, batches_from, random_draw
 from nanocontrol.training.measure import HeldOut, Scores, how_made, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Pairs
-from nanocontrol.training.place import compiled, place
+from nanocontrol.training.place import checked, compiled, place
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.settings import knob, parser_for, settings_of_run
 from nanocontrol.training.start import Signals, check_new, run_alone, typed
@@ -154,7 +154,7 @@ def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, n
     machine.allow_tf32(settings.device)
     torch.manual_seed(settings.seed)  # for the condition encoder's initialisation
     with blame("--base"):
-        sd = load_sd(settings.base, prediction=settings.prediction)
+        sd = checked(load_sd(settings.base, prediction=settings.prediction), settings.base)
     # The lock (section 3.1): the U-Net's weights never change, so a small data set cannot make the
     # base forget. load_sd returns a locked base; the lock is repeated here to be seen.
     sd.unet.requires_grad_(False)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from nanocontrol.unet import UNet
 
 # 1 is as trained: a number, or one for each residual (13 in Stable Diffusion), the shallowest
 # first, the middle block's last.
-Strength = float | Sequence[float] | np.ndarray | Tensor
+Strength = float | Sequence[float] | Tensor
 # A network, its hint [1 or B, 3, 8h, 8w] RGB in [0, 1], and its strength.
 Control = tuple[ControlNet, Tensor, Strength]
 

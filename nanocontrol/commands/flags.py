@@ -1,6 +1,7 @@
 """The command line of sample.py."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nanocontrol.plumbing.flags import (
     multiple_of_64,
     numbers,
     seed,
+    utf8,
 )
 from nanocontrol.plumbing.machine import default_device, default_dtype
 
@@ -29,7 +31,12 @@ def parse_flags(argv: list[str] | None, description: str) -> argparse.Namespace:
     add_sampling(parser)
     add_image(parser.add_argument)
     add_output(parser.add_argument)
-    args = parser.parse_args(argv)
+    # argparse would take the minus of "--strength -1,0.5" for another flag's.
+    words = list(sys.argv[1:] if argv is None else argv)
+    while "--strength" in words[:-1]:
+        i = words.index("--strength")
+        words[i : i + 2] = [f"--strength={words[i + 1]}"]
+    args = parser.parse_args(words)
     args.dtype = args.dtype or default_dtype(args.device)
     check_flags(parser, args)
     return args
@@ -50,10 +57,10 @@ def add_networks_and_hints(add: Callable) -> None:
 def add_prompts(parser: argparse.ArgumentParser) -> None:
     words = parser.add_mutually_exclusive_group()
     prompt = "what the picture shows; 'default' is the paper's default prompt (default: none)"
-    words.add_argument("--prompt", help=prompt)
+    words.add_argument("--prompt", type=utf8, help=prompt)
     words.add_argument("--prompt-from", type=Path, metavar="FILE", help="a caption file (text)")
     negative = "what the picture does not show"
-    parser.add_argument("--negative", default="", metavar="PROMPT", help=negative)
+    parser.add_argument("--negative", type=utf8, default="", metavar="PROMPT", help=negative)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

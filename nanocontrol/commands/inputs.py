@@ -8,19 +8,24 @@ from pathlib import Path
 from torch import Tensor
 
 from nanocontrol.checkpoint import read_base, read_control
+from nanocontrol.clip import MAX_TOKENS
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.formats.original_names import holds_base
 from nanocontrol.formats.tensors import TensorFile, open_tensors
+from nanocontrol.formats.tokenizer import count_tokens
 from nanocontrol.nano.model import NANO, NANO_CONTROL, condition_of, name_of
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing.canny import canny
-from nanocontrol.plumbing.errors import LONGEST, InputError, blame
+from nanocontrol.plumbing.errors import LONGEST, InputError, blame, say
 from nanocontrol.plumbing.pictures import picture_size, read_caption, read_picture, size_to_sample
 from nanocontrol.sampling import Strength
 from nanocontrol.unet import UNetConfig
 
 DEFAULT_PROMPT = "a high-quality, detailed, and professional image"  # section 4.2 of the paper
+
+
+MOST_OBLONG = 8  # ratio of a picture's sides
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     else:
         size = common_size(args, base.metadata.get("size", 512))
         pictures, mask = read_pictures(args, size)
+    for text in (prompt or "", args.negative):
+        if (n := count_tokens(text)) > MAX_TOKENS:
+            say(f"a prompt has {n} tokens, {n - MAX_TOKENS} are cut: {text}", sys.stderr)
     begins_with_image = args.image and not args.mask and args.noise is None
     return Inputs(
         base=base,
@@ -89,6 +97,14 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         width=size[0],
         noised=0.75 if begins_with_image else args.noise,
     )
+
+
+def refuse_nan(latents: Tensor) -> None:
+    if not latents.isfinite().all():
+        raise InputError(
+            "the latents are NaN or infinite: try --dtype fp32, a smaller --strength or --scale; "
+            "python -m nanocontrol.tools.explain FILE --check looks for NaN in a --base"
+        )
 
 
 # ------------------------------------------------------------------------------- checkpoints
@@ -205,6 +221,9 @@ def common_size(args: argparse.Namespace, short_side: int) -> tuple[int, int]:
         with blame(flag):
             own = picture_size(file)
         sizes.append(size_to_sample(own, short_side, args.width, args.height))
+        if max(own) > MOST_OBLONG * min(own) and not (args.width and args.height):
+            expected = f"sides of at most {MOST_OBLONG} to 1, or --width and --height"
+            raise InputError(f"{flag}: {file} is {times(own)}; expected {expected}")
         if sizes[-1] != sizes[0]:
             other_flag, other = named_pictures(args)[0]
             raise InputError(
@@ -235,7 +254,7 @@ def read_pictures(
     pictures, mask = [], None
     with_thresholds = len(args.hint) if args.canny else 0
     if len(args.canny) == 1 < with_thresholds:
-        print(f"--canny is for all {with_thresholds} hints", file=sys.stderr)
+        say(f"--canny is for all {with_thresholds} hints", sys.stderr)
     for i, (flag, file) in enumerate(named_pictures(args)):
         with blame(flag):
             pictures.append(read_picture(file, size))

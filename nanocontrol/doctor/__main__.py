@@ -47,7 +47,7 @@ from nanocontrol.doctor.past_run import (
 )
 from nanocontrol.nano.model import UNET
 from nanocontrol.plumbing import machine
-from nanocontrol.plumbing.errors import blame, one_sentence
+from nanocontrol.plumbing.errors import blame, one_sentence, say
 from nanocontrol.plumbing.flags import device
 from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
 from nanocontrol.schedulers import STEPS
@@ -158,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence("doctor"):
         run = read_past_run(args.run)
         findings = [about_hint(run, args.hint)] if args.hint else diagnose(run, args.device)
-        print(report(findings))
+        for line in report(findings).splitlines():
+            say(line)
 
 
 if __name__ == "__main__":

@@ -258,6 +258,14 @@ def course_of(run: PastRun, course: tuple[float, float, float]) -> Finding:
     if scores := run.measured("score"):
         (_, at_first), (step, now) = scores[0], scores[-1]
         evidence.append(f"score {at_first:.2f} at first, {now:.2f} at step {step}")
+    if run.held_out < 2 or run.steps < first / 15:
+        few = f"{run.steps} steps are done and {run.held_out} held-out pairs are measured"
+        return Finding(
+            "There is too little to judge by.",
+            [*evidence, few],
+            f"train on, with four pairs or more; runs jump after about {first:,.0f} to "
+            f"{last:,.0f} steps at this rate",
+        )
     if run.follows:
         jump = step_of_jump(run.measured) if run.metrics else None  # halfway to the last value
         when = f", since the jump at about step {jump}" if jump else ""

@@ -1,6 +1,7 @@
 """Checks of the contents of a stranger's file: it is not plainly another kind of file, its tensors
 are plain ones, and its metadata makes sense."""
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,18 @@ from nanocontrol.plumbing.errors import InputError, one_line
 # Precisions of weights: PyTorch converts between these by rounding once. Float8 and integers are
 # refused: such files also hold scales, which every program applies in its own way.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# The only names in a Stable Diffusion file that are passed over: what follows from the schedule,
+# running averages (`model_ema`; the U-Net proper is read), parts of the text encoders that Stable
+# Diffusion does not use, ComfyUI's marks of v-models, and a ControlNet in the same file.
+# position_ids is always 0..76, and wrong in some merged files.
+IGNORED = re.compile(
+    r"betas|(sqrt_|log_)?(one_minus_)?(recipm?1?_)?alphas_cumprod(_prev)?|posterior_\w+|logvar"
+    r"|scale_factor|model_ema\..+|control_model\..+|v_pred|ztsnr"
+    r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids"
+    r"|cond_stage_model\.((transformer|model)\.)?(text_model\.)?"
+    r"(text_projection(\.weight)?|logit_scale|attn_mask)"
+)
 
 WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 SOMETHING_ELSE = {

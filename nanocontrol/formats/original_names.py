@@ -2,8 +2,9 @@
 belongs to, and which files are refused for what they hold."""
 
 import re
+from pathlib import Path
 
-from nanocontrol.formats.checks import check_none, first_three
+from nanocontrol.formats.checks import IGNORED, check_none, first_three
 from nanocontrol.formats.diffusers_names import is_diffusers
 from nanocontrol.formats.tensors import TensorFile, Tensors, below
 from nanocontrol.plumbing.errors import InputError
@@ -13,16 +14,27 @@ UNET_KEYS, VAE_KEYS, CONTROL_KEYS = "model.diffusion_model.", "first_stage_model
 CLIP_KEYS, OPEN_CLIP_KEYS = "cond_stage_model.transformer.", "cond_stage_model.model."
 BASE_KEYS = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
 
-# The only names in a Stable Diffusion file that are passed over: what follows from the schedule,
-# running averages (`model_ema`; the U-Net proper is read), parts of the text encoders that Stable
-# Diffusion does not use, and a ControlNet in the same file. position_ids is always 0..76, and wrong
-# in some merged files.
-IGNORED = re.compile(
-    r"betas|(sqrt_|log_)?(one_minus_)?(recipm?1?_)?alphas_cumprod(_prev)?|posterior_\w+|logvar"
-    r"|scale_factor|model_ema\..+|control_model\..+"
-    r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids"
-    r"|cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)"
+# Beginnings of names that only other kinds of models have. The first that fits decides.
+OTHER_KINDS = (
+    (r"lora_controlnet", "a Control-LoRA"),
+    (r"lllite_", "a ControlNet-LLLite"),
+    (r"lora_(unet|te)", "a LoRA"),
+    (r"(image_proj|ip_adapter)\b", "an IP-Adapter"),
+    (r"(adapter\.)?body\.\d", "a T2I-Adapter"),
+    (r"task_embedding|transformer_layes\.|control_add_embedding\.", "a ControlNet-Union"),
+    (r"(model\.diffusion_model\.)?double_blocks\.|controlnet_x_embedder\.", "for Flux"),
+    (r"(model\.diffusion_model\.)?joint_blocks\.|pos_embed_input\.", "for Stable Diffusion 3"),
+    (r"controlnet_blocks\.", "for a transformer, like Flux or Stable Diffusion 3"),
+    (r"conditioner\.|add_embedding\.", "for Stable Diffusion XL"),
+    (r"((control_model|model\.diffusion_model)\.)?label_emb\.", "for Stable Diffusion XL"),
 )
+# A ControlNet whose residuals have to be averaged over the picture: what its configuration says, by
+# the ending of its name, and the published names.
+POOLED = (
+    ("config.json", r'"global_pool_conditions":\s*(true|false)'),
+    (".yaml", r"global_average_pooling:\s*(true|false)"),
+)
+SHUFFLE = ("control_v11e_sd15_shuffle", "control_v11e_sd15_shuffle_fp16")
 
 
 def holds_base(tensors: Tensors) -> bool:
@@ -40,27 +52,53 @@ def base_tensors(file: TensorFile) -> Tensors:
     """The tensors of a base model's networks. Raises InputError, naming the file, if it holds no
     base model or a tensor without a place."""
     path, tensors, _ = file
+    refuse_other_kinds(path, tensors)
     if not holds_base(tensors):
         what = "only a ControlNet" if holds_control(tensors) else f"only {first_three(tensors)} ..."
         raise InputError(f"{path} holds {what}; expected a whole Stable Diffusion checkpoint")
     check_places(file, BASE_KEYS)
+    if missing := missing_parts(tensors):
+        whole = "expected a whole Stable Diffusion checkpoint"
+        raise InputError(f"{path} has no {' and no '.join(missing)}; {whole}")
     return {name: tensor for name, tensor in tensors.items() if not IGNORED.fullmatch(name)}
+
+
+def missing_parts(tensors: Tensors) -> list[str]:
+    """Which parts a base model lacks besides its U-Net."""
+    parts = {"VAE": (VAE_KEYS,), "text encoder": (CLIP_KEYS, OPEN_CLIP_KEYS)}
+    return [part for part, keys in parts.items() if not any(n.startswith(keys) for n in tensors)]
 
 
 def control_tensors(file: TensorFile) -> Tensors:
     """A ControlNet's tensors, without the prefix `control_model.`. Raises InputError, naming the
     file, if it holds none, one of another kind, or a tensor without a place."""
     path, tensors, _ = file
+    refuse_other_kinds(path, tensors)
     if any(name.endswith("difference") for name in tensors):
         raise InputError(f"{path} is a 'difference' to be added to a base; expected a full one")
-    if "shuffle" in path.stem:
-        raise InputError(f"{path} is the shuffle model, which needs a pooling; expected another")
+    if needs_pooling(path):
+        raise InputError(f"{path} needs a pooling, like the shuffle model; expected another")
     if not holds_control(tensors):
         raise InputError(f"{path} holds only {first_three(tensors)} ...; expected a ControlNet")
     if not (own := below(CONTROL_KEYS, tensors)):
         return tensors
     check_places(file, BASE_KEYS if holds_base(tensors) else ())
     return own
+
+
+def refuse_other_kinds(path: Path, tensors: Tensors) -> None:
+    for pattern, kind in OTHER_KINDS:
+        if any(re.match(pattern, name) for name in tensors):
+            raise InputError(f"{path} is {kind}; expected one for Stable Diffusion 1 or 2")
+
+
+def needs_pooling(path: Path) -> bool:
+    for ending, pattern in POOLED:
+        config = path.with_name(ending) if "." in ending[1:] else path.with_suffix(ending)
+        text = config.read_text(errors="replace") if config.is_file() else ""
+        if found := re.search(pattern, text, re.IGNORECASE):
+            return found[1].lower() == "true"
+    return path.stem in SHUFFLE
 
 
 def check_places(file: TensorFile, places: tuple[str, ...]) -> None:

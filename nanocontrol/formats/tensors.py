@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nanocontrol.formats.checks import (
     FLOATS,
+    IGNORED,
     beginning_of,
     check_metadata,
     check_none,
@@ -32,6 +33,7 @@ Tensors = dict[str, Tensor]
 SMALL = 10**9  # bytes of a file that is read into memory, and all of it checked
 LONGEST_HEADER = 2**24  # bytes of a safetensors header; published ones have a hundredth of that
 M = TypeVar("M", bound=nn.Module)
+PREDICTIONS = {"epsilon": "eps", "v": "v"}  # in modelspec's metadata
 TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # first bytes of torch.save's zips and pickles
 
 
@@ -53,13 +55,26 @@ def open_tensors(file: str | Path | TensorFile, check: bool = False) -> TensorFi
     """
     if isinstance(file, TensorFile):
         return file
-    path, before = Path(file), state_of(file)
+    path = weights_in(Path(file))
+    before = state_of(path)
     tensors, metadata = read_tensors(path, check)
     if bytes_in(path) <= SMALL:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     if state_of(path) != before:
         raise InputError(f"{path} was changed while it was read: try again")
     return TensorFile(path, tensors, metadata)
+
+
+def weights_in(path: Path) -> Path:
+    """A file itself; of a folder as diffusers writes it, the only file of weights."""
+    if not os.path.isdir(path):
+        return path
+    files = sorted(path.glob("diffusion_pytorch_model*.safetensors"))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        expected = "expected a file, or a folder with one diffusion_pytorch_model.safetensors"
+        raise InputError(f"{path}: {expected}, found {found}")
+    return files[0]
 
 
 def state_of(path: str | Path) -> tuple[int, ...]:
@@ -88,15 +103,11 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
     """
     if not os.path.isfile(path):  # (Path's own method raises where a name is too long)
         raise InputError(f"{path} does not exist or is not a file; expected a checkpoint")
-    if path.suffix not in (".safetensors", ".ckpt", ".pth", ".pt", ".bin"):
-        raise InputError(f"{path}: expected a .safetensors, .ckpt or .pth file")
     check = check or bytes_in(path) <= SMALL
     # The header of a safetensors file: its length (below 4 GB), then "{".
     first = beginning_of(path)
-    is_safetensors = first[4:9] == b"\0\0\0\0{"
-    if path.suffix == ".safetensors" and not is_safetensors and first.startswith(TORCH):
-        raise InputError(f"{path} is a file of PyTorch, not safetensors: it should be called .pth")
-    if is_safetensors or path.suffix == ".safetensors":  # which is never unpickled
+    named_so = path.suffix.lower() in (".safetensors", ".sft") and not first.startswith(TORCH)
+    if first[4:9] == b"\0\0\0\0{" or named_so:
         tensors, metadata = read_safetensors(path)
     else:
         # Imported where a file's first bytes ask for it: safetensors files never need this reader.
@@ -106,14 +117,15 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
     tensors = plain_tensors(path, tensors)
     if check:
         check_finite(path, tensors)
-    return tensors, check_metadata(path, metadata)
+    mark = {"prediction": "v"} if "v_pred" in tensors else {}  # ComfyUI's, of v-models
+    return tensors, mark | check_metadata(path, metadata)
 
 
 def check_finite(path: Path, tensors: Tensors) -> None:
-    """Refuse NaN and infinity in any tensor."""
+    """Refuse NaN and infinity in any tensor that is used."""
     quick = bytes_in(path) <= SMALL
     for name, tensor in tqdm(tensors.items(), "checking", leave=False, disable=quick):
-        if tensor.dtype in FLOATS and tensor.numel():
+        if tensor.dtype in FLOATS and tensor.numel() and not IGNORED.fullmatch(name):
             smallest, largest = tensor.aminmax()  # NaN if there is one
             if not math.isfinite(smallest) or not math.isfinite(largest):
                 raise InputError(
@@ -128,7 +140,11 @@ def read_safetensors(path: Path) -> tuple[Tensors, Any]:
         header = header_of(path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return tensors, json.loads(header.get("__metadata__", {}).get("nanocontrol", "{}"))
+        texts = header.get("__metadata__", {})
+        metadata = json.loads(texts.get("nanocontrol", "{}"))
+        if prediction := PREDICTIONS.get(texts.get("modelspec.prediction_type")):
+            metadata = {"prediction": prediction} | metadata
+        return tensors, metadata
     except Exception as error:  # a damaged file can raise nearly anything
         why = printable(str(error) or type(error).__name__)
         raise InputError(f"{path} is cut off or not a safetensors file ({why})") from None

@@ -3,6 +3,17 @@
 import importlib.util
 from functools import cache
 from types import ModuleType
+from typing import Any
+
+
+def count_tokens(text: str) -> int:
+    """The tokens of a prompt before it is cut, with those of start and end."""
+    return 2 + len(tokenizer().encode(text))
+
+
+@cache
+def tokenizer() -> Any:
+    return open_clip_tokenizer().SimpleTokenizer()
 
 
 @cache

@@ -22,7 +22,7 @@ from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.model import NANO, controls_by_condition
 from nanocontrol.nano.scenes import HELD_OUT
 from nanocontrol.nano.world import POLYHEDRA, draw, random_scene
-from nanocontrol.plumbing.errors import blame, one_sentence
+from nanocontrol.plumbing.errors import blame, one_sentence, say
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import seed
 from nanocontrol.plumbing.pictures import columns_with_titles, save_picture, to_pixels
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
             controls = controls_by_condition(args.control, sd)
         make_folder("--out", args.out.parent)
         save_picture(side_by_side(sd, controls, args.seed), args.out)
-    print(args.out)
+    say(args.out)
 
 
 if __name__ == "__main__":

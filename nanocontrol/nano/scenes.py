@@ -19,7 +19,7 @@ from torch.utils.data import get_worker_info
 from nanocontrol.nano import world
 from nanocontrol.nano.conditions import CONDITIONS, NEEDED
 from nanocontrol.nano.world import KINDS, PIXELS, SIZES, Drawing, Scene, draw, random_scene
-from nanocontrol.plumbing.errors import one_sentence
+from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import at_least, seed
 from nanocontrol.plumbing.pictures import columns_with_titles, save_picture
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence("scenes"):
         make_folder("--out", args.out.parent)
         save_picture(sheet(args.seed, args.n, args.size), args.out)
-    print(args.out)
+    say(args.out)
 
 
 if __name__ == "__main__":

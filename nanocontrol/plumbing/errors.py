@@ -5,8 +5,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
+from typing import TextIO
 
 LONGEST = 299  # characters of a message that names one file
+LONGEST_LINE = 3000  # of a report
 
 
 class InputError(Exception):
@@ -28,6 +31,11 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     text = without_middle(text, longest)
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return without_middle(text, longest)
+
+
+def say(text: object, stream: TextIO | None = None) -> None:
+    """Print a line in which a name from outside may stand. stream: standard output by default."""
+    print(one_line(str(text), LONGEST_LINE), file=stream)
 
 
 def without_middle(text: str, longest: int) -> str:
@@ -61,8 +69,11 @@ def blame(flag: str) -> Iterator[None]:
 
 @contextmanager
 def one_sentence(program: str, when_memory_is_full: str = "more is needed") -> Iterator[None]:
-    """End the program with one sentence. The exit status is 2 for an InputError. If a signal
+    """End the program with one sentence, and escape characters that standard output does not have
+    (Windows: cp1252). The exit status is 2 for an InputError. If a signal
     stopped it, the status is 128 plus the signal's number, as in shells: 130 for Ctrl-C."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:

@@ -1,5 +1,6 @@
 """Functions shared by all code that writes files."""
 
+import codecs
 import os
 import secrets
 import time
@@ -30,6 +31,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark."""
+    try:
+        data = path.read_bytes()
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a text") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8; expected a text in UTF-8") from None
 
 
 def sync(path: Path) -> None:

@@ -17,6 +17,14 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8") from None
+    return text
+
+
 def seed(text: str) -> int:
     if not 0 <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63")

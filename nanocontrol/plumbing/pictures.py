@@ -14,10 +14,14 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.files import write_atomically
+from nanocontrol.plumbing.files import read_text, write_atomically
 
 CAPTION = 16  # height in pixels
 # Pillow knows more formats, but to read some of them it starts other programs.
+PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx"),
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM", "JPEG2000")
 PNG = b"\x89PNG\r\n\x1a\n"
 TURN = Image.Transpose
@@ -128,6 +132,20 @@ def eight_bits(path: Path, image: Image.Image) -> np.ndarray:
     return (values * 255).round().astype(np.uint8)
 
 
+def is_picture(file: Path) -> bool:
+    """Whether it is a file with a picture's ending."""
+    return file.suffix.lower() in PICTURES and file.is_file()
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The folder's pictures, by name. Hidden files are none: macOS leaves ._cat.jpg."""
+    try:
+        files = sorted(file for file in folder.iterdir() if is_picture(file))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); expected a folder") from None
+    return [file for file in files if not file.name.startswith(".")]
+
+
 def filter_for(old: tuple[int, int], new: tuple[int, int]) -> Image.Resampling:
     """The best filter for resizing: box averages to shrink, Lanczos interpolation to enlarge."""
     smaller = new[0] * new[1] < old[0] * old[1]
@@ -171,12 +189,7 @@ def size_to_sample(
 
 def read_caption(path: Path) -> str:
     """The text of a caption file, as captioners write them, in one line. It may be empty."""
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected a text") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text; expected a caption file") from None
+    return " ".join(read_text(path).split())
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

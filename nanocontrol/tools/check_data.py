@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nanocontrol.plumbing.errors import one_sentence
+from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import at_least, width_and_height
 from nanocontrol.plumbing.pictures import save_picture
@@ -25,13 +25,13 @@ def check_data(args: argparse.Namespace) -> Findings:
     folder = Folder(args.folders, View((width, height), args.crop, args.hints))
     found = look_through(folder, args.steps, args.batch_size, show=True)
     for line in found.wrong:
-        print(f"wrong: {line}")
+        say(f"wrong: {line}")
     for line in found.notes:
-        print(line)
+        say(line)
     if not found.wrong:
         make_folder("--out", args.out.parent)
         save_picture(sheet_of_pairs(folder), args.out)
-        print(args.out)
+        say(args.out)
     return found
 
 

@@ -16,10 +16,16 @@ from safetensors import SafetensorError, safe_open
 from nanocontrol.checkpoint import load_sd, read_control
 from nanocontrol.formats.checks import first_three
 from nanocontrol.formats.diffusers_names import is_diffusers
-from nanocontrol.formats.original_names import BASE_KEYS, CONTROL_KEYS, holds_base, holds_control
+from nanocontrol.formats.original_names import (
+    BASE_KEYS,
+    CONTROL_KEYS,
+    holds_base,
+    holds_control,
+    missing_parts,
+)
 from nanocontrol.formats.tensors import SMALL, TensorFile, Tensors, open_tensors
 from nanocontrol.nano.model import name_of
-from nanocontrol.plumbing.errors import InputError, one_line, one_sentence
+from nanocontrol.plumbing.errors import InputError, one_line, one_sentence, say
 
 
 def explain(path: Path, check: bool = False) -> str:
@@ -29,7 +35,7 @@ def explain(path: Path, check: bool = False) -> str:
     check: read every byte; files of up to 1 GB always are.
     Raises InputError, naming the file, if it is no file of tensors.
     """
-    _, tensors, _ = file = open_tensors(path, check)
+    path, tensors, _ = file = open_tensors(path, check)
     facts = {"file": str(path), "holds": content(tensors)}
     facts |= use(file)
     known = (*BASE_KEYS, CONTROL_KEYS)
@@ -51,7 +57,9 @@ def explain(path: Path, check: bool = False) -> str:
 def content(tensors: Tensors) -> str:
     found = []
     if holds_base(tensors):
-        found.append("a base model (U-Net, VAE and text encoder)")
+        missing = " and ".join(missing_parts(tensors))
+        whole = "a base model (U-Net, VAE and text encoder)"
+        found.append(f"a U-Net without {missing}" if missing else whole)
     if holds_control(tensors):
         found.append("a ControlNet")
     return " and ".join(found) or "neither a base model nor a ControlNet"
@@ -100,7 +108,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help=every)
     args = parser.parse_args(argv)
     with one_sentence("explain"):
-        print(explain(args.file, args.check))
+        for line in explain(args.file, args.check).splitlines():
+            say(line)
 
 
 if __name__ == "__main__":

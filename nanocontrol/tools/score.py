@@ -29,9 +29,9 @@ what its detector finds; here a map of scribbles.)
 
 Names: a picture `NAME.png` follows the hint `NAME.png`, and so do `NAME-anything.png` and
 `NAME_anything.png`; of several such hints the one of the longest name is taken. A picture's map has
-the picture's name. PNG, JPEG and WebP files are read. Pictures and maps of another size than the
-hint are brought to the hint's. (Thin lines fade where a map is made smaller: detect them at the
-hint's size.) A photograph is brought to the picture's size.
+the picture's name. The files are of the kinds that training reads. Pictures and maps of another
+size than the hint are brought to the hint's. (Thin lines fade where a map is made smaller: detect
+them at the hint's size.) A photograph is brought to the picture's size.
 
 It prints JSON: the condition, the number of pictures, the mean of their scores, the standard
 deviation of these, and the five worst pictures.
@@ -51,11 +51,16 @@ from tqdm import tqdm
 from nanocontrol.nano.scores import WITHIN
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation, f1, mean_overlap, near, share_of_normals
-from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_line, one_sentence
+from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence, say
 from nanocontrol.plumbing.flags import at_least
-from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
+from nanocontrol.plumbing.pictures import (
+    PICTURES,
+    picture_size,
+    pictures_in,
+    read_picture,
+    size_to_sample,
+)
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 CONDITIONS = [*WITHIN, "soft", "depth", "segmentation", "normals"]
 FLAT = torch.tensor([0.5, 0.5, 1]).view(3, 1, 1)  # a normal that looks at the viewer
 MOST_COLOURS = 256  # of a segmentation: JPEG and smoothing make thousands
@@ -143,21 +148,16 @@ def check_shape(file: Path, size: tuple[int, int], hint: Path, hint_size: tuple[
 
 def pictures_by_name(flag: str, folder: Path) -> dict[str, Path]:
     """A folder's pictures, by their names without suffix."""
-    try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        why = f"cannot be read ({error.strerror}); expected a folder of pictures"
-        raise InputError(f"{flag}: {folder} {why}") from None
     named: dict[str, Path] = {}
+    with blame(flag):
+        files = pictures_in(folder)
     for file in files:
-        if file.name.startswith("."):
-            continue
         if file.stem in named:
             both = f"{named[file.stem]} and {file}"
             raise InputError(f"{flag}: {both} have one name; expected one of them", 2 * LONGEST)
         named[file.stem] = file
     if not named:
-        raise InputError(f"{flag}: {folder} has no pictures; expected PNG, JPEG or WebP files")
+        raise InputError(f"{flag}: {folder} has no pictures; expected {', '.join(PICTURES)}")
     return named
 
 
@@ -186,7 +186,7 @@ def match_files(
     followed = {hint for _, hint, _ in together}
     if left := [hint.name for hint in hints.values() if hint not in followed]:
         names = f"{len(left)} of {len(hints)} hints have no picture: {', '.join(left)}"
-        print(f"score: {one_line(names)}", file=sys.stderr)
+        say(f"score: {names}", sys.stderr)
     return together
 
 

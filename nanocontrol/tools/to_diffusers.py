@@ -14,7 +14,7 @@ from nanocontrol.checkpoint import metadata_of, read_control
 from nanocontrol.controlnet import HINT_LAYERS, ControlNet, read_hint_channels
 from nanocontrol.formats.diffusers_names import to_diffusers
 from nanocontrol.formats.tensors import write_tensors
-from nanocontrol.plumbing.errors import InputError, blame, one_sentence
+from nanocontrol.plumbing.errors import InputError, blame, one_sentence, say
 from nanocontrol.plumbing.files import make_folder, write_atomically
 
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.out.exists():
             raise InputError(f"--out: {args.out} exists; expected a new folder")
         export(args.control, args.out)
-    print(f"{args.out}: a folder for diffusers")
+    say(f"{args.out}: a folder for diffusers")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ encoder have no counterpart in a base; they stay as they are.
 import argparse
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
 from nanocontrol.checkpoint import load_sd, metadata_of, read_base, read_control
@@ -25,19 +24,23 @@ from nanocontrol.formats.tensors import (
     write_tensors,
 )
 from nanocontrol.nano.model import name_of
-from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence
+from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence, say
 from nanocontrol.unet import UNet
 
 
 def plus_difference(c: Tensors, a: Tensors, b: Tensors) -> Tensors:
     """C + B - A for every tensor of C that the U-Nets of A and B have too; the others are C's."""
 
-    def sum_of(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        # In float32, in C's precision at last. With B - A first, nothing changes where B is A.
-        return (c.float() + (b.float() - a.float())).to(c.dtype)
-
-    bar = tqdm(c.items(), "transferring")
-    return {name: sum_of(t, a[name], b[name]) if name in a else t for name, t in bar}
+    new = {}
+    for name, own in tqdm(c.items(), "transferring"):
+        new[name] = own
+        if name in a:
+            # In float32, in C's precision at last. With B - A first, nothing changes where B is A.
+            new[name] = (own.float() + (b[name].float() - a[name].float())).to(own.dtype)
+        if not new[name].isfinite().all():
+            kind = str(own.dtype).removeprefix("torch.")
+            raise InputError(f"--control: {name} would leave {kind}'s range; expected float32")
+    return new
 
 
 def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
@@ -85,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--out {args.out}: expected a new .safetensors file in an existing folder")
     with one_sentence("transfer"):
         transfer(args.control, args.base_a, args.base_b, args.out)
-    print(f"{args.out}: a ControlNet for {args.base_b}")
+    say(f"{args.out}: a ControlNet for {args.base_b}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanocontrol.clip import MAX_TOKENS
-from nanocontrol.formats.tokenizer import open_clip_tokenizer
+from nanocontrol.formats.tokenizer import count_tokens
 from nanocontrol.plumbing.compare import correlation
-from nanocontrol.plumbing.errors import LONGEST, InputError
+from nanocontrol.plumbing.errors import LONGEST, InputError, say
 from nanocontrol.plumbing.pictures import grid
 from nanocontrol.training.folders import Entry
 from nanocontrol.training.pairs import Folder
@@ -94,7 +94,8 @@ def tell_or_refuse(folder: Folder, steps: int, batch: int) -> None:
         more = f" ({len(found.wrong) - 1} more errors)" if len(found.wrong) > 1 else ""
         all_ = "python -m nanocontrol.tools.check_data lists all errors"
         raise InputError(f"{found.wrong[0]}{more}; {all_}", longest=2 * LONGEST)
-    print(*found.notes, sep="\n", file=sys.stderr)
+    for note in found.notes:
+        say(note, sys.stderr)
 
 
 def check_pair(folder: Folder, i: int, compare: bool) -> Checked:
@@ -195,8 +196,7 @@ def size_notes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[s
 
 
 def prompt_notes(entries: list[Entry]) -> list[str]:
-    tokenizer = open_clip_tokenizer().SimpleTokenizer()
-    lengths = [2 + len(tokenizer.encode(entry.prompt)) for entry in entries]  # and start, end
+    lengths = [count_tokens(entry.prompt) for entry in entries]
     lines = [f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}"]
     long = [entry for entry, n in zip(entries, lengths) if n > MAX_TOKENS]
     if long:

@@ -17,7 +17,14 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import picture_size, read_caption
+from nanocontrol.plumbing.files import read_text
+from nanocontrol.plumbing.pictures import (
+    PICTURES,
+    is_picture,
+    picture_size,
+    pictures_in,
+    read_caption,
+)
 
 # Files that list pairs, and their names for the picture, the hint and the prompt.
 LISTS = {
@@ -28,7 +35,6 @@ LISTS = {
         ["text", "prompt"],
     ),
 }
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ALIKE = 0.02  # tolerance between the aspect ratios of hint and picture, as sides are whole pixels
 
 
@@ -51,6 +57,8 @@ def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
 
     Raises InputError if there are no pairs at all.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist or is no folder; expected a folder of pictures")
     lists = [folder / name for name in LISTS if (folder / name).is_file()]
     if lists:
         some = [partial(from_line, *line, own_hints) for line in lines_of(lists[0])]
@@ -69,64 +77,60 @@ def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
             else f"{folder} holds no pictures: expected {', '.join(PICTURES)}, not in subfolders"
         )
     entries, wrong = [], []
+    without: dict[str, list[int]] = {}  # numbers of the lines that have no text under a key
     for read in tqdm(some, "reading headers", leave=False):
         try:
             entries.append(with_sizes(read()))
         except InputError as error:
             wrong.append(str(error))
+        except KeyError as error:
+            without.setdefault(error.args[0], []).append(read.args[1])
+    for key, numbers in without.items():
+        others = f" and {len(numbers) - 1} other lines" if len(numbers) > 1 else ""
+        wrong.append(f"{lists[0]}, line {numbers[0]}{others}: expected a text under {key!r}")
     return entries, wrong
 
 
 def lines_of(file: Path) -> list[tuple[Path, int, str]]:
     """File, line number and text of every line that is not empty."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as text ({error})") from None
-    return [(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = enumerate(read_text(file).split("\n"), 1)
+    return [(file, number, line) for number, line in lines if line.strip()]
 
 
 def from_line(file: Path, number: int, line: str, own_hints: bool) -> Entry:
     where = f"{file}, line {number}"
     targets, sources, prompts = LISTS[file.name]
+    needed = (targets, sources, prompts) if own_hints else (targets, prompts)
     try:
         entry = json.loads(line)
-        picture, prompt = file.parent / first_of(entry, targets), first_of(entry, prompts)
-        hint = file.parent / first_of(entry, sources) if own_hints else None
-    except (ValueError, TypeError, KeyError, RecursionError):  # not JSON, not an object, ...
-        needed = (targets, sources, prompts) if own_hints else (targets, prompts)
+        if not isinstance(entry, dict):
+            raise ValueError("not an object")
+        json.dumps(entry, ensure_ascii=False).encode()  # half of a surrogate pair
+    except (ValueError, RecursionError):
         keys = ", ".join(names[0] for names in needed)
         what = f"expected a JSON object on each line, with {keys}, not {line[:60]!r}"
         raise InputError(f"{where}: {what}") from None
+    picture, prompt = file.parent / first_of(entry, targets), first_of(entry, prompts)
+    hint = file.parent / first_of(entry, sources) if own_hints else None
     return Entry(where, picture, hint, prompt)
 
 
 def first_of(entry: dict, names: list[str]) -> str:
-    """The entry's text under the first of these names that it has.
-
-    Raises KeyError if it has none of them, TypeError or ValueError if the value is no text.
-    """
+    """The entry's text under the first of these names that it has. Raises KeyError, with the name,
+    if there is no text."""
     name = next((name for name in names if name in entry), names[0])
-    if not isinstance(entry[name], str):
-        raise TypeError(name)
-    entry[name].encode()  # raises ValueError for half of a surrogate pair
+    if not isinstance(entry.get(name), str):
+        raise KeyError(name)
     return entry[name]
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); expected a folder") from None
-    return [file for file in files if not file.name.startswith(".")]  # macOS leaves ._cat.jpg
 
 
 def ignored_in(folder: Path) -> list[str]:
     """In a folder without a list, the names of files that are neither pictures nor captions."""
     if any((folder / name).is_file() for name in LISTS):
         return []
-    known = (*PICTURES, ".txt")
-    others = [file for file in folder.iterdir() if file.suffix.lower() not in known]
+    others = [
+        file for file in folder.iterdir() if not is_picture(file) and file.suffix.lower() != ".txt"
+    ]
     return sorted(file.name for file in others if not file.name.startswith("."))
 
 

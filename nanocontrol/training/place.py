@@ -5,9 +5,18 @@ from typing import Any
 import torch
 
 from nanocontrol.controlnet import ControlNet
+from nanocontrol.plumbing.errors import InputError
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.optimizer import PRECISIONS
 from nanocontrol.unet import Block
+
+
+def checked(sd: StableDiffusion, file: str) -> StableDiffusion:
+    """The base of a file, if all weights are finite. (Large files are not checked when read.)"""
+    for network in (sd.unet, sd.vae, sd.text_encoder):
+        if not all(weight.isfinite().all() for weight in network.parameters()):
+            raise InputError(f"{file} holds NaN or infinity; expected weights")
+    return sd
 
 
 def place(

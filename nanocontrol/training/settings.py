@@ -152,7 +152,10 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
         grows = name == "steps" and old.get("schedule") == longer and value > old["steps"]
         before, after = (what_is_learnt(every, settings) for every in (old, old | {name: value}))
         if (before != after or name == "out" and value != old["out"]) and not grows:
-            raise InputError(f"{flag_of(name)} {value} contradicts {run}, which has {old[name]}")
+            why = "; its learning rate depends on --steps" if name == "steps" else ""
+            raise InputError(
+                f"{flag_of(name)} {value} contradicts {run}, which has {old[name]}{why}"
+            )
     new = settings(**old | given)
     if not available(new.device):
         raise InputError(f"--resume {run}: it ran on {new.device}, which is not available here")

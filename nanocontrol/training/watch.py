@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nanocontrol.plumbing.errors import InputError, Stopped
+from nanocontrol.plumbing.errors import InputError, Stopped, say
 from nanocontrol.training.curves import draw_curves
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
@@ -78,7 +78,7 @@ class Watch:
         self.skipped_in_a_row = progress["skipped_in_a_row"]
         if self.writes:
             if resume and start == 0:
-                print(f"{self.run.path} holds no saved state: starting again", file=sys.stderr)
+                say(f"{self.run.path} holds no saved state: starting again", sys.stderr)
             self.run.create(settings, start)
         return start
 
@@ -179,7 +179,7 @@ class Watch:
                 draw_curves(self.run.history, self.run.path / "curves.png", bands or {})
             seconds = round(time.monotonic() - self.began, 1)
             self.run.finish(metrics | {"skipped": self.run.skipped, "seconds": seconds})
-            print(f"{self.run.path}: {json.dumps(metrics)}")
+            say(f"{self.run.path}: {json.dumps(metrics)}")
         self.processes.leave()
         return metrics
 
