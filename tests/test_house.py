@@ -25,7 +25,7 @@ BUDGETS = {
     "train.py": 240,
     "sample.py": 120,
     "paper": 950,
-    "plumbing": 550,
+    "plumbing": 570,
     "formats": 800,
     "training": 1480,
     "nano": 1350,

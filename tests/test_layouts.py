@@ -37,9 +37,9 @@ def test_an_unknown_tensor_in_diffusers_layout_is_refused(tmp_path):
     tensors = to_diffusers(load_control(CONTROL, unet).state_dict(), 3, 1, LAYERS)
     save_file(tensors, tmp_path / "c.safetensors", metadata)
     load_control(tmp_path / "c.safetensors", unet)
-    tensors["add_embedding.linear_1.weight"] = torch.zeros(1)
+    tensors["added.linear_1.weight"] = torch.zeros(1)
     save_file(tensors, tmp_path / "c.safetensors", metadata)
-    with pytest.raises(InputError, match="holds 1 tensors without a place: add_embedding"):
+    with pytest.raises(InputError, match="holds 1 tensors without a place: added"):
         load_control(tmp_path / "c.safetensors", unet)
 
 

@@ -418,7 +418,7 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--guess", "--resolution-weighting"], "--guess"),
         (["--prompt", "x", "--prompt-from", "y"], "--prompt"),
         (["--prompt-from", "missing.txt"], "--prompt-from"),
-        (["--prompt-from", hint], "not a text"),
+        (["--prompt-from", hint], "not UTF-8"),
         (["--prompt-from", str(empty)], "is empty"),
         (["--canny", "100", "200"], "needs --hint"),
         (["--hint", hint, "--canny", "200", "100"], "--canny 200 100"),

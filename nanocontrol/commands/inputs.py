@@ -82,7 +82,8 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         pictures, mask = read_pictures(args, size)
     for text in (prompt or "", args.negative):
         if (n := count_tokens(text)) > MAX_TOKENS:
-            say(f"a prompt has {n} tokens, {n - MAX_TOKENS} are cut: {text}", sys.stderr)
+            cut = f"has {n} tokens, of which {n - MAX_TOKENS} are cut (at most {MAX_TOKENS})"
+            say(f"the prompt {text[:60]!r}... {cut}", sys.stderr)
     begins_with_image = args.image and not args.mask and args.noise is None
     return Inputs(
         base=base,

@@ -16,13 +16,13 @@ from nanocontrol.plumbing.errors import InputError, one_line
 # refused: such files also hold scales, which every program applies in its own way.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# The only names in a Stable Diffusion file that are passed over: what follows from the schedule,
-# running averages (`model_ema`; the U-Net proper is read), parts of the text encoders that Stable
-# Diffusion does not use, ComfyUI's marks of v-models, and a ControlNet in the same file.
-# position_ids is always 0..76, and wrong in some merged files.
-IGNORED = re.compile(
+# Names in a Stable Diffusion file that nothing here uses: what follows from the schedule, running
+# averages (`model_ema`; the U-Net proper is read), parts of the text encoders that Stable Diffusion
+# does not use, and ComfyUI's marks of v-models. position_ids is always 0..76, and wrong in some
+# merged files.
+UNUSED = re.compile(
     r"betas|(sqrt_|log_)?(one_minus_)?(recipm?1?_)?alphas_cumprod(_prev)?|posterior_\w+|logvar"
-    r"|scale_factor|model_ema\..+|control_model\..+|v_pred|ztsnr"
+    r"|scale_factor|model_ema\..+|v_pred|ztsnr"
     r"|cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids"
     r"|cond_stage_model\.((transformer|model)\.)?(text_model\.)?"
     r"(text_projection(\.weight)?|logit_scale|attn_mask)"

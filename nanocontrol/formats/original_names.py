@@ -4,7 +4,7 @@ belongs to, and which files are refused for what they hold."""
 import re
 from pathlib import Path
 
-from nanocontrol.formats.checks import IGNORED, check_none, first_three
+from nanocontrol.formats.checks import UNUSED, check_none, first_three
 from nanocontrol.formats.diffusers_names import is_diffusers
 from nanocontrol.formats.tensors import TensorFile, Tensors, below
 from nanocontrol.plumbing.errors import InputError
@@ -13,6 +13,9 @@ from nanocontrol.plumbing.errors import InputError
 UNET_KEYS, VAE_KEYS, CONTROL_KEYS = "model.diffusion_model.", "first_stage_model.", "control_model."
 CLIP_KEYS, OPEN_CLIP_KEYS = "cond_stage_model.transformer.", "cond_stage_model.model."
 BASE_KEYS = (UNET_KEYS, VAE_KEYS, CLIP_KEYS, OPEN_CLIP_KEYS)
+
+# The only names in a Stable Diffusion file that are passed over. It may hold a ControlNet too.
+IGNORED = re.compile(rf"{UNUSED.pattern}|control_model\..+")
 
 # Beginnings of names that only other kinds of models have. The first that fits decides.
 OTHER_KINDS = (
@@ -28,12 +31,7 @@ OTHER_KINDS = (
     (r"conditioner\.|add_embedding\.", "for Stable Diffusion XL"),
     (r"((control_model|model\.diffusion_model)\.)?label_emb\.", "for Stable Diffusion XL"),
 )
-# A ControlNet whose residuals have to be averaged over the picture: what its configuration says, by
-# the ending of its name, and the published names.
-POOLED = (
-    ("config.json", r'"global_pool_conditions":\s*(true|false)'),
-    (".yaml", r"global_average_pooling:\s*(true|false)"),
-)
+# ControlNets whose residuals have to be averaged over the picture, by their published names.
 SHUFFLE = ("control_v11e_sd15_shuffle", "control_v11e_sd15_shuffle_fp16")
 
 
@@ -52,7 +50,8 @@ def base_tensors(file: TensorFile) -> Tensors:
     """The tensors of a base model's networks. Raises InputError, naming the file, if it holds no
     base model or a tensor without a place."""
     path, tensors, _ = file
-    refuse_other_kinds(path, tensors)
+    if kind := other_kind(tensors):
+        raise InputError(f"{path} is {kind}; expected a file for Stable Diffusion 1 or 2")
     if not holds_base(tensors):
         what = "only a ControlNet" if holds_control(tensors) else f"only {first_three(tensors)} ..."
         raise InputError(f"{path} holds {what}; expected a whole Stable Diffusion checkpoint")
@@ -73,7 +72,8 @@ def control_tensors(file: TensorFile) -> Tensors:
     """A ControlNet's tensors, without the prefix `control_model.`. Raises InputError, naming the
     file, if it holds none, one of another kind, or a tensor without a place."""
     path, tensors, _ = file
-    refuse_other_kinds(path, tensors)
+    if kind := other_kind(tensors):
+        raise InputError(f"{path} is {kind}; expected a file for Stable Diffusion 1 or 2")
     if any(name.endswith("difference") for name in tensors):
         raise InputError(f"{path} is a 'difference' to be added to a base; expected a full one")
     if needs_pooling(path):
@@ -86,18 +86,21 @@ def control_tensors(file: TensorFile) -> Tensors:
     return own
 
 
-def refuse_other_kinds(path: Path, tensors: Tensors) -> None:
+def other_kind(tensors: Tensors) -> str:
+    """The kind of a model that nothing here reads; "" for others."""
     for pattern, kind in OTHER_KINDS:
         if any(re.match(pattern, name) for name in tensors):
-            raise InputError(f"{path} is {kind}; expected one for Stable Diffusion 1 or 2")
+            return kind
+    return ""
 
 
 def needs_pooling(path: Path) -> bool:
-    for ending, pattern in POOLED:
-        config = path.with_name(ending) if "." in ending[1:] else path.with_suffix(ending)
+    """Whether a ControlNet's residuals have to be averaged over the picture: as the configuration
+    next to the file says, diffusers' or the original's, else by the published names."""
+    for config in (path.with_name("config.json"), path.with_suffix(".yaml")):
         text = config.read_text(errors="replace") if config.is_file() else ""
-        if found := re.search(pattern, text, re.IGNORECASE):
-            return found[1].lower() == "true"
+        if found := re.search(r"global_(pool_\w+|average_\w+)\W+(true|false)", text, re.IGNORECASE):
+            return found[2].lower() == "true"
     return path.stem in SHUFFLE
 
 

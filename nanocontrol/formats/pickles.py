@@ -258,8 +258,8 @@ def read_pickle(path: Path, check: bool) -> dict[str, Tensor]:
     except InputError:
         raise
     except Exception:  # a damaged file can raise nearly anything
-        what = "is cut off or not a checkpoint"
-        raise InputError(f"{path} {what}; expected a file of tensors") from None
+        expected = "expected a .safetensors, .ckpt or .pth file"
+        raise InputError(f"{path} is cut off or not a checkpoint; {expected}") from None
 
 
 def read_zip(path: Path, data: memoryview, check: bool) -> tuple[Any, dict[str, Tensor]]:

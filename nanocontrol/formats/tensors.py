@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nanocontrol.formats.checks import (
     FLOATS,
-    IGNORED,
+    UNUSED,
     beginning_of,
     check_metadata,
     check_none,
@@ -125,7 +125,7 @@ def check_finite(path: Path, tensors: Tensors) -> None:
     """Refuse NaN and infinity in any tensor that is used."""
     quick = bytes_in(path) <= SMALL
     for name, tensor in tqdm(tensors.items(), "checking", leave=False, disable=quick):
-        if tensor.dtype in FLOATS and tensor.numel() and not IGNORED.fullmatch(name):
+        if tensor.dtype in FLOATS and tensor.numel() and not UNUSED.fullmatch(name):
             smallest, largest = tensor.aminmax()  # NaN if there is one
             if not math.isfinite(smallest) or not math.isfinite(largest):
                 raise InputError(

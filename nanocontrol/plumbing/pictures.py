@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import read_text, write_atomically
+from nanocontrol.plumbing.metadata import orientation_in, without_metadata
 
 CAPTION = 16  # height in pixels
 # Pillow knows more formats, but to read some of them it starts other programs.
@@ -23,7 +24,6 @@ PICTURES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx"),
 )
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM", "JPEG2000")
-PNG = b"\x89PNG\r\n\x1a\n"
 TURN = Image.Transpose
 UPRIGHT = (  # the turn that undoes each EXIF orientation, 0 to 8
     *(None, None, TURN.FLIP_LEFT_RIGHT, TURN.ROTATE_180, TURN.FLIP_TOP_BOTTOM),
@@ -38,7 +38,8 @@ def open_picture(path: Path) -> Image.Image:
         if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
             raise InputError(f"{path} is not a regular file; expected a picture")
         data = path.read_bytes()
-        image = Image.open(BytesIO(without_texts(data)), formats=FORMATS)
+        pixels, exif = without_metadata(data)
+        image = Image.open(BytesIO(pixels), formats=FORMATS)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a picture") from None
     except Image.DecompressionBombError:
@@ -46,28 +47,16 @@ def open_picture(path: Path) -> Image.Image:
         raise InputError(f"{path} has more than {most:.0f} megapixels; expected fewer") from None
     except UnidentifiedImageError:
         kind = format_of(data)
-        found = "cannot be read as a picture" if kind in FORMATS else f"is a file of type {kind}"
+        known = (*FORMATS, "unknown")
+        found = "cannot be read as a picture" if kind in known else f"is a file of type {kind}"
         raise InputError(f"{path} {found}; expected {', '.join(FORMATS)}") from None
     except InputError:
         raise
     except Exception as error:  # a damaged header can raise nearly anything
         raise InputError(f"{path} cannot be read ({error}); expected a picture") from None
+    image.info |= {"exif": exif} if exif else {}
     image.info.pop("xmp", None)  # Pillow would take an orientation from it, later than the size
     return image
-
-
-def without_texts(data: bytes) -> bytes:
-    """A PNG file without its texts and colour profiles, which Pillow refuses if they are large. The
-    other formats' files as they are."""
-    if not data.startswith(PNG):
-        return data
-    kept, at = [PNG], len(PNG)
-    while at < len(data):  # a chunk: its length, its type, its content, a checksum
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            kept.append(data[at:end])
-        at = end
-    return b"".join(kept)
 
 
 def format_of(data: bytes) -> str:
@@ -87,14 +76,8 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, and 1 for anything else. From 5 on, the picture is stored with
-    a quarter turn. (Pillow itself turns TIFF files.)"""
-    try:
-        exif = image.getexif() if "exif" in image.info else {}
-    except Exception:  # damaged data can raise nearly anything, and the pixels may be right
-        return 1
-    value = exif.get(ExifTags.Base.Orientation)
-    return value if type(value) is int and 1 <= value <= 8 else 1
+    """See `orientation_in`. (Pillow itself turns TIFF files.)"""
+    return orientation_in(image.info.get("exif", b""))
 
 
 def read_image(path: Path, behind: str = "black") -> Image.Image:

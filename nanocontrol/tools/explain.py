@@ -22,6 +22,7 @@ from nanocontrol.formats.original_names import (
     holds_base,
     holds_control,
     missing_parts,
+    other_kind,
 )
 from nanocontrol.formats.tensors import SMALL, TensorFile, Tensors, open_tensors
 from nanocontrol.nano.model import name_of
@@ -62,7 +63,7 @@ def content(tensors: Tensors) -> str:
         found.append(f"a U-Net without {missing}" if missing else whole)
     if holds_control(tensors):
         found.append("a ControlNet")
-    return " and ".join(found) or "neither a base model nor a ControlNet"
+    return " and ".join(found) or other_kind(tensors) or "neither a base model nor a ControlNet"
 
 
 def use(file: TensorFile) -> dict[str, str]:

@@ -152,7 +152,8 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
         grows = name == "steps" and old.get("schedule") == longer and value > old["steps"]
         before, after = (what_is_learnt(every, settings) for every in (old, old | {name: value}))
         if (before != after or name == "out" and value != old["out"]) and not grows:
-            why = "; its learning rate depends on --steps" if name == "steps" else ""
+            fixed = name == "steps" and old.get("schedule") != longer
+            why = "; its learning rate depends on --steps" if fixed else ""
             raise InputError(
                 f"{flag_of(name)} {value} contradicts {run}, which has {old[name]}{why}"
             )

@@ -67,15 +67,15 @@ def test_all_errors_are_reported_at_once(tmp_path, capsys):
 
 def test_folders_without_pairs_are_refused(tmp_path, capsys):
     for folder, flags, words in [
-        ("nowhere", [], "prompt.json or metadata.jsonl"),
-        ("nowhere", ["--hints", "canny"], "nowhere cannot be read"),
+        ("nowhere", [], "nowhere does not exist"),
+        ("nowhere", ["--hints", "canny"], "nowhere does not exist"),
         (".", ["--hints", "canny"], "holds no pictures: expected .png"),
         (".", [], "or --hints canny, which makes them"),
-        ("nowhere", ["elsewhere", "--hints", "canny"], "elsewhere cannot be read"),
+        ("nowhere", ["elsewhere", "--hints", "canny"], "elsewhere does not exist"),
     ]:
         text, status = report(capsys, folder, *flags)
         assert status == 1 and words in text and text.count("\n") == text.count("wrong: ")
-    for text, words in (("\n\n", "lists no pairs"), (b"\xff\xfe\x00", "cannot be read as text")):
+    for text, words in (("\n\n", "lists no pairs"), (b"\xff\xfe\x00", "is not UTF-8")):
         Path("prompt.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         assert words in report(capsys, ".")[0]
     Path("prompt.json").write_text("[" * 20_000)
@@ -87,7 +87,7 @@ def test_folders_without_pairs_are_refused(tmp_path, capsys):
     assert status == 0 and "1 pair;" in text
     assert ". is given twice" in report(capsys, ".", ".", "--hints", "canny")[0]
     Path("a.txt").write_bytes(b"\xff\xfe\x00")
-    assert "a.txt is not a text" in report(capsys, ".", "--hints", "canny")[0]
+    assert "a.txt is not UTF-8" in report(capsys, ".", "--hints", "canny")[0]
 
 
 @pytest.mark.slow
