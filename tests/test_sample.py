@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -377,6 +378,7 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
     cut.write_bytes(Path(NANO).read_bytes()[:100_000])
     (empty := tmp_path / "empty.txt").write_text("\n")
     Image.new("L", (128, 64)).save(wide := str(tmp_path / "wide.png"))
+    Image.new("L", (900, 64)).save(long := str(tmp_path / "long.png"))
     Image.new("L", (SIZE, SIZE)).save(black := str(tmp_path / "black.png"))
     save_control(ControlNet(CONFIGS["sd1"]), other := str(tmp_path / "other.safetensors"))
     hint = str(pairs / "hint0.png")
@@ -417,6 +419,10 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         (["--control-to", "1.5"], "--control-to"),
         (["--guess", "--resolution-weighting"], "--guess"),
         (["--prompt", "x", "--prompt-from", "y"], "--prompt"),
+        (["--prompt", "caf\udce9"], "--prompt: 'caf\\udce9' is not UTF-8"),
+        (["--negative", "caf\udce9"], "--negative: 'caf\\udce9' is not UTF-8"),
+        (["--hint", long], "is 900x64; expected sides of at most 8 to 1, or --width and --height"),
+        (["--hint", long, "--width", "128"], "is 900x64"),
         (["--prompt-from", "missing.txt"], "--prompt-from"),
         (["--prompt-from", hint], "not UTF-8"),
         (["--prompt-from", str(empty)], "is empty"),
@@ -446,3 +452,49 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
         with monkeypatch.context() as patch:  # the refusal has to come before weights are read
             patch.setattr(sample, "load_sd", lambda *args: pytest.fail("weights were read first"))
             assert words in refusal(sample.main, capsys, *flags), flags
+
+
+QUICK = ["--n", "1", "--steps", "2"]
+
+
+@pytest.mark.parametrize("flags", [["--scale", "1e30"], ["--strength", "1e38", "--hint", "HINT"]])
+def test_latents_that_are_not_finite_are_refused(flags, pairs, tmp_path, capsys):
+    flags = [str(pairs / "hint0.png") if flag == "HINT" else flag for flag in flags]
+    message = refusal(sample.main, capsys, *flags, *QUICK, "--out", str(tmp_path))
+    assert "the latents are NaN or infinite: try --dtype fp32" in message
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_strength_may_begin_with_a_minus(pairs, tmp_path, monkeypatch):
+    flags = ["--hint", str(pairs / "hint0.png"), *QUICK, "--out", str(tmp_path)]
+    sample.main(["--strength", "-1,0,0,0,0,0,0.5", *flags])
+    settings = json.loads(opened(tmp_path / "000.png").text["settings"])
+    assert settings["strength"] == [[-1, 0, 0, 0, 0, 0, 0.5]]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *flags, "--strength", "-0.5"])
+    sample.main()
+    assert json.loads(opened(tmp_path / "000.png").text["settings"])["strength"] == [-0.5]
+
+
+def test_the_tokens_that_are_cut_are_counted(tmp_path, capsys):
+    for n in (77, 78):  # with the tokens of start and end
+        sample.main(["--prompt", "ring " * (n - 2), *QUICK, "--out", str(tmp_path)])
+        said = capsys.readouterr().err
+        assert ("tokens" in said) == (n > 77)
+    assert "has 78 tokens, of which 1 are cut (at most 77)" in said
+    sample.main(["--negative", "ring " * 100, *QUICK, "--out", str(tmp_path)])
+    assert "has 102 tokens, of which 25 are cut" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
+    """On Windows standard output may be cp1252."""
+    command = [sys.executable, str(ROOT / "sample.py"), *QUICK, "--out", str(tmp_path / "\x1b[31m")]
+    done = subprocess.run(
+        [*command, "--prompt", "a 猫 ring"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u732b ring" in done.stdout and b"\\x1b[31m" in done.stdout
+    assert b"\x1b" not in done.stdout
+    assert opened(tmp_path / "\x1b[31m" / "000.png").text["prompt"] == "a 猫 ring"

@@ -1,5 +1,7 @@
 """`nanocontrol.tools.check_data`: its report on a folder of pairs."""
 
+import json
+import os
 import struct
 from pathlib import Path
 from zlib import crc32
@@ -88,6 +90,49 @@ def test_folders_without_pairs_are_refused(tmp_path, capsys):
     assert ". is given twice" in report(capsys, ".", ".", "--hints", "canny")[0]
     Path("a.txt").write_bytes(b"\xff\xfe\x00")
     assert "a.txt is not UTF-8" in report(capsys, ".", "--hints", "canny")[0]
+
+
+def test_a_key_that_lines_lack_is_named_once(tmp_path, capsys):
+    write_pairs(tmp_path, n=6)
+    entries = [json.loads(line) for line in (tmp_path / "prompt.json").read_text().splitlines()]
+    for i in (1, 2, 4):
+        entries[i]["prompt"] = None
+    del entries[3]["source"]
+    (tmp_path / "prompt.json").write_text("\n".join(map(json.dumps, entries)))
+    text, status = report(capsys, tmp_path)
+    wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
+    assert status == 1 and len(wrong) == 2 and "2 pairs" in text
+    assert wrong[0].endswith("line 2 and 2 other lines: expected a text under 'prompt'")
+    assert wrong[1].endswith("line 4: expected a text under 'source'")
+
+
+def test_names_are_escaped_and_pipes_are_left_out(tmp_path, capsys):
+    names = ["a\x1b[31m\n.jpg", os.fsdecode(b"caf\xe9.jpg"), "c.jpg"]
+    for name in names:
+        Image.linear_gradient("L").resize((64, 64)).save(tmp_path / name)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+    text, status = report(capsys, tmp_path, "--hints", "canny")
+    assert status == 0 and "3 pairs" in text and text.isascii() and "\x1b" not in text
+    assert r"a\x1b[31m\n.jpg" in text and r"caf\udce9.jpg" in text
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_damaged_pictures_are_named_and_the_report_is_finished(tmp_path, capsys):
+    """One byte of each, at which Pillow 12 raised other errors than OSError."""
+    damage = [("GIF", 42, 0), ("BMP", 30, 1), ("TIFF", 102, 0), ("TIFF", 72, 5), ("AVIF", 81, 0)]
+    for i, (kind, at, value) in enumerate(damage):
+        image = Image.new("RGB", (16, 16), (9, 200, 30))
+        file = tmp_path / f"{i}.{kind.lower()}"
+        (image.convert("P") if kind == "GIF" else image).save(file, kind)
+        data = bytearray(file.read_bytes())
+        data[at] = value
+        file.write_bytes(data)
+    Image.linear_gradient("L").save(tmp_path / "good.webp")
+    text, status = report(capsys, tmp_path, "--hints", "canny")
+    wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
+    assert status == 1 and "pair" in text and len(wrong) >= 3
+    assert all(str(tmp_path) in line and "expected a picture" in line for line in wrong)
 
 
 @pytest.mark.slow

@@ -189,13 +189,22 @@ def course(gain: float, steps: int, loss: float = 0.04) -> list[dict]:
         (course(0.0, 100), {"lr": 0.1}, "learning rate is too high"),
         (course(0.0, 60) + [{"step": 61, "skipped": 10}], {}, "before the jump"),
         ([{"step": i, "skipped": i} for i in range(1, 11)], {}, "learning rate is too high"),
-        ([], {}, "before the jump"),
+        ([], {}, "too little to judge by"),
+        (course(0.02, 9), {}, "too little to judge by"),
+        (course(0.0, 9), {}, "too little to judge by"),
+        (course(0.02, 11), {}, "it follows its hints"),
     ],
 )
 def test_learning_rate_and_progress_are_judged_from_the_log(tmp_path, log, settings, words):
     run = read_past_run(write_run(tmp_path / "run", log, **settings))
     found = [*about_rate(run, 0.04, NANO_COURSE), *about_steps(run, NANO_COURSE)]
     assert words in (found or [course_of(run, NANO_COURSE)])[0].verdict
+
+
+def test_one_held_out_pair_is_too_little_to_judge_by(tmp_path):
+    run = read_past_run(write_run(tmp_path / "run", course(0.03, 400)))
+    assert "healthy" in course_of(replace(run, held_out=8), NANO_COURSE).verdict
+    assert "too little to judge" in course_of(replace(run, held_out=1), NANO_COURSE).verdict
 
 
 def test_few_held_out_pairs_need_a_larger_gain(tmp_path):

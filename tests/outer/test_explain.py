@@ -103,6 +103,24 @@ def test_a_file_of_a_base_and_a_controlnet_is_explained(sd, trained_control, tmp
     assert "lacks 1 tensors" in facts(tmp_path / "cut.safetensors")["use as"]
 
 
+def test_parts_that_a_base_lacks_are_named(tmp_path):
+    tensors = load_file(NANO)
+    for gone, words in (
+        ("first_stage_model.", "a U-Net without VAE"),
+        ("cond_stage_model.", "a U-Net without text encoder"),
+        (("first_stage_model.", "cond_stage_model."), "a U-Net without VAE and text encoder"),
+    ):
+        some = {name: x for name, x in tensors.items() if not name.startswith(gone)}
+        save_file(some, tmp_path / "a.safetensors")
+        found = facts(tmp_path / "a.safetensors")
+        assert found["holds"] == words and "has no " in found["use as"]
+
+
+def test_other_kinds_of_models_are_named(tmp_path):
+    save_file({"lora_unet_x.alpha": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert facts(tmp_path / "a.safetensors")["holds"] == "a LoRA"
+
+
 # ------------------------------------------------------------------------------- untrusted text
 
 

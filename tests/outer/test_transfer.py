@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import CONFIGS, randomise
+from conftest import CONFIGS, randomise, refusal
 from nanocontrol import ControlNet, load_control, load_sd, save_control, save_sd
 from nanocontrol.tools.transfer import main as transfer
 
@@ -100,3 +101,16 @@ def test_transfer_refuses_bad_input(bases, tmp_path, capsys):
         assert end.value.code == 2 and words in capsys.readouterr().err
     assert not (tmp_path / "new.safetensors").exists()
     assert (tmp_path / "exists.safetensors").read_bytes() == before
+
+
+def test_weights_that_would_leave_float16_are_refused(bases, trained_control, tmp_path, capsys):
+    save_control(trained_control.half(), tmp_path / "c.safetensors")
+    far = load_file(bases[1])
+    far["model.diffusion_model.input_blocks.1.0.in_layers.2.bias"][0] = 1e5
+    with safe_open(bases[1], "pt") as file:
+        save_file(far, tmp_path / "far.safetensors", file.metadata())
+    flags = ["--control", tmp_path / "c.safetensors", "--from", bases[0]]
+    flags += ["--to", tmp_path / "far.safetensors", "--out", tmp_path / "out.safetensors"]
+    message = refusal(transfer, capsys, *map(str, flags))
+    assert "input_blocks.1.0.in_layers.2.bias would leave float16's range" in message
+    assert not (tmp_path / "out.safetensors").exists()
