@@ -77,12 +77,12 @@ def one_sentence(program: str, when_memory_is_full: str = "more is needed") -> I
     try:
         yield
     except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        say(f"{program}: {error}", sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
         if not memory_is_full(error):
             raise
         sys.exit(f"{program}: there is not enough memory; {when_memory_is_full}")
     except KeyboardInterrupt as stop:
-        print(f"{program}: {str(stop) or 'stopped'}", file=sys.stderr)
+        say(f"{program}: {str(stop) or 'stopped'}", sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))

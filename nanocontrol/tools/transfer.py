@@ -84,9 +84,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--to", type=Path, required=True, dest="base_b", help="the base that it shall fit")
     add("--out", type=Path, required=True, help="a new .safetensors file")
     args = parser.parse_args(argv)
-    if args.out.suffix != ".safetensors" or args.out.exists() or not args.out.parent.is_dir():
-        parser.error(f"--out {args.out}: expected a new .safetensors file in an existing folder")
     with one_sentence("transfer"):
+        if args.out.suffix != ".safetensors" or args.out.exists() or not args.out.parent.is_dir():
+            where = "expected a new .safetensors file in an existing folder"
+            raise InputError(f"--out {args.out}: {where}")
         transfer(args.control, args.base_a, args.base_b, args.out)
     say(f"{args.out}: a ControlNet for {args.base_b}")
 

@@ -339,3 +339,13 @@ def test_hints_in_the_wrong_form_are_refused(condition, wrong, message, folders,
         write(Path(flags[1]), hints)
         file = write(Path(flags[7]), {"1.png": wrong(hints["1.png"])}) + "/1.png"
         assert f"--maps: {file} {message}" in refusal(main, capsys, *flags)
+
+
+def test_every_kind_of_picture_that_training_knows_is_scored(folders, capsys):
+    for kind in ("bmp", "tif", "webp"):
+        for i in (1, 3):
+            for file in Path(folders[i]).iterdir():
+                Image.open(file).convert("RGB").save(file.with_suffix(f".{kind}"), lossless=True)
+                file.unlink()
+        main(folders)
+        assert json.loads(capsys.readouterr().out)["pictures"] > 0
