@@ -26,8 +26,22 @@ def test_evaluate_prints_its_measurements(capsys, monkeypatch):
     monkeypatch.setattr(measure, "sample", partial(measure.sample, steps=5))
     evaluate.main(["--n", "2", "--more", "--control", CONTROL])
     numbers = json.loads(capsys.readouterr().out)
-    measured = {"vae_db", "background", "colours", "shapes", "shapes_true", "iou", "conditions"}
+    measured = {
+        "vae_db",
+        "noisy_db",
+        "edges",
+        "background",
+        "colours",
+        "shapes",
+        "shapes_true",
+        "iou",
+        "conditions",
+    }
     assert numbers.keys() == measured | {"all_there"} and 0 <= numbers["all_there"] <= 1
+    assert (
+        numbers["edges"]["true"] == 1 > numbers["edges"]["rebuilt"] > numbers["edges"]["with"] > 0
+    )
+    assert numbers["vae_db"] > numbers["noisy_db"] > 25
     assert numbers["vae_db"] > 25 and numbers["iou"] > 0.5
     canny = numbers["conditions"]["canny"]
     more = {"follows_without", "follows_other", "follows_told"}
@@ -72,6 +86,10 @@ def test_a_guidance_of_zero_is_not_taken_for_the_bases_own():
 def test_a_larger_base_is_measured_and_shown_at_its_size(hasty):
     sd = replace(load_sd(NANO), size=192)
     numbers = evaluate.evaluate_nano(sd, {}, load_detector(DETECTOR), n=1)
+    assert (
+        numbers["edges"]["true"] == 1 > numbers["edges"]["rebuilt"] > numbers["edges"]["with"] > 0
+    )
+    assert numbers["vae_db"] > numbers["noisy_db"] > 25
     assert numbers["vae_db"] > 25 and numbers["conditions"] == {}
     scenes.main(["--n", "1", "--size", "128"])
     assert opened("out/world.png").size == (10 * 128, 16 + 128)

@@ -5,6 +5,7 @@
 | number      | meaning, over n scenes                                                             |
 |-------------|------------------------------------------------------------------------------------|
 | vae_db      | peak signal-to-noise ratio of the VAE's reconstructions in dB, mean over pictures  |
+| noisy_db    | the same with noise on the latents, a tenth of their standard deviation            |
 | background  | without control: share of pictures whose background has the prompted colour        |
 | colours     | without control: share of pictures that show the colour of every prompted object   |
 | shapes      | without control: share of pictures in which the detector finds exactly the         |
@@ -12,6 +13,9 @@
 | shapes_true | shapes for the true pictures, which shows how reliable the detector is             |
 | iou         | with a Canny ControlNet only: intersection over union of the objects found in the  |
 |             | generated and in the true picture, mean over pictures                              |
+| edges       | how straight edges are, on scenes of cubes and pyramids alone: F1 of the Canny     |
+|             | edges of pictures against the drawn scenes', within one pixel of 128, for pictures |
+|             | `rebuilt` by the VAE, `true` ones and, with a Canny ControlNet, those `with` it    |
 | conditions  | for each ControlNet: the score (scores.py) of pictures `with` it, of pictures      |
 |             | `without` control, and of the `true` pictures; the share of correct objects        |
 |             | (follows.py) in pictures with it, `follows`, and in true ones, `follows_true`      |
@@ -31,6 +35,7 @@ Two flags add numbers:
 import argparse
 import json
 from functools import cache
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +49,9 @@ from nanocontrol.nano.crisp import FIRST_OF_A, FIRST_OF_B, SCENES, crisp
 from nanocontrol.nano.detector import Detector, load_detector
 from nanocontrol.nano.follows import follows, nearest_colours
 from nanocontrol.nano.model import DETECTOR, NANO, WEIGHTS, controls_by_condition
-from nanocontrol.nano.scenes import held_out_scenes
-from nanocontrol.nano.scores import score
-from nanocontrol.nano.world import COLOURS, KINDS, Scene
+from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
+from nanocontrol.nano.scores import edges_met, score
+from nanocontrol.nano.world import COLOURS, KINDS, POLYHEDRA, Scene, draw
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.flags import at_least
 from nanocontrol.stable_diffusion import StableDiffusion
@@ -95,9 +100,12 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def rebuild(sd: StableDiffusion, images: Tensor) -> Tensor:
-    """The VAE's reconstructions of images [B, 3, H, W] in [-1, 1], on the CPU."""
+def rebuild(sd: StableDiffusion, images: Tensor, noise: float = 0.0) -> Tensor:
+    """The VAE's reconstructions of images [B, 3, H, W] in [-1, 1], on the CPU. noise: added to each
+    picture's latents, in their standard deviations."""
     mean, _ = sd.vae.encode(images.to(next(sd.vae.parameters())))
+    drawn = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)).to(mean)
+    mean = mean + noise * mean.std(dim=(1, 2, 3), keepdim=True) * drawn
     return sd.vae.decode(mean).float().clamp(-1, 1).cpu()
 
 
@@ -122,12 +130,14 @@ def evaluate_nano(
     coloured = shows_colours(plain, scenes)
     numbers: dict[str, Any] = {
         "vae_db": psnr(rebuild(sd, images), images),
+        "noisy_db": psnr(rebuild(sd, images, 0.1), images),
         "background": float(np.mean(backgrounds)),
         "colours": float(np.mean(coloured)),
         "shapes": shows_kinds(detector, plain, scenes),
         "shapes_true": shows_kinds(detector, images, scenes),
         "conditions": {},
     }
+    numbers["edges"] = edge_numbers(sd, controls.get("canny"), n)
     if more:
         numbers["all_there"] = float(np.mean(coloured & has_kinds(detector, plain, scenes)))
     for condition, control in controls.items():
@@ -138,6 +148,23 @@ def evaluate_nano(
         sets = {"with": made, "without": uncontrolled(prompts), "true": images}
         numbers["conditions"][condition] = of_condition(condition, sets, scenes, detector, more)
     return numbers
+
+
+def edge_numbers(sd: StableDiffusion, control: ControlNet | None, n: int) -> dict[str, float]:
+    """`edges`, on the first n held-out scenes of cubes and pyramids alone."""
+    data = Scenes("canny", HELD_OUT, size=sd.size)
+    straight = (i for i in count() if all(t.kind in POLYHEDRA for t in data.scene(i).things))
+    chosen = [*islice(straight, n)]
+    images, hints, prompts = zip(*(data[i] for i in chosen))
+    true, drawings = torch.stack(images), [draw(data.scene(i), sd.size) for i in chosen]
+    sets = {"rebuilt": rebuild(sd, true), "true": true}
+    if control:
+        sets["with"] = make_pictures(sd, prompts, [(control, torch.stack(hints), 1.0)])
+    pixels = {name: ((x + 1) / 2).permute(0, 2, 3, 1).numpy() for name, x in sets.items()}
+    return {
+        name: float(np.mean([edges_met(*pair, within=0.5) for pair in zip(some, drawings)]))
+        for name, some in pixels.items()
+    }
 
 
 def of_condition(
@@ -169,17 +196,15 @@ def evaluate_crisp(sd: StableDiffusion, detector: Detector, n: int = SCENES) -> 
 
 def main(argv: list[str] | None = None) -> None:
     bundled = sorted(WEIGHTS.glob("nano-control-*.safetensors"))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", default=NANO, type=Path)
-    parser.add_argument("--control", default=bundled, nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--detector", default=DETECTOR, type=Path)
-    parser.add_argument(
-        "--n", default=64, type=at_least(1), help="scenes to measure on (default: 64)"
-    )
-    parser.add_argument("--more", action="store_true", help="see above")
-    parser.add_argument("--crisp", action="store_true", help="see above; takes minutes")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--base", default=NANO, type=Path)
+    add("--control", default=bundled, nargs="+", type=Path, metavar="FILE")
+    add("--detector", default=DETECTOR, type=Path)
+    add("--n", default=64, type=at_least(1), help="scenes to measure on (default: 64)")
+    add("--more", action="store_true", help="see above")
+    add("--crisp", action="store_true", help="see above; takes minutes")
     args = parser.parse_args(argv)
     with one_sentence("evaluate"):
         with blame("--base"):

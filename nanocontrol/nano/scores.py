@@ -92,8 +92,13 @@ def score(condition: str, images: Tensor, scenes: list[Scene], detector: Detecto
 
 
 def canny_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
+    return edges_met(image, drawing, WITHIN["canny"])
+
+
+def edges_met(image: np.ndarray, drawing: Drawing, within: float) -> float:
+    """F1 of a picture's Canny edges against the drawing's, within so many pixels of 64."""
     truth, again = canny_edges(drawing), canny_edges(replace(drawing, image=image))
-    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, within=WITHIN["canny"] * drawing.scale)
+    return f1(again[..., 0] > 0.5, truth[..., 0] > 0.5, max(1, round(within * drawing.scale)))
 
 
 def hough_score(image: np.ndarray, found: np.ndarray, drawing: Drawing) -> float:
