@@ -10,19 +10,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nanocontrol.plumbing.files import hash_of
 from nanocontrol.training.settings import what_is_learnt
 
 HEALTHY = Path(__file__).with_name("healthy.json")
 
 
 def bands_for(settings: Any) -> dict[str, dict]:
-    """The bands of healthy runs with these settings (a dataclass). For each number: the steps, the
-    lowest and highest values, and the number of runs. Empty if there are no such runs."""
+    """The bands of healthy runs with these settings (a dataclass) and this base. For each number:
+    the steps, the lowest and highest values, and the number of runs. Empty without such runs."""
     if not HEALTHY.exists():
         return {}
     healthy = json.loads(HEALTHY.read_text())
     same = same_but_seed(asdict(settings), healthy["settings"], type(settings))
-    return healthy["numbers"] if same else {}
+    return healthy["numbers"] if same and hash_of(settings.base) == healthy["base"] else {}
 
 
 def same_but_seed(a: Mapping[str, Any], b: Mapping[str, Any], of: type) -> bool:

@@ -1,6 +1,7 @@
 """Functions shared by all code that writes files."""
 
 import codecs
+import hashlib
 import os
 import secrets
 import time
@@ -43,6 +44,15 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}); expected a text") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8; expected a text in UTF-8") from None
+
+
+def hash_of(path: str | Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits. Raises InputError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a file") from None
 
 
 def sync(path: Path) -> None:

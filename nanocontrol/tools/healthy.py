@@ -12,6 +12,7 @@ from typing import Any
 
 from nanocontrol.nano.healthy import HEALTHY, same_but_seed
 from nanocontrol.plumbing.errors import InputError, one_sentence
+from nanocontrol.plumbing.files import hash_of
 from nanocontrol.training.run import Run, read_run, write_json
 from nanocontrol.training.settings import what_is_learnt
 from train import Settings
@@ -42,7 +43,8 @@ def ranges_of(runs: list[Run]) -> dict[str, Any]:
             }
     if not found:
         raise InputError(f"{first.folder} was never measured; expected a ControlNet's run")
-    return {"settings": what_is_learnt(first.settings, Settings), "numbers": found}
+    learnt, base = what_is_learnt(first.settings, Settings), hash_of(first.settings["base"])
+    return {"settings": learnt, "base": base, "numbers": found}
 
 
 def main(argv: list[str] | None = None) -> None:

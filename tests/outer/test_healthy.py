@@ -10,7 +10,7 @@ from nanocontrol.nano import healthy
 from nanocontrol.tools import healthy as command
 from nanocontrol.tools.healthy import main
 
-SETTINGS = train.Settings(base="/somewhere/nano.safetensors", steps=40, lr=1e-3, out="x")
+SETTINGS = train.Settings(base="nano.safetensors", steps=40, lr=1e-3, out="x")
 
 
 def history(gain: float) -> list[dict]:
@@ -31,6 +31,9 @@ def test_bands_are_the_minimum_and_maximum_over_seeds(monkeypatch, capsys):
     for module in (healthy, command):
         monkeypatch.setattr(module, "HEALTHY", Path("healthy.json"))
     assert healthy.bands_for(SETTINGS) == {}
+    for folder in (Path(), Path("elsewhere"), Path("another")):
+        folder.mkdir(exist_ok=True)
+        (folder / "nano.safetensors").write_bytes(b"one" if folder.name != "another" else b"two")
     runs = [run("a", 0.1), run("b", 0.3, seed=1, out="y"), run("c", 0.2, seed=2)]
     main([*map(str, runs)])
     numbers = healthy.bands_for(replace(SETTINGS, seed=9, base="elsewhere/nano.safetensors"))
@@ -41,6 +44,7 @@ def test_bands_are_the_minimum_and_maximum_over_seeds(monkeypatch, capsys):
         "highest": [0.0, 6.0, 12.0],
     }
     assert healthy.bands_for(replace(SETTINGS, lr=1e-4)) == {}
+    assert healthy.bands_for(replace(SETTINGS, base="another/nano.safetensors")) == {}
     other = str(run("d", 0.2, lr=1e-4))
     assert "d: its settings are not those of a" in refusal(main, capsys, "a", other)
     assert "nowhere/settings.json is missing" in refusal(main, capsys, "nowhere")
