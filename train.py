@@ -44,6 +44,7 @@ from nanocontrol.training.watch import Watch
 
 SIZE_HELP = "size of the crop from each --data picture: 512 or 768x512 (default: the base's size)"
 DTYPE_HELP = "default: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU"
+HINTS_HELP = "canny: made from the pictures; or a folder with a hint of each picture's name"
 LOW_MEMORY_HELP = "for small GPUs: gradient checkpointing; with bf16 or fp16 also AdamW on the CPU"
 
 
@@ -54,7 +55,7 @@ class Settings:
     base: str = knob(None, "Stable Diffusion 1 or 2 checkpoint (default: nano)", absolute)
     init_control: str | None = knob(None, "start from this ControlNet, not from a copy", absolute)
     data: list[str] | None = knob(None, "folder of pairs or pictures; repeat to join", absolute)
-    hints: Literal["canny"] | None = knob(None, "make the hints from the pictures in --data")
+    hints: str | None = knob(None, HINTS_HELP, flags.canny_or_folder)
     size: str | None = knob(None, SIZE_HELP, flags.width_and_height)
     crop: Literal["middle", "random"] = knob("middle", "crop position; random: a new one each time")
     mirror: bool = knob(False, "also train on every pair of --data mirrored")
@@ -236,8 +237,7 @@ def train(
     watch = Watch(*where, optimizer, processes, signals)
     start = watch.begin(asdict(settings), resume, pairs.digest(), look, how_made(sd), save)
     how = settings.seed, settings.steps, settings.batch_size, settings.accumulate
-    random_crop, cache = settings.crop == "random", settings.cache
-    batches = batches_from(start, sd, pairs, processes, settings.device, *how, random_crop, cache)
+    batches = batches_from(start, sd, pairs, processes, settings.device, *how, settings.cache)
     passes, n = settings.accumulate, settings.accumulate * settings.batch_size * processes.size
 
     for step in watch.steps(start):
@@ -282,13 +282,13 @@ def resolve(given: dict[str, Any]) -> Settings:
         raise InputError("--low-memory is for a locked base: it cannot be used with --unlock")
     check_new(given.get("out"))
     settings = Settings(**({} if "base" in given else NANO_PRESET) | given)
-    condition = settings.condition or settings.hints or (None if settings.data else "canny")
+    edges = settings.hints == "canny" or not settings.data
     on = settings.device or machine.default_device()
     pairs_seen = settings.steps * settings.accumulate * settings.batch_size
     return replace(
         settings,
         base=settings.base or str(NANO),
-        condition=condition,
+        condition=settings.condition or ("canny" if edges else None),
         scenes=settings.scenes or max(SCENES, pairs_seen // 6),
         device=on,
         dtype=settings.dtype or machine.default_dtype(on),

@@ -101,7 +101,7 @@ def diagnose(run: PastRun, device: str) -> list[Finding]:
     losses = losses_of_base(sd, seen)
     means = losses[:, OWN].mean(axis=-1)
     found = [
-        *about_hints(seen, condition_said(run), bool(run.source.hints), learnt),
+        *about_hints(seen, condition_said(run), run.source.hints == "canny", learnt),
         *about_captions(losses[means.argmin()]),
         *about_prediction(means, sd.prediction),
         *about_rate(run, means[PREDICTIONS.index(sd.prediction)], course),

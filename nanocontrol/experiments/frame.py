@@ -108,7 +108,7 @@ def first_steps(variant: Variant, n: int) -> Iterator[ControlNet]:
     scenes = Scenes("canny", n=pairs, size=sd.size)
     with torch.no_grad():
         empty = sd.encode_prompts("")
-    order = settings.seed, n, pairs, 1, False, ""
+    order = settings.seed, n, pairs, 1, ""
     batches = batches_from(0, sd, scenes, Processes(settings.device), settings.device, *order)
     given = variant, sd.unet, control, DDPM(sd.prediction), sd.scale_factor
     for step, batch in enumerate(cycle([*islice(batches, n)])):

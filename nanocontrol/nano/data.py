@@ -28,6 +28,7 @@ class Source(NamedTuple):
     condition: str | None = None
     scenes: int = HELD_OUT
     seed: int = 0
+    cache: str = ""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -38,7 +39,8 @@ class Source(NamedTuple):
     def view(self, base_size: int) -> View:
         """The view of the folders' pictures. base_size: the base's picture size in pixels."""
         width, height = self.size.split("x") if self.size else (base_size, base_size)
-        return View((int(width), int(height)), self.crop, self.hints, self.seed)
+        cache = Path(self.cache or "cache")
+        return View((int(width), int(height)), self.crop, self.hints, self.seed, cache)
 
     def read(
         self, sd: StableDiffusion, base: str, steps: int, n: int
@@ -67,6 +69,8 @@ def check_data_flags(given: Mapping[str, Any]) -> None:
     for name in ("hints", "size", "crop", "mirror"):
         if name in given and "data" not in given:
             raise InputError(f"--{name} is for your own pictures: expected --data DIR")
+    if len(given.get("data", [])) > 1 and given.get("hints", "canny") != "canny":
+        raise InputError("--hints DIR is for one --data: join the folders, or train with one")
     if "data" in given and "base" not in given:
         note = "--data without --base: training a ControlNet for nano, the bundled small model"
         print(note, file=sys.stderr)

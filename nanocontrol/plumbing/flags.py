@@ -74,6 +74,10 @@ def device(text: str) -> str:
     return text
 
 
+def canny_or_folder(text: str) -> str:
+    return text if text == "canny" else absolute(text)
+
+
 def absolute(path: str) -> str:
     """The absolute path, because a run may be resumed from another folder."""
     return str(Path(path).resolve())

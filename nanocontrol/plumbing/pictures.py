@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,10 +33,17 @@ UPRIGHT = (  # the turn that undoes each EXIF orientation, 0 to 8
 warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, which does not matter here
 
 
-def open_picture(path: Path) -> Image.Image:
+class PictureFile(Protocol):
+    """A file, or a part of an archive. Its string names it in messages."""
+
+    def read_bytes(self) -> bytes: ...
+
+
+def open_picture(path: PictureFile) -> Image.Image:
     """Open a picture; only its header is decoded. Raises InputError if the file is no picture."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
+        # Reading from a pipe would wait for ever.
+        if isinstance(path, Path) and os.path.exists(path) and not os.path.isfile(path):
             raise InputError(f"{path} is not a regular file; expected a picture")
         data = path.read_bytes()
         pixels, exif = without_metadata(data)
@@ -69,7 +77,7 @@ def format_of(data: bytes) -> str:
     return "unknown"
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def picture_size(path: PictureFile) -> tuple[int, int]:
     """(width, height) of the upright picture. Only the header is decoded."""
     image = open_picture(path)
     return image.size[::-1] if orientation(image) > 4 else image.size
@@ -80,7 +88,7 @@ def orientation(image: Image.Image) -> int:
     return orientation_in(image.info.get("exif", b""))
 
 
-def read_image(path: Path, behind: str = "black") -> Image.Image:
+def read_image(path: PictureFile, behind: str = "black") -> Image.Image:
     """The upright picture in RGB. behind: the colour that replaces transparent pixels."""
     image = open_picture(path)
     try:
@@ -101,7 +109,7 @@ def read_image(path: Path, behind: str = "black") -> Image.Image:
         raise InputError(f"{path} is cut off or damaged ({why}); expected a picture") from None
 
 
-def eight_bits(path: Path, image: Image.Image) -> np.ndarray:
+def eight_bits(path: PictureFile, image: Image.Image) -> np.ndarray:
     """The bytes [H, W] of a grey picture with 16 bits per pixel or with floats from 0 to 1. (Pillow
     would clip both at 255.)"""
     values = np.asarray(image)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import make_folder
-from nanocontrol.plumbing.flags import at_least, width_and_height
+from nanocontrol.plumbing.flags import at_least, canny_or_folder, width_and_height
 from nanocontrol.plumbing.pictures import save_picture
 from nanocontrol.training.check import Findings, look_through, sheet_of_pairs
 from nanocontrol.training.pairs import Folder, View
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("check_data", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("folders", type=Path, nargs="+", metavar="DIR", help="as train.py's --data; several: all")
-    add("--hints", choices=["canny"], help="as train.py's, as are the next")
+    add("--hints", type=canny_or_folder, help="as train.py's, as are the next")
     add("--size", type=width_and_height, default="512x512", help="default: 512 (nano has 128)")
     add("--crop", choices=["middle", "random"], default="middle", help="default: middle")
     add("--steps", type=at_least(1), default=20_000, help="default: 20000")

@@ -46,7 +46,6 @@ def batches_from(
     steps: int,
     batch_size: int,
     accumulate: int,
-    random_crop: bool,
     cache: str,
 ) -> Iterator[Batch]:
     """This process's batches from step `start` on, one per pass, without end.
@@ -57,10 +56,10 @@ def batches_from(
     n = batch_size * processes.size  # pairs in a pass
     seen = start * accumulate * n
     dataset: Any = pairs
-    if cache and not random_crop and steps * accumulate * n > len(pairs):
+    if cache and not pairs.changes and steps * accumulate * n > len(pairs):
         dataset = encoded_once(sd, pairs, cache, batch_size, processes)
     order: Iterator = shuffled(len(dataset), seed, seen)
-    if random_crop:  # the count of pairs seen before is part of the index and decides the crop
+    if pairs.changes:  # the count of pairs seen before is part of the index: crop, caption
         order = zip(order, itertools.count(seen))
     return encoded(
         sd, loader(dataset, groups(order, n, processes.share(0, batch_size)), device), device

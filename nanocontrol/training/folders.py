@@ -1,40 +1,25 @@
-"""Folders of training pictures: which files form a pair, and which pairs cannot be used.
+"""The pairs of a folder, whatever its form (forms.py), and which of them cannot be used."""
 
-| list in folder | content                                                                        |
-|----------------|--------------------------------------------------------------------------------|
-| prompt.json    | one JSON object per line: target, source (the hint), prompt; as in Fill50K     |
-| metadata.jsonl | one per line: file_name, conditioning_image, text; as in diffusers' trainer    |
-| neither        | every picture of the folder, with its caption next to it: cat.jpg, cat.txt     |
-
-Paths are relative to the folder. If hints are made from the pictures, the list need not name any.
-"""
-
-import json
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.files import read_text
-from nanocontrol.plumbing.pictures import (
-    PICTURES,
-    is_picture,
-    picture_size,
-    pictures_in,
-    read_caption,
+from nanocontrol.plumbing.pictures import is_picture, picture_size
+from nanocontrol.training.forms import (
+    CAPTION,
+    CAPTIONS,
+    HINT,
+    PICTURE,
+    Member,
+    Sample,
+    first_key,
+    pictures_below,
+    samples_in,
 )
 
-# Files that list pairs, and their names for the picture, the hint and the prompt.
-LISTS = {
-    "prompt.json": (["target"], ["source"], ["prompt"]),  # as published with Fill50K
-    "metadata.jsonl": (  # an image folder for diffusers' trainer
-        ["file_name", "image", "image_file_name"],
-        ["conditioning_image", "conditioning_image_file_name"],
-        ["text", "prompt"],
-    ),
-}
 ALIKE = 0.02  # tolerance between the aspect ratios of hint and picture, as sides are whole pixels
 
 
@@ -42,102 +27,140 @@ class Entry(NamedTuple):
     """A pair as listed by its folder."""
 
     where: str  # file and line, or the picture's own name
-    picture: Path
-    hint: Path | None  # None: it is made from the picture
+    picture: Path | Member
+    hint: Path | Member | None  # None: it is made from the picture
     prompt: str
     size: tuple[int, int] = (0, 0)  # width and height of the picture
     hint_size: tuple[int, int] = (0, 0)
     number: int = 0  # index over all folders
     mirrored: bool = False
+    others: tuple[str, ...] = ()  # more captions; one of all is drawn at every step
 
 
-def read_folder(folder: Path, own_hints: bool) -> tuple[list[Entry], list[str]]:
-    """The folder's pairs, and an error line for each pair that cannot be used. Only the headers of
-    pictures are read. own_hints: whether the hints are files of the folder.
+class Lacking(Exception):
+    """A pair lacks something. The message follows the number of such pairs: "lack ..."."""
 
-    Raises InputError if there are no pairs at all.
+
+class Listed(NamedTuple):
+    """The content of a folder."""
+
+    form: str
+    entries: list[Entry]
+    wrong: list[str]  # a line for each error
+
+
+def read_folder(folder: Path, hints: str | None, cache: Path) -> Listed:
+    """The folder's pairs, and the errors of those that cannot be used. Only the headers of pictures
+    are read.
+
+    hints: "canny", a folder of hints, or None for those that the folder itself has; cache: where
+    pictures are unpacked. Raises InputError if there are no pairs at all.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist or is no folder; expected a folder of pictures")
-    lists = [folder / name for name in LISTS if (folder / name).is_file()]
-    if lists:
-        some = [partial(from_line, *line, own_hints) for line in lines_of(lists[0])]
-    elif own_hints:
-        names = " or ".join(LISTS)
+    form, samples = samples_in(folder, cache)
+    made = hints == "canny"
+    by_name = hints_by_name(Path(hints)) if hints and not made else None
+    if form == "pictures" and hints is None:
         raise InputError(
-            f"{folder}: expected a folder with {names}, which lists the hints, or --hints canny, "
-            "which makes them"
-        )
-    else:
-        some = [partial(from_picture, file) for file in pictures_in(folder)]
-    if not some:
-        raise InputError(
-            f"{lists[0]} lists no pairs: expected a JSON object on each line"
-            if lists
-            else f"{folder} holds no pictures: expected {', '.join(PICTURES)}, not in subfolders"
+            f"{folder} has pictures without hints: expected a list of pairs (prompt.json, "
+            "metadata.jsonl), --hints DIR with a hint for each, or --hints canny, which makes them"
         )
     entries, wrong = [], []
-    without: dict[str, list[int]] = {}  # numbers of the lines that have no text under a key
-    for read in tqdm(some, "reading headers", leave=False):
+    lacking: dict[str, list[str]] = {}
+    for sample in tqdm(samples, "reading headers", leave=False):
         try:
-            entries.append(with_sizes(read()))
+            if isinstance(sample, InputError):
+                raise sample
+            if by_name is not None and Path(sample.where) in by_name.values():
+                continue  # the hints' folder is an inner one
+            entries.append(with_sizes(entry_of(sample, folder, made, by_name)))
         except InputError as error:
             wrong.append(str(error))
-        except KeyError as error:
-            without.setdefault(error.args[0], []).append(read.args[1])
-    for key, numbers in without.items():
-        others = f" and {len(numbers) - 1} other lines" if len(numbers) > 1 else ""
-        wrong.append(f"{lists[0]}, line {numbers[0]}{others}: expected a text under {key!r}")
-    return entries, wrong
+        except Lacking as what:
+            lacking.setdefault(str(what), []).append(sample.where)
+    return Listed(form, entries, wrong + [*grouped(lacking)])
 
 
-def lines_of(file: Path) -> list[tuple[Path, int, str]]:
-    """File, line number and text of every line that is not empty."""
-    lines = enumerate(read_text(file).split("\n"), 1)
-    return [(file, number, line) for number, line in lines if line.strip()]
+def grouped(lacking: dict[str, list[str]]) -> Iterator[str]:
+    """A line for each thing that pairs lack, with the first of these pairs."""
+    for what, places in lacking.items():
+        more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
+        n = f"{len(places):,} pair{'s' * (len(places) > 1)}"
+        yield f"{', '.join(places[:3])}{more}: {n} {what}"
 
 
-def from_line(file: Path, number: int, line: str, own_hints: bool) -> Entry:
-    where = f"{file}, line {number}"
-    targets, sources, prompts = LISTS[file.name]
-    needed = (targets, sources, prompts) if own_hints else (targets, prompts)
+def entry_of(sample: Sample, folder: Path, made: bool, by_name: dict[str, Path] | None) -> Entry:
+    """made: whether hints are made from the pictures; by_name: the hints of another folder."""
+    picture = file_of(sample, PICTURE)
+    if made:
+        hint = None
+    elif by_name is None:
+        hint = file_of(sample, HINT)
+    else:
+        hint = hint_named(picture, folder, by_name)
+    prompt, *others = captions_of(sample)
+    return Entry(sample.where, picture, hint, prompt, others=tuple(others))
+
+
+def file_of(sample: Sample, names: tuple[str, ...]) -> Path | Member:
+    """The file under the first of these names. Raises Lacking if there is none."""
+    value = value_of(sample, names, (str, Member))
+    if isinstance(value, Member):
+        return value
+    path = sample.folder / value
+    if "\\" in value and not path.exists():  # a list made on Windows
+        path = sample.folder / value.replace("\\", "/")
+    return path
+
+
+def captions_of(sample: Sample) -> list[str]:
+    value = value_of(sample, CAPTION, (str, list))
+    captions = [value] if isinstance(value, str) else value
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        raise Lacking(f"lack `{CAPTION[1]}`: expected a text, or a list of texts")
     try:
-        entry = json.loads(line)
-        if not isinstance(entry, dict):
-            raise ValueError("not an object")
-        json.dumps(entry, ensure_ascii=False).encode()  # half of a surrogate pair
-    except (ValueError, RecursionError):
-        keys = ", ".join(names[0] for names in needed)
-        what = f"expected a JSON object on each line, with {keys}, not {line[:60]!r}"
-        raise InputError(f"{where}: {what}") from None
-    picture, prompt = file.parent / first_of(entry, targets), first_of(entry, prompts)
-    hint = file.parent / first_of(entry, sources) if own_hints else None
-    return Entry(where, picture, hint, prompt)
+        "".join(captions).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise InputError(f"{sample.where}: its `{CAPTION[0]}` is not UTF-8") from None
+    return captions
 
 
-def first_of(entry: dict, names: list[str]) -> str:
-    """The entry's text under the first of these names that it has. Raises KeyError, with the name,
-    if there is no text."""
-    name = next((name for name in names if name in entry), names[0])
-    if not isinstance(entry.get(name), str):
-        raise KeyError(name)
-    return entry[name]
+def value_of(sample: Sample, names: tuple[str, ...], kinds: tuple[type, ...]) -> Any:
+    name = first_key(sample.values, names)
+    if name is None or not isinstance(sample.values[name], kinds):
+        keys = ", ".join(sorted(map(str, sample.values))) or "nothing"
+        raise Lacking(f"lack `{name or names[0]}`; they have: {keys}")
+    return sample.values[name]
 
 
-def ignored_in(folder: Path) -> list[str]:
-    """In a folder without a list, the names of files that are neither pictures nor captions."""
-    if any((folder / name).is_file() for name in LISTS):
-        return []
-    others = [
-        file for file in folder.iterdir() if not is_picture(file) and file.suffix.lower() != ".txt"
-    ]
-    return sorted(file.name for file in others if not file.name.startswith("."))
+# ------------------------------------------------------------------------- hints of another folder
 
 
-def from_picture(file: Path) -> Entry:
-    """A pair without a hint. A missing caption becomes an empty prompt."""
-    caption = file.with_suffix(".txt")
-    return Entry(str(file), file, None, read_caption(caption) if caption.exists() else "")
+def hints_by_name(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder and its inner ones, by their paths in it without ending."""
+    if not folder.is_dir():
+        raise InputError(f"--hints: {folder} does not exist or is no folder; expected hints")
+    found: dict[str, Path] = {}
+    for file in pictures_below(folder):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise InputError(f"--hints: {found[name]} and {file} have one name; expected one")
+        found[name] = file
+    return found
+
+
+def hint_named(picture: Path | Member, folder: Path, by_name: dict[str, Path]) -> Path:
+    """The hint of a picture: of its path in the folder, or else of its own name."""
+    path = Path(picture.name) if isinstance(picture, Member) else picture
+    names = [path.stem]
+    if path.is_relative_to(folder):
+        names.insert(0, path.relative_to(folder).with_suffix("").as_posix())
+    found = next((by_name[name] for name in names if name in by_name), None)
+    if found is None:
+        raise Lacking("lack a hint of their names in --hints")
+    return found
+
+
+# --------------------------------------------------------------------------------------- sizes
 
 
 def with_sizes(entry: Entry) -> Entry:
@@ -159,3 +182,13 @@ def with_sizes(entry: Entry) -> Entry:
             "same aspect ratio"
         )
     return entry._replace(size=size, hint_size=hint_size)
+
+
+def ignored_in(folder: Path) -> list[str]:
+    """In a folder of pictures, the names of files that are neither pictures nor captions."""
+    others = [
+        file
+        for file in folder.iterdir()
+        if not is_picture(file) and file.suffix.lower() not in CAPTIONS
+    ]
+    return sorted(file.name for file in others if not file.name.startswith("."))

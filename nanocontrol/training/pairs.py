@@ -21,7 +21,7 @@ from nanocontrol.training.loader import generator_of
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 MIDDLE = 0.5, 0.5
 # Third numbers for `generator_of`, so that these draws differ from those of steps and epochs.
-CROP, THRESHOLDS, HELD_OUT = 3, 4, 5
+CROP, THRESHOLDS, HELD_OUT, CAPTION = 3, 4, 5, 6
 
 
 class Pairs(Dataset, ABC):
@@ -47,6 +47,11 @@ class Pairs(Dataset, ABC):
     def fingerprint(self, i: int) -> bytes:
         """Bytes that change whenever the image or the prompt does."""
 
+    @property
+    def changes(self) -> bool:
+        """Whether a pair differs from one time that it is seen to the next."""
+        return False
+
     def digest(self) -> str:
         """A hash of the data that the settings do not determine. It must not change on resume."""
         return ""
@@ -66,8 +71,9 @@ class View(NamedTuple):
 
     size: tuple[int, int]  # width and height of the crops, multiples of 64
     crop: str = "middle"  # or "random": a new place every time
-    hints: str | None = None  # "canny": made from the pictures; None: read from files
-    seed: int = 0  # decides random places and thresholds
+    hints: str | None = None  # "canny": made from the pictures; a folder; None: the pairs' own
+    seed: int = 0  # decides random places, thresholds and captions
+    cache: Path = Path("cache")  # where pictures are unpacked
 
 
 class Folder(Pairs):
@@ -76,7 +82,8 @@ class Folder(Pairs):
     image [3, H, W] RGB in [-1, 1], hint [3, H, W] in [0, 1], prompt.
 
     Picture and hint are cropped alike, to the largest part with the view's aspect ratio, and
-    resized. Item (i, n) is pair i as the n-th pair that training sees, cropped at a random place.
+    resized. Item (i, n) is pair i as the n-th pair that training sees: it determines a random place
+    of the crop, and the caption where a pair has several.
 
     `wrong` has an error line for each folder or pair that cannot be used. `ignored` has the names
     of files that are neither pictures nor captions.
@@ -90,10 +97,12 @@ class Folder(Pairs):
         self.ignored: list[str] = []
         for folder, times in Counter(folders).items():
             try:
-                entries, wrong = read_folder(folder, own_hints=view.hints is None)
-                self.ignored += ignored_in(folder)
+                form, entries, wrong = read_folder(folder, view.hints, view.cache)
             except InputError as error:
-                entries, wrong = [], [str(error)]
+                form, entries, wrong = "", [], [str(error)]
+            if form == "parquet" and view.crop == "random":
+                wrong = [f"{folder}: --crop random is not for parquet; expected files of pictures"]
+            self.ignored += ignored_in(folder) if form == "pictures" else []
             self.entries += entries
             self.wrong += wrong + [f"{folder} is given twice"] * (times > 1)
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
@@ -114,9 +123,20 @@ class Folder(Pairs):
         return both
 
     def __getitem__(self, i: int | tuple[int, int]) -> Pair:
-        i, place = (i[0], self.random_place(i[1])) if isinstance(i, tuple) else (i, MIDDLE)
+        i, seen = i if isinstance(i, tuple) else (i, None)
+        random = self.view.crop == "random"
+        place = MIDDLE if seen is None or not random else self.random_place(seen)
         image = self.image(i, place)
-        return image * 2 - 1, self.hint_at(i, place, image), self.entries[i].prompt
+        return image * 2 - 1, self.hint_at(i, place, image), self.caption(i, seen)
+
+    def caption(self, i: int, seen: int | None) -> str:
+        """The prompt of pair i. Where it has several captions, the one drawn for the n-th pair that
+        training sees."""
+        prompt, others = self.entries[i].prompt, self.entries[i].others
+        if seen is None or not others:
+            return prompt
+        generator = generator_of(self.view.seed, seen, CAPTION)
+        return (prompt, *others)[int(torch.randint(1 + len(others), (), generator=generator))]
 
     def picture(self, i: int) -> tuple[Tensor, str]:
         return self.image(i, MIDDLE) * 2 - 1, self.entries[i].prompt
@@ -137,9 +157,13 @@ class Folder(Pairs):
         image = self.image(i, place) if image is None else image
         return canny(image, *self.thresholds(entry))
 
-    def cut(self, file: Path, behind: str, place: tuple[float, float], mirrored: bool) -> Tensor:
+    def cut(self, file: Any, behind: str, place: tuple[float, float], mirrored: bool) -> Tensor:
         picture = as_tensor(cut_out(read_image(file, behind), self.view.size, place))
         return picture.flip(-1) if mirrored else picture
+
+    @property
+    def changes(self) -> bool:
+        return self.view.crop == "random" or any(entry.others for entry in self.entries)
 
     def random_place(self, seen: int) -> tuple[float, float]:
         right, down = torch.rand(2, generator=generator_of(self.view.seed, seen, CROP)).tolist()
@@ -153,7 +177,7 @@ class Folder(Pairs):
         return high // 2, high
 
     def digest(self) -> str:
-        listed = [(entry.picture.name, entry.prompt, entry.size) for entry in self.entries]
+        listed = [(e.picture.name, e.prompt, *e.others, e.size) for e in self.entries]
         return hashlib.sha256(repr(listed).encode()).hexdigest()
 
     def fingerprint(self, i: int) -> bytes:

@@ -72,7 +72,7 @@ def test_folders_without_pairs_are_refused(tmp_path, capsys):
         ("nowhere", [], "nowhere does not exist"),
         ("nowhere", ["--hints", "canny"], "nowhere does not exist"),
         (".", ["--hints", "canny"], "holds no pictures: expected .png"),
-        (".", [], "or --hints canny, which makes them"),
+        (".", [], "or a list of pairs"),
         ("nowhere", ["elsewhere", "--hints", "canny"], "elsewhere does not exist"),
     ]:
         text, status = report(capsys, folder, *flags)
@@ -102,8 +102,8 @@ def test_a_key_that_lines_lack_is_named_once(tmp_path, capsys):
     text, status = report(capsys, tmp_path)
     wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
     assert status == 1 and len(wrong) == 2 and "2 pairs" in text
-    assert wrong[0].endswith("line 2 and 2 other lines: expected a text under 'prompt'")
-    assert wrong[1].endswith("line 4: expected a text under 'source'")
+    assert "line 5: 3 pairs lack `prompt`; they have: prompt, source, target" in wrong[0]
+    assert "line 4: 1 pair lack `source`; they have: prompt, target" in wrong[1]
 
 
 def test_names_are_escaped_and_pipes_are_left_out(tmp_path, capsys):
