@@ -89,7 +89,8 @@ def tell_or_refuse(folder: Folder, steps: int, batch: int) -> None:
     the first one checks."""
     if not is_first():
         return
-    found = look_through(folder, steps, batch, show=True)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    found = look_through(folder, steps, batch * processes, show=True)
     if found.wrong:
         more = f" ({len(found.wrong) - 1} more errors)" if len(found.wrong) > 1 else ""
         all_ = "python -m nanocontrol.tools.check_data lists all errors"

@@ -1,7 +1,10 @@
 """Training with several processes, one per GPU."""
 
 import os
+import secrets
+import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -11,6 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.files import make_folder
+
+# What a process may wait for the others: while one evaluates or saves, and before the first step.
+LONGEST_STEP, LONGEST_START = timedelta(minutes=30), timedelta(days=1)
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -18,6 +25,15 @@ N = TypeVar("N", bound=nn.Module)
 def is_first() -> bool:
     """Whether this process prints and writes: the first that torchrun started, or the only one."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def appears(file: Path) -> bool:
+    """Whether a file is there, at once or, on a network's disk, after some seconds."""
+    for _ in range(20):
+        if file.exists():
+            return True
+        time.sleep(0.5)
+    return False
 
 
 class Processes:
@@ -34,14 +50,15 @@ class Processes:
             return
         if device not in ("cpu", "cuda"):
             raise InputError(f"--device {device}: with torchrun, expected cpu or cuda")
-        a_day = timedelta(days=1)  # the others wait while one encodes, saves or evaluates
         if device == "cuda":
             own = machine.own_gpu()
-            dist.init_process_group("nccl", timeout=a_day, device_id=own)
+            dist.init_process_group("nccl", timeout=LONGEST_STEP, device_id=own)
         else:
-            dist.init_process_group("gloo", timeout=a_day)
-        # A group for numbers on the CPU, so that no GPU has to be waited for.
-        self.cpus: Any = dist.new_group(backend="gloo", timeout=a_day)
+            dist.init_process_group("gloo", timeout=LONGEST_STEP)
+        # A group for numbers on the CPU, so that no GPU has to be waited for, and one that waits
+        # while the pairs are checked and encoded.
+        self.cpus: Any = dist.new_group(backend="gloo", timeout=LONGEST_STEP)
+        self.patient: Any = dist.new_group(backend="gloo", timeout=LONGEST_START)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def share(self, number: int, batch_size: int) -> slice:
@@ -54,6 +71,7 @@ class Processes:
         trained = any(parameter.requires_grad for parameter in network.parameters())
         if self.size == 1 or not trained:
             return network
+        self.wait()  # until the first one has checked the pairs
         return cast(N, DistributedDataParallel(network))
 
     def average_next(self, now: bool, *networks: nn.Module) -> None:
@@ -79,7 +97,35 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process has called this."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.patient)
+
+    def compare(self, folder: Path, **facts: str) -> None:
+        """Raises InputError in every process if they differ in a fact, by its name, or if they do
+        not share the folder."""
+        if self.size == 1:
+            return
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, facts, self.patient)
+        for name in facts:
+            if len({one[name] for one in found}) > 1:
+                raise InputError(
+                    f"the processes differ in {name}: expected the same on all machines"
+                )
+        token = [secrets.token_hex(8)]
+        dist.broadcast_object_list(token, 0, self.patient)
+        file = folder / f".{token[0]}.shared"
+        if self.rank == 0:
+            make_folder("--out", folder)
+            file.touch()
+        self.wait()
+        alone = self.largest(int(not appears(file)))
+        self.wait()
+        if self.rank == 0:
+            file.unlink()
+        if alone:
+            raise InputError(
+                f"{folder} is not the same folder on all machines: expected a shared one"
+            )
 
     def leave(self) -> None:
         if dist.is_initialized():  # torchrun also initialises a single process

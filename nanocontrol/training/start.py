@@ -70,6 +70,8 @@ def how_to_go_on(out: Path, command: str) -> str:
     python = "python"
     if "LOCAL_WORLD_SIZE" in os.environ:
         python = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
+    if (machines := os.environ.get("GROUP_WORLD_SIZE", "1")) != "1":
+        python += f" --nnodes {machines} --rdzv-backend c10d --rdzv-endpoint HOST:PORT"
     how = f"{python} {command} --resume {typed(out)}"
     if not (out / "state.pt").exists():
         return f"stopped before anything was saved; to start again: {how}"
