@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, field, fields, make_dataclass, replace
 from functools import cache, partial
@@ -159,7 +160,7 @@ def test_an_experiment_is_whole(experiment):
         assert not variant.continues or variant.continues in experiment.variants[:i]
     assert {name for panel in experiment.panels for name in panel.variants} <= {*variants}
     assert {name for chart in experiment.charts for name in chart.names} <= {*names}
-    assert {name for claim in experiment.claims for name in claim.compares} <= {*names}
+    assert {name for claim in experiment.claims for name in claim.compares or ()} <= {*names}
     assert all(claim.claim for claim in experiment.claims)
     assert len(command.quick(experiment).names) in (0, 2)
     files = [j.file for j in runs.jobs_of(experiment, range(1), 1, Path()) if hasattr(j, "file")]
@@ -734,6 +735,41 @@ def test_every_number_of_the_tables_is_that_of_the_json():
     assert report.front_page(front, found) == front, remedy
 
 
+def test_the_front_page_says_where_nothing_was_run():
+    """Neither without a file nor where one has no run of this variant."""
+    nothing = dict.fromkeys(NAMES)
+    half = {"middle": made_up({name: [] for name in experiment_of("middle").names})}
+    for found in nothing, nothing | half:
+        table = report.front_table(found)
+        assert ": None" not in table and ": none" not in table
+        assert "| middle alone: not run | all 13: not run | not run yet |" in table
+
+
+def test_the_front_page_counts_claims_and_experiments():
+    front = report.FRONT.read_text(encoding="utf-8")
+    assert f"We checked {sum(len(one.claims) for one in EXPERIMENTS)} claims" in front
+    assert f"[{len(NAMES)} experiments](nanocontrol/experiments/README.md)" in front
+
+
+def counted(cell: str) -> Counter[str]:
+    """Verdicts in the words of the index: "1 reproduced, 1 in part, 2 not; 1 not seen"."""
+    found: Counter[str] = Counter()
+    for group in cell.split(";"):
+        verb = "seen" if "seen" in group else "reproduced"
+        for part in group.split(","):
+            number, words = part.split(maxsplit=1)
+            short = {"not": f"not {verb}", "in part": "reproduced in part"}
+            found[short.get(words.strip(), words.strip())] += int(number)
+    return found
+
+
+def in_short(verdict: str) -> str:
+    for begin, short in {"untestable": "untestable", "reproduced ": "reproduced in part"}.items():
+        if verdict.startswith(begin):
+            return short
+    return verdict.removeprefix("a ")
+
+
 def test_an_index_names_every_experiment():
     lines = report.RESULTS.with_name("README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
@@ -741,8 +777,9 @@ def test_an_index_names_every_experiment():
         (line,) = (line for line in lines if f"](claims/{name}.py)" in line)
         assert "](RESULTS.md#" in line
         assert f"](../../assets/experiments/{name}.png)" in line or name == "encoder_at_size"
-        verdicts = line.split("|")[3]
-        assert sum(map(int, re.findall(r"\d+", verdicts))) == len(experiment_of(name).claims)
+        experiment, own = experiment_of(name), results_of(name)
+        verdicts = [report.judged(claim, experiment, own)[1] for claim in experiment.claims]
+        assert counted(line.split("|")[3]) == Counter(map(in_short, verdicts))
 
 
 def made_up(values: dict[str, list[float]], experiment: frame.Experiment | None = None) -> Results:
@@ -794,9 +831,14 @@ def test_the_report_says_what_was_found_and_no_more(experiment):
         assert len(lines) == len(experiment.claims)
         for line, claim in zip(lines, experiment.claims):
             assert f"| {claim.claim} | {claim.evidence} | " in line
-            asked = {*(claim.compares or names)}
-            assert ("not run yet" in line) == (missing is None or bool(asked & {*missing}))
-    assert all(("(some variants: 2 seeds only)" in line) == bool(names) for line in lines)
+            asked = {*(names if claim.compares is None else claim.compares)}
+            waits = missing is None or bool(asked & {*missing})
+            assert ("not run yet" in line) == waits
+            # Of those that have run, `half` has one seed.
+            assert ("| one seed says: " in line) == (some is half and bool(asked) and not waits)
+    for line, claim in zip(lines, experiment.claims):
+        some_compared = bool(names) and claim.compares != ()
+        assert ("(some variants: 2 seeds only)" in line) == some_compared
     assert all(f"{2 * len(names)} minutes in all" in text for _ in names[:1])
     lines = [line for line in text.splitlines() if line.endswith("| 1.0 (1.0 to 1.0) |")]
     for name, line in zip(names, lines, strict=True):
