@@ -66,17 +66,13 @@ def losses_of_base(sd: StableDiffusion, seen: SomePairs) -> np.ndarray:
     generator = torch.Generator().manual_seed(0)
     for i in tqdm(range(n), "measuring the base", leave=False):
         x0 = mean_latents(sd, seen.images[i][None])
-        noise, t = (
-            torch.randn(x0.shape, generator=generator),
-            torch.tensor([STEPS * (2 * i + 1) // (2 * n)]),
-        )
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.tensor([STEPS * (2 * i + 1) // (2 * n)])
         x_t = DDPM("eps").add_noise(x0, noise, t).to(device)
         context = sd.encode_prompts([seen.prompts[i], other_prompt(seen.prompts, i), ""])
         output = sd.unet(x_t.expand(3, -1, -1, -1), t.expand(3).to(device), context).float().cpu()
         targets = [DDPM(name).target(x0, noise, t) for name in PREDICTIONS]
-        found.append(
-            [(output - target).square().mean(dim=(1, 2, 3)).tolist() for target in targets]
-        )
+        found.append([(output - x).square().mean(dim=(1, 2, 3)).tolist() for x in targets])
     return np.moveaxis(np.array(found), 0, -1)
 
 
@@ -112,9 +108,10 @@ def diagnose(run: PastRun, device: str) -> list[Finding]:
 
 def about_hint(run: PastRun, file: Path) -> Finding:
     """Whether a hint for sample.py looks like the hints of the training."""
+    side = base_size(run)
     with blame("--hint"):
         own = picture_size(file)
-        size = size_to_sample(own, base_size(run), None, None)
+        size = size_to_sample(own, side, None, None)
         hint, as_it_is = read_picture(file, size), read_picture(file)
     seen = some_pairs(pairs_of_run(run), PAIRS)
     training = TrainingHints.of(seen.hints)

@@ -66,9 +66,8 @@ def about_hints(
             "make the hints again, and inspect them (check_data writes a sheet)",
         )
         return
-    edges = [
-        (edge_map((image + 1) / 2), edge_map(hint)) for image, hint in zip(seen.images, seen.hints)
-    ]
+    pairs = zip(seen.images, seen.hints)
+    edges = [(edge_map((image + 1) / 2), edge_map(hint)) for image, hint in pairs]
     place = place_of(*zip(*edges))
     margins = np.array([margin(edges, i) for i in range(n)])
     if place.moved:
@@ -208,9 +207,8 @@ def about_rate(
     evidence = [f"--lr {rate:g}; usual with this base: {course[0]:g}"]
     late = np.mean(last) if len(last) >= FEW else 0.0
     if late > DIVERGED * base_loss:
-        evidence.append(
-            f"the mean of the last {len(last)} losses is {late:.3f}, the base's own {base_loss:.3f}"
-        )
+        own = f"the base's own {base_loss:.3f}"
+        evidence.append(f"the mean of the last {len(last)} losses is {late:.3f}, {own}")
     if len(held_out) > 1 and held_out[-1] > DIVERGED * held_out[0]:
         evidence.append(f"the held-out loss rose from {held_out[0]:.3f} to {held_out[-1]:.3f}")
     if any(entry.get("held_out_loss", 0) is None for entry in run.log):
@@ -252,19 +250,19 @@ def about_steps(run: PastRun, course: tuple[float, float, float]) -> Iterator[Fi
 
 def course_of(run: PastRun, course: tuple[float, float, float]) -> Finding:
     """The progress of a run in which no fault was found."""
-    rate, (_, early, late) = run.settings["lr"], course
-    first, last = early / rate, late / rate
+    first, last = (way / run.settings["lr"] for way in course[1:])
+    expected = f"the jump comes after about {first:,.0f} to {last:,.0f} steps at this rate"
     evidence = gain_of(run)
     if scores := run.measured("score"):
         (_, at_first), (step, now) = scores[0], scores[-1]
         evidence.append(f"score {at_first:.2f} at first, {now:.2f} at step {step}")
-    if run.held_out < 2 or run.steps < first / 15:
+    fine_tuned = run.follows and run.settings.get("init_control")  # maybe from step 0 on
+    if run.held_out < 2 or run.steps < first / 15 and not fine_tuned:
         few = f"{run.steps} steps are done and {run.held_out} held-out pairs are measured"
         return Finding(
             "There is too little to judge by.",
             [*evidence, few],
-            f"train on, with four pairs or more; runs jump after about {first:,.0f} to "
-            f"{last:,.0f} steps at this rate",
+            f"train on, with four pairs or more; {expected}",
         )
     if run.follows:
         jump = step_of_jump(run.measured) if run.metrics else None  # halfway to the last value
@@ -276,7 +274,6 @@ def course_of(run: PastRun, course: tuple[float, float, float]) -> Finding:
             "hints, use --hint",
         )
     evidence.append(f"{run.steps} of {run.settings['steps']} steps are done")
-    expected = f"the jump comes after about {first:,.0f} to {last:,.0f} steps at this rate"
     if run.steps < LATE * last:
         return Finding(
             "The run looks healthy so far: it is before the jump.",

@@ -169,10 +169,8 @@ def best_of(correlation: Tensor) -> Place:
 
 
 def nearly_same(a: Place, b: Place) -> bool:
-    return (
-        abs(SCALES.index(a.scale) - SCALES.index(b.scale)) <= 1
-        and max(abs(a.right - b.right), abs(a.down - b.down)) < NEAR
-    )
+    scales = abs(SCALES.index(a.scale) - SCALES.index(b.scale))
+    return scales <= 1 and max(abs(a.right - b.right), abs(a.down - b.down)) < NEAR
 
 
 def centred(shift: int, side: int) -> int:
@@ -255,8 +253,7 @@ def is_inverted(hint: Tensor, own: Looks, training: TrainingHints) -> bool:
         # The kind alone is not enough: negatives of other kinds of hints are often areas, too.
         return negative.kind in training.kinds and not strange(1 - hint, training.colours) > STRANGE
     if own.coloured > 0.01:
-        gain = shared(1 - hint, training.colours) - shared(hint, training.colours)
-        return gain > STRANGE
+        return shared(1 - hint, training.colours) - shared(hint, training.colours) > STRANGE
     bright = training.brightest + 0.1
     return own.mean > bright > negative.mean
 

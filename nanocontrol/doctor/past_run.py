@@ -1,21 +1,33 @@
 """A run of train.py, as the diagnosis reads it: settings, numbers, and some of its pairs."""
 
+from argparse import ArgumentTypeError
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from nanocontrol import InputError
 from nanocontrol.formats.tensors import open_tensors
+from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.data import Source, all_pairs
 from nanocontrol.plumbing.errors import blame
+from nanocontrol.plumbing.flags import at_least, positive, seed, width_and_height
 from nanocontrol.training.check import evenly_spaced
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.pairs import Folder, Pairs
 from nanocontrol.training.run import Run, read_run
 
 NEEDED = {"base", "steps", "lr", "prediction", "seed"}
+# Readers of the settings that the diagnosis uses, as train.Settings has them. It does not import
+# train.py: in the folder where it is called, that may be somebody's own program.
+READERS: dict[str, Callable[[str], Any]] = {
+    **{"base": str, "init_control": str, "size": width_and_height, "lr": positive, "seed": seed},
+    **{"steps": at_least(1), "scenes": at_least(1)},
+    "prediction": {"auto": "auto", "eps": "eps", "v": "v"}.get,
+    "condition": {name: name for name in CONDITIONS}.get,
+}
 # The control gain, as a share of the loss, that shows a ControlNet follows if it is measured on 8
 # pairs. On fewer pairs more is required, because chance alone gives more.
 FOLLOWS, MEASURED = 0.05, 8
@@ -67,14 +79,29 @@ class SomePairs(NamedTuple):
 
 
 def read_past_run(folder: Path) -> PastRun:
-    """The run in a folder. Raises InputError if it is not the run of a ControlNet."""
+    """The run in a folder. Raises InputError if it is not the run of a ControlNet, or if a setting
+    has an impossible value."""
     run = read_run(folder)
-    if not NEEDED <= run.settings.keys():
-        raise InputError(
-            f"{folder} is not a ControlNet's run: its settings.json has no "
-            f"{min(NEEDED - run.settings.keys())}; expected a folder written by train.py"
-        )
+    if missing := sorted(NEEDED - run.settings.keys()):
+        found = f"{folder} is not a ControlNet's run: its settings.json has no {missing[0]}"
+        raise InputError(f"{found}; expected a folder written by train.py")
+    for name, value in run.settings.items():
+        if name in ("data", *READERS) and not can_be(name, value):
+            found = f"{name} = {value!r} in its settings.json"
+            raise InputError(f"{folder}: {found}; expected a value of that flag of train.py")
     return PastRun(**vars(run))
+
+
+def can_be(name: str, value: Any) -> bool:
+    """Whether the setting's flag can give this value from a file."""
+    if value is None:
+        return name in ("data", "size", "condition", "init_control")
+    if name == "data":
+        return isinstance(value, list) and all(isinstance(folder, str) for folder in value)
+    try:
+        return READERS[name](str(value)) == value
+    except (ValueError, ArgumentTypeError):
+        return False
 
 
 def base_size(past: PastRun) -> int:

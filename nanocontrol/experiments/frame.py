@@ -128,7 +128,7 @@ class Claim(NamedTuple):
     claim: str
     evidence: str  # whose, and where it stands; or "none ..."
     judge: Judge
-    compares: tuple[str, ...] = ()  # variants and rows that must have run; none: all of them
+    compares: tuple[str, ...] | None = None  # variants and rows that must have run; None: all
 
     def judged(self, results: Results) -> tuple[str, str]:
         """A claim that nobody made cannot be reproduced: it is seen here, or not."""
@@ -137,8 +137,8 @@ class Claim(NamedTuple):
         return ours, verdict if claimed else verdict.replace("reproduced", "seen")
 
 
-def claim(evidence: str, *compares: str) -> Callable[[Judge], Claim]:
-    """Decorate a judge: the first paragraph of its docstring is the claim."""
+def claim(evidence: str, compares: tuple[str, ...] | None = None) -> Callable[[Judge], Claim]:
+    """Decorate a judge: the first paragraph of its docstring is the claim. compares: as Claim's."""
     return lambda judge: Claim(claim_of(judge), evidence, judge, compares)
 
 

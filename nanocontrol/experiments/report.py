@@ -57,7 +57,7 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 def judged(claim: Claim, experiment: Experiment, results: Results | None) -> tuple[str, str]:
     """Our numbers and the verdict, if everything that the claim compares has run."""
-    names = claim.compares or experiment.names
+    names = experiment.names if claim.compares is None else claim.compares
     if results is None or not results.has(*names):
         return "", "not run yet"
     ours, verdict = claim.judged(results)
@@ -86,7 +86,10 @@ def front_table(found: Found) -> str:
         link = f"[{claim.claim}](nanocontrol/experiments/RESULTS.md#{anchor_of(experiment)})"
         pair = row["compared"].items()
         cells = [
-            f"{title}: {results and results.spoken(name, row['number'])}" for name, title in pair
+            f"{title}: {results.spoken(name, row['number'])}"
+            if results and results.has(name)
+            else f"{title}: not run"
+            for name, title in pair
         ]
         rows.append([link, row["measured"], *cells, judged(claim, experiment, results)[1]])
     return markdown_table(["claim", "measured on nano", "", "", "verdict"], rows)

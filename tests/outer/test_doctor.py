@@ -2,9 +2,11 @@
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import pytest
 import torch
@@ -13,12 +15,14 @@ from torch import Tensor
 
 import train
 from conftest import CONTROL, NANO, refusal
+from nanocontrol.doctor import past_run
 from nanocontrol.doctor.__main__ import main as doctor
 from nanocontrol.doctor.causes import NANO_COURSE, about_hints, about_rate, about_steps, course_of
 from nanocontrol.doctor.hints import KINDS, TrainingHints, could_be, differences, looks_of, usual
 from nanocontrol.doctor.past_run import SomePairs, pairs_of_run, read_past_run, some_pairs
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
+from nanocontrol.training.run import write_json
 
 SEED = 1000  # distance between the first scenes of two seeds
 
@@ -193,6 +197,7 @@ def course(gain: float, steps: int, loss: float = 0.04) -> list[dict]:
         (course(0.02, 9), {}, "too little to judge by"),
         (course(0.0, 9), {}, "too little to judge by"),
         (course(0.02, 11), {}, "it follows its hints"),
+        (course(0.02, 5), {"init_control": CONTROL}, "it follows its hints."),
     ],
 )
 def test_learning_rate_and_progress_are_judged_from_the_log(tmp_path, log, settings, words):
@@ -237,16 +242,52 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path, capsys):
         assert words in refusal(doctor, capsys, str(run))
     write_run(run, data=[str(tmp_path / "gone")])
     assert "--data: " in refusal(doctor, capsys, str(run))
-    write_run(run, condition="canny", base=str(tmp_path / "gone.safetensors"))
-    assert "--base: " in refusal(doctor, capsys, str(run))
     write_run(run, condition="canny")
     (tmp_path / "text.png").write_text("not a picture")
     for file in ("text.png", "gone.png"):
         assert "--hint: " in refusal(doctor, capsys, str(run), "--hint", str(tmp_path / file))
+    write_run(run, condition="canny", base=str(tmp_path / "gone.safetensors"))
+    for hint in ((), ("--hint", str(tmp_path / "text.png"))):
+        assert refusal(doctor, capsys, str(run), *hint).startswith("doctor: --base: ")
     (run / "log.jsonl").write_text('{"step": 1, "loss": 0.1}\n{"step": 2, "lo')  # a killed run
     assert read_past_run(run).steps == 1
     (run / "log.jsonl").write_text('{"loss": 0.1}\n')
     assert "log.jsonl cannot be read" in refusal(doctor, capsys, str(run))
+
+
+DAMAGED = [
+    *(("lr", x) for x in ("x", "0.1", None, 0, [0.1], float("nan"))),
+    *(("steps", x) for x in (None, "5", 0, 1.5, True)),
+    *(("prediction", x) for x in ("x", None, 5)),
+    *(("condition", x) for x in ("xyz", 5)),
+    *(("data", x) for x in (5, "pairs", [5])),
+    *(("size", x) for x in ("abc", "64", 64, "64x64x64", "65x64")),
+    *(("scenes", x) for x in ("x", 0, None)),
+    *(("base", x) for x in (5, None)),
+    *(("seed", x) for x in ("0", None, -1)),
+    ("init_control", 5),
+]
+
+
+@pytest.mark.parametrize("name, value", DAMAGED)
+def test_settings_damaged_by_hand_are_refused_with_folder_and_name(tmp_path, capsys, name, value):
+    run = write_run(tmp_path / "run", **{"condition": "canny", name: value})
+    message = refusal(doctor, capsys, str(run))
+    assert message.startswith(f"doctor: {run}: {name} = {value!r} in its settings.json")
+
+
+def test_the_settings_that_are_read_are_those_of_train_py(tmp_path):
+    settings = {setting.name: setting for setting in fields(train.Settings)}
+    for name in ("data", *past_run.READERS):
+        kinds = settings[name].type, *get_args(settings[name].type)
+        assert past_run.can_be(name, None) == (NoneType in kinds)
+    for name in ("size", "lr", "seed"):
+        assert past_run.READERS[name] is settings[name].metadata["type"]
+    assert all(past_run.can_be("prediction", x) for x in get_args(settings["prediction"].type))
+    assert all(past_run.can_be("condition", x) for x in settings["condition"].metadata["choices"])
+    for given in ({}, {"data": ["pairs"], "base": NANO, "size": "64x128", "lr": 1}):
+        write_json(tmp_path / "settings.json", asdict(train.resolve(given)))
+        read_past_run(tmp_path)
 
 
 # ------------------------------------------------------------------------------- planted faults

@@ -96,9 +96,8 @@ def test_transfer_refuses_bad_input(bases, tmp_path, capsys):
         files = {"--from": tmp_path / f"{base}.safetensors", "--to": bases[1]}
         files |= {"--control": tmp_path / f"{control}.safetensors"}
         files |= {"--out": tmp_path / f"{out}.safetensors"}
-        with pytest.raises(SystemExit) as end:
-            transfer([str(part) for flag in files.items() for part in flag])
-        assert end.value.code == 2 and words in capsys.readouterr().err
+        flags = [str(part) for flag in files.items() for part in flag]
+        assert words in refusal(transfer, capsys, *flags)
     assert not (tmp_path / "new.safetensors").exists()
     assert (tmp_path / "exists.safetensors").read_bytes() == before
 

@@ -64,6 +64,4 @@ def signal_fades(results: Results) -> tuple[str, str]:
     return ours, verdict(pytorch < 0.01 and variance > 0.1)
 
 
-EXPERIMENT = Experiment(
-    name="encoder_at_size", page=__doc__, claims=(signal_fades,), once=spreads_at_size
-)
+EXPERIMENT = Experiment(claims=(signal_fades,), once=spreads_at_size)

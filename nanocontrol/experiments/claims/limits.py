@@ -187,11 +187,12 @@ def both_followed(n: int, seed: int, **how: Any) -> dict:
 
 
 AGREE, DISAGREE = "edges and depth agree", "edges and depth disagree"
+EDGES_HALF, DEPTH_HALF = f"{DISAGREE}, edges 0.5", f"{DISAGREE}, depth 0.5"
 PAIRS: dict[str, dict] = {
     AGREE: {"shift": 0},
     DISAGREE: {},
-    f"{DISAGREE}, edges 0.5": {"edges": 0.5},
-    f"{DISAGREE}, depth 0.5": {"depth": 0.5},
+    EDGES_HALF: {"edges": 0.5},
+    DEPTH_HALF: {"depth": 0.5},
     "neither edges nor depth": {"edges": 0.0, "depth": 0.0},
 }
 
@@ -234,7 +235,11 @@ COLUMNS_OF_PROMPTS = {
     "first 25 % of steps": PARTS[FIRST[25]],
     "last 50 % of steps": PARTS[LAST[50]],
 }
-COLUMNS_OF_HINTS = dict(zip(("both", "both, edges 0.5", "both, depth 0.5"), [*PAIRS.values()][1:]))
+COLUMNS_OF_HINTS = {
+    "both": PAIRS[DISAGREE],
+    "both, edges 0.5": PAIRS[EDGES_HALF],
+    "both, depth 0.5": PAIRS[DEPTH_HALF],
+}
 
 
 def main(n: int = 5) -> None:
@@ -262,7 +267,7 @@ def main(n: int = 5) -> None:
 
 @comparison(
     "arXiv v1, limitation (of a misread hint, one picture)",
-    "things of the hint's kind {}, of the prompt's {}",
+    "objects of the hint's kind {}, of the prompt's {}",
     [(KIND, "of_hint"), (KIND, "of_prompt")],
 )
 def hint_wins(of_hint: list[float], of_prompt: list[float]) -> bool:

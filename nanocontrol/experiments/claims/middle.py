@@ -63,7 +63,7 @@ def steps_a_second() -> dict:
     return {"head": head, "rows": rows, "note": note}
 
 
-@claim("arXiv v1, small-scale training (a laptop's GPU)")
+@claim("arXiv v1, small-scale training (a laptop's GPU)", ())
 def middle_is_faster(results: Results) -> tuple[str, str]:
     """With the middle block alone a step takes less time: 1.6 times as fast."""
     factor, lowest, highest = results.content["once"]["rows"]["factor"]

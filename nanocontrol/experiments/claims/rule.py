@@ -117,7 +117,7 @@ def rule_holds(results: Results) -> tuple[str, str]:
     return ours, verdict(off < min(HOLDS, off_of_mean))
 
 
-@claim("the original's docs/train.md")
+@claim("the original's docs/train.md", ())
 def predicted_at_size(results: Results) -> tuple[str, str]:
     """At Stable Diffusion's size, batch 4 and learning rate 0.00001, that is 3,000 to 7,000.
 
