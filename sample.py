@@ -80,7 +80,7 @@ def generate(
         sd, noise, context, uncond, controls, steps, scale, scheduler, generator, **options
     )
     refuse_nan(latents)
-    pictures = [to_pixels(sd.decode(z[None])[0]) for z in tqdm(latents, "decoding")]
+    pictures = [to_pixels(refuse_nan(sd.decode(z[None]))[0]) for z in tqdm(latents, "decoding")]
     if mask is not None and image is not None:
         # The other pixels are the input's to the bit, not what the VAE makes of them.
         pictures = [np.where(mask[..., None], p, to_bytes(image)) for p in pictures]

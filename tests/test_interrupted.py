@@ -27,7 +27,9 @@ import train
 from conftest import NANO, ROOT, write_pairs
 from in_float64 import hasty_pictures
 from nanocontrol.nano import train as nano_train
+from nanocontrol.plumbing.errors import InputError
 from nanocontrol.training import cache, loader
+from nanocontrol.training.processes import Processes
 
 STEPS = 12
 SHORT = ["--steps", str(STEPS), "--batch-size", "2", "--save-every", "1", "--sample-every", "5"]
@@ -242,15 +244,19 @@ def test_ten_kills_of_each_of_nanos_trainings(begin, part):
 # ------------------------------------------------------------------------------- two processes
 
 
-def begin_two(begin, *argv) -> list[BaseProcess]:
-    """Start two processes as torchrun does."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def begin_two(begin, *argv, second: list | None = None) -> list[BaseProcess]:
+    """Start two processes as torchrun does. second: the second one's flags, if others."""
     both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    both |= {"MASTER_PORT": port}
+    both |= {"MASTER_PORT": free_port()}
     return [
-        begin(*argv, **both, RANK=str(i), LOCAL_RANK=str(i), folder=Path(f"p{i}")) for i in (0, 1)
+        begin(*own, **both, RANK=str(i), LOCAL_RANK=str(i), folder=Path(f"p{i}"))
+        for i, own in enumerate((argv, second or argv))
     ]
 
 
@@ -339,6 +345,63 @@ def test_nanos_trainings_stop_at_a_signal(begin, part):
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == 143
     assert re.search(rf"nanocontrol.nano.train {part} --resume run$", said(Path()))
+
+
+def losses_of(run: str) -> dict[int, float]:
+    entries = map(json.loads, Path(run, "log.jsonl").read_text().splitlines())
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+@pytest.mark.slow
+def test_two_processes_can_be_resumed_as_one(begin, flags):
+    flags = [*flags, "--cache", Path("cache").resolve(), "--schedule", "constant"]
+    for name, steps in (("whole", "12"), ("run", "6")):
+        out = Path(name).resolve()
+        pair = begin_two(begin, *flags, "--steps", steps, "--out", out)
+        assert [ended(process) for process in pair] == [0, 0], said(Path("p0"))
+    more = ["--steps", "12", "--accumulate", "2"]
+    assert ended(begin("--resume", Path("run").resolve(), *more)) == 0, said(Path())
+    whole, run = losses_of("whole"), losses_of("run")
+    assert whole.keys() == run.keys() and len(whole) == 12
+    assert all(whole[step] == pytest.approx(run[step], rel=1e-4) for step in whole)
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_or_flags_end_in_one_sentence(begin):
+    """As on two machines with lists of their own."""
+    write_pairs(Path("a"), n=8), write_pairs(Path("b"), n=9)
+    same = ["--base", NANO, "--steps", "2", "--size", "64", "--no-cache"]
+    same += ["--out", Path("run").resolve()]
+    a, b = (["--data", Path(name).resolve()] for name in "ab")
+    for second, words in ((b, "their data"), ([*a, "--lr", "2e-3"], "their flags")):
+        pair = begin_two(begin, *same, *a, second=[*same, *second])
+        assert [ended(process) for process in pair] == [2, 2]
+        for folder in (Path("p0"), Path("p1")):
+            assert f"the processes differ in {words}: expected the same" in said(folder)
+
+
+def compared(rank: int, port: str) -> None:
+    """In a process of its own: its folder is not the other one's."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = Processes("cpu")
+    both.compare(Path("shared"), {"their data": "the same"})
+    assert not [*Path("shared").iterdir()]
+    with pytest.raises(InputError, match=r"own\d is not the same folder on all machines"):
+        both.compare(Path(f"own{rank}"), {"their data": "the same"})
+    both.leave()
+
+
+@pytest.mark.slow
+def test_processes_without_a_shared_folder_end_in_one_sentence():
+    port = free_port()
+    pair = [
+        multiprocessing.get_context("spawn").Process(target=compared, args=(i, port))
+        for i in (0, 1)
+    ]
+    for process in pair:
+        process.start()
+    assert [ended(process) for process in pair] == [0, 0]
 
 
 @pytest.mark.slow

@@ -134,12 +134,16 @@ def test_other_files_in_a_runs_folder_are_kept(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_with_the_same_number_of_processes(flags, tmp_path, capsys):
+def test_a_run_resumes_with_the_same_number_of_pairs_in_a_step(flags, tmp_path, capsys):
     run = tmp_path / "run"
     train.main([*flags, "--steps", "1", "--out", str(run)])
+    n = json.loads((run / "settings.json").read_text())["batch_size"]
     state = torch.load(run / "state.pt", weights_only=True)
     torch.save(state | {"processes": 2}, run / "state.pt")
-    assert "expected torchrun with 2" in refusal(train.main, capsys, "--resume", str(run))
+    message = refusal(train.main, capsys, "--resume", str(run))
+    assert f"has {2 * n} (2 processes" in message and f"pairs in a step; these are {n}" in message
+    for more in (["--accumulate", "2"], ["--batch-size", str(2 * n)]):
+        train.main(["--resume", str(run), *more])
 
 
 @pytest.mark.slow

@@ -1,12 +1,12 @@
 """The command line of sample.py."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nanocontrol.plumbing.flags import (
+    Parser,
     at_least,
     device,
     finite,
@@ -25,18 +25,13 @@ OF_STEPS: dict[str, Any] = {"type": fraction, "metavar": "FRACTION"}
 def parse_flags(argv: list[str] | None, description: str) -> argparse.Namespace:
     """The flags with their defaults, checked against each other; no file is opened."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
+    parser = Parser(description=description, formatter_class=formatter)
     add_networks_and_hints(parser.add_argument)
     add_prompts(parser)
     add_sampling(parser)
     add_image(parser.add_argument)
     add_output(parser.add_argument)
-    # argparse would take the minus of "--strength -1,0.5" for another flag's.
-    words = list(sys.argv[1:] if argv is None else argv)
-    while "--strength" in words[:-1]:
-        i = words.index("--strength")
-        words[i : i + 2] = [f"--strength={words[i + 1]}"]
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     args.dtype = args.dtype or default_dtype(args.device)
     check_flags(parser, args)
     return args

@@ -100,12 +100,21 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     )
 
 
-def refuse_nan(latents: Tensor) -> None:
-    if not latents.isfinite().all():
+def refuse_oblong(file: Path, size: tuple[int, int]) -> None:
+    """Refuse a picture that would be sampled far larger than the base's pictures."""
+    if max(size) > MOST_OBLONG * min(size):
+        expected = f"sides of at most {MOST_OBLONG} to 1, or --width and --height"
+        raise InputError(f"{file} is {times(size)}; expected {expected}")
+
+
+def refuse_nan(numbers: Tensor) -> Tensor:
+    """Latents or a picture, if all numbers are finite."""
+    if not numbers.isfinite().all():
         raise InputError(
-            "the latents are NaN or infinite: try --dtype fp32, a smaller --strength or --scale; "
+            "NaN or infinite numbers came out: try --dtype fp32, a smaller --strength or --scale; "
             "python -m nanocontrol.tools.explain FILE --check looks for NaN in a --base"
         )
+    return numbers
 
 
 # ------------------------------------------------------------------------------- checkpoints
@@ -222,9 +231,9 @@ def common_size(args: argparse.Namespace, short_side: int) -> tuple[int, int]:
         with blame(flag):
             own = picture_size(file)
         sizes.append(size_to_sample(own, short_side, args.width, args.height))
-        if max(own) > MOST_OBLONG * min(own) and not (args.width and args.height):
-            expected = f"sides of at most {MOST_OBLONG} to 1, or --width and --height"
-            raise InputError(f"{flag}: {file} is {times(own)}; expected {expected}")
+        if not (args.width and args.height):
+            with blame(flag):
+                refuse_oblong(file, own)
         if sizes[-1] != sizes[0]:
             other_flag, other = named_pictures(args)[0]
             raise InputError(

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from nanocontrol import DDPM, StableDiffusion
 from nanocontrol.checkpoint import load_sd
+from nanocontrol.commands.inputs import refuse_oblong
 from nanocontrol.doctor.causes import (
     COURSE,
     NANO_COURSE,
@@ -48,7 +49,7 @@ from nanocontrol.doctor.past_run import (
 from nanocontrol.nano.model import UNET
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import blame, one_sentence, say
-from nanocontrol.plumbing.flags import device
+from nanocontrol.plumbing.flags import Parser, device
 from nanocontrol.plumbing.pictures import picture_size, read_picture, size_to_sample
 from nanocontrol.schedulers import STEPS
 from nanocontrol.training.measure import mean_latents
@@ -111,6 +112,7 @@ def about_hint(run: PastRun, file: Path) -> Finding:
     side = base_size(run)
     with blame("--hint"):
         own = picture_size(file)
+        refuse_oblong(file, own)
         size = size_to_sample(own, side, None, None)
         hint, as_it_is = read_picture(file, size), read_picture(file)
     seen = some_pairs(pairs_of_run(run), PAIRS)
@@ -145,7 +147,7 @@ def report(findings: list[Finding]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("doctor", description=__doc__, formatter_class=formatter)
+    parser = Parser("doctor", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a run of train.py")
     add("--hint", type=Path, metavar="FILE", help="hint to compare with those of the training")

@@ -25,7 +25,7 @@ from nanocontrol.experiments.results import ASSETS, Results, write_results
 from nanocontrol.experiments.runs import RUNS, SEEDS, content_of, do_all, jobs_of, processes
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import one_sentence
-from nanocontrol.plumbing.flags import at_least
+from nanocontrol.plumbing.flags import Parser, at_least
 
 QUICK = RUNS / "quick"
 
@@ -62,7 +62,7 @@ def quick(experiment: Experiment, **short: int) -> Experiment:
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("experiments", description=__doc__, formatter_class=formatter)
+    parser = Parser("experiments", description=__doc__, formatter_class=formatter)
     parser.add_argument("name", choices=[*NAMES, "report"])
     parser.add_argument("--quick", action="store_true", help="two of them, one seed, few steps")
     seeds = "of each variant or row (default: 3)"

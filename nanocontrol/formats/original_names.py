@@ -1,6 +1,7 @@
 """The names of tensors in the original Stable Diffusion and ControlNet files: which network each
 belongs to, and which files are refused for what they hold."""
 
+import os
 import re
 from pathlib import Path
 
@@ -21,18 +22,19 @@ IGNORED = re.compile(rf"{UNUSED.pattern}|control_model\..+")
 OTHER_KINDS = (
     (r"lora_controlnet", "a Control-LoRA"),
     (r"lllite_", "a ControlNet-LLLite"),
-    (r"lora_(unet|te)", "a LoRA"),
+    (r"lora_(unet|te)|.+\.lora_[AB]\b", "a LoRA"),
     (r"(image_proj|ip_adapter)\b", "an IP-Adapter"),
-    (r"(adapter\.)?body\.\d", "a T2I-Adapter"),
-    (r"task_embedding|transformer_layes\.|control_add_embedding\.", "a ControlNet-Union"),
+    (r"(adapter\.)?body\.\d|style_embedding", "a T2I-Adapter"),
+    (r"task_embedding|control_add_embedding\.", "a ControlNet-Union"),
     (r"(model\.diffusion_model\.)?double_blocks\.|controlnet_x_embedder\.", "for Flux"),
     (r"(model\.diffusion_model\.)?joint_blocks\.|pos_embed_input\.", "for Stable Diffusion 3"),
-    (r"controlnet_blocks\.", "for a transformer, like Flux or Stable Diffusion 3"),
+    (r"controlnet_blocks\.|(single_)?transformer_blocks\.\d", "for a transformer, like Flux"),
     (r"conditioner\.|add_embedding\.", "for Stable Diffusion XL"),
     (r"((control_model|model\.diffusion_model)\.)?label_emb\.", "for Stable Diffusion XL"),
 )
+POOLING = r"^[^#\n]*global_(pool_\w+|average_\w+)\W+(true|yes|1|false|no|0)\b"  # in configurations
 # ControlNets whose residuals have to be averaged over the picture, by their published names.
-SHUFFLE = ("control_v11e_sd15_shuffle", "control_v11e_sd15_shuffle_fp16")
+SHUFFLE = re.compile(r"control_v11e_sd15_shuffle\b.*|control_v11e_sd15_shuffle_fp16", re.IGNORECASE)
 
 
 def holds_base(tensors: Tensors) -> bool:
@@ -98,10 +100,10 @@ def needs_pooling(path: Path) -> bool:
     """Whether a ControlNet's residuals have to be averaged over the picture: as the configuration
     next to the file says, diffusers' or the original's, else by the published names."""
     for config in (path.with_name("config.json"), path.with_suffix(".yaml")):
-        text = config.read_text(errors="replace") if config.is_file() else ""
-        if found := re.search(r"global_(pool_\w+|average_\w+)\W+(true|false)", text, re.IGNORECASE):
-            return found[2].lower() == "true"
-    return path.stem in SHUFFLE
+        text = config.read_text(errors="replace") if os.path.isfile(config) else ""
+        if found := re.search(POOLING, text, re.IGNORECASE | re.MULTILINE):
+            return found[2].lower() in ("true", "yes", "1")
+    return any(SHUFFLE.fullmatch(name) for name in (path.stem, path.absolute().parent.name))
 
 
 def check_places(file: TensorFile, places: tuple[str, ...]) -> None:

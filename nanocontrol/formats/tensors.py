@@ -34,7 +34,6 @@ SMALL = 10**9  # bytes of a file that is read into memory, and all of it checked
 LONGEST_HEADER = 2**24  # bytes of a safetensors header; published ones have a hundredth of that
 M = TypeVar("M", bound=nn.Module)
 PREDICTIONS = {"epsilon": "eps", "v": "v"}  # in modelspec's metadata
-TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # first bytes of torch.save's zips and pickles
 
 
 class TensorFile(NamedTuple):
@@ -106,7 +105,8 @@ def read_tensors(path: Path, check: bool = False) -> tuple[Tensors, dict]:
     check = check or bytes_in(path) <= SMALL
     # The header of a safetensors file: its length (below 4 GB), then "{".
     first = beginning_of(path)
-    named_so = path.suffix.lower() in (".safetensors", ".sft") and not first.startswith(TORCH)
+    torchs = first.startswith(b"PK\3\4") or first[0] == 0x80 and 2 <= first[1] <= 5  # of pickles
+    named_so = path.suffix.lower() in (".safetensors", ".sft") and not torchs
     if first[4:9] == b"\0\0\0\0{" or named_so:
         tensors, metadata = read_safetensors(path)
     else:
@@ -142,7 +142,8 @@ def read_safetensors(path: Path) -> tuple[Tensors, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         texts = header.get("__metadata__", {})
         metadata = json.loads(texts.get("nanocontrol", "{}"))
-        if prediction := PREDICTIONS.get(texts.get("modelspec.prediction_type")):
+        prediction = PREDICTIONS.get(texts.get("modelspec.prediction_type"))
+        if prediction and isinstance(metadata, dict):
             metadata = {"prediction": prediction} | metadata
         return tensors, metadata
     except Exception as error:  # a damaged file can raise nearly anything

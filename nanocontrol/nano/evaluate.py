@@ -53,7 +53,7 @@ from nanocontrol.nano.scenes import HELD_OUT, Scenes, held_out_scenes
 from nanocontrol.nano.scores import edges_met, score
 from nanocontrol.nano.world import COLOURS, KINDS, POLYHEDRA, Scene, draw
 from nanocontrol.plumbing.errors import blame, one_sentence
-from nanocontrol.plumbing.flags import at_least
+from nanocontrol.plumbing.flags import Parser, at_least
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.measure import border, make_pictures, mean_iou
 
@@ -197,7 +197,7 @@ def evaluate_crisp(sd: StableDiffusion, detector: Detector, n: int = SCENES) -> 
 def main(argv: list[str] | None = None) -> None:
     bundled = sorted(WEIGHTS.glob("nano-control-*.safetensors"))
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = Parser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--base", default=NANO, type=Path)
     add("--control", default=bundled, nargs="+", type=Path, metavar="FILE")

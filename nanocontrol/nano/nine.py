@@ -24,7 +24,7 @@ from nanocontrol.nano.scenes import HELD_OUT
 from nanocontrol.nano.world import POLYHEDRA, draw, random_scene
 from nanocontrol.plumbing.errors import blame, one_sentence, say
 from nanocontrol.plumbing.files import make_folder
-from nanocontrol.plumbing.flags import seed
+from nanocontrol.plumbing.flags import Parser, seed
 from nanocontrol.plumbing.pictures import columns_with_titles, save_picture, to_pixels
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.measure import make_pictures
@@ -51,7 +51,7 @@ def side_by_side(sd: StableDiffusion, controls: dict[str, ControlNet], first: in
 
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = Parser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--base", default=NANO, type=Path)
     parser.add_argument("--control", nargs="+", required=True, type=Path, metavar="FILE")
     parser.add_argument("--seed", type=seed, default=HELD_OUT, help=f"default: {HELD_OUT}")

@@ -21,7 +21,7 @@ from nanocontrol.nano.conditions import CONDITIONS, NEEDED
 from nanocontrol.nano.world import KINDS, PIXELS, SIZES, Drawing, Scene, draw, random_scene
 from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import make_folder
-from nanocontrol.plumbing.flags import at_least, seed
+from nanocontrol.plumbing.flags import Parser, at_least, seed
 from nanocontrol.plumbing.pictures import columns_with_titles, save_picture
 from nanocontrol.training.pairs import Pair, Pairs
 
@@ -104,7 +104,7 @@ def sheet(first: int, n: int, size: int = PIXELS) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = Parser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--n", type=at_least(1), default=8, help="scenes (default: 8)")
     parser.add_argument("--seed", type=seed, default=0, help="the first scene's (default: 0)")
     parser.add_argument("--size", type=int, choices=SIZES, default=PIXELS, help="a picture's side")

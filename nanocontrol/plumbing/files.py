@@ -39,11 +39,19 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); expected a text") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8; expected a text in UTF-8") from None
+        text = "\0"
+    if "\0" in text:  # as in UTF-16 without a mark and in UTF-32
+        raise InputError(f"{path} is not UTF-8; expected a text in UTF-8")
+    return text
+
+
+def first_bytes(path: Path, n: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(n)
 
 
 def hash_of(path: str | Path) -> str:

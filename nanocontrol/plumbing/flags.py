@@ -2,10 +2,24 @@
 
 import argparse
 import math
+import os
+import re
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any, NoReturn
 
+from nanocontrol.plumbing.errors import LONGEST_LINE, one_line
 from nanocontrol.plumbing.machine import available
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints errors on one printable line, and takes values like -1,0.5 and -1e5."""
+
+    def __init__(self, *given: Any, **more: Any):
+        super().__init__(*given, **more)
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message, LONGEST_LINE))
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -80,4 +94,4 @@ def canny_or_folder(text: str) -> str:
 
 def absolute(path: str) -> str:
     """The absolute path, because a run may be resumed from another folder."""
-    return str(Path(path).resolve())
+    return os.path.abspath(path)  # links stay, as next to a link there may be a config.json

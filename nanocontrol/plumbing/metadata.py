@@ -4,37 +4,42 @@ Pillow refuses a file whose metadata is damaged or large, though its pixels may 
 """
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # a PNG file's chunks
+PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # a PNG file's chunks
+COLOURS = 0xE0, 0xEE  # a JPEG file's segments, JFIF's and Adobe's; they say what the colours are
+EXIF = b"Exif\0\0"
+WHOLE_NUMBERS = {3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4}  # bytes of EXIF's types
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes]:
     """A picture file without its metadata, and its EXIF data if they were taken out. Files of other
     formats than PNG and JPEG are returned as they are."""
     if data.startswith(PNG):
-        return png_without_texts(data), b""
+        return png_without_metadata(data)
     return jpeg_without_metadata(data) if data.startswith(JPEG) else (data, b"")
 
 
-def png_without_texts(data: bytes) -> bytes:
-    kept, at = [PNG], len(PNG)
+def png_without_metadata(data: bytes) -> tuple[bytes, bytes]:
+    kept, exif, at = [PNG], b"", len(PNG)
     while at < len(data):  # a chunk: its length, its type, its content, a checksum
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in TEXTS:
+        kind = data[at + 4 : at + 8]
+        if kind in PIXELS or kind[:1].isupper():  # an upper case letter: it is not optional
             kept.append(data[at:end])
+        elif kind == b"eXIf":
+            exif = exif or data[at + 8 : end - 4]
         at = end
-    return b"".join(kept)
+    return b"".join(kept), exif
 
 
 def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """Without the application's segments 1 to 13. JFIF's (0) and Adobe's (14) say what the colours
-    are."""
     kept, exif, at = [JPEG], b"", len(JPEG)
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):
         # A segment before the pixels' (0xda): its marker, its length without the marker's.
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 4 : at + 10] == b"Exif\0\0":
-            exif = exif or data[at + 4 : end]
-        if not 0xE1 <= data[at + 1] <= 0xED:
+        marker, content = data[at + 1], data[at + 4 : end]
+        if marker == 0xE1 and content.startswith(EXIF):
+            exif = exif or content
+        if not 0xE0 <= marker <= 0xEF or marker in COLOURS and len(content) >= 12:
             kept.append(data[at:end])
         at = end
     return b"".join(kept) + data[at:], exif
@@ -43,15 +48,17 @@ def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
 def orientation_in(exif: bytes) -> int:
     """The orientation in EXIF data, 1 to 8. Everything else counts as 1: none, other numbers, other
     types than whole numbers, damaged data. From 5 on, the picture is stored with a quarter turn."""
-    tiff = exif.removeprefix(b"Exif\0\0")
+    tiff = exif
+    while tiff.startswith(EXIF):
+        tiff = tiff.removeprefix(EXIF)
 
     def number(at: int, size: int) -> int:
         return int.from_bytes(tiff[at : at + size], "little" if tiff[:2] == b"II" else "big")
 
     start = number(4, 4)
     for at in range(start + 2, start + 2 + 12 * number(start, 2), 12):
-        tag, kind = number(at, 2), number(at + 2, 2)
-        if tag == 0x0112 and kind in (3, 4):  # of 2 or 4 bytes
-            value = number(at + 8, 2 * (kind - 2))
+        tag, kind, count = number(at, 2), number(at + 2, 2), number(at + 4, 4)
+        if tag == 0x0112 and kind in WHOLE_NUMBERS and count == 1:
+            value = number(at + 8, WHOLE_NUMBERS[kind])
             return value if 1 <= value <= 8 else 1
     return 1

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.files import read_text, write_atomically
+from nanocontrol.plumbing.files import first_bytes, read_text, write_atomically
 from nanocontrol.plumbing.metadata import orientation_in, without_metadata
 
 CAPTION = 16  # height in pixels
+HEADER = 2**18  # bytes, that seldom is longer
 # Pillow knows more formats, but to read some of them it starts other programs.
 PICTURES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
@@ -46,8 +48,7 @@ def open_picture(path: PictureFile) -> Image.Image:
         if isinstance(path, Path) and os.path.exists(path) and not os.path.isfile(path):
             raise InputError(f"{path} is not a regular file; expected a picture")
         data = path.read_bytes()
-        pixels, exif = without_metadata(data)
-        image = Image.open(BytesIO(pixels), formats=FORMATS)
+        return opened(data)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a picture") from None
     except Image.DecompressionBombError:
@@ -62,6 +63,11 @@ def open_picture(path: PictureFile) -> Image.Image:
         raise
     except Exception as error:  # a damaged header can raise nearly anything
         raise InputError(f"{path} cannot be read ({error}); expected a picture") from None
+
+
+def opened(data: bytes) -> Image.Image:
+    pixels, exif = without_metadata(data)
+    image = Image.open(BytesIO(pixels), formats=FORMATS)
     image.info |= {"exif": exif} if exif else {}
     image.info.pop("xmp", None)  # Pillow would take an orientation from it, later than the size
     return image
@@ -78,8 +84,12 @@ def format_of(data: bytes) -> str:
 
 
 def picture_size(path: PictureFile) -> tuple[int, int]:
-    """(width, height) of the upright picture. Only the header is decoded."""
-    image = open_picture(path)
+    """(width, height) of the upright picture. Of a JPEG file only the beginning is read."""
+    image = None
+    if isinstance(path, Path) and path.suffix.lower() in (".jpg", ".jpeg"):
+        with suppress(Exception):  # its header is longer, or it is no JPEG file
+            image = opened(first_bytes(path, HEADER))
+    image = image or open_picture(path)
     return image.size[::-1] if orientation(image) > 4 else image.size
 
 
@@ -113,10 +123,13 @@ def eight_bits(path: PictureFile, image: Image.Image) -> np.ndarray:
     """The bytes [H, W] of a grey picture with 16 bits per pixel or with floats from 0 to 1. (Pillow
     would clip both at 255.)"""
     values = np.asarray(image)
-    if image.mode == "I" and image.format == "TIFF":
-        raise InputError(f"{path} has 32 bits per pixel; expected 8, 16, or floats from 0 to 1")
+    if image.mode == "I" and isinstance(image, TiffImageFile):
+        kinds = "8 or 16 bits without a sign, or floats from 0 to 1"
+        raise InputError(f"{path} has pixels of 32 bits or with a sign; expected {kinds}")
     if image.mode != "F":
-        return (values // 256).clip(0, 255).astype(np.uint8)
+        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+        bits = tags.get(258, (16,))[0]  # BitsPerSample
+        return (values // 2 ** (bits - 8)).clip(0, 255).astype(np.uint8)
     if not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
         values_found = f"values from {values.min():g} to {values.max():g}"
         raise InputError(f"{path} has floats with {values_found}; expected 0 to 1")

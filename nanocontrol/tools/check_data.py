@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import make_folder
-from nanocontrol.plumbing.flags import at_least, canny_or_folder, width_and_height
+from nanocontrol.plumbing.flags import Parser, at_least, canny_or_folder, width_and_height
 from nanocontrol.plumbing.pictures import save_picture
 from nanocontrol.training.check import Findings, look_through, sheet_of_pairs
 from nanocontrol.training.pairs import Folder, View
@@ -37,7 +37,7 @@ def check_data(args: argparse.Namespace) -> Findings:
 
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("check_data", description=__doc__, formatter_class=formatter)
+    parser = Parser("check_data", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("folders", type=Path, nargs="+", metavar="DIR", help="as train.py's --data; several: all")
     add("--hints", type=canny_or_folder, help="as train.py's, as are the next")

@@ -27,6 +27,7 @@ from nanocontrol.formats.original_names import (
 from nanocontrol.formats.tensors import SMALL, TensorFile, Tensors, open_tensors
 from nanocontrol.nano.model import name_of
 from nanocontrol.plumbing.errors import InputError, one_line, one_sentence, say
+from nanocontrol.plumbing.flags import Parser
 
 
 def explain(path: Path, check: bool = False) -> str:
@@ -57,13 +58,15 @@ def explain(path: Path, check: bool = False) -> str:
 
 def content(tensors: Tensors) -> str:
     found = []
+    if kind := other_kind(tensors):
+        return kind
     if holds_base(tensors):
         missing = " and ".join(missing_parts(tensors))
         whole = "a base model (U-Net, VAE and text encoder)"
         found.append(f"a U-Net without {missing}" if missing else whole)
     if holds_control(tensors):
         found.append("a ControlNet")
-    return " and ".join(found) or other_kind(tensors) or "neither a base model nor a ControlNet"
+    return " and ".join(found) or "neither a base model nor a ControlNet"
 
 
 def use(file: TensorFile) -> dict[str, str]:
@@ -103,7 +106,7 @@ def metadata_in(path: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("explain", description=__doc__, formatter_class=formatter)
+    parser = Parser("explain", description=__doc__, formatter_class=formatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint")
     every = "read every byte (default: only of files up to 1 GB)"
     parser.add_argument("--check", action="store_true", help=every)

@@ -13,6 +13,7 @@ from typing import Any
 from nanocontrol.nano.healthy import HEALTHY, same_but_seed
 from nanocontrol.plumbing.errors import InputError, one_sentence
 from nanocontrol.plumbing.files import hash_of
+from nanocontrol.plumbing.flags import Parser
 from nanocontrol.training.run import Run, read_run, write_json
 from nanocontrol.training.settings import what_is_learnt
 from train import Settings
@@ -49,7 +50,7 @@ def ranges_of(runs: list[Run]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("healthy", description=__doc__, formatter_class=formatter)
+    parser = Parser("healthy", description=__doc__, formatter_class=formatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     args = parser.parse_args(argv)
     with one_sentence("healthy"):

@@ -52,7 +52,7 @@ from nanocontrol.nano.scores import WITHIN
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation, f1, mean_overlap, near, share_of_normals
 from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence, say
-from nanocontrol.plumbing.flags import at_least
+from nanocontrol.plumbing.flags import Parser, at_least
 from nanocontrol.plumbing.pictures import (
     PICTURES,
     picture_size,
@@ -253,7 +253,7 @@ def thresholds_of(args: argparse.Namespace) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("score", description=__doc__, formatter_class=formatter)
+    parser = Parser("score", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--hints", type=Path, required=True, metavar="DIR", help="what was to be followed")
     add("--pictures", type=Path, required=True, metavar="DIR", help="what was generated")

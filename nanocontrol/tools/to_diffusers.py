@@ -8,14 +8,16 @@ way: diffusers' files are read like any other ControlNet.)
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from nanocontrol.checkpoint import metadata_of, read_control
 from nanocontrol.controlnet import HINT_LAYERS, ControlNet, read_hint_channels
 from nanocontrol.formats.diffusers_names import to_diffusers
-from nanocontrol.formats.tensors import write_tensors
+from nanocontrol.formats.tensors import open_tensors, write_tensors
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence, say
 from nanocontrol.plumbing.files import make_folder, write_atomically
+from nanocontrol.plumbing.flags import Parser
 
 
 def config_of(control: ControlNet) -> dict:
@@ -48,17 +50,18 @@ def export(control: Path, out: Path) -> None:
     write_atomically(out / "config.json", lambda temporary: temporary.write_text(text))
     levels, res_blocks = len(net.config.channel_mult), net.config.num_res_blocks
     tensors = to_diffusers(net.state_dict(), levels, res_blocks, len(HINT_LAYERS))
-    write_tensors(out / "diffusion_pytorch_model.safetensors", tensors, metadata_of(net.config))
+    metadata = metadata_of(net.config, open_tensors(control).metadata.get("condition"))
+    write_tensors(out / "diffusion_pytorch_model.safetensors", tensors, metadata)
 
 
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("to_diffusers", description=__doc__, formatter_class=formatter)
+    parser = Parser("to_diffusers", description=__doc__, formatter_class=formatter)
     parser.add_argument("--control", type=Path, required=True, help="a ControlNet")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
     with one_sentence("to_diffusers"):
-        if args.out.exists():
+        if os.path.exists(args.out):
             raise InputError(f"--out: {args.out} exists; expected a new folder")
         export(args.control, args.out)
     say(f"{args.out}: a folder for diffusers")

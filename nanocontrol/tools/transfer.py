@@ -9,6 +9,7 @@ encoder have no counterpart in a base; they stay as they are.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from nanocontrol.formats.tensors import (
 )
 from nanocontrol.nano.model import name_of
 from nanocontrol.plumbing.errors import LONGEST, InputError, blame, one_sentence, say
+from nanocontrol.plumbing.flags import Parser
 from nanocontrol.unet import UNet
 
 
@@ -39,7 +41,7 @@ def plus_difference(c: Tensors, a: Tensors, b: Tensors) -> Tensors:
             new[name] = (own.float() + (b[name].float() - a[name].float())).to(own.dtype)
         if not new[name].isfinite().all():
             kind = str(own.dtype).removeprefix("torch.")
-            raise InputError(f"--control: {name} would leave {kind}'s range; expected float32")
+            raise InputError(f"{name} would leave {kind}'s range; expected float32")
     return new
 
 
@@ -63,7 +65,9 @@ def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
         unet_a = load_sd(file_a, prediction="eps").unet.state_dict()
     with blame("--to"):
         unet_b = load_sd(file_b, prediction="eps").unet.state_dict()
-    new = {CONTROL_KEYS + k: t for k, t in plus_difference(c.state_dict(), unet_a, unet_b).items()}
+    with blame(f"--control {control}"):
+        moved = plus_difference(c.state_dict(), unet_a, unet_b)
+    new = {CONTROL_KEYS + k: t for k, t in moved.items()}
     metadata = metadata_of(c.config, file_c.metadata.get("condition"))
     if holds_base(file_c.tensors):
         with without_weights():
@@ -75,9 +79,13 @@ def transfer(control: Path, base_a: Path, base_b: Path, out: Path) -> None:
     write_tensors(out, new, metadata)
 
 
+def can_begin(out: Path) -> bool:
+    return not os.path.exists(out) and os.path.isdir(out.parent)
+
+
 def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("transfer", description=__doc__, formatter_class=formatter)
+    parser = Parser("transfer", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--control", type=Path, required=True, help="a ControlNet")
     add("--from", type=Path, required=True, dest="base_a", help="the base that it was trained with")
@@ -85,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="a new .safetensors file")
     args = parser.parse_args(argv)
     with one_sentence("transfer"):
-        if args.out.suffix != ".safetensors" or args.out.exists() or not args.out.parent.is_dir():
+        if args.out.suffix != ".safetensors" or not can_begin(args.out):
             where = "expected a new .safetensors file in an existing folder"
             raise InputError(f"--out {args.out}: {where}")
         transfer(args.control, args.base_a, args.base_b, args.out)

@@ -1,5 +1,6 @@
 """The pairs of a folder, whatever its form (forms.py), and which of them cannot be used."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,7 +138,7 @@ def value_of(sample: Sample, names: tuple[str, ...], kinds: tuple[type, ...]) ->
 
 def hints_by_name(folder: Path) -> dict[str, Path]:
     """The pictures of a folder and its inner ones, by their paths in it without ending."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"--hints: {folder} does not exist or is no folder; expected hints")
     found: dict[str, Path] = {}
     for file in pictures_below(folder):

@@ -18,6 +18,7 @@ DIR with its picture's name, whatever the list says; with `--hints canny` it is 
 import csv
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,8 +73,8 @@ def samples_in(folder: Path, cache: Path) -> tuple[str, list[Sample | InputError
 
     cache: a folder for pictures that have to be unpacked. Raises InputError if nothing is found.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist or is no folder; expected a folder of pairs")
+    if not os.path.isdir(folder) or not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be read, or is no folder; expected a folder of pairs")
     places = [(form, place) for place in (folder, folder / "train") for form in FORMS[:-1]]
     for form, place in [*places, (FORMS[-1], folder)]:
         if files := form.files(place):
@@ -254,9 +255,9 @@ def read_picture_files(files: list[Path], cache: Path) -> Iterator[Sample | Inpu
             kind = f"{' and '.join(LABELS)} files next to pictures are not read"
             raise InputError(f"{file}: {kind}; expected hints in a folder of their own (--hints)")
     for file in files:
-        captions = [file.with_suffix(ending) for ending in CAPTIONS]
+        captions = (file.with_suffix(ending) for ending in CAPTIONS)
         try:
-            text = next((read_caption(caption) for caption in captions if caption.exists()), "")
+            text = next((read_caption(c) for c in captions if os.path.isfile(c)), "")
             yield Sample(str(file), {"image": str(file.absolute()), "text": text}, file.parent)
         except InputError as error:
             yield error

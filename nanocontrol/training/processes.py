@@ -99,7 +99,7 @@ class Processes:
         if self.size > 1:
             dist.barrier(self.patient)
 
-    def compare(self, folder: Path, **facts: str) -> None:
+    def compare(self, folder: Path, facts: dict[str, str]) -> None:
         """Raises InputError in every process if they differ in a fact, by its name, or if they do
         not share the folder."""
         if self.size == 1:

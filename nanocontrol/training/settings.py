@@ -9,9 +9,11 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from nanocontrol.plumbing.errors import InputError, blame
-from nanocontrol.plumbing.flags import absolute
+from nanocontrol.plumbing.flags import Parser, absolute
 from nanocontrol.plumbing.machine import available
 from nanocontrol.training.run import read_json
+
+DIVISION = "batch_size", "accumulate"  # may change together: Watch compares the pairs in a step
 
 
 def knob(
@@ -75,7 +77,7 @@ def parser_for(
     help text.
     """
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
+    parser = Parser(description=description, formatter_class=formatter)
     for setting in fields(settings):
         if not setting.metadata:  # not made by `knob`
             continue
@@ -151,7 +153,8 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
     for name, value in given.items():
         grows = name == "steps" and old.get("schedule") == longer and value > old["steps"]
         before, after = (what_is_learnt(every, settings) for every in (old, old | {name: value}))
-        if (before != after or name == "out" and value != old["out"]) and not grows:
+        same = before == after or name in DIVISION
+        if not grows and not (same and (name != "out" or value == old["out"])):
             fixed = name == "steps" and old.get("schedule") != longer
             why = "; its learning rate depends on --steps" if fixed else ""
             raise InputError(

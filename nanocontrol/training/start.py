@@ -86,5 +86,5 @@ def typed(path: str | Path) -> str:
 
 def check_new(out: str | None) -> None:
     """Raises InputError if the folder already holds a run."""
-    if out and (Path(out) / "settings.json").exists():
+    if out and os.path.exists(Path(out) / "settings.json"):
         raise InputError(f"--out {out} already holds a run: expected a new folder, or --resume")

@@ -16,7 +16,7 @@ from nanocontrol.training.curves import draw_curves
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.run import RunFolder, finite_or_none
+from nanocontrol.training.run import RunFolder, finite_or_none, read_json
 from nanocontrol.training.start import Signals
 
 LOG_EVERY = 10  # steps; logging is rare because reading a loss makes the CPU wait for the GPU
@@ -62,14 +62,14 @@ class Watch:
         save: writes the weights, as sample.py reads them, into the folder.
         """
         self.pairs, self.look, self.caption, self.save = pairs, look, caption, save
+        facts = {"their data": pairs, "their flags": json.dumps(settings, sort_keys=True)}
+        for folder in filter(None, (str(self.run.path), settings.get("cache"))):
+            self.processes.compare(Path(folder), facts)
         progress = self.progress(0)
         if resume:
             progress = self.run.restore(self.optimizer, progress)
-        start, processes = progress["step"], progress["processes"]
-        if processes != self.processes.size:  # their number multiplies the batch size
-            how = f"torchrun with {processes}" if processes > 1 else "no torchrun"
-            both = f"{self.run.path} was trained by {processes} processes"
-            raise InputError(f"--resume: {both}, not {self.processes.size}: expected {how}")
+            self.check_division(settings, progress["processes"])
+        start = progress["step"]
         if progress["pairs"] != self.pairs:
             raise InputError(
                 f"--resume: {self.run.path} began with other pairs than --data has now"
@@ -81,6 +81,20 @@ class Watch:
                 say(f"{self.run.path} holds no saved state: starting again", sys.stderr)
             self.run.create(settings, start)
         return start
+
+    def check_division(self, settings: dict, processes: int) -> None:
+        """Refuse another number of pairs in a step than the run had. It may be divided otherwise
+        among passes and processes. processes: that the run had."""
+        kept = read_json(self.run.path / "settings.json")
+        before, now = (
+            every["batch_size"] * every.get("accumulate", 1) * n
+            for every, n in ((kept, processes), (settings, self.processes.size))
+        )
+        if before != now:
+            how = f"{before} ({processes} processes, each with --batch-size x --accumulate)"
+            raise InputError(
+                f"--resume: {self.run.path} has {how} pairs in a step; these are {now}"
+            )
 
     def progress(self, step: int) -> dict:
         """The state that resuming needs, besides the weights and AdamW's moments."""
