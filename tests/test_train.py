@@ -315,6 +315,8 @@ def test_defaults_with_your_own_base_are_the_papers(flags):
     assert (nano.lr, nano.schedule, nano.hint_init) == (1e-3, "cooldown", "variance")
     assert nano.condition == own.condition == "canny"
     assert train.parse(flags)[0].condition is None
+    endless = {"steps": 2**31, "batch_size": 2**31}
+    assert train.resolve(endless).scenes == 2**31  # so that the run can be resumed
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -345,12 +347,15 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--lr", "-1"], "--lr"),
         (["--drop-prompt", "1.5"], "--drop-prompt"),
         (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", str(2**70)], "--batch-size: 1180591620717411303424 is more than 2^31"),
+        (["--lr", "inf"], "--lr: inf is not above 0 and finite"),
         (["--resume", str(empty)], "--resume"),
         (["--resume", run, "--lr", "1e-2"], "--lr"),
         (["--resume", run, "--seed", "5"], "--seed"),
         (["--schedule", "linear"], "--schedule"),
         (["--hint-init", "zero"], "--hint-init"),
         (["--lr", "1e39", "--save-every", "1", "--out", str(tmp_path / "hotter")], "not finite"),
+        (["--low-memory", "--unlock", "decoder"], "--low-memory is for a locked base"),
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
     for alone in (["--size", "64"], ["--crop", "random"], ["--mirror"], ["--hints", "canny"]):
@@ -374,6 +379,13 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (empty / "settings.json").write_text(json.dumps(kept | {name: wrong}))
         message = refusal(train.main, capsys, "--resume", str(empty))
         assert f"{name} = {wrong!r} in settings.json" in message
+    for changed, more, words in [
+        ({"steps": 9}, "3", "--steps 3 contradicts"),
+        ({"steps": 9, "schedule": "cooldown"}, "10", "its learning rate depends on --steps"),
+        ({"steps": 9, "schedule": "cooldown"}, "3", "its learning rate depends on --steps"),
+    ]:
+        (empty / "settings.json").write_text(json.dumps(kept | changed))
+        assert words in refusal(train.main, capsys, "--resume", str(empty), "--steps", more)
     bad = write_pairs(tmp_path / "bad")
     for i in (3, 5):
         (bad / f"image{i}.png").write_bytes((bad / f"image{i}.png").read_bytes()[:400])
