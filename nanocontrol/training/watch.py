@@ -64,7 +64,7 @@ class Watch:
         self.pairs, self.look, self.caption, self.save = pairs, look, caption, save
         progress = self.progress(0)
         if resume:
-            progress = self.run.restore(self.optimizer, progress)
+            progress = self.run.restore(self.optimizer, progress, self.total)
         start, processes = progress["step"], progress["processes"]
         if processes != self.processes.size:  # their number multiplies the batch size
             how = f"torchrun with {processes}" if processes > 1 else "no torchrun"
@@ -80,6 +80,8 @@ class Watch:
             if resume and start == 0:
                 say(f"{self.run.path} holds no saved state: starting again", sys.stderr)
             self.run.create(settings, start)
+            if start == self.total:  # there will be no other save, and the files may be missing
+                self.save(self.run.path)
         return start
 
     def progress(self, step: int) -> dict:
