@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanocontrol import DDPM, ControlNet, InputError, StableDiffusion, UNet
+from nanocontrol import DDPM, ControlNet, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
@@ -36,7 +36,7 @@ from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.place import checked, compiled, place
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.settings import knob, parser_for, settings_of_run
+from nanocontrol.training.settings import check_together, knob, parser_for, settings_of_run
 from nanocontrol.training.start import Signals, check_new, run_alone, typed
 from nanocontrol.training.watch import Watch
 
@@ -278,8 +278,7 @@ def save_weights(sd: StableDiffusion, trained: dict, condition: str | None, run:
 def resolve(given: dict[str, Any]) -> Settings:
     """All settings: those given, then nano's preset, then defaults and what this machine has."""
     check_data_flags(given)
-    if given.get("low_memory") and "unlock" in given:
-        raise InputError("--low-memory is for a locked base: it cannot be used with --unlock")
+    check_together(given)
     check_new(given.get("out"))
     settings = Settings(**({} if "base" in given else NANO_PRESET) | given)
     edges = settings.hints == "canny" or not settings.data
@@ -289,7 +288,7 @@ def resolve(given: dict[str, Any]) -> Settings:
         settings,
         base=settings.base or str(NANO),
         condition=settings.condition or ("canny" if edges else None),
-        scenes=settings.scenes or max(SCENES, pairs_seen // 6),
+        scenes=settings.scenes or min(2**31, max(SCENES, pairs_seen // 6)),
         device=on,
         dtype=settings.dtype or machine.default_dtype(on),
         cache=settings.cache and absolute(settings.cache),

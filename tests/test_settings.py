@@ -78,6 +78,62 @@ def test_what_is_not_learnt_may_change_when_a_run_is_resumed():
             settings_of_run(train.Settings, run, changed)
 
 
+def resumed_with(**changed: Any) -> Any:
+    """The settings of a run whose settings.json was changed."""
+    run = Path("run")
+    run.mkdir(exist_ok=True)
+    (run / "settings.json").write_text(json.dumps(asdict(train.resolve({})) | changed))
+    return settings_of_run(train.Settings, run, {})
+
+
+DRAWN = {"data": None}
+OWN = {"data": ["/photos"], "condition": None, "hints": None}
+
+
+def test_a_setting_that_its_flag_cannot_give_is_refused():
+    for name, wrong in [
+        *(("size", size) for size in ("abc", "64x64x64", "0x0", "100x100", "64", 64, ["64x64"])),
+        *(("data", data) for data in ([1], [], [["/photos"]], [None], "/photos")),
+        *(("scenes", scenes) for scenes in (2**70, 0, "7", 7.5, True, None)),
+        *(("base", base) for base in (1, ["/base"], {}, None)),
+        *(("lr", lr) for lr in (float("inf"), float("nan"), 0, [1e-3], "1e-3")),
+        *(("mirror", mirror) for mirror in (None, 0, "")),
+        *(("seed", seed) for seed in (2**63, -1, {})),
+        *(("hints", hints) for hints in (["canny"], 1)),
+    ]:
+        with pytest.raises(InputError, match=f"{name} = .* in settings.json; expected a value of"):
+            resumed_with(**OWN | {name: wrong})
+    size = {"size": "128x64", "crop": "random", "mirror": True, "lr": 1, "cache": ""}
+    assert asdict(resumed_with(**OWN | size)).items() >= (OWN | size).items()
+    with pytest.raises(InputError, match="it ran on abacus, which is not available here"):
+        resumed_with(device="abacus")
+
+
+def test_settings_that_exclude_each_other_are_refused_on_resuming():
+    for wrong in [
+        DRAWN | {"condition": None},
+        DRAWN | {"hints": "canny"},
+        DRAWN | {"size": "64x64"},
+        DRAWN | {"crop": "random"},
+        DRAWN | {"mirror": True},
+        OWN | {"condition": "pose"},
+        OWN | {"condition": "pose", "hints": "canny"},
+    ]:
+        with pytest.raises(InputError, match=r"^--resume run: .*drawn scenes"):
+            resumed_with(**wrong)
+    for part in ("all", "decoder"):
+        with pytest.raises(InputError, match=r"^--resume run: --low-memory is for a locked base"):
+            resumed_with(low_memory=True, unlock=part)
+    resumed_with(unlock="all")
+    with pytest.raises(InputError, match="--low-memory is for a locked base"):
+        settings_of_run(train.Settings, Path("run"), {"low_memory": True})
+    with pytest.raises(InputError, match="--hints DIR is for one --data"):
+        resumed_with(data=["/a", "/b"], hints="/hints", condition=None)
+    resumed_with(data=["/a"], hints="/hints", condition=None)
+    for right in (OWN, OWN | {"hints": "canny", "condition": "canny"}, OWN | {"hints": "canny"}):
+        resumed_with(**right)
+
+
 def test_a_run_with_an_unknown_setting_that_matters_is_refused():
     run, less = Path("run"), VERSIONS["one setting less"]
     run.mkdir()

@@ -1,6 +1,7 @@
 """train.py from end to end, and its messages for bad input."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -14,15 +15,16 @@ from safetensors.torch import load_file
 
 import sample
 import train
-from conftest import CONTROL, NANO, SIZE, refusal, write_pairs
-from nanocontrol import load_control, load_sd
+from conftest import CONTROL, NANO, SIZE, opened, refusal, write_pairs
+from nanocontrol import InputError, load_control, load_sd
 from nanocontrol.checkpoint import save_sd
 from nanocontrol.nano import data
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
+from nanocontrol.plumbing.pictures import CAPTION
 from nanocontrol.training import measure
 from nanocontrol.training.measure import step_of_jump
-from nanocontrol.training.run import RunFolder
+from nanocontrol.training.run import RunFolder, read_log, read_run
 
 pytestmark = pytest.mark.usefixtures("blind")
 
@@ -151,6 +153,10 @@ def test_an_incomplete_state_is_refused(flags, tmp_path, capsys):
     run = tmp_path / "run"
     train.main([*flags, "--steps", "1", "--out", str(run)])
     state = torch.load(run / "state.pt", weights_only=True)
+    moments = state["optimizer"]["state"][0] | {"exp_avg": torch.zeros(1)}
+    damaged = {"state": state["optimizer"]["state"] | {0: moments}}
+    torch.save(state | {"optimizer": state["optimizer"] | damaged}, run / "state.pt")
+    assert "damaged" in refusal(train.main, capsys, "--resume", str(run), "--steps", "2")
     for name in state:
         torch.save({key: value for key, value in state.items() if key != name}, run / "state.pt")
         message = refusal(train.main, capsys, "--resume", str(run))
@@ -219,13 +225,107 @@ def test_the_locked_base_is_bitwise_unchanged(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_can_be_extended(flags, tmp_path):
-    flags += ["--accumulate", "2"]
+@pytest.mark.parametrize("more", [[], ["--only-mid-control"], ["--unlock", "decoder"]])
+def test_a_finished_run_can_be_extended(flags, tmp_path, more):
+    flags += ["--accumulate", "2", *more]
     train.main([*flags, "--steps", "1", "--out", str(tmp_path / "a")])
     train.main(["--resume", str(tmp_path / "a"), "--steps", "2"])
     train.main([*flags, "--steps", "2", "--out", str(tmp_path / "b")])
     losses = [[e["loss"] for e in log(tmp_path / run) if "loss" in e] for run in "ab"]
     assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [["samples"], ["log.jsonl"], ["log.jsonl", "samples"]], ids=str)
+def test_a_finished_run_replaces_what_it_can_of_missing_files(flags, tmp_path, lost):
+    """The weights are in state.pt. Pictures and numbers of the past are not."""
+    run, weights = tmp_path / "run", ["control.safetensors", "base.safetensors"]
+    train.main([*flags, "--steps", "1", "--unlock", "decoder", "--out", str(run)])
+    before = [load_file(run / name) for name in weights]
+    for name in [*lost, *weights, "metrics.json", "film.png"]:
+        shutil.rmtree(run / name) if name == "samples" else (run / name).unlink()
+    train.main(["--resume", str(run)])
+    for saved, name in zip(before, weights):
+        again = load_file(run / name)
+        assert saved.keys() == again.keys()
+        assert all(torch.equal(saved[key], again[key]) for key in saved)
+    assert (run / "metrics.json").exists() and not (run / "film.png").exists()
+
+
+@pytest.fixture
+def filmed() -> RunFolder:
+    """A run with contact sheets of three pictures at three steps."""
+    run = RunFolder(Path("run"))
+    run.create({}, 0)
+    for step in (0, 5, 10):
+        rows = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(step))
+        run.contact_sheet(step, [*rows * 2 - 1], "made")
+        run.log(step, iou=step / 10)
+    return run
+
+
+def film_of(run: RunFolder) -> Image.Image:
+    run.film(64, 64)
+    return opened(run.path / "film.png")
+
+
+def test_a_film_leaves_out_sheets_that_do_not_fit(filmed):
+    whole = film_of(filmed).size
+    first, middle, last = filmed.sheets()
+    opened(first).convert("L").save(first)
+    assert film_of(filmed).size == whole
+    opened(first).resize((64, 64)).save(first)
+    without_one = film_of(filmed).size
+    assert without_one[0] == whole[0] - 64 and without_one[1] == whole[1]
+    middle.unlink()
+    middle.mkdir()
+    assert film_of(filmed).size[0] == whole[0] - 128
+    (filmed.path / "film.png").unlink()
+    for size in ((192, 64 + CAPTION - 1), (100, 64 + CAPTION), (63, 144), (1, 1)):
+        opened(last).resize(size).save(last)
+        filmed.film(64, 64)
+        assert not (filmed.path / "film.png").exists()
+
+
+def test_a_film_needs_sheets(filmed):
+    for sheet in filmed.sheets():
+        sheet.unlink()
+    filmed.film(64, 64)
+    filmed.history.clear()
+    filmed.film(64, 64)
+    assert not (filmed.path / "film.png").exists()
+
+
+def test_a_sheet_that_is_cut_off_is_named(filmed):
+    sheet = filmed.sheets()[1]
+    sheet.write_bytes(sheet.read_bytes()[:900])
+    with pytest.raises(InputError, match=r"samples/000005\.png is cut off or damaged"):
+        filmed.film(64, 64)
+
+
+NESTED = "[" * 200_000  # deeper than Python's stack
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"follows": "x"}', '{"follows": [1]}', '{"follows": {}}', '{"step": true}', '{"loss": NaN}']
+    + ['{"loss": 1e999}', f'{{"loss": {10**400}}}', "{}", '{"step": null}', NESTED + "}"],
+    ids=lambda line: line[:20],
+)
+def test_a_log_with_something_other_than_numbers_is_refused(line):
+    Path("log.jsonl").write_text('{"step": 1, "loss": 0.5, "follows": null}\n')
+    assert read_log(Path()) == [{"step": 1, "loss": 0.5, "follows": None}]
+    numbered = line.replace("{", '{"step": 2, ', 1) if "step" not in line and line != "{}" else line
+    with open("log.jsonl", "a") as file:
+        file.write(numbered + "\n")
+    with pytest.raises(InputError, match="log.jsonl cannot be read"):
+        read_log(Path())
+
+
+def test_deeply_nested_settings_are_refused():
+    Path("settings.json").write_text(NESTED)
+    with pytest.raises(InputError, match="settings.json is missing or damaged"):
+        read_run(Path())
 
 
 def test_the_step_of_the_jump_is_found_in_the_log(tmp_path):
@@ -319,6 +419,8 @@ def test_defaults_with_your_own_base_are_the_papers(flags):
     assert (nano.lr, nano.schedule, nano.hint_init) == (1e-3, "cooldown", "variance")
     assert nano.condition == own.condition == "canny"
     assert train.parse(flags)[0].condition is None
+    endless = {"steps": 2**31, "batch_size": 2**31}
+    assert train.resolve(endless).scenes == 2**31  # so that the run can be resumed
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -349,12 +451,15 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--lr", "-1"], "--lr"),
         (["--drop-prompt", "1.5"], "--drop-prompt"),
         (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", str(2**70)], "--batch-size: 1180591620717411303424 is more than 2^31"),
+        (["--lr", "inf"], "--lr: inf is not above 0 and finite"),
         (["--resume", str(empty)], "--resume"),
         (["--resume", run, "--lr", "1e-2"], "--lr"),
         (["--resume", run, "--seed", "5"], "--seed"),
         (["--schedule", "linear"], "--schedule"),
         (["--hint-init", "zero"], "--hint-init"),
         (["--lr", "1e39", "--save-every", "1", "--out", str(tmp_path / "hotter")], "not finite"),
+        (["--low-memory", "--unlock", "decoder"], "--low-memory is for a locked base"),
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
     for alone in (["--size", "64"], ["--crop", "random"], ["--mirror"], ["--hints", "canny"]):
@@ -378,6 +483,13 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (empty / "settings.json").write_text(json.dumps(kept | {name: wrong}))
         message = refusal(train.main, capsys, "--resume", str(empty))
         assert f"{name} = {wrong!r} in settings.json" in message
+    for changed, more, words in [
+        ({"steps": 9}, "3", "--steps 3 contradicts"),
+        ({"steps": 9, "schedule": "cooldown"}, "10", "its learning rate depends on --steps"),
+        ({"steps": 9, "schedule": "cooldown"}, "3", "its learning rate depends on --steps"),
+    ]:
+        (empty / "settings.json").write_text(json.dumps(kept | changed))
+        assert words in refusal(train.main, capsys, "--resume", str(empty), "--steps", more)
     bad = write_pairs(tmp_path / "bad")
     for i in (3, 5):
         (bad / f"image{i}.png").write_bytes((bad / f"image{i}.png").read_bytes()[:400])

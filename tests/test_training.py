@@ -20,12 +20,13 @@ import in_float64
 import train
 from conftest import CONTROL, NANO, randomise, refusal, write_pairs
 from in_float64 import ROUNDING
-from nanocontrol import DDPM, ControlNet, UNet, load_control, load_sd
+from nanocontrol import DDPM, ControlNet, InputError, UNet, load_control, load_sd
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.machine import Conv3x3
 from nanocontrol.training import cache, optimizer
 from nanocontrol.training.loader import Batch
 from nanocontrol.training.pairs import Folder, View
+from nanocontrol.training.run import RunFolder
 from nanocontrol.unet import UNetConfig, res_block
 
 pytestmark = pytest.mark.usefixtures("blind")
@@ -383,6 +384,136 @@ def test_gradients_of_passes_are_summed_before_a_step():
         exact.backward(network(torch.ones(1, 3).bfloat16()).sum())
     exact.collect_gradients()
     assert torch.equal(exact.weights[0].grad, torch.full((2, 3), 2.0))
+
+
+# ------------------------------------------------------------------------- the state of a run
+
+FRESH = {"step": 0, "seconds": 0.5, "processes": 1, "skipped_in_a_row": 0, "pairs": "abc"}
+NEW = {"step": 2, "seconds": 7.5, "processes": 2, "skipped_in_a_row": 1, "pairs": "def"}
+
+
+class Halves(nn.Module):
+    """Two layers. The second one is not used, so it has no gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+def one_step(dtype: str = "fp32", lr: float = 1e-3) -> optimizer.Optimizer:
+    network = Halves() if dtype == "fp32" else nn.Linear(3, 2)
+    made = optimizer.Optimizer({"net": network}, 1e-3, "cpu", dtype)
+    made.set_lr(lr)
+    loss = network(torch.ones(1, 3).to(optimizer.PRECISIONS[dtype])).sum()
+    made.backward(loss)
+    made.step(loss.detach())
+    return made
+
+
+def saved(dtype: str, lr: float = 1e-3) -> tuple[RunFolder, dict]:
+    """A run's folder after a step, and the content of its state.pt."""
+    run = RunFolder(Path.cwd())
+    (run.path / "log.jsonl").touch()
+    run.save(NEW, one_step(dtype, lr))
+    return run, torch.load(run.path / "state.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_saved_state_is_restored(dtype):
+    run, before = saved(dtype, lr=3e-4)  # as after the last step of --schedule cooldown
+    other = one_step(dtype)
+    assert run.restore(other, FRESH, steps=2) == NEW
+    other.set_lr(3e-4)
+    run.save(NEW, other)
+    after = torch.load(run.path / "state.pt", weights_only=True)
+    assert repr(after) == repr(before) and "exp_avg" in repr(after)
+
+
+def first(state: dict) -> dict:
+    """The moments of the first weight [2, 3]."""
+    return state["optimizer"]["state"][0]
+
+
+def group(state: dict) -> dict:
+    return state["optimizer"]["param_groups"][0]
+
+
+DAMAGE = {
+    **{
+        f"{name}={value!r}": lambda state, name=name, value=value: state.update({name: value})
+        for name, values in {
+            "step": ["x", None, 2.5, torch.tensor(2), -1, 0, 3, True],
+            "seconds": [None, "x", 7, float("nan"), float("inf"), -1.0],
+            "processes": [None, "x", 1.0, -1],
+            "skipped_in_a_row": [None, "x"],
+            "pairs": [None, 1],
+            "optimizer": [None, {}, [], {"state": {}}],
+            "weights": [None, {}, {"net": {}}],
+        }.items()
+        for value in values
+    },
+    "no moments": lambda state: state["optimizer"].update(state={}),
+    "moments of no weight": lambda state: state["optimizer"].update(state={99: first(state)}),
+    "smaller moment": lambda state: first(state).update(exp_avg=torch.zeros(1)),
+    "scalar moment": lambda state: first(state).update(exp_avg_sq=torch.zeros(())),
+    "turned moment": lambda state: first(state).update(exp_avg=torch.zeros(3, 2)),
+    "longer moment": lambda state: first(state).update(exp_avg_sq=torch.zeros(9, 3)),
+    "moment in words": lambda state: first(state).update(exp_avg="x"),
+    "moment in a list": lambda state: first(state).update(exp_avg=[1.0, 2.0]),
+    "missing moment": lambda state: first(state).pop("exp_avg_sq"),
+    "missing step": lambda state: first(state).pop("step"),
+    "steps in words": lambda state: first(state).update(step="x"),
+    "many steps": lambda state: first(state).update(step=torch.ones(3)),
+    "no step": lambda state: first(state).update(step=torch.tensor(float("nan"))),
+    "betas": lambda state: group(state).update(betas="x"),
+    "other betas": lambda state: group(state).update(betas=(0.9, 0.99)),
+    "weight decay": lambda state: group(state).update(weight_decay=None),
+    "not fused": lambda state: group(state).update(fused=False),
+    "weights": lambda state: group(state).update(params=[0]),
+    "smaller weight": lambda state: state["weights"]["net"].update(
+        {name: torch.zeros(1) for name in state["weights"]["net"]}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_state_is_refused(damage):
+    """The fused AdamW trusts the moments' shapes: a wrong one would end the process."""
+    run, state = saved("fp32")
+    damage(state)
+    torch.save(state, run.path / "state.pt")
+    with pytest.raises(InputError, match=r"state\.pt is damaged or of another version"):
+        run.restore(one_step(), FRESH, steps=2)
+
+
+def test_a_damaged_loss_scale_is_refused():
+    run, state = saved("fp16")
+    for name in state["scaler"]:
+        for value in (None, "x", float("nan")):
+            torch.save(state | {"scaler": state["scaler"] | {name: value}}, run.path / "state.pt")
+            with pytest.raises(InputError, match="damaged or of another version"):
+                run.restore(one_step("fp16"), FRESH, steps=2)
+
+
+def test_moments_are_restored_in_the_weights_memory_format():
+    """A GPU's weights are in another format than a CPU's. The fused AdamW does not compare them."""
+    steps = []
+    for format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        network = nn.Conv2d(4, 6, 3).to(memory_format=format)
+        made, x = optimizer.Optimizer({"": network}, 1e-2, "cpu"), torch.randn(2, 4, 5, 5)
+        if steps:
+            made.restore(steps[0])
+        for _ in range(2 if not steps else 1):
+            loss = network(x).square().mean()
+            made.backward(loss)
+            made.step(loss.detach())
+            steps.append(copy.deepcopy(made.state()))
+    ours, theirs = (state["weights"][""]["weight"] for state in steps[1:])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_convolutions_of_small_maps_equal_matrix_products():

@@ -24,8 +24,9 @@ class Parser(argparse.ArgumentParser):
 
 def at_least(least: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        if not least <= int(text) <= 2**31:
+            wrong = f"less than {least}" if int(text) < least else "more than 2^31"
+            raise argparse.ArgumentTypeError(f"{text} is {wrong}")
         return int(text)
 
     return whole_number
@@ -52,8 +53,8 @@ def fraction(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    if not float(text) > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and finite")
     return float(text)
 
 

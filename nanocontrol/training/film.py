@@ -17,9 +17,10 @@ Curve = list[tuple[int, float]]  # (step, value)
 
 
 def chosen(steps: Sequence[int]) -> list[int]:
-    """The steps to show: the first one, and every n-th one counted back from the last."""
+    """The steps to show: the first one, and every n-th one counted back from the last. There may
+    be none."""
     every = max(1, math.ceil((len(steps) - 1) / (COLUMNS - 2)))
-    return sorted({steps[0], *steps[::-every]})
+    return sorted({*steps[:1], *steps[::-every]})
 
 
 def film(

@@ -123,12 +123,41 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, state: dict) -> None:
+        """Restore what `state` returned. Raises an exception of any type if that is damaged. It
+        must not reach the fused AdamW, which takes every shape on trust."""
         for name, network in self.networks.items():
             for key, weight in network.state_dict().items():
-                weight.copy_(state["weights"][name][key])
+                filled(weight, state["weights"][name][key])
+        groups = self.adamw.state_dict()["param_groups"]
         self.adamw.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.set_lr(self.lr)  # the saved rate is the last step's; every step sets its own
+        same = groups == self.adamw.state_dict()["param_groups"]
+        # A weight that never had a gradient has no moments.
+        moved = [(w, self.adamw.state[w]) for w in self.weights if self.adamw.state.get(w)]
+        if not same or not moved or not all(of["step"].item() >= 0 for _, of in moved):
+            raise ValueError("AdamW has other settings, or no moments")
+        for weight, moments in moved:
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = filled(torch.empty_like(weight), moments[name])
+        self.scaler.load_state_dict(entries_like(self.scaler.state_dict(), state["scaler"]))
         self.round_weights()
+
+
+def filled(into: Tensor, value: Tensor) -> Tensor:
+    """Copy a value of the same shape into a tensor -> that tensor. (`copy_` broadcasts.)"""
+    if value.shape != into.shape:
+        raise ValueError(f"expected the shape {tuple(into.shape)}, not {tuple(value.shape)}")
+    return into.copy_(value)
+
+
+def entries_like(example: dict, found: dict) -> dict:
+    """The entries of `found` that `example` has. Raises KeyError or ValueError unless each has the
+    example's type and, if it is a number, is finite and not negative."""
+    for name, value in example.items():
+        number = not isinstance(value, str)
+        if type(found[name]) is not type(value) or number and not 0 <= found[name] < math.inf:
+            raise ValueError(f"{name} = {found[name]!r}")
+    return {name: found[name] for name in example}
 
 
 def keep_exact(network: nn.Module, device: str) -> list[Tensor]:

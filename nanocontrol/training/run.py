@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nanocontrol.plumbing.errors import InputError, memory_is_full
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files, sync, write_atomically
-from nanocontrol.plumbing.pictures import CAPTION, grid, save_picture, with_caption
+from nanocontrol.plumbing.pictures import CAPTION, grid, read_image, save_picture, with_caption
 from nanocontrol.training.film import chosen, film
-from nanocontrol.training.optimizer import Optimizer
+from nanocontrol.training.optimizer import Optimizer, entries_like
 
 FOLLOWED = ("follows", "score", "iou")  # the film plots the first one that was measured
 
@@ -53,9 +52,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         log = [json.loads(x) for x in file.read_text().splitlines() if x.endswith("}")]
-        if not all(isinstance(entry["step"], int) for entry in log):
-            raise ValueError("a step is not a number")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        # A value that is no number raises TypeError in `finite_or_none`.
+        if not all(type(x["step"]) is int and finite_or_none(x) == x for x in log):
+            raise ValueError("expected finite numbers")
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error})") from None
     return log
 
@@ -63,7 +63,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise InputError(f"{file} is missing or damaged; expected a run's folder")
@@ -84,7 +84,9 @@ class RunFolder:
         if (self.path / "settings.json").exists():  # in any other folder, files are the user's
             for file in self.path.glob(".tmp??????"):  # safetensors' temporary files
                 file.unlink()
-            self.forget_sheets_after(start)
+            for sheet in self.sheets():
+                if int(sheet.stem) > start:
+                    sheet.unlink()
         write_json(self.path / "settings.json", settings)
         self.forget_after(start)
 
@@ -114,10 +116,11 @@ class RunFolder:
 
         write_atomically(self.path / "state.pt", write)
 
-    def restore(self, optimizer: Optimizer, progress: dict) -> dict:
+    def restore(self, optimizer: Optimizer, progress: dict, steps: int) -> dict:
         """Restore the last save -> its progress, with the keys of `progress`.
 
-        progress: that of a new run, which is returned if nothing was saved.
+        progress: that of a new run, which is returned if nothing was saved. steps: the run's
+        length.
         """
         file = self.path / "state.pt"
         if not file.exists():
@@ -125,25 +128,20 @@ class RunFolder:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
             optimizer.restore(state)
-            return {key: state[key] for key in progress}
+            progress = entries_like(progress, state)
+            if 0 < progress["step"] <= steps:
+                return progress
         except Exception as error:  # a damaged file can raise nearly anything
             if memory_is_full(error):
                 raise
-            raise InputError(f"--resume: {file} is damaged or of another version") from None
-
-    def forget_sheets_after(self, step: int) -> None:
-        """Remove the contact sheets of later steps, which will be repeated."""
-        for sheet in self.sheets():
-            if int(sheet.stem) > step:
-                sheet.unlink()
+        raise InputError(f"--resume: {file} is damaged or of another version")
 
     def forget_after(self, step: int) -> None:
         """Drop log entries after the last save, because those steps will be repeated."""
         entries = read_log(self.path) if step else []
         self.history = [entry for entry in entries if entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in self.history)
-        file = self.path / "log.jsonl"
-        write_atomically(file, lambda temporary: temporary.write_text(text))
+        write_atomically(self.path / "log.jsonl", lambda temporary: temporary.write_text(text))
 
     def finish(self, metrics: dict) -> None:
         write_json(self.path / "metrics.json", metrics)
@@ -156,21 +154,25 @@ class RunFolder:
 
     def sheets(self) -> list[Path]:
         """The contact sheets in the order of their steps."""
-        files = [file for file in (self.path / "samples").glob("*.png") if file.stem.isdecimal()]
-        return sorted(files, key=lambda file: int(file.stem))
+        files = [file for file in (self.path / "samples").glob("*.png") if file.is_file()]
+        return sorted((f for f in files if f.stem.isdecimal()), key=lambda file: int(file.stem))
 
     def film(self, height: int, width: int) -> None:
         """Save the film, made from the log and the contact sheets. A sheet's first row has the
-        hints, its last row the model's output. height, width: of a picture, in pixels."""
+        hints, its last row the model's output. height, width: of a picture, in pixels. Sheets of
+        another size than the last one's are left out. Without sheets there is no film."""
         best = next((name for name in FOLLOWED if self.measured(name)), "control_gain")
         # Sheets of steps that this run did not evaluate are not its own.
         looked = {e["step"] for e in self.history if not e.keys() & {"loss", "skipped"}}
         files = {int(file.stem): file for file in self.sheets() if int(file.stem) in looked}
-        sheets = {step: np.asarray(Image.open(files[step])) for step in chosen([*files])}
+        own = {step: read_image(files[step]) for step in chosen([*files])}
+        fit = [x.size for x in own.values() if not x.width % width and x.height >= height + CAPTION]
+        sheets = {step: np.asarray(x) for step, x in own.items() if x.size in fit[-1:]}
+        if not sheets:
+            return
         hints = next(iter(sheets.values()))[:height]
         made = {step: sheet[-height - CAPTION : -CAPTION] for step, sheet in sheets.items()}
-        curves = {name: self.measured(name) for name in (best, "held_out_loss")}
-        curves = {name: curve for name, curve in curves.items() if curve}
+        curves = {name: x for name in (best, "held_out_loss") if (x := self.measured(name))}
         save_picture(film(hints, made, width, curves), self.path / "film.png")
 
 

@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, field, fields
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from nanocontrol.plumbing.errors import InputError, blame
-from nanocontrol.plumbing.flags import Parser, absolute
+from nanocontrol.plumbing.flags import Parser, absolute, canny_or_folder, device
 from nanocontrol.plumbing.machine import available
 from nanocontrol.training.run import read_json
 
 DIVISION = "batch_size", "accumulate"  # may change together: Watch compares the pairs in a step
+# Readers of what may exist elsewhere only: of their values from a file, only the type counts.
+PLACES = (absolute, canny_or_folder, device)
 
 
 def knob(
@@ -117,19 +118,36 @@ def flag_of(name: str) -> str:
 
 def is_possible(setting: Field, value: Any) -> bool:
     """Whether a value from a file is one that the setting's flag can give. A default of None counts
-    only if the type allows None; otherwise the value is filled in before it is written."""
+    only if the type allows None; otherwise the value is filled in before it is written. A path or a
+    device only has to be a text, because whether it exists here is checked later."""
     kinds = [setting.type, *get_args(setting.type)]
+    if value is None or bool in kinds:
+        return type(value) in kinds
     literals = [x for kind in kinds if get_origin(kind) is Literal for x in get_args(kind)]
     allowed = literals or list(setting.metadata.get("choices") or [value])
-    if value is None:
-        return NoneType in kinds
-    if type(value) not in (int, float):
-        of_type = bool(literals) or type(value) in [get_origin(kind) or kind for kind in kinds]
-        return of_type and value in allowed
+    several, reader = list in map(get_origin, kinds), setting.metadata.get("type", str)
+    if value not in allowed or value == [] or several != (type(value) is list):
+        return False
+    only_text, items = reader in PLACES, value if several else [value]
     try:
-        return setting.metadata["type"](str(value)) == value and value in allowed
+        return all(type(x) is str if only_text else reader(str(x)) == x for x in items)
     except (ValueError, argparse.ArgumentTypeError):
         return False
+
+
+def check_together(settings: Mapping[str, Any]) -> None:
+    """Raises InputError for settings of train.py that exclude each other: those given for a new
+    run, or all settings of a run."""
+    used = {name for name, value in settings.items() if value not in (None, False, "middle")}
+    if {"low_memory", "unlock"} <= used:
+        raise InputError("--low-memory is for a locked base: it cannot be used with --unlock")
+    if "data" in used and settings.get("condition") not in (None, settings.get("hints")):
+        raise InputError("--condition is for drawn scenes: it cannot be used with --data")
+    if len(settings.get("data") or []) > 1 and settings.get("hints") not in (None, "canny"):
+        raise InputError("--hints DIR is for one --data: join the folders, or train with one")
+    drawn = used & {"condition", "hints", "size", "crop", "mirror"} == {"condition"}
+    if "data" in settings.keys() - used and not drawn:
+        raise InputError("drawn scenes have --condition, not --hints, --size, --crop, --mirror")
 
 
 def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
@@ -137,8 +155,8 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
     is learnt, with one exception: `steps` may grow if the run's `schedule` is `longer`, because
     such a schedule does not depend on the number of steps.
 
-    Raises InputError for such a contradiction, if the folder holds no run with these settings, or
-    if its device is not available.
+    Raises InputError for such a contradiction, if the folder holds no run with these settings, if
+    they exclude each other, or if its device is not available.
     """
     with blame("--resume"):
         kept = read_json(run / "settings.json") | {"out": str(run)}
@@ -161,6 +179,8 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
                 f"{flag_of(name)} {value} contradicts {run}, which has {old[name]}{why}"
             )
     new = settings(**old | given)
+    with blame(f"--resume {run}"):
+        check_together(vars(new))
     if not available(new.device):
         raise InputError(f"--resume {run}: it ran on {new.device}, which is not available here")
     return new

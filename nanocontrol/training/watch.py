@@ -67,7 +67,7 @@ class Watch:
             self.processes.compare(Path(folder), facts)
         progress = self.progress(0)
         if resume:
-            progress = self.run.restore(self.optimizer, progress)
+            progress = self.run.restore(self.optimizer, progress, self.total)
             self.check_division(settings, progress["processes"])
         start = progress["step"]
         if progress["pairs"] != self.pairs:
@@ -80,6 +80,8 @@ class Watch:
             if resume and start == 0:
                 say(f"{self.run.path} holds no saved state: starting again", sys.stderr)
             self.run.create(settings, start)
+            if start == self.total:  # there will be no other save, and the files may be missing
+                self.save(self.run.path)
         return start
 
     def check_division(self, settings: dict, processes: int) -> None:

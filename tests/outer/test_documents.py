@@ -72,6 +72,14 @@ def test_commands_name_modules_that_exist(readme):
     assert not [name for name in sorted(modules) if not module_exists(name)]
 
 
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tests_that_are_named_exist(readme):
+    files = {file: text_of(file) for file in (ROOT / "tests").rglob("*.py")}
+    tests = {name for text in files.values() for name in re.findall(r"^def (test_\w+)", text, re.M)}
+    named = set(re.findall(r"\btest_\w+", text_of(readme)))
+    assert not sorted(named - tests - {file.stem for file in files})
+
+
 def module_exists(name: str) -> bool:
     try:
         return find_spec(name) is not None
