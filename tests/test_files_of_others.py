@@ -103,7 +103,8 @@ def test_the_first_bytes_decide_not_the_ending(name, tmp_path):
     path = Path(shutil.copy(CONTROL, tmp_path / name))
     torch.save(load_file(CONTROL), old := tmp_path / f"{name}.PTH")
     torch.save(load_file(CONTROL), wrong := tmp_path / "b.safetensors")
-    for file in (path, old, wrong):
+    torch.save(load_file(CONTROL), new := tmp_path / "c.safetensors", pickle_protocol=4)
+    for file in (path, old, wrong, new):
         # Only our own file has the number of heads, which the base gives too.
         found = load_control(file, unet).state_dict()
         assert all(torch.equal(found[key], true[key]) for key in true)
@@ -145,6 +146,9 @@ def test_a_folder_of_diffusers_is_taken_for_its_file(tmp_path):
             '{"global_pool_conditions":false}',
             False,
         ),
+        ("control_v11e_sd15_shuffle.fp16.safetensors", None, "", True),
+        ("a.safetensors", "config.json", '{"global_pool_conditions": 1}', True),
+        ("a.safetensors", "a.yaml", "# global_average_pooling: True\n", False),
         ("a.safetensors", "a.yaml", "params:\n  global_average_pooling: True\n", True),
         ("a.safetensors", "b.yaml", "params:\n  global_average_pooling: True\n", False),
     ],
@@ -167,6 +171,8 @@ def test_pooling_is_what_the_configuration_says(name, config, text, pooled, tmp_
         ("a Control-LoRA", ["lora_controlnet", "input_blocks.0.0.weight"]),
         ("a ControlNet-LLLite", ["lllite_unet_input_blocks_4_1_attn1_to_q.down.0.weight"]),
         ("a LoRA", ["lora_unet_mid_block_attentions_0_proj_in.alpha"]),
+        ("a LoRA", ["unet.down_blocks.0.attentions.0.to_q.lora_A.weight"]),
+        ("a T2I-Adapter", ["style_embedding", "transformer_layes.0.attn.in_proj_weight"]),
         ("an IP-Adapter", ["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"]),
         ("a T2I-Adapter", ["adapter.body.0.resnets.0.block1.weight"]),
         ("a T2I-Adapter", ["body.0.block1.weight", "conv_in.weight"]),

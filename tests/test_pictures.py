@@ -85,6 +85,37 @@ def test_an_orientation_next_to_an_entry_that_cannot_be_written_is_undone(tmp_pa
     assert picture_size(file) == read_image(file).size == WIDE[::-1]
 
 
+def test_a_pngs_orientation_may_follow_its_pixels(tmp_path):
+    exif = exif_with(3, b"\6\0")
+    data = written(tmp_path, "PNG").read_bytes()
+    at = data.index(b"IEND") - 4
+    for content in (exif, exif.removeprefix(b"Exif\0\0"), b"Exif\0\0" + exif):
+        (file := tmp_path / "b.png").write_bytes(data[:at] + chunk(b"eXIf", content) + data[at:])
+        assert picture_size(file) == read_image(file).size == WIDE[::-1]
+
+
+def test_a_jpegs_other_segments_do_not_matter(tmp_path):
+    data = written(tmp_path, "JPEG").read_bytes()
+    exif = exif_with(3, b"\6\0")
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+    for marker, content, size in (
+        (0xE1, exif, WIDE[::-1]),
+        (0xE2, exif, WIDE),
+        (0xFE, exif, WIDE),
+        (0xE0, b"JFIF\0", WIDE),
+        (0xEE, b"Adobe", WIDE),
+        (0xED, b"Photoshop 3.0\0" + b"8BIM\4\4" * 9, WIDE),
+    ):
+        (file := tmp_path / "b.jpg").write_bytes(data[:2] + segment(marker, content) + data[2:])
+        assert picture_size(file) == read_image(file).size == size, marker
+        longer = data[:2] + segment(0xE3, bytes(60_000)) * 5 + segment(marker, content) + data[2:]
+        file.write_bytes(longer)  # its header is longer than what picture_size reads at first
+        assert picture_size(file) == size
+
+
 def test_an_orientation_in_xmp_alone_turns_nothing(tmp_path):
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
     for kind, options in (("JPEG", {"xmp": xmp}), ("TIFF", {"tiffinfo": {700: xmp}})):
@@ -109,6 +140,9 @@ def test_a_tiff_file_is_turned_upright(orientation, tmp_path):
         chunk(b"tEXt", b"exif\0no exif at all"),
         chunk(b"eXIf", b"no exif at all"),
         chunk(b"zTXt", b"not compressed"),
+        chunk(b"pHYs", b"short"),
+        chunk(b"acTL", b""),
+        chunk(b"bKGD", b"x" * 9)[:-4] + b"wrong"[:4],  # its checksum
     ],
 )
 def test_a_pngs_other_chunks_do_not_matter(extra, before, tmp_path):
@@ -182,7 +216,7 @@ def test_16_bits_are_read_and_32_refused(tmp_path):
         assert np.array_equal(grey, (ramp // 256).astype(np.uint8)), name
     for most in (255, 65535, 2**31 - 1):
         Image.fromarray(np.full((16, 24), most, np.int32)).save(tmp_path / "a.tif")
-        with pytest.raises(InputError, match="a.tif has 32 bits per pixel; expected 8, 16"):
+        with pytest.raises(InputError, match="has pixels of 32 bits or with a sign; expected 8"):
             read_image(tmp_path / "a.tif")
 
 
@@ -230,7 +264,9 @@ def test_captions_are_utf_8_or_utf_16_with_a_mark(tmp_path):
         mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
         file.write_bytes(mark + text.encode(encoding))
         assert read_caption(file) == "a café, 猫", encoding
-    for data in (text.encode("gbk"), "café".encode("latin-1"), b"\xff\xfe\x00"):
+    wrong = [text.encode("gbk"), "café".encode("latin-1"), b"\xff\xfe\x00"]
+    wrong += ["a ring".encode(name) for name in ("utf-16-le", "utf-16-be", "utf-32", "utf-32-le")]
+    for data in wrong:
         file.write_bytes(data)
         with pytest.raises(InputError, match="a.txt is not UTF-8"):
             read_caption(file)

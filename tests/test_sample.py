@@ -457,11 +457,13 @@ def test_sample_refuses_bad_input(tmp_path, capsys, pairs, monkeypatch):
 QUICK = ["--n", "1", "--steps", "2"]
 
 
-@pytest.mark.parametrize("flags", [["--scale", "1e30"], ["--strength", "1e38", "--hint", "HINT"]])
+@pytest.mark.parametrize(
+    "flags", [["--scale", "1e30"], ["--strength", "1e38", "--hint", "HINT"], ["--scale", "1e25"]]
+)
 def test_latents_that_are_not_finite_are_refused(flags, pairs, tmp_path, capsys):
     flags = [str(pairs / "hint0.png") if flag == "HINT" else flag for flag in flags]
     message = refusal(sample.main, capsys, *flags, *QUICK, "--out", str(tmp_path))
-    assert "the latents are NaN or infinite: try --dtype fp32" in message
+    assert "NaN or infinite numbers came out: try --dtype fp32" in message
     assert not [*tmp_path.iterdir()]
 
 
@@ -473,6 +475,10 @@ def test_a_strength_may_begin_with_a_minus(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample.py", *flags, "--strength", "-0.5"])
     sample.main()
     assert json.loads(opened(tmp_path / "000.png").text["settings"])["strength"] == [-0.5]
+
+
+def test_an_unknown_flag_is_escaped(capsys):
+    assert "arguments: pos\\x1b[31m" in refusal(sample.main, capsys, "pos\x1b[31m")
 
 
 def test_the_tokens_that_are_cut_are_counted(tmp_path, capsys):

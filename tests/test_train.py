@@ -434,6 +434,7 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
     short = [*flags, "--steps", "1"]
     train.main([*short, "--out", run])
     before = {file: file.read_bytes() for file in Path(run).rglob("*") if file.is_file()}
+    (tmp_path / "loop").symlink_to(loop := str(tmp_path / "loop"))
     for more, words in [
         (["--base", "missing.ckpt"], "--base"),
         (["--init-control", NANO], "--init-control"),
@@ -448,6 +449,9 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--condition", "shuffle"], "--condition"),
         (["--out", run], "--resume"),
         (["--out", str(pairs / "hint0.png")], "--out"),
+        (["--out", "x" * 300], "--out"),
+        (["--data", loop], loop),
+        (["--init-control", loop], "--init-control"),
         (["--lr", "-1"], "--lr"),
         (["--drop-prompt", "1.5"], "--drop-prompt"),
         (["--batch-size", "0"], "--batch-size"),

@@ -250,7 +250,8 @@ def read_pickle(path: Path, check: bool) -> dict[str, Tensor]:
         for _ in range(8):  # more than anybody nests them (one may hold itself)
             if isinstance(found, dict) and "state_dict" in found:
                 found = found["state_dict"]
-        if found and all(isinstance(part, dict) for part in found.values()):  # an IP-Adapter's
+        parts = found.values() if isinstance(found, dict) else ()
+        if parts and all(isinstance(part, dict) for part in parts):  # an IP-Adapter
             found = {f"{name}.{key}": x for name, part in found.items() for key, x in part.items()}
         if not isinstance(found, dict) or not all(type(name) is str for name in found):
             raise InputError(f"{path} holds other things than named tensors; expected a checkpoint")

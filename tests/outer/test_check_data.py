@@ -69,11 +69,11 @@ def test_all_errors_are_reported_at_once(tmp_path, capsys):
 
 def test_folders_without_pairs_are_refused(tmp_path, capsys):
     for folder, flags, words in [
-        ("nowhere", [], "nowhere does not exist"),
-        ("nowhere", ["--hints", "canny"], "nowhere does not exist"),
+        ("nowhere", [], "nowhere cannot be read, or is no folder"),
+        ("nowhere", ["--hints", "canny"], "nowhere cannot be read"),
         (".", ["--hints", "canny"], "holds no pictures: expected .png"),
         (".", [], "or a list of pairs"),
-        ("nowhere", ["elsewhere", "--hints", "canny"], "elsewhere does not exist"),
+        ("nowhere", ["elsewhere", "--hints", "canny"], "elsewhere cannot be read"),
     ]:
         text, status = report(capsys, folder, *flags)
         assert status == 1 and words in text and text.count("\n") == text.count("wrong: ")
@@ -116,6 +116,20 @@ def test_names_are_escaped_and_pipes_are_left_out(tmp_path, capsys):
     assert status == 0 and "3 pairs" in text and text.isascii() and "\x1b" not in text
     assert r"a\x1b[31m\n.jpg" in text and r"caf\udce9.jpg" in text
     assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_paths_that_cannot_be_looked_at_are_refused(tmp_path, capsys):
+    Path("loop").symlink_to("loop")
+    for folder in ("x" * 300, "loop", "loop/inner"):
+        text, status = report(capsys, folder, "--hints", "canny")
+        assert status == 1 and "cannot be read, or is no folder" in text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_caption(tmp_path, capsys):
+    Image.linear_gradient("L").save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "a.txt")
+    assert "1 caption missing: a.png" in report(capsys, tmp_path, "--hints", "canny")[0]
 
 
 def test_damaged_pictures_are_named_and_the_report_is_finished(tmp_path, capsys):

@@ -111,5 +111,6 @@ def test_weights_that_would_leave_float16_are_refused(bases, trained_control, tm
     flags = ["--control", tmp_path / "c.safetensors", "--from", bases[0]]
     flags += ["--to", tmp_path / "far.safetensors", "--out", tmp_path / "out.safetensors"]
     message = refusal(transfer, capsys, *map(str, flags))
-    assert "input_blocks.1.0.in_layers.2.bias would leave float16's range" in message
+    assert f"--control {tmp_path / 'c.safetensors'}: input_blocks.1.0.in_layers.2.bias" in message
+    assert "would leave float16's range; expected float32" in message
     assert not (tmp_path / "out.safetensors").exists()

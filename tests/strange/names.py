@@ -124,12 +124,12 @@ def a_file_name_with_a_zero_byte(folder: Path) -> Path:
     return folder / "a\0.safetensors"
 
 
-@refused(says="expected a .safetensors, .ckpt or .pth file")
+@loads(read=read_control_file, weights=CONTROL)
 def a_model_without_an_ending(folder: Path) -> Path:
     return named("model", folder)
 
 
-@refused(says="expected a .safetensors, .ckpt or .pth file")
+@loads(read=read_control_file, weights=CONTROL)
 def a_model_with_an_ending_that_clears_the_terminal(folder: Path) -> Path:
     return named("model.\x1b[2J", folder)
 

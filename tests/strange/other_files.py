@@ -57,24 +57,24 @@ LORA = {
 }
 
 
-@control_refused(says="holds only lora_unet")
+@control_refused(says="is a LoRA")
 def a_lora_as_a_controlnet(folder: Path) -> Path:
     return saved(LORA, folder)
 
 
-@base_refused(says="holds only lora_unet")
+@base_refused(says="is a LoRA")
 def a_lora_as_a_base(folder: Path) -> Path:
     return saved(LORA, folder)
 
 
-@base_refused(says="without a place: conditioner.embedders")
+@base_refused(says="is for Stable Diffusion XL")
 def a_stable_diffusion_xl(folder: Path) -> Path:
     names = ("conditioner.embedders.0.x", "conditioner.embedders.1.x")
     xl = {name: tensor for name, tensor in BASE_FILE.items() if "cond_stage" not in name}
     return saved(xl | dict.fromkeys(names, ZERO), folder)
 
 
-@control_refused(says="without a place: add_embedding")
+@control_refused(says="is for Stable Diffusion XL")
 def a_controlnet_for_stable_diffusion_xl(folder: Path) -> Path:
     return saved(DIFFUSERS | {"add_embedding.linear_1.weight": ZERO}, folder)
 
@@ -197,13 +197,13 @@ def safetensors_named_pth(folder: Path) -> Path:
     return saved(WEIGHTS, folder, "a.pth")
 
 
-@refused(says="is a file of PyTorch, not safetensors")
+@loads
 def a_torch_zip_named_safetensors(folder: Path) -> Path:
     torch.save(WEIGHTS, folder / "a.safetensors")
     return folder / "a.safetensors"
 
 
-@refused(says="is a file of PyTorch, not safetensors")
+@loads
 def a_pickle_named_safetensors(folder: Path) -> Path:
     path = folder / "a.safetensors"
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
@@ -281,13 +281,13 @@ def a_partial_download_padded_with_zeros(folder: Path) -> Path:
 # --------------------------------------------------------------- special and unreadable files
 
 
-@refused(says="does not exist or is not a file")
+@refused(says="expected a file, or a folder with one diffusion_pytorch_model")
 def a_folder(folder: Path) -> Path:
     (folder / "a.safetensors").mkdir()
     return folder / "a.safetensors"
 
 
-@refused(says="does not exist or is not a file")
+@control_loads
 def a_folder_of_diffusers(folder: Path) -> Path:
     saved(CONTROL_FILE, folder, "diffusion_pytorch_model.safetensors")
     return folder
