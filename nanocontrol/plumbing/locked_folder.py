@@ -22,7 +22,7 @@ def folder_held(out: str | None, kind: str, resume: bool) -> Iterator[str]:
     Raises InputError if another run holds the lock.
     """
     flag = "--resume" if resume else "--out"
-    made = out is None or not Path(out).exists()
+    made = out is None or not os.path.exists(out)
     path = make_folder(flag, Path(out)) if out else numbered_folder(kind)
     try:
         file = open(path / "lock", "ab")

@@ -138,7 +138,7 @@ def eight_bits(path: PictureFile, image: Image.Image) -> np.ndarray:
 
 def is_picture(file: Path) -> bool:
     """Whether it is a file with a picture's ending."""
-    return file.suffix.lower() in PICTURES and file.is_file()
+    return file.suffix.lower() in PICTURES and os.path.isfile(file)
 
 
 def pictures_in(folder: Path) -> list[Path]:

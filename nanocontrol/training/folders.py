@@ -108,7 +108,7 @@ def file_of(sample: Sample, names: tuple[str, ...]) -> Path | Member:
     if isinstance(value, Member):
         return value
     path = sample.folder / value
-    if "\\" in value and not path.exists():  # a list made on Windows
+    if "\\" in value and not os.path.exists(path):  # a list made on Windows
         path = sample.folder / value.replace("\\", "/")
     return path
 

@@ -93,7 +93,7 @@ def first_key(values: dict[str, Any], names: tuple[str, ...]) -> str | None:
 def lists_in(folder: Path) -> list[Path]:
     """The list of a folder. Raises InputError if there are several and none has a known name."""
     for name in ("prompt.json", "metadata.jsonl", "metadata.csv"):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return [folder / name]
     others = sorted([*folder.glob("*.jsonl"), *folder.glob("*.csv")])
     if len(others) > 1:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """The run in a folder. Raises InputError, naming the file, if the folder holds no run."""
-    ended = (folder / "metrics.json").exists()
+    ended = os.path.exists(folder / "metrics.json")
     metrics = read_json(folder / "metrics.json") if ended else {}
     return Run(folder, read_json(folder / "settings.json"), read_log(folder), metrics)
 
@@ -48,7 +49,7 @@ def read_run(folder: Path) -> Run:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The entries of log.jsonl; none without that file. A truncated last line is dropped."""
     file = folder / "log.jsonl"
-    if not file.exists():
+    if not os.path.exists(file):
         return []
     try:
         log = [json.loads(x) for x in file.read_text().splitlines() if x.endswith("}")]
