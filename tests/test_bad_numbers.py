@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -327,6 +329,18 @@ def main() -> None:
     with no_pictures():
         train.main(loss=training_loss)
     torch.save(optimizers[0].state(), f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_a_base_that_never_gives_a_finite_loss_is_named(flags, capsys):
+    with safe_open(NANO, "pt") as file:
+        metadata = file.metadata()
+    weights = {name: weight.float() for name, weight in load_file(NANO).items()}
+    weights["model.diffusion_model.input_blocks.0.0.weight"][:] = 3e38  # finite
+    save_file(weights, "large.safetensors", metadata)
+    more = ["--base", "large.safetensors", "--steps", "20", "--out", "run"]
+    message = refusal(train.main, capsys, *flags, *more)
+    assert "no loss was ever finite" in message and "large.safetensors" in message
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Watch:
         save: writes the weights, as sample.py reads them, into the folder.
         """
         self.pairs, self.look, self.caption, self.save = pairs, look, caption, save
+        self.began_with = settings["base"], settings.get("init_control")
         facts = {"their data": pairs, "their flags": json.dumps(settings, sort_keys=True)}
         for folder in filter(None, (str(self.run.path), settings.get("cache"))):
             self.processes.compare(Path(folder), facts)
@@ -201,6 +202,12 @@ class Watch:
 
     def diverged(self, why: str) -> InputError:
         precision = "" if self.optimizer.dtype == "fp32" else " or --dtype fp32"
+        if not self.run.measured("loss"):
+            files = " or ".join(filter(None, self.began_with))
+            return InputError(
+                f"{why}; no loss was ever finite: weights of {files} may be too large; expected "
+                f"others{precision} (python -m nanocontrol.tools.explain FILE --check)"
+            )
         return InputError(
             f"--lr {self.optimizer.lr:g}: {why}; start a new run with a lower rate{precision}, and "
             f"check the data for NaN (the last good state, if any, is kept in {self.run.path})"
