@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nanocontrol.plumbing.errors import InputError, Stopped, say
+from nanocontrol.plumbing.errors import LONGEST, InputError, Stopped, say
 from nanocontrol.training.curves import draw_curves
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
@@ -206,7 +206,8 @@ class Watch:
             files = " or ".join(filter(None, self.began_with))
             return InputError(
                 f"{why}; no loss was ever finite: weights of {files} may be too large; expected "
-                f"others{precision} (python -m nanocontrol.tools.explain FILE --check)"
+                f"others{precision} (python -m nanocontrol.tools.explain FILE --check)",
+                longest=3 * LONGEST,
             )
         return InputError(
             f"--lr {self.optimizer.lr:g}: {why}; start a new run with a lower rate{precision}, and "
