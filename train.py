@@ -45,6 +45,7 @@ from nanocontrol.training.watch import Watch
 SIZE_HELP = "size of the crop from each --data picture: 512 or 768x512 (default: the base's size)"
 DTYPE_HELP = "default: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU"
 HINTS_HELP = "canny: made from the pictures; or a folder with a hint of each picture's name"
+KEEP_HELP = "how many of the last evaluations' weights to keep, in half precision; or all"
 LOW_MEMORY_HELP = "for small GPUs: gradient checkpointing; with bf16 or fp16 also AdamW on the CPU"
 
 
@@ -78,6 +79,7 @@ class Settings:
     low_memory: bool = knob(False, LOW_MEMORY_HELP, learnt=False)
     compile: bool = knob(False, "compile the networks with torch.compile", learnt=False)
     cache: str = knob("cache", "folder for encoded pairs; or --no-cache", absolute, learnt=False)
+    keep: int = knob(0, KEEP_HELP, flags.number_or_all, learnt=False)
     save_every: int = knob(1000, "steps between saves", at_least(1), learnt=False)
     sample_every: int = knob(500, "steps between evaluations", at_least(1), learnt=False)
 
@@ -281,13 +283,13 @@ def resolve(given: dict[str, Any]) -> Settings:
     check_together(given)
     check_new(given.get("out"))
     settings = Settings(**({} if "base" in given else NANO_PRESET) | given)
-    edges = settings.hints == "canny" or not settings.data
     on = settings.device or machine.default_device()
     pairs_seen = settings.steps * settings.accumulate * settings.batch_size
     return replace(
         settings,
         base=settings.base or str(NANO),
-        condition=settings.condition or ("canny" if edges else None),
+        condition=settings.condition
+        or ("canny" if settings.hints == "canny" or not settings.data else None),
         scenes=settings.scenes or min(2**31, max(SCENES, pairs_seen // 6)),
         device=on,
         dtype=settings.dtype or machine.default_dtype(on),

@@ -18,6 +18,7 @@ import train
 from conftest import CONTROL, NANO, SIZE, opened, refusal, write_pairs
 from nanocontrol import InputError, load_control, load_sd
 from nanocontrol.checkpoint import save_sd
+from nanocontrol.formats.tensors import read_tensors
 from nanocontrol.nano import data
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
@@ -519,3 +520,31 @@ def test_a_full_disk_keeps_the_last_save(flags, tmp_path, capsys, monkeypatch):
     assert "No space left" in refusal(train.main, capsys, *flags, "--out", str(run))
     assert torch.load(run / "state.pt")["step"] == 2
     assert not list(run.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_the_best_and_the_last_weights_are_kept(flags, tmp_path):
+    run = tmp_path / "run"
+    short = [*flags, "--steps", "6", "--sample-every", "1", "--save-every", "3"]
+
+    def evaluate(sd, control, held_out, scores, batch_size):
+        return [held_out.images], {"held_out_loss": losses.pop(0)}
+
+    for keep in (["--keep", "3"], []):
+        losses = [5.0, 4.0, 3.0, 6.0, 2.0, 7.0, 8.0, 1.0]  # of steps 0 to 6, then of the end
+        train.main([*short, *keep, "--out", str(run)], evaluate=evaluate)
+        tensors, metadata = read_tensors(run / "control-best.safetensors")
+        assert metadata["step"] == 4 and {x.dtype for x in tensors.values()} == {torch.float16}
+        load_control(run / "control-best.safetensors", load_sd(NANO).unet)
+        assert not (run / "keeping").exists()
+        if keep:
+            names = [f"control-000000{step}.safetensors" for step in (4, 5, 6)]
+            assert sorted(path.name for path in (run / "weights").iterdir()) == names
+            last, _ = read_tensors(run / "weights" / names[-1])
+            whole, _ = read_tensors(run / "control.safetensors")
+            assert all(torch.equal(last[name], whole[name].half()) for name in whole)
+            best, _ = read_tensors(run / "weights" / names[0])
+            assert all(torch.equal(best[name], tensors[name]) for name in tensors)
+        else:
+            assert not (run / "weights").exists()
+        run = tmp_path / "plain"

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 from nanocontrol.plumbing.errors import LONGEST_LINE, one_line
 from nanocontrol.plumbing.machine import available
 
+MOST = 2**31
+
 
 class Parser(argparse.ArgumentParser):
     """Prints errors on one printable line, and takes values like -1,0.5 and -1e5."""
@@ -24,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 def at_least(least: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
-        if not least <= int(text) <= 2**31:
+        if not least <= int(text) <= MOST:
             wrong = f"less than {least}" if int(text) < least else "more than 2^31"
             raise argparse.ArgumentTypeError(f"{text} is {wrong}")
         return int(text)
@@ -38,6 +40,10 @@ def utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError(f"{text!a} is not UTF-8") from None
     return text
+
+
+def number_or_all(text: str) -> int:
+    return MOST if text == "all" else at_least(0)(text)
 
 
 def seed(text: str) -> int:

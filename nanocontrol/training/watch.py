@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import LONGEST, InputError, Stopped, say
 from nanocontrol.training.curves import draw_curves
+from nanocontrol.training.keep import keep_weights
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
@@ -63,6 +64,7 @@ class Watch:
         """
         self.pairs, self.look, self.caption, self.save = pairs, look, caption, save
         self.began_with = settings["base"], settings.get("init_control")
+        self.keep = settings.get("keep", 0)
         facts = {"their data": pairs, "their flags": json.dumps(settings, sort_keys=True)}
         for folder in filter(None, (str(self.run.path), settings.get("cache"))):
             self.processes.compare(Path(folder), facts)
@@ -165,7 +167,11 @@ class Watch:
     def observe(self, step: int) -> None:
         rows, numbers = self.look()
         self.run.contact_sheet(step, rows, self.caption)
+        before = [loss for _, loss in self.run.measured("held_out_loss")]
+        loss = numbers.get("held_out_loss", math.nan)  # not measured: never the lowest
         self.run.log(step, **numbers)
+        best = math.isfinite(loss) and all(loss < other for other in before)
+        keep_weights(self.save, self.run.path, step, best, self.keep)
 
     def write(self, step: int) -> None:
         if not all(weight.isfinite().all() for weight in self.optimizer.weights):
