@@ -22,7 +22,7 @@ def keep_weights(save: Callable[[Path], None], run: Path, step: int, best: bool,
     save(make_folder("--out", whole))
     for file in sorted(whole.iterdir()):
         tensors, metadata = read_tensors(file)
-        tensors = {name: halved(tensor) for name, tensor in tensors.items()}
+        tensors = {name: in_half(tensor) for name, tensor in tensors.items()}
         if best:
             write_tensors(run / f"{file.stem}-best.safetensors", tensors, metadata | {"step": step})
         if n:
@@ -34,6 +34,6 @@ def keep_weights(save: Callable[[Path], None], run: Path, step: int, best: bool,
     shutil.rmtree(whole)
 
 
-def halved(tensor: Tensor) -> Tensor:
+def in_half(tensor: Tensor) -> Tensor:
     half = tensor.half()
     return half if half.isfinite().all() else tensor  # what float16 cannot hold
