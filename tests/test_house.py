@@ -32,7 +32,7 @@ BUDGETS = {
     "commands": 330,
     "tools": 480,
     "doctor": 650,
-    "experiments": 2100,
+    "experiments": 2130,
 }
 PAGE = 40  # lines of code in a function
 LOOP = 45  # in one that holds the loop of a training

@@ -5,7 +5,8 @@
     python -m nanocontrol.experiments report
 
 A stopped command continues. After each run it writes assets/experiments/NAME.json and NAME.png, and
-RESULTS.md in this folder. --quick trains two variants with one seed for a few steps, or measures
+RESULTS.md in this folder. The JSON file has a section for each base; runs change only that of the
+bundled base. --quick trains two variants with one seed for a few steps, or measures
 two rows, and writes both files into runs/experiments/quick. report writes all plots and RESULTS.md
 again, without training.
 """
@@ -21,10 +22,12 @@ import torch
 from nanocontrol.experiments.frame import NAMES, Experiment, experiment_of
 from nanocontrol.experiments.measure import AT_END
 from nanocontrol.experiments.report import write_pages, write_plots, write_report
-from nanocontrol.experiments.results import ASSETS, Results, write_results
+from nanocontrol.experiments.results import ASSETS, Results, sections_in, write_results
 from nanocontrol.experiments.runs import RUNS, SEEDS, content_of, do_all, jobs_of, processes
+from nanocontrol.nano.model import NANO
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import one_sentence
+from nanocontrol.plumbing.files import hash_of
 from nanocontrol.plumbing.flags import Parser, at_least
 
 QUICK = RUNS / "quick"
@@ -33,20 +36,23 @@ QUICK = RUNS / "quick"
 def run_experiment(
     experiment: Experiment, seeds: range, scenes: int, do: Callable, root: Path, folder: Path
 ) -> None:
-    """scenes: of each row; do: as runs.do_all, with a pool; root: of the runs' folders; folder: of
-    the results."""
+    """scenes: of each row; do: as runs.do_all, with a pool; root: of the bases' folders, which hold
+    the runs' folders; folder: of the results."""
+    base, file = hash_of(NANO), folder / f"{experiment.name}.json"
+    root = root / base[:8]
     once = experiment.once() if experiment.once else {}
 
     def write() -> None:
-        file = folder / f"{experiment.name}.json"
-        write_results(file, content := content_of(experiment, once, root, file))
-        write_plots(Results(content), experiment, folder)
+        sections = sections_in(file)
+        sections[base] = content_of(experiment, once, root, sections.get(base))
+        write_results(file, sections)
+        write_plots(Results([*sections.values()][-1]), experiment, folder)
         if folder == ASSETS:
             write_pages()
 
     do(jobs_of(experiment, seeds, scenes, root), write)
     write()
-    print(folder / f"{experiment.name}.json")
+    print(file)
 
 
 def quick(experiment: Experiment, **short: int) -> Experiment:

@@ -206,6 +206,7 @@ class Experiment:
     panels: tuple[Panel, ...] = ()
     curves: tuple[str, ...] = ("follows", "score", "control_gain", "loss")  # rows of the panels
     charts: tuple[Chart, ...] = ()
+    settled: bool = False  # by its first base: it need not be run on others
     front: tuple[str, ...] = ()  # these curves of the first panel are a small plot of their own
     name: str = ""
     page: str = ""  # the title, what is asked, expected, and found

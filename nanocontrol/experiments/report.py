@@ -9,11 +9,11 @@ Plots take matplotlib: pip install -e ".[experiments]".
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,70 @@ Generated from the JSON files in [assets/experiments](../../assets/experiments);
 over seeds, then the lowest and the highest. A claim that nobody made (evidence: none) is seen or
 not seen here; the others are reproduced or not."""
 
-Found = Mapping[str, Results | None]  # of each experiment; None if it was not run
+BASES = """Verdicts are on the {} and on both; "reproduced" alone means on both. Numbers and
+plots are of the newest base that has them. "Found" is what was found on the first."""
+FRONT_BASES = "Verdicts are of two bases. Numbers are of the newer one, where it has them."
+COUNTS, ORDINALS = ("one", "two", "three", "four"), ("first", "second", "third", "fourth")
+
+ByBase = Mapping[str, Results]  # without the bases on which an experiment was not run
+Found = Mapping[str, ByBase]  # of each experiment
+
+# ----------------------------------------------------------------------------------- verdicts
+
+
+class Judged(NamedTuple):
+    """A claim on one base."""
+
+    ours: str  # our numbers
+    verdict: str
+    seeds: int  # of the variant or row that has fewest; 0 if not all of them have run
+
+
+def judged(claim: Claim, experiment: Experiment, results: Results | None) -> Judged:
+    names = experiment.names if claim.compares is None else claim.compares
+    if results is None or not results.has(*names):
+        return Judged("", "not run yet", 0)
+    seeds = min((len(results.runs(name)) for name in names), default=SEEDS)
+    return Judged(*claim.judged(results), seeds)
+
+
+def judged_on(bases: Sequence[str], claim: Claim, experiment: Experiment, own: ByBase) -> list:
+    """On each base."""
+    each = [judged(claim, experiment, own.get(base)) for base in bases]
+    settled = Judged("", "settled on the first base", 0)
+    return [settled if i and experiment.settled and not x.seeds else x for i, x in enumerate(each)]
+
+
+def joint(each: Sequence[Judged]) -> str:
+    """The verdict on all of these bases. If they differ: the one most in the claim's favour, and on
+    how many bases it was found."""
+    ran = [one for one in each if one.seeds]
+    if not ran:
+        return each[0].verdict
+    verdicts = [one.verdict for one in ran]
+    n = verdicts.count(verdict := max(verdicts, key=favour))
+    if n < len(each):
+        verdict += f" on {COUNTS[n - 1]} base{'s' * (n > 1)} of {COUNTS[len(each) - 1]}"
+    seeds = min(one.seeds for one in ran)
+    if seeds == 1:
+        return f"one seed says: {verdict}"  # one seed of each is always below or above
+    return verdict + (f" (some variants: {seeds} seeds only)" if seeds < SEEDS else "")
+
+
+def favour(verdict: str) -> list[bool]:
+    """It is larger for a verdict that is more in the claim's favour, or that says more."""
+    return [bool(re.match(begin, verdict)) for begin in ("(reproduced|seen)$", "repr|seen", "not ")]
+
+
+def bases_of(found: Found) -> list[str]:
+    """All bases with results, in the order of their first runs."""
+    return list(dict.fromkeys(base for own in found.values() for base in own)) or [""]
+
+
+def titles_of(bases: Sequence[str]) -> dict[str, str]:
+    """Empty for a single base."""
+    return {base: f"{n} base" for base, n in zip(bases, ORDINALS)} if len(bases) > 1 else {}
+
 
 # ------------------------------------------------------------------------------------- tables
 
@@ -55,68 +118,67 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def judged(claim: Claim, experiment: Experiment, results: Results | None) -> tuple[str, str]:
-    """Our numbers and the verdict, if everything that the claim compares has run."""
-    names = experiment.names if claim.compares is None else claim.compares
-    if results is None or not results.has(*names):
-        return "", "not run yet"
-    ours, verdict = claim.judged(results)
-    seeds = min((len(results.runs(name)) for name in names), default=SEEDS)
-    if seeds == 1:
-        verdict = f"one seed says: {verdict}"  # one seed of each is always below or above
-    elif seeds < SEEDS:
-        verdict += f" (some variants: {seeds} seeds only)"
-    return ours, verdict
-
-
 def claims_table(found: Found) -> str:
-    rows = []
-    for experiment, results in ((experiment_of(name), found[name]) for name in found):
+    """With several bases there is a column for the verdict on each."""
+    rows, bases = [], bases_of(found)
+    titles = titles_of(bases)
+    for experiment, own in ((experiment_of(name), found[name]) for name in found):
         link = f"[{experiment.parts[0]}](#{anchor_of(experiment)})"
         for claim in experiment.claims:
-            rows.append([link, claim.claim, claim.evidence, *judged(claim, experiment, results)])
-    return markdown_table(["experiment", "claim", "evidence for it", "ours", "verdict"], rows)
+            each = judged_on(bases, claim, experiment, own)
+            ours = next((one.ours for one in reversed(each) if one.seeds), "")
+            verdicts = [joint([one]) for one, _ in zip(each, titles)]
+            rows.append([link, claim.claim, claim.evidence, ours, *verdicts, joint(each)])
+    head = ["experiment", "claim", "evidence for it", "ours", *titles.values(), "verdict"]
+    names = " and the ".join(f"{title} (`{base[:8]}`)" for base, title in titles.items())
+    return (f"{BASES.format(names)}\n\n" if titles else "") + markdown_table(head, rows)
 
 
 def front_table(found: Found) -> str:
-    rows = []
+    rows, bases = [], bases_of(found)
     for row in json.loads(FRONT_ROWS.read_text(encoding="utf-8")):
-        experiment, results = experiment_of(row["experiment"]), found[row["experiment"]]
+        experiment, own = experiment_of(row["experiment"]), found[row["experiment"]]
         claim = next(claim for claim in experiment.claims if claim.claim == row["claim"])
         link = f"[{claim.claim}](nanocontrol/experiments/RESULTS.md#{anchor_of(experiment)})"
-        pair = row["compared"].items()
+        pair = row["compared"]
+        results = next((x for x in [*own.values()][::-1] if x.has(*pair)), None)
         cells = [
-            f"{title}: {results.spoken(name, row['number'])}"
-            if results and results.has(name)
-            else f"{title}: not run"
-            for name, title in pair
+            f"{title}: {results.spoken(name, row['number']) if results else 'not run'}"
+            for name, title in pair.items()
         ]
-        rows.append([link, row["measured"], *cells, judged(claim, experiment, results)[1]])
-    return markdown_table(["claim", "measured on nano", "", "", "verdict"], rows)
+        verdict = joint(judged_on(bases, claim, experiment, own))
+        rows.append([link, row["measured"], *cells, verdict])
+    table = markdown_table(["claim", "measured on nano", "", "", "verdict"], rows)
+    return table if len(bases) == 1 else f"{table}\n\n{FRONT_BASES}"
 
 
 def anchor_of(experiment: Experiment) -> str:
     return re.sub(r"[^\w\- ]", "", experiment.parts[0].lower()).replace(" ", "-")
 
 
-def section(experiment: Experiment, results: Results | None) -> str:
-    """The verdicts, what was expected, then the plot and the tables."""
+def section(experiment: Experiment, own: ByBase, bases: Sequence[str]) -> str:
+    """The verdicts, what was expected, then the plot, and the tables of each base."""
     name, (title, asked, expected, found, *notes) = experiment.name, experiment.parts
-    verdicts = (judged(claim, experiment, results)[1] for claim in experiment.claims)
+    verdicts = (joint(judged_on(bases, claim, experiment, own)) for claim in experiment.claims)
     lines = (f"- {claim.claim}: **{said}**" for claim, said in zip(experiment.claims, verdicts))
     code = f"Code: [claims/{name}.py](claims/{name}.py)"
-    code += f"; data: [{name}.json](../../assets/experiments/{name}.json)" if results else ""
+    code += f"; data: [{name}.json](../../assets/experiments/{name}.json)" if own else ""
     parts = [f"## {title}", code, "\n".join(lines), f"**Found:** {found}"]
     parts += [f"**Question:** {asked}", f"**Expected before the first run:** {expected}"]
-    if results and results.both:
+    if any(results.both for results in own.values()):
         parts.append(f"![The plot of {name}](../../assets/experiments/{name}.png)")
-        parts += [numbers_table(results, experiment), *notes]
-        machines = "; ".join(machines_of(results))
-        parts.append(f"One thread each, {results.minutes:.0f} minutes in all; {machines}.")
-    if results and (once := results.content["once"]):
-        rows = [[name, *(f"{x:.2g}" for x in values)] for name, values in once["rows"].items()]
-        parts.append(markdown_table(once["head"], rows))
-        parts += [once["note"]] if "note" in once else []
+    titles = titles_of(bases)
+    for base, results in own.items():
+        parts += [f"### {title}, {titles[base]}"] if titles else []
+        if results.both:
+            machines = "; ".join(machines_of(results))
+            parts += [numbers_table(results, experiment), *notes]
+            parts.append(f"One thread each, {results.minutes:.0f} minutes in all; {machines}.")
+        if once := results.content["once"]:
+            rows = [[name, *(f"{x:.2g}" for x in values)] for name, values in once["rows"].items()]
+            parts.append(markdown_table(once["head"], rows))
+            parts += [once["note"]] if "note" in once else []
+        notes = []  # once is enough
     return "\n\n".join(parts)
 
 
@@ -143,7 +205,8 @@ def machines_of(results: Results) -> list[str]:
 
 
 def results_page(found: Found) -> str:
-    sections = (section(experiment_of(name), results) for name, results in found.items())
+    bases = bases_of(found)
+    sections = (section(experiment_of(name), own, bases) for name, own in found.items())
     return "\n\n".join([INTRODUCTION, "## Claims", claims_table(found), *sections]) + "\n"
 
 
@@ -169,7 +232,7 @@ def write_report() -> None:
     """The pages, and every plot again."""
     write_pages()
     for name in NAMES:
-        if results := results_of(name):
+        for results in [*results_of(name).values()][-1:]:  # on the newest base
             write_plots(results, experiment_of(name), ASSETS)
 
 
@@ -216,9 +279,8 @@ def write_plot(results: Results, experiment: Experiment, path: Path) -> None:
 def draw_panels(figure: Any, results: Results, experiment: Experiment, panels: list[Panel]) -> None:
     """A row for each number, a column for each panel: of each variant the mean over seeds, and a
     band from the lowest to the highest."""
-    grid = figure.subplots(
-        len(experiment.curves), len(panels), sharex="col", sharey="row", squeeze=False
-    )
+    shape = len(experiment.curves), len(panels)
+    grid = figure.subplots(*shape, sharex="col", sharey="row", squeeze=False)
     for row, name in zip(grid, experiment.curves):
         row[0].set_ylabel(TITLES[name].replace("`", ""))
         if name in ("spread_last", "control_gain"):
@@ -271,9 +333,8 @@ def draw_charts(figure: Any, results: Results, experiment: Experiment, charts: l
         axes.set_title(chart.title, fontsize=10, loc="left", pad=18)
         axes.grid(alpha=0.3)
         above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
-        legend = axes.legend(
-            fontsize=8, ncols=len(chart.numbers), columnspacing=1, frameon=False, **above
-        )
+        look = {"fontsize": 8, "columnspacing": 1, "frameon": False}
+        legend = axes.legend(ncols=len(chart.numbers), **look, **above)
         legend.set_in_layout(False)  # it may be wider than the chart, which then would shrink
 
 

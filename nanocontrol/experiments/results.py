@@ -98,9 +98,8 @@ def rounded(x: Any) -> Any:
 def run_as_json(folder: Path, afterwards: Path | None = None) -> dict:
     """A finished run: its evaluations as columns, the losses as means between two of them.
     afterwards: a file with more numbers of its end."""
-    run, end = read_run(folder), {}
-    if afterwards:
-        end = json.loads(afterwards.read_text())
+    run = read_run(folder)
+    end = json.loads(afterwards.read_text()) if afterwards else {}
     evaluations = [entry for entry in run.log if not entry.keys() & {"loss", "skipped"}]
     columns = {name: [one.get(name) for one in evaluations] for name in evaluations[0]}
     steps = columns["step"]
@@ -109,15 +108,10 @@ def run_as_json(folder: Path, afterwards: Path | None = None) -> dict:
         for before, step in zip([0, *steps], steps)
     ]
     columns["loss"] = [float(np.mean(some)) if some else None for some in losses]
-    origin = folder / "origin.json"
-    if origin.exists():
-        made = json.loads(origin.read_text())
-    else:  # an older run
-        made = {"machine": json.loads((folder / "machine.json").read_text())}
     return {
         "seed": run.settings["seed"],
         "seconds": run.metrics["seconds"],
-        **made,
+        **json.loads((folder / "origin.json").read_text()),
         "compared": compared({name: curve_of(columns, name) for name in columns}),
         "end": run.metrics | end,
         "looks": columns,
@@ -141,19 +135,27 @@ def compared(curves: Mapping[str, Curve]) -> dict[str, Any]:
     }
 
 
-def write_results(path: Path, content: dict) -> None:
-    """Each list of numbers takes one line, so that files can be read and compared."""
-    text = json.dumps(rounded(content), indent=1)
+def sections_in(file: Path) -> dict[str, dict]:
+    """The results on each base, by the SHA-256 of its file; the newest base is last. Empty if there
+    is no file."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def write_results(path: Path, sections: Mapping[str, dict]) -> None:
+    """Each list of numbers takes one line, so that files can be read and compared. Sections are not
+    indented: with a new one the lines of the others stay as they are."""
+    texts = (f'"{base}": {json.dumps(rounded(x), indent=1)}' for base, x in sections.items())
+    text = "{\n" + ",\n".join(texts) + "\n}"
     text = re.sub(r"\[[^\[\]{}]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
     make_folder("experiments", path.parent)
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 class Results:
-    """An experiment's results, as its JSON file has them."""
+    """An experiment's results on one base: a section of its JSON file."""
 
-    def __init__(self, content: dict):
-        self.content, self.arms = content, content["arms"]
+    def __init__(self, content: dict, base: str = ""):
+        self.content, self.base, self.arms = content, base, content["arms"]
         self.sampled = content["sampled"]
         self.both = self.arms | self.sampled
 
@@ -173,9 +175,7 @@ class Results:
 
     def by_seed(self, names: list[str], number: str) -> list[list]:
         """For each seed that all of these variants have: the number of each."""
-        found = [
-            {run["seed"]: run["compared"][number] for run in self.runs(name)} for name in names
-        ]
+        found = [{r["seed"]: r["compared"][number] for r in self.runs(name)} for name in names]
         seeds = [seed for seed in found[0] if all(seed in own for own in found)]
         return [[own[seed] for own in found] for seed in seeds]
 
@@ -206,10 +206,10 @@ class Results:
         return sum(run["seconds"] for one in self.both.values() for run in one["runs"]) / 60
 
 
-def results_of(experiment: str) -> Results | None:
-    """None if it was not run."""
-    file = ASSETS / f"{experiment}.json"
-    return Results(json.loads(file.read_text())) if file.exists() else None
+def results_of(experiment: str) -> dict[str, Results]:
+    """On each base on which it was run, the newest last."""
+    sections = sections_in(ASSETS / f"{experiment}.json")
+    return {base: Results(content, base) for base, content in sections.items()}
 
 
 # ---------------------------------------------------------------------------------- verdicts

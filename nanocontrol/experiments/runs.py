@@ -206,8 +206,7 @@ def this_machine(device: str) -> dict:
     processor = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line for line in lines if line.startswith("model name"))
-        processor = name.split(":")[1].strip()
+        processor = next(x for x in lines if x.startswith("model name")).split(":")[1].strip()
     return {"processor": processor, "cores": os.cpu_count(), "pytorch": torch.__version__}
 
 
@@ -257,13 +256,12 @@ def do_all(jobs: Sequence[Job], after_each: Callable[[], None], pool: Executor, 
 # ------------------------------------------------------------------------------ the JSON file
 
 
-def content_of(experiment: frame.Experiment, once: dict, root: Path, file: Path) -> dict:
-    """Everything that is known of an experiment, also runs that nobody asked for now. file: the
-    results so far. Its runs stay, except those whose seed was run here, and those with other
-    settings or another version than their variant or row has now."""
-    content: dict = {"expected": experiment.parts[2], "once": once}
-    content |= {"arms": {}, "sampled": {}}
-    before = json.loads(file.read_text()) if file.exists() else content
+def content_of(experiment: frame.Experiment, once: dict, root: Path, before: dict | None) -> dict:
+    """Everything that is known of an experiment on one base, also runs that nobody asked for now.
+    before: the results on this base so far. Their runs stay, except those whose seed was run here,
+    and those with other settings or another version than their variant or row has now."""
+    content: dict = {"expected": experiment.parts[2], "once": once, "arms": {}, "sampled": {}}
+    before = before or content
     older = before["arms"] | before["sampled"]
     for job in jobs_of(experiment, SEEDS, 0, root):
         entries = content["arms" if isinstance(job, Training) else "sampled"]

@@ -48,6 +48,7 @@ from nanocontrol.nano.model import NANO
 from nanocontrol.nano.scenes import HELD_OUT
 from nanocontrol.nano.world import draw, random_scene
 from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.files import hash_of
 from nanocontrol.sampling import sample
 from nanocontrol.training import measure as making
 from nanocontrol.training import watch
@@ -56,6 +57,9 @@ from nanocontrol.training.settings import knob
 from nanocontrol.training.start import Signals
 
 EXPERIMENTS = [experiment_of(name) for name in NAMES]
+# weights/nano.safetensors of the first round
+FIRST_BASE = "2734e6504cb60261498d985965439a0ddffcd5e47ba1af2b45df27c1acb06d16"
+SECOND_BASE = "5ec0" * 16
 VARIANTS = [variant for experiment in EXPERIMENTS for variant in experiment.variants]
 BROUGHT = 'the extra `photos` is not installed: pip install -e ".[photos]"'
 TINY = {"steps": 2, "batch_size": 2, "scenes": 4, "sample_every": 1, "save_every": 1}
@@ -605,12 +609,11 @@ def test_a_measured_row_is_not_measured_again():
     for seeds in (1, 2):
         do_here(runs.jobs_of(experiment, range(seeds), 7, Path("runs")), lambda: None)
     assert asked == [(7, 0), (7, 1)]
-    file = Path("limits.json")
     older = {"runs": [{"seed": 4, "end": {"score": 9}}, {"seed": 1, "end": {"score": 9}}]}
-    results.write_results(file, {"arms": {}, "sampled": {row.name: older}})
+    before = {"arms": {}, "sampled": {row.name: older}}
 
     def kept(experiment: frame.Experiment) -> list:
-        found = runs.content_of(experiment, {}, Path("runs"), file)["sampled"]["a / b"]["runs"]
+        found = runs.content_of(experiment, {}, Path("runs"), before)["sampled"]["a / b"]["runs"]
         return [(one["seed"], one["end"]["score"]) for one in found]
 
     assert kept(experiment) == [(0, 0.5), (1, 1.5), (4, 9)]
@@ -624,17 +627,60 @@ def test_runs_of_other_machines_stay_until_their_seed_is_run_here(tmp_path, monk
     monkeypatch.setattr(Training, "is_done", property(lambda run: run.seed == 1))
     monkeypatch.setattr(Training, "as_json", lambda run: {"seed": run.seed, "here": True})
     experiment = replace(experiment_of("middle"), variants=(VARIANCE, PLAIN), afterwards=None)
-    file = tmp_path / "middle.json"
-    content = runs.content_of(experiment, {}, tmp_path / "runs", file)
+    content = runs.content_of(experiment, {}, tmp_path / "runs", None)
     for arm in content["arms"].values():
         arm["runs"] = [{"seed": seed, "here": False} for seed in (3, 1, 0)]
     content["arms"]["plain"]["settings"]["steps"] += 1  # since then the variant was changed
-    results.write_results(file, content)
-    merged = runs.content_of(experiment, {}, tmp_path / "runs", file)["arms"]
+    merged = runs.content_of(experiment, {}, tmp_path / "runs", content)["arms"]
     seeds = {
         name: [(run["seed"], run["here"]) for run in arm["runs"]] for name, arm in merged.items()
     }
     assert seeds == {"variance": [(0, False), (1, True), (3, False)], "plain": [(1, True)]}
+
+
+def of_one_row(row: Row) -> frame.Experiment:
+    return replace(experiment_of("limits"), rows=(row,), charts=())
+
+
+def test_a_run_on_another_base_changes_nothing_of_the_first(monkeypatch):
+    """No number and no line of it. Back on the first base, the plot is still of the newest."""
+    other, drawn = Path("other.safetensors"), []
+    other.write_bytes(b"another base")
+    monkeypatch.setattr(command, "write_plots", lambda found, *_: drawn.append(found.sampled))
+    shutil.copy(ASSETS / "limits.json", ".")
+    before, first = Path("limits.json").read_text(), results.sections_in(Path("limits.json"))
+    row = Row("prompt agrees", lambda n, seed: {"score": 0.123})
+    here = range(1), 1, do_here, Path("runs"), Path()
+    monkeypatch.setattr(command, "NANO", other)
+    command.run_experiment(of_one_row(row), *here)
+    after = results.sections_in(Path("limits.json"))
+    (base, second) = after.popitem()
+    assert after == first and list(after) == [FIRST_BASE] != [base] == [hash_of(other)]
+    assert Path("limits.json").read_text().startswith(before.removesuffix("\n}\n") + ",\n")
+    assert [run["end"] for run in second["sampled"][row.name]["runs"]] == [{"score": 0.123}]
+
+    monkeypatch.setattr(command, "NANO", NANO)
+    unmeasured = row._replace(measure=lambda n, seed: {"score": 0.456})
+    command.run_experiment(of_one_row(unmeasured), *here)
+    after = results.sections_in(Path("limits.json"))
+    assert list(after) == [FIRST_BASE, base] and after[base] == second
+    assert after[FIRST_BASE]["sampled"][row.name]["runs"][0]["end"] == {"score": 0.456}
+    assert drawn == [second["sampled"]] * len(drawn) != []
+
+
+def test_a_run_of_another_base_is_neither_continued_nor_counted(monkeypatch):
+    """Its settings are the same, as the base's file has the same name."""
+    base, folders = Path(NANO.name), []
+    monkeypatch.setattr(command, "NANO", base)
+    experiment = replace(experiment_of("middle"), once=None)
+
+    def note(jobs, write):
+        folders.extend(job.folder for job in jobs)
+
+    for content in b"one", b"two":
+        base.write_bytes(content)
+        command.run_experiment(experiment, range(1), 1, note, Path("runs"), Path("results"))
+    assert len({*folders}) == len(folders) == 2 * len(experiment.variants)
 
 
 @pytest.mark.slow
@@ -653,7 +699,7 @@ def test_a_quick_run(name, few, monkeypatch, capsys):
     before = report.RESULTS.read_text()
     experiment, folder = command.quick(experiment_of(name), **TINY), Path("quick")
     command.run_experiment(experiment, range(1), 2, do_here, folder, folder)
-    content = json.loads(Path(f"quick/{name}.json").read_text())
+    (content,) = results.sections_in(Path(f"quick/{name}.json")).values()
     rows = content["arms"] | content["sampled"]
     assert len(rows) == len(experiment.names) and all(
         len(row["runs"]) == 1 for row in rows.values()
@@ -688,7 +734,8 @@ def test_two_processes_at_a_time():
     """(Minutes: their evaluations are whole ones.)"""
     command.main(["zero_convolutions", "--quick"])
     file = Path("runs/experiments/quick/zero_convolutions.json")
-    assert all(arm["runs"] for arm in json.loads(file.read_text())["arms"].values())
+    (content,) = results.sections_in(file).values()
+    assert all(arm["runs"] for arm in content["arms"].values())
 
 
 @pytest.mark.slow
@@ -726,9 +773,8 @@ def test_stored_runs_are_kept(experiment, changed, tmp_path, monkeypatch):
     """All that were trained with the settings that variants have now, whatever knobs come or go."""
     if changed:
         monkeypatch.setattr(train, "Settings", changed(train.Settings))
-    file = ASSETS / f"{experiment.name}.json"
-    before = json.loads(file.read_text())
-    now = runs.content_of(experiment, before["once"], tmp_path, file)
+    before = results.sections_in(ASSETS / f"{experiment.name}.json")[FIRST_BASE]
+    now = runs.content_of(experiment, before["once"], tmp_path, before)
     for kind in "arms", "sampled":
         assert before[kind].keys() == now[kind].keys()
         for name, entry in before[kind].items():
@@ -736,8 +782,7 @@ def test_stored_runs_are_kept(experiment, changed, tmp_path, monkeypatch):
     assert now["expected"] == before["expected"]
     for arm in now["arms"].values():
         arm["settings"] |= {"lr": 0.5}
-    results.write_results(tmp_path / "x.json", now)
-    other = runs.content_of(experiment, {}, tmp_path, tmp_path / "x.json")["arms"]
+    other = runs.content_of(experiment, {}, tmp_path, now)["arms"]
     assert all(arm["runs"] == [] for arm in other.values())
 
 
@@ -754,8 +799,8 @@ def test_every_number_of_the_tables_is_that_of_the_json():
 
 def test_the_front_page_says_where_nothing_was_run():
     """Neither without a file nor where one has no run of this variant."""
-    nothing = dict.fromkeys(NAMES)
-    half = {"middle": made_up({name: [] for name in experiment_of("middle").names})}
+    nothing: dict = {name: {} for name in NAMES}
+    half = {"middle": on_a_base(made_up({name: [] for name in experiment_of("middle").names}))}
     for found in nothing, nothing | half:
         table = report.front_table(found)
         assert ": None" not in table and ": none" not in table
@@ -794,9 +839,14 @@ def test_an_index_names_every_experiment():
         (line,) = (line for line in lines if f"](claims/{name}.py)" in line)
         assert "](RESULTS.md#" in line
         assert f"](../../assets/experiments/{name}.png)" in line or name == "encoder_at_size"
-        experiment, own = experiment_of(name), results_of(name)
-        verdicts = [report.judged(claim, experiment, own)[1] for claim in experiment.claims]
+        experiment, own = experiment_of(name), results_of(name)[FIRST_BASE]
+        verdicts = [report.judged(claim, experiment, own).verdict for claim in experiment.claims]
         assert counted(line.split("|")[3]) == Counter(map(in_short, verdicts))
+
+
+def on_a_base(*each: Results) -> dict[str, Results]:
+    """On the first base, and on a second one."""
+    return dict(zip((FIRST_BASE, SECOND_BASE), each))
 
 
 def made_up(values: dict[str, list[float]], experiment: frame.Experiment | None = None) -> Results:
@@ -838,11 +888,12 @@ def made_up(values: dict[str, list[float]], experiment: frame.Experiment | None 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
 def test_the_report_says_what_was_found_and_no_more(experiment):
     names, rows = experiment.names, {row.name for row in experiment.rows}
-    nothing = dict.fromkeys(NAMES)
+    nothing: dict = {name: {} for name in NAMES}
     half = made_up({name: [0.7] if i else [] for i, name in enumerate(names)}, experiment)
     whole = made_up({name: [0.6, 0.8] for name in names}, experiment)
     for some, missing in ((None, None), (half, names[:1]), (whole, [])):
-        text = report.results_page(nothing | {experiment.name: some})
+        own = {} if some is None else on_a_base(some)
+        text = report.results_page(nothing | {experiment.name: own})
         begin = f"| [{experiment.parts[0]}](#"
         lines = [line for line in text.splitlines() if line.startswith(begin)]
         assert len(lines) == len(experiment.claims)
@@ -871,8 +922,109 @@ def test_the_report_says_what_was_found_and_no_more(experiment):
     assert "| pytorch | 1 | 0.0012 |" in text
 
 
+PART = "reproduced with scaled initialisation only"
+
+
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [
+        (("reproduced", 3), ("reproduced", 5), "reproduced"),
+        (("not seen", 3), ("not seen", 3), "not seen"),
+        ((PART, 3), (PART, 3), PART),
+        (("reproduced", 3), ("not reproduced", 3), "reproduced on one base of two"),
+        (("not seen", 3), ("seen", 3), "seen on one base of two"),
+        (("reproduced", 3), ("not run yet", 0), "reproduced on one base of two"),
+        (("not run yet", 0), ("not seen", 3), "not seen on one base of two"),
+        ((PART, 3), ("reproduced", 3), "reproduced on one base of two"),
+        (("not reproduced", 3), (PART, 3), f"{PART} on one base of two"),
+        (("untestable", 3), ("not reproduced", 3), "not reproduced on one base of two"),
+        (("not run yet", 0), ("not run yet", 0), "not run yet"),
+        (("reproduced", 3), ("reproduced", 1), "one seed says: reproduced"),
+        (("seen", 2), ("seen", 3), "seen (some variants: 2 seeds only)"),
+    ],
+)
+def test_a_verdict_is_on_both_bases_or_on_one_of_two(first, second, expected):
+    said = report.joint([report.Judged("", *first), report.Judged("", *second)])
+    assert said == expected
+
+
+def with_a_second_base(name: str, results: Results) -> dict:
+    found = {name: results_of(name) for name in NAMES}
+    return found | {name: found[name] | {SECOND_BASE: results}}
+
+
+def test_with_a_second_base_the_report_has_the_verdict_on_each():
+    """On it nothing of this experiment is reproduced."""
+    experiment = experiment_of("unlocked")
+    found = with_a_second_base("unlocked", level_except("unlocked", {}))
+    text = report.results_page(found)
+    table = report.claims_table(found)
+    assert table.startswith(
+        f"Verdicts are on the first base (`{FIRST_BASE[:8]}`) and the second base (`5ec05ec0`)"
+    )
+    assert "| ours | first base | second base | verdict |" in table
+    lines = [line for line in table.splitlines() if "[Locked and unlocked]" in line]
+    for claim, line in zip(experiment.claims, lines, strict=True):
+        ours, *verdicts = line.strip("| ").split(" | ")[3:]
+        before, now = (claim.judged(own) for own in found["unlocked"].values())
+        assert ours == now[0] and verdicts[:2] == [before[1], now[1]]
+        same = before[1] == now[1]
+        assert verdicts[2] == (now[1] if same else "reproduced on one base of two")
+        assert f"- {claim.claim}: **{verdicts[2]}**" in text
+    assert "not reproduced | not reproduced |" in table and "on one base of two" in table
+    # The first base's numbers and the one plot are still there.
+    start = text.index("## Locked and unlocked")
+    part = text[start : text.index("\n## ", start)]
+    for own in found["unlocked"].values():
+        assert part.count(report.numbers_table(own, experiment)) == 1
+    assert part.count("### Locked and unlocked, ") == 2 and part.count("![") == 1
+
+
+def test_what_was_not_run_on_the_second_base_is_said_and_what_is_settled_is_not_awaited():
+    table = report.claims_table(with_a_second_base("unlocked", level_except("unlocked", {})))
+    lines = {title: [] for title in ("A rule for the step of the jump", "Nine conditions")}
+    for line in table.splitlines():
+        for title in lines:
+            if line.startswith(f"| [{title}]"):
+                lines[title].append(line.strip("| ").split(" | ")[-3:])
+    settled, waits = lines.values()
+    assert [one[1] for one in settled] == ["settled on the first base"] * 2
+    assert settled[0][2] == "not seen on one base of two"
+    assert waits == [["reproduced", "not run yet", "reproduced on one base of two"]] * 9
+
+
+def test_the_front_page_has_the_joint_verdict_and_the_newest_numbers():
+    found = with_a_second_base("unlocked", level_except("unlocked", {}))
+    before, now = (report.front_table(x) for x in ({n: results_of(n) for n in NAMES}, found))
+    assert now.endswith(report.FRONT_BASES) and report.FRONT_BASES not in before
+    lines = {line.split("]")[0]: line for line in now.splitlines()}
+    forgets = lines["| [A base that is not locked forgets"]
+    assert "locked: 0.3100 (0.3000 to 0.3200)" in forgets
+    assert forgets.endswith("| reproduced on one base of two |")
+    dropped = lines["| [Dropping half of the prompts teaches it to read the hint"]
+    assert dropped.removesuffix(" on one base of two |") in before  # not run there
+
+
+def test_plots_are_of_the_newest_base(monkeypatch):
+    low, drawn = level_except("unlocked", {}), {}
+    found = with_a_second_base("unlocked", low)
+    monkeypatch.setattr(report, "results_of", found.get)
+    monkeypatch.setattr(report, "write_pages", lambda: None)
+    monkeypatch.setattr(report, "write_plots", lambda own, one, _: drawn.update({one.name: own}))
+    report.write_report()
+    assert drawn["unlocked"] is low and drawn["middle"] is found["middle"][FIRST_BASE]
+
+
+def test_a_rule_is_fitted_to_runs_on_its_own_base():
+    own = results_of("rule")[FIRST_BASE]
+    assert judged("rule", "The encoder's signal", own) == NOT_SEEN
+    assert judged("rule", "The encoder's signal", Results(own.content, SECOND_BASE)) == "untestable"
+    assert judged("rule", "At Stable", Results(own.content, SECOND_BASE)) == "untestable"
+
+
 def test_the_json_has_five_digits_and_a_line_for_a_list(tmp_path):
-    results.write_results(tmp_path / "a" / "x.json", {"x": [1 / 3, 200.0, None], "n": 123456})
+    content = {"x": [1 / 3, 200.0, None], "n": 123456}
+    results.write_results(tmp_path / "a" / "x.json", {"base": content})
     text = (tmp_path / "a" / "x.json").read_text()
     assert '"x": [ 0.33333, 200.0, null ]' in text and '"n": 123456' in text
 
@@ -1085,7 +1237,7 @@ def test_a_rule_holds_if_it_is_near_and_nearer_than_the_mean(
     rows, steps = rule.known_and_found(found, names)
     near, mean = steps - np.log(off), steps - np.log(off_of_mean)
     known = np.concatenate([rows, rows + [0, 0, 1, 0]]), np.concatenate([near, 2 * mean - near])
-    monkeypatch.setattr(rule, "runs_fitted_to", lambda: known)
+    monkeypatch.setattr(rule, "runs_fitted_to", lambda base: known)
     assert judged("rule", "The encoder's signal", found) == expected
 
 

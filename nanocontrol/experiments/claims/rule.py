@@ -92,11 +92,11 @@ def off_by(rows: np.ndarray, steps: np.ndarray, rule: np.ndarray) -> float:
     return float(np.exp(np.median(np.abs(rows @ rule - steps))))
 
 
-def runs_fitted_to() -> tuple[np.ndarray, np.ndarray] | None:
-    """As known_and_found gives them; None if the experiments were not run."""
+def runs_fitted_to(base: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """As known_and_found gives them; None if the experiments were not run on this base."""
     found = []
     for experiment, names in FITTED_TO.items():
-        if (other := results_of(experiment)) is None:
+        if (other := results_of(experiment).get(base)) is None:
             return None
         found.append(known_and_found(other, tuple(filter(other.has, names))))
     rows, steps = zip(*found)
@@ -106,7 +106,7 @@ def runs_fitted_to() -> tuple[np.ndarray, np.ndarray] | None:
 @claim("none in print")
 def rule_holds(results: Results) -> tuple[str, str]:
     """The encoder's signal, learning rate and batch size predict the step of the jump."""
-    known = runs_fitted_to()
+    known = runs_fitted_to(results.base)
     rows, steps = known_and_found(results, names_of(*TEN))
     if known is None or not len(steps):
         return f"{len(steps)} runs jumped; takes results of {', '.join(FITTED_TO)}", "untestable"
@@ -124,7 +124,8 @@ def predicted_at_size(results: Results) -> tuple[str, str]:
     That is far outside of the runs that the rule was fitted to. The range is of nine of ten rules
     that are fitted to resampled runs.
     """
-    known, encoder = runs_fitted_to(), results_of("encoder_at_size")
+    known = runs_fitted_to(results.base)
+    encoder = results_of("encoder_at_size").get(results.base)
     if known is None or encoder is None:
         return f"takes results of {', '.join(FITTED_TO)} and encoder_at_size", "untestable"
     rule, others, said = fitted(*known), resampled(*known), []
@@ -137,6 +138,7 @@ def predicted_at_size(results: Results) -> tuple[str, str]:
 
 
 EXPERIMENT = Experiment(
+    settled=True,
     variants=TEN,
     claims=(rule_holds, predicted_at_size),
     panels=(
