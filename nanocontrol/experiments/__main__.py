@@ -5,8 +5,8 @@
     python -m nanocontrol.experiments report
 
 A stopped command continues. After each run it writes assets/experiments/NAME.json and NAME.png, and
-RESULTS.md in this folder. The JSON file has a section for each base; runs change only that of the
-bundled base. --quick trains two variants with one seed for a few steps, or measures
+RESULTS.md in this folder. The JSON file has a section for each base; a run changes only that of the
+bundled base as it is now. --quick trains two variants with one seed for a few steps, or measures
 two rows, and writes both files into runs/experiments/quick. report writes all plots and RESULTS.md
 again, without training.
 """

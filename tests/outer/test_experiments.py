@@ -647,8 +647,9 @@ def test_a_run_on_another_base_changes_nothing_of_the_first(monkeypatch):
     other, drawn = Path("other.safetensors"), []
     other.write_bytes(b"another base")
     monkeypatch.setattr(command, "write_plots", lambda found, *_: drawn.append(found.sampled))
-    shutil.copy(ASSETS / "limits.json", ".")
-    before, first = Path("limits.json").read_text(), results.sections_in(Path("limits.json"))
+    first = {FIRST_BASE: results.sections_in(ASSETS / "limits.json")[FIRST_BASE]}
+    results.write_results(Path("limits.json"), first)
+    before = Path("limits.json").read_text()
     row = Row("prompt agrees", lambda n, seed: {"score": 0.123})
     here = range(1), 1, do_here, Path("runs"), Path()
     monkeypatch.setattr(command, "NANO", other)
@@ -773,17 +774,18 @@ def test_stored_runs_are_kept(experiment, changed, tmp_path, monkeypatch):
     """All that were trained with the settings that variants have now, whatever knobs come or go."""
     if changed:
         monkeypatch.setattr(train, "Settings", changed(train.Settings))
-    before = results.sections_in(ASSETS / f"{experiment.name}.json")[FIRST_BASE]
-    now = runs.content_of(experiment, before["once"], tmp_path, before)
-    for kind in "arms", "sampled":
-        assert before[kind].keys() == now[kind].keys()
-        for name, entry in before[kind].items():
-            assert entry["runs"] and entry["runs"] == now[kind][name]["runs"], name
-    assert now["expected"] == before["expected"]
-    for arm in now["arms"].values():
-        arm["settings"] |= {"lr": 0.5}
-    other = runs.content_of(experiment, {}, tmp_path, now)["arms"]
-    assert all(arm["runs"] == [] for arm in other.values())
+    for base, before in results.sections_in(ASSETS / f"{experiment.name}.json").items():
+        now = runs.content_of(experiment, before["once"], tmp_path, before)
+        for kind in "arms", "sampled":
+            assert before[kind].keys() == now[kind].keys()
+            for name, entry in before[kind].items():
+                assert entry["runs"] or base != FIRST_BASE  # the first round is complete
+                assert entry["runs"] == now[kind][name]["runs"], name
+        assert now["expected"] == before["expected"]
+        for arm in now["arms"].values():
+            arm["settings"] |= {"lr": 0.5}
+        other = runs.content_of(experiment, {}, tmp_path, now)["arms"]
+        assert all(arm["runs"] == [] for arm in other.values())
 
 
 # ------------------------------------------------------------------------------------- the report
@@ -948,8 +950,12 @@ def test_a_verdict_is_on_both_bases_or_on_one_of_two(first, second, expected):
     assert said == expected
 
 
-def with_a_second_base(name: str, results: Results) -> dict:
-    found = {name: results_of(name) for name in NAMES}
+def on_the_first_base() -> dict[str, dict[str, Results]]:
+    return {name: on_a_base(results_of(name)[FIRST_BASE]) for name in NAMES}
+
+
+def with_a_second_base(name: str, results: Results) -> dict[str, dict[str, Results]]:
+    found = on_the_first_base()
     return found | {name: found[name] | {SECOND_BASE: results}}
 
 
@@ -980,6 +986,13 @@ def test_with_a_second_base_the_report_has_the_verdict_on_each():
     assert part.count("### Locked and unlocked, ") == 2 and part.count("![") == 1
 
 
+def test_a_note_is_printed_once():
+    experiment = experiment_of("zero_convolutions")
+    low = level_except("zero_convolutions", {})
+    text = report.section(experiment, on_a_base(low, low), [FIRST_BASE, SECOND_BASE])
+    assert text.count(experiment.parts[4]) == 1 and text.count("minutes in all") == 2
+
+
 def test_what_was_not_run_on_the_second_base_is_said_and_what_is_settled_is_not_awaited():
     table = report.claims_table(with_a_second_base("unlocked", level_except("unlocked", {})))
     lines = {title: [] for title in ("A rule for the step of the jump", "Nine conditions")}
@@ -995,7 +1008,7 @@ def test_what_was_not_run_on_the_second_base_is_said_and_what_is_settled_is_not_
 
 def test_the_front_page_has_the_joint_verdict_and_the_newest_numbers():
     found = with_a_second_base("unlocked", level_except("unlocked", {}))
-    before, now = (report.front_table(x) for x in ({n: results_of(n) for n in NAMES}, found))
+    before, now = (report.front_table(one) for one in (on_the_first_base(), found))
     assert now.endswith(report.FRONT_BASES) and report.FRONT_BASES not in before
     lines = {line.split("]")[0]: line for line in now.splitlines()}
     forgets = lines["| [A base that is not locked forgets"]
