@@ -45,7 +45,7 @@ Generated from the JSON files in [assets/experiments](../../assets/experiments);
 over seeds, then the lowest and the highest. A claim that nobody made (evidence: none) is seen or
 not seen here; the others are reproduced or not."""
 
-BASES = """Verdicts are on the {} and on both; "reproduced" alone means on both. Numbers and
+BASES = """Verdicts are on the {}, then on both; "reproduced" alone means on both. Numbers and
 plots are of the newest base that has them. "Found" is what was found on the first."""
 FRONT_BASES = "Verdicts are of two bases. Numbers are of the newer one, where it has them."
 COUNTS, ORDINALS = ("one", "two", "three", "four"), ("first", "second", "third", "fourth")
