@@ -49,7 +49,7 @@ def test_both_list_formats_are_read(tmp_path, form):
             assert (ours - drawn).abs().max() <= 2 / 255
         assert pairs[i][2] == Scenes("canny").scene(i).prompt
         assert torch.equal(pairs[i][0], pairs.picture(i)[0])
-        assert torch.equal(pairs[i][1], pairs.hint(i))
+        assert torch.equal(pairs[i][1], pairs.hint(i) / 255)
 
 
 def test_a_folder_of_photographs_with_caption_files_is_read(tmp_path):
@@ -380,7 +380,9 @@ def test_training_on_photographs(tmp_path, capsys, hasty):
     assert "6 pairs" in printed and "6 captions missing" in printed
     assert open_tensors("run/control.safetensors").metadata["condition"] == "canny"
     assert "score" in json.loads(Path("run/metrics.json").read_text())
-    (encoded,) = Path("cache").iterdir()  # 5 pairs and their mirror images; training saw 12
-    encoded.unlink()
+    cached = [*Path("cache").iterdir()]  # 5 pairs and their mirror images; training saw 12
+    assert len(cached) == 2  # encodings, edges
+    for file in cached:
+        file.unlink()
     train.main([*flags[:-2], "--crop", "random", "--out", "elsewhere"])
     assert Path("elsewhere/metrics.json").exists() and not list(Path("cache").iterdir())
