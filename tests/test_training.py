@@ -262,7 +262,7 @@ def opened_files() -> Opened:
 def test_a_cached_step_opens_hint_files_only(sd, pairs, tmp_path, opened_files, hints):
     folder = Folder([pairs], View((64, 64), hints=hints))
     fill(sd, folder, tmp_path)
-    how = Processes("cpu"), "cpu", 0, 9, 2, 1, False, str(tmp_path)
+    how = Processes("cpu"), "cpu", 0, 9, 2, 1, str(tmp_path)
     batches = batches_from(0, sd, folder, *how)
     opened_files.start()
     for _ in range(5):  # an epoch
