@@ -156,14 +156,14 @@ def filter_for(old: tuple[int, int], new: tuple[int, int]) -> Image.Resampling:
     return Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS
 
 
-def bytes_of(image: Image.Image) -> Tensor:
+def as_bytes(image: Image.Image) -> Tensor:
     """An RGB picture as a tensor [3, H, W] of bytes."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def as_tensor(image: Image.Image) -> Tensor:
     """An RGB picture as a tensor [3, H, W] in [0, 1]."""
-    return bytes_of(image).float() / 255
+    return as_bytes(image).float() / 255
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import bytes_of, cut_out, read_image
+from nanocontrol.plumbing.pictures import as_bytes, cut_out, read_image
 from nanocontrol.training.folders import Entry, ignored_in, read_folder
 from nanocontrol.training.loader import generator_of, in_unit
 
@@ -181,7 +181,7 @@ class Folder(Pairs):
         return canny(image, *self.thresholds(entry))
 
     def cut(self, file: Any, behind: str, place: tuple[float, float], mirrored: bool) -> Tensor:
-        picture = bytes_of(cut_out(read_image(file, behind), self.view.size, place))
+        picture = as_bytes(cut_out(read_image(file, behind), self.view.size, place))
         return picture.flip(-1) if mirrored else picture
 
     @property
