@@ -156,14 +156,9 @@ def filter_for(old: tuple[int, int], new: tuple[int, int]) -> Image.Resampling:
     return Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS
 
 
-def as_bytes(image: Image.Image) -> Tensor:
-    """An RGB picture as a tensor [3, H, W] of bytes."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
 def as_tensor(image: Image.Image) -> Tensor:
     """An RGB picture as a tensor [3, H, W] in [0, 1]."""
-    return as_bytes(image).float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:

@@ -36,7 +36,7 @@ Files = tuple[Path, ...]  # of 256 pairs: encodings and, where hints are edges, 
 
 class Cached(Dataset):
     """The pairs of a data set, each as mean, deviation, context (see `encode`) and hint: edges as
-    bytes [1, H, W], other hints as in `Pairs.hint`."""
+    bytes [H, W, 1], other hints as in `Pairs.hint`."""
 
     def __init__(self, pairs: Pairs, files: list[Files]):
         self.pairs, self.files = pairs, files
@@ -82,8 +82,8 @@ def packed(edges: Tensor) -> Tensor:
 
 
 def unpacked(bits: Tensor) -> Tensor:
-    """Packed edges -> [1, H, W], bytes of 0 and 255."""
-    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1) * 255)[None]
+    """Packed edges -> [H, W, 1], bytes of 0 and 255."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1) * 255)[..., None]
 
 
 def encode_all(

@@ -8,13 +8,14 @@ from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import as_bytes, cut_out, read_image
+from nanocontrol.plumbing.pictures import cut_out, read_image
 from nanocontrol.training.folders import Entry, ignored_in, read_folder
 from nanocontrol.training.loader import generator_of, in_unit
 
@@ -65,7 +66,7 @@ class Pairs(Dataset, ABC):
         return ""
 
     def hint(self, i: int) -> Tensor:
-        """The hint for `encoded`: as `make_hint` returns it, or bytes."""
+        """The hint for `encoded`: as `make_hint` returns it, or a file's bytes [H, W, 3]."""
         return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i))
 
     def read_hint(self, i: int) -> Tensor:
@@ -172,8 +173,8 @@ class Folder(Pairs):
         return in_unit(self.cut(entry.picture, "white", place, entry.mirrored))
 
     def hint_at(self, i: int, place: tuple[float, float], image: Tensor | None = None) -> Tensor:
-        """The crop of hint i, [3, H, W]: a file's bytes, or edges of 0 and 1. image: the picture's
-        crop, if already read."""
+        """The crop of hint i: a file's bytes [H, W, 3], or edges [3, H, W] of 0 and 1. image: the
+        picture's crop, if already read."""
         entry = self.entries[i]
         if entry.hint:
             return self.cut(entry.hint, "black", place, entry.mirrored)
@@ -181,8 +182,10 @@ class Folder(Pairs):
         return canny(image, *self.thresholds(entry))
 
     def cut(self, file: Any, behind: str, place: tuple[float, float], mirrored: bool) -> Tensor:
-        picture = as_bytes(cut_out(read_image(file, behind), self.view.size, place))
-        return picture.flip(-1) if mirrored else picture
+        """The crop of a picture, bytes [H, W, 3]."""
+        picture = cut_out(read_image(file, behind), self.view.size, place)
+        pixels = torch.from_numpy(np.array(picture))
+        return pixels.flip(1) if mirrored else pixels
 
     @property
     def changes(self) -> bool:
