@@ -46,8 +46,7 @@ def without_middle(text: str, longest: int) -> str:
 def memory_is_full(error: Exception) -> bool:
     """Whether an error means that memory is full. PyTorch then raises a RuntimeError, on a CPU
     too."""
-    words = "allocate", "shared memory"
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+    return isinstance(error, MemoryError) or bool(re.search("allocate|shared memory", str(error)))
 
 
 class Stopped(KeyboardInterrupt):
