@@ -34,6 +34,20 @@ def test_every_row_for_a_gpu_is_measured_or_says_why_not():
     assert first["tflop_per_second"] > 0
 
 
+def test_readers_are_measured_before_and_now():
+    flags = ["--size", "64", "--pairs", "16", "--batch-size", "4", "--seconds", "0.3"]
+    done = called("readers.py", *flags, "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(Path("readers.json").read_text())
+    for name, bits in ("--hints canny", 64 * 64), ("hint files", 0):
+        row = rows[name]
+        assert row["before"] > 0 and row["now"] > 0 and f"| {name} |" in done.stdout
+        # bf16 latents, the number of a context, edges; then contexts. Headers have 4 KB at most.
+        each, context = 2 * 2 * 4 * 8 * 8 + 8 + bits / 8, 2 * 77 * 768
+        assert each + context < row["bytes"] < each + context + 256
+        assert each + context / 16 < row["bytes_with_equal_prompts"] < each + context / 16 + 256
+
+
 def test_a_base_is_trained_for_some_seconds_and_comes_in_parts():
     flags = ["--base", NANO, "--size", "64", "--scenes", "64", "--batch-size", "4"]
     flags += ["--device", "cpu", "--minutes", "0.4", "--out", "trained"]

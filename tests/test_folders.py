@@ -21,6 +21,7 @@ from nanocontrol.training import check
 from nanocontrol.training.batches import batches_from
 from nanocontrol.training.cache import names
 from nanocontrol.training.check import agreement, edge_map, evenly_spaced, look_through, not_met
+from nanocontrol.training.loader import in_unit
 from nanocontrol.training.pairs import Folder, View, split
 from nanocontrol.training.processes import Processes
 
@@ -49,7 +50,7 @@ def test_both_list_formats_are_read(tmp_path, form):
             assert (ours - drawn).abs().max() <= 2 / 255
         assert pairs[i][2] == Scenes("canny").scene(i).prompt
         assert torch.equal(pairs[i][0], pairs.picture(i)[0])
-        assert torch.equal(pairs[i][1], pairs.hint(i))
+        assert torch.equal(pairs[i][1], in_unit(pairs.hint(i)))
 
 
 def test_a_folder_of_photographs_with_caption_files_is_read(tmp_path):
@@ -200,7 +201,7 @@ def test_mirrored_pairs_follow_the_originals(tmp_path):
                 assert plain == same == turned
             else:
                 assert torch.equal(plain, same) and torch.equal(plain.flip(-1), turned)
-    assert torch.equal(both.hint(4), pairs.hint(1).flip(-1))
+    assert torch.equal(both.hint(4), pairs.hint(1).flip(1))
     with pytest.raises(IndexError):
         both[6]
     with pytest.raises(IndexError):
@@ -380,7 +381,9 @@ def test_training_on_photographs(tmp_path, capsys, hasty):
     assert "6 pairs" in printed and "6 captions missing" in printed
     assert open_tensors("run/control.safetensors").metadata["condition"] == "canny"
     assert "score" in json.loads(Path("run/metrics.json").read_text())
-    (encoded,) = Path("cache").iterdir()  # 5 pairs and their mirror images; training saw 12
-    encoded.unlink()
+    cached = [*Path("cache").iterdir()]  # 5 pairs and their mirror images; training saw 12
+    assert len(cached) == 2  # encodings, edges
+    for file in cached:
+        file.unlink()
     train.main([*flags[:-2], "--crop", "random", "--out", "elsewhere"])
     assert Path("elsewhere/metrics.json").exists() and not list(Path("cache").iterdir())

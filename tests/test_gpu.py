@@ -12,6 +12,7 @@ from nanocontrol.nano.model import NANO, WEIGHTS
 from nanocontrol.nano.scenes import held_out_scenes
 from nanocontrol.plumbing import machine
 from nanocontrol.sampling import initial_noise, sample
+from nanocontrol.training.loader import in_unit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -52,6 +53,11 @@ def test_a_gpu_samples_what_a_cpu_does_and_so_do_replayed_graphs(exact):
     for ours, theirs in zip(made["cuda"], made["cpu"]):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-2)
     assert (made["cpu"][0] - made["cpu"][1]).abs().max() > 1
+
+
+def test_a_gpu_scales_bytes_as_a_cpu_does():
+    pixels = torch.arange(256).byte().view(16, 16, 1)
+    assert torch.equal(in_unit(pixels.cuda()).cpu(), pixels.permute(2, 0, 1) / 255)
 
 
 def test_a_gpu_learns_what_a_cpu_does(exact):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,17 @@ import in_float64
 import train
 from conftest import CONTROL, NANO, randomise, refusal, write_pairs
 from in_float64 import ROUNDING
-from nanocontrol import DDPM, ControlNet, InputError, UNet, load_control, load_sd
+from nanocontrol import DDPM, ControlNet, UNet, load_control, load_sd
 from nanocontrol.nano.scenes import Scenes
+from nanocontrol.plumbing.canny import canny
+from nanocontrol.plumbing.errors import InputError, one_sentence
 from nanocontrol.plumbing.machine import Conv3x3
-from nanocontrol.training import cache, optimizer
-from nanocontrol.training.loader import Batch
+from nanocontrol.plumbing.pictures import as_tensor, read_image
+from nanocontrol.training import batches, cache, loader, optimizer
+from nanocontrol.training.batches import batches_from
+from nanocontrol.training.loader import Batch, encode, in_unit
 from nanocontrol.training.pairs import Folder, View
+from nanocontrol.training.processes import Processes
 from nanocontrol.training.run import RunFolder
 from nanocontrol.unet import UNetConfig, res_block
 
@@ -107,7 +113,7 @@ def sd(nano):
     return replace(nano, vae=copy.deepcopy(nano.vae), text_encoder=copy.deepcopy(nano.text_encoder))
 
 
-def fill(sd, dataset, folder: Path, *team: int) -> list[Path]:
+def fill(sd, dataset, folder: Path, *team: int) -> list[cache.Files]:
     with torch.no_grad():
         return cache.encode_all(sd, dataset, folder, 4, *team)
 
@@ -116,9 +122,9 @@ def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "IN_FILE", 2)
     scenes = Scenes("canny", n=9)
     second = fill(sd, scenes, tmp_path, 1, 2)
-    assert [file.exists() for file in second] == [False, True, False, True, False]
+    assert [file.exists() for (file,) in second] == [False, True, False, True, False]
     assert fill(sd, scenes, tmp_path, 0, 2) == second
-    assert all(file.exists() for file in second) and len(cache.Cached(scenes, second)) == 9
+    assert all(file.exists() for (file,) in second) and len(cache.Cached(scenes, second)) == 9
 
 
 def test_the_cache_holds_the_encoders_outputs(sd, tmp_path, monkeypatch):
@@ -226,6 +232,143 @@ def test_too_little_disk_space_is_reported_before_anything_is_written(
     )
     assert "--cache" in message and "needs 0.0 GB" in message and "--no-cache" in message
     assert not list((tmp_path / "cache").iterdir())
+
+
+class Opened:
+    """Names of the files that this process opens between `start` and `names`."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] | None = None
+        sys.addaudithook(self.note)  # it cannot be removed
+
+    def note(self, event: str, args: tuple) -> None:
+        if self.seen is not None and event == "open":
+            self.seen.append(str(args[0]))
+
+    def start(self) -> None:
+        self.seen = []
+
+    def names(self) -> set[str]:
+        seen, self.seen = self.seen, None
+        return {Path(name).name for name in seen or []}
+
+
+@pytest.fixture(scope="module")
+def opened_files() -> Opened:
+    return Opened()
+
+
+@pytest.mark.parametrize("hints", ["canny", None])
+def test_a_cached_step_opens_hint_files_only(sd, pairs, tmp_path, opened_files, hints):
+    folder = Folder([pairs], View((64, 64), hints=hints))
+    fill(sd, folder, tmp_path)
+    how = Processes("cpu"), "cpu", 0, 9, 2, 1, str(tmp_path)
+    batches = batches_from(0, sd, folder, *how)
+    opened_files.start()
+    for _ in range(5):  # an epoch
+        next(batches)
+    expected = set() if hints else {f"hint{i}.png" for i in range(10)}
+    assert opened_files.names() == expected
+
+
+def test_edges_depend_on_the_seed_and_encodings_do_not(sd, pairs, tmp_path):
+    made = []
+    for seed in (0, 0, 1):
+        folder = Folder([pairs], View((64, 64), hints="canny", seed=seed))
+        (files,) = fill(sd, folder, tmp_path)
+        made.append((files, [file.stat().st_mtime_ns for file in files]))
+        for i, (*_, hint) in enumerate(map(cache.Cached(folder, [files]).__getitem__, range(10))):
+            assert torch.equal(in_unit(hint).repeat(3, 1, 1), folder.make_hint(i))
+    (first, times), again, (other, new_times) = made
+    assert again == (first, times)
+    assert (other[0], new_times[0]) == (first[0], times[0]) and other[1] != first[1]
+    # One bit per pixel, next to an 8-byte number of the prompt's row.
+    assert cache.read_part(first)["edges"].shape == (10, 64, 8)
+
+
+@pytest.mark.parametrize(("prompts", "kept"), [([""] * 6, 1), (["a", "", "a", "b", "", "b"], 3)])
+def test_the_cache_holds_each_context_once(sd, tmp_path, monkeypatch, prompts, kept):
+    write_pairs(tmp_path / "pairs", n=6)
+    lines = (tmp_path / "pairs/prompt.json").read_text().splitlines()
+    lines = [json.dumps(json.loads(x) | {"prompt": p}) for x, p in zip(lines, prompts)]
+    (tmp_path / "pairs/prompt.json").write_text("\n".join(lines))
+    folder = Folder([tmp_path / "pairs"], View((64, 64)))
+    (files,) = fill(sd, folder, tmp_path / "cache")
+    assert len(cache.read_part(files)["context"]) == kept
+    for prompt, (_, _, context, _) in zip(
+        prompts, map(cache.Cached(folder, [files]).__getitem__, range(6))
+    ):
+        torch.testing.assert_close(context, sd.encode_prompts(prompt)[0], rtol=1e-5, atol=1e-5)
+    # The space that is asked for is that of the files, without their headers.
+    needed = sum(x.nbytes for x in cache.read_part(files).values()) - 8 * len(folder)
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    for free in (needed - 1, needed):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda _, usage=usage: usage)
+        with pytest.raises(InputError) if free < needed else nullcontext():
+            fill(sd, folder, tmp_path / "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hints", [["--hints", "canny"], []])
+def test_hints_keep_their_bits_on_every_way(flags, pairs, monkeypatch, hints):
+    """Bytes and cached bits give the weights that float32 hints give. A hint file is a coloured
+    picture here, because 0 and 255 survive any way of scaling."""
+
+    def one_by_one(sd, images, prompts):  # so that rounding does not depend on the batch
+        ones = (encode(sd, image[None], [p]) for image, p in zip(images, prompts))
+        return tuple(map(torch.cat, zip(*ones)))
+
+    for module in (loader, cache):
+        monkeypatch.setattr(module, "encode", one_by_one)
+    shutil.copytree(pairs, "coloured")
+    text = Path("coloured/prompt.json").read_text()
+    Path("coloured/prompt.json").write_text(text.replace('"hint', '"image'))
+    flags[flags.index(str(pairs))] = "coloured"
+    flags += [*hints, "--steps", "3", "--batch-size", "4"]
+    train.main([*flags, "--out", "cached"])
+    train.main([*flags, "--no-cache", "--out", "not-cached"])
+
+    def from_picture(cached: cache.Cached, i: int) -> tuple[torch.Tensor, ...]:
+        entry = cached.pairs.entries[i]
+        picture = as_tensor(read_image(entry.hint or entry.picture))
+        hint = canny(picture, *cached.pairs.thresholds(entry)) if hints else picture
+        return *item(cached, i)[:3], hint
+
+    item = cache.Cached.__getitem__
+    monkeypatch.setattr(cache.Cached, "__getitem__", from_picture)
+    monkeypatch.setattr(
+        batches, "encoded", lambda sd, columns, device: (Batch(*x) for x in columns)
+    )
+    train.main([*flags, "--out", "floats"])
+    weights = [
+        load_file(f"{run}/control.safetensors") for run in ("cached", "not-cached", "floats")
+    ]
+    assert losses("cached") == losses("not-cached") == losses("floats")
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]) and torch.equal(weight, weights[2][name])
+
+
+def test_readers_share_the_cores_of_the_machine(monkeypatch):
+    for cores, processes, number in (1, 1, 1), (2, 1, 2), (6, 2, 3), (96, 8, 8), (4, 8, 1):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert loader.readers("cuda") == number and loader.readers("cpu") == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+        "DataLoader worker (pid 1) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory. Please try to raise your limit.",
+    ],
+)
+def test_too_little_shared_memory_is_reported(capsys, error):
+    with pytest.raises(SystemExit) as end, one_sentence("train.py", "use a smaller --batch-size"):
+        raise RuntimeError(error)
+    assert "shared memory" in str(end.value) and "--shm-size" in str(end.value)
+    assert "--batch-size" not in str(end.value)
 
 
 def test_a_steps_draws_depend_on_seed_and_step_only():

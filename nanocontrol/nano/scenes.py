@@ -65,6 +65,9 @@ class Scenes(Pairs):
     def make_hint(self, i: int) -> Tensor:
         return self.hint_of(draw(self.scene(i), self.size))
 
+    def prompt(self, i: int) -> str:
+        return self.scene(i).prompt
+
     def fingerprint(self, i: int) -> bytes:
         return f"{code_of_the_world()} {self.size} {self.scene(i)}".encode()
 

@@ -46,7 +46,7 @@ def without_middle(text: str, longest: int) -> str:
 def memory_is_full(error: Exception) -> bool:
     """Whether an error means that memory is full. PyTorch then raises a RuntimeError, on a CPU
     too."""
-    return isinstance(error, MemoryError) or "allocate" in str(error)
+    return isinstance(error, MemoryError) or bool(re.search("allocate|shared memory", str(error)))
 
 
 class Stopped(KeyboardInterrupt):
@@ -82,6 +82,8 @@ def one_sentence(program: str, when_memory_is_full: str = "more is needed") -> I
     except (RuntimeError, MemoryError) as error:
         if not memory_is_full(error):
             raise
+        if "shared memory" in str(error):  # in which DataLoader's workers return what they read
+            when_memory_is_full = "it is shared memory: raise its limit, in Docker with --shm-size"
         sys.exit(f"{program}: there is not enough memory; {when_memory_is_full}")
     except KeyboardInterrupt as stop:
         say(f"{program}: {str(stop) or 'stopped'}", sys.stderr)

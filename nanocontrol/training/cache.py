@@ -2,22 +2,24 @@
 
 A file holds 256 pairs. Its name is a hash of everything it was computed from: the pictures, the
 prompts, the weights and the precision. If one of these changes, so does the name, so a stale file
-is never read. Missing files are computed. The files are memory-mapped.
+is never read. Missing files are computed. The files are memory-mapped. Edges made by --hints canny
+have files of their own, because they depend on the seed and encodings do not.
 """
 
 import hashlib
 import itertools
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from nanocontrol.formats.tensors import read_safetensors, write_tensors
+from nanocontrol.formats.tensors import Tensors, read_safetensors, write_tensors
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 from nanocontrol.stable_diffusion import StableDiffusion
@@ -25,17 +27,20 @@ from nanocontrol.training.loader import encode, ignore_ctrl_c, readers
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
 
-VERSION = 1  # raise it when a change of the code changes the numbers in the files
+VERSION = 2  # raise it when a change of the code changes the numbers in the files
 IN_FILE = 256  # pairs
+COLUMNS = {"mean", "deviation", "context", "prompt"}, {"edges"}  # in the two kinds of files
 AN_HOUR = 3600  # seconds: no running process still writes to a temporary file of this age
+Files = tuple[Path, ...]  # of 256 pairs: encodings and, where hints are edges, edges
 
 
 class Cached(Dataset):
-    """The pairs of a data set, each as mean, deviation, context (see `encode`) and hint."""
+    """The pairs of a data set, each as mean, deviation, context (see `encode`) and hint: edges as
+    bytes [H, W, 1], other hints as in `Pairs.hint`."""
 
-    def __init__(self, pairs: Pairs, files: list[Path]):
+    def __init__(self, pairs: Pairs, files: list[Files]):
         self.pairs, self.files = pairs, files
-        self.parts = [read_safetensors(file)[0] for file in files]
+        self.parts = [read_part(some) for some in files]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -45,19 +50,40 @@ class Cached(Dataset):
         return self.__dict__ | {"parts": []}
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        self.parts = self.parts or [read_safetensors(file)[0] for file in self.files]
+        self.parts = self.parts or [read_part(some) for some in self.files]
         part, row = self.parts[i // IN_FILE], i % IN_FILE
-        return part["mean"][row], part["deviation"][row], part["context"][row], self.pairs.hint(i)
+        context = part["context"][int(part["prompt"][row])]
+        hint = unpacked(part["edges"][row]) if "edges" in part else self.pairs.hint(i)
+        return part["mean"][row], part["deviation"][row], context, hint
 
 
 class Pictures(Dataset):
-    """A data set's images and prompts, without hints."""
+    """A data set's images and prompts, and those hints that are edges, packed."""
 
     def __init__(self, pairs: Pairs):
         self.pairs = pairs
 
-    def __getitem__(self, i: int) -> tuple[Tensor, str]:
-        return self.pairs.picture(i)
+    def __getitem__(self, i: int) -> tuple[Tensor, str, Tensor]:
+        if not self.pairs.edges(i):
+            return *self.pairs.picture(i), torch.empty(0)
+        image, hint, prompt = self.pairs[i]
+        return image, prompt, packed(hint)
+
+
+def read_part(files: Files) -> Tensors:
+    """The columns of 256 pairs. `context` has a row for each different prompt, `prompt` the number
+    of every pair's row."""
+    return {name: rows for file in files for name, rows in read_safetensors(file)[0].items()}
+
+
+def packed(edges: Tensor) -> Tensor:
+    """Edges [3, H, W] of zeros and ones, in equal channels -> a bit per pixel, [H, W / 8] bytes."""
+    return torch.from_numpy(np.packbits(edges[0].bool().numpy(), axis=-1))
+
+
+def unpacked(bits: Tensor) -> Tensor:
+    """Packed edges -> [H, W, 1], bytes of 0 and 255."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1) * 255)[..., None]
 
 
 def encode_all(
@@ -67,7 +93,7 @@ def encode_all(
     batch_size: int,
     rank: int = 0,
     processes: int = 1,
-) -> list[Path]:
+) -> list[Files]:
     """The cache's files for a data set, in order. Missing ones are written first.
 
     Each process writes its own share, so other processes' files may still be missing on return. An
@@ -75,21 +101,48 @@ def encode_all(
     """
     make_folder("--cache", folder)
     remove_temporary_files(folder, AN_HOUR)
-    files = [folder / f"{name}.safetensors" for name in names(sd, pairs, rank == 0)]
+    every = [range(len(pairs))[i : i + IN_FILE] for i in range(0, len(pairs), IN_FILE)]
+    hashes = names(sd, pairs, rank == 0)
+    files = [files_of(folder, name, pairs, part) for name, part in zip(hashes, every)]
     # Each process checks only its own share, because the others may be writing theirs.
-    missing = [i for i in range(rank, len(files), processes) if not is_whole(files[i])]
-    parts = [range(len(pairs))[IN_FILE * i : IN_FILE * (i + 1)] for i in missing]
-    check_space(folder, sd, pairs, processes * sum(map(len, parts)))
+    missing = [i for i in range(rank, len(files), processes) if not all(map(is_whole, files[i]))]
+    parts = [every[i] for i in missing]
+    check_space(folder, sd, pairs, [(every[i], files[i]) for i in missing], processes)
     batches = iter(pictures_of(sd, pairs, parts, batch_size))
     with tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0) as bar:
         bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
         for i, part in zip(missing, parts):
             some = itertools.islice(batches, math.ceil(len(part) / batch_size))
-            mean, deviation, context = zip(*(encode(sd, *batch) for batch in some))
-            columns = {"mean": mean, "deviation": deviation, "context": context}
-            write_tensors(files[i], {name: torch.cat(rows) for name, rows in columns.items()}, {})
+            write_part(files[i], sd, some)
             bar.update(min(len(part) * processes, len(pairs) - bar.n))
     return files
+
+
+def write_part(
+    files: Files, sd: StableDiffusion, batches: Iterable[tuple[Tensor, list[str], Tensor]]
+) -> None:
+    """Write a part's files, its encodings only if they are missing. batches: of its `Pictures`."""
+    encodes = not is_whole(files[0])
+    prompts: list[str] = []
+    contexts: Tensors = {}
+    edges, latents = [], []
+    for images, texts, bits in batches:
+        prompts += texts
+        edges.append(bits)
+        if encodes:
+            *latent, context = encode(sd, images, texts)
+            latents.append(latent)
+            for prompt, row in zip(texts, context):
+                contexts.setdefault(prompt, row)
+    if encodes:
+        mean, deviation = map(torch.cat, zip(*latents))
+        rows = {prompt: i for i, prompt in enumerate(contexts)}
+        numbers = torch.tensor([rows[prompt] for prompt in prompts])
+        context = torch.stack([*contexts.values()])
+        columns = {"mean": mean, "deviation": deviation, "context": context, "prompt": numbers}
+        write_tensors(files[0], columns, {})
+    for file in files[1:]:
+        write_tensors(file, {"edges": torch.cat(edges)}, {})
 
 
 def pictures_of(
@@ -129,6 +182,14 @@ def names(sd: StableDiffusion, pairs: Pairs, show: bool) -> Iterator[str]:
             digest = hashlib.sha256(common)
 
 
+def files_of(folder: Path, name: str, pairs: Pairs, part: range) -> Files:
+    """The files of a part. name: the hash of its encodings."""
+    edges = [pairs.edges(i) for i in part]
+    of_edges = hashlib.sha256(f"{name} {edges}".encode()).hexdigest()
+    hashes = [name, of_edges] if all(edges) else [name]
+    return tuple(folder / f"{one}.safetensors" for one in hashes)
+
+
 def encoders_hash(sd: StableDiffusion) -> str:
     """A hash of the weights of the VAE's encoder and of the text encoder."""
     digest = hashlib.sha256()
@@ -146,16 +207,29 @@ def is_whole(file: Path) -> bool:
         tensors, _ = read_safetensors(file)
     except InputError:
         return False
-    return tensors.keys() == {"mean", "deviation", "context"}
+    return tensors.keys() in COLUMNS
 
 
-def check_space(folder: Path, sd: StableDiffusion, pairs: Pairs, n: int) -> None:
-    """Raises InputError if n encoded pairs take more space than the disk has free."""
-    if n == 0:
+def check_space(
+    folder: Path,
+    sd: StableDiffusion,
+    pairs: Pairs,
+    missing: list[tuple[range, Files]],
+    processes: int,
+) -> None:
+    """Raises InputError if the missing parts take more space than the disk has free. Each process
+    misses about as many."""
+    if not missing:
         return
     image, prompt = pairs.picture(0)
-    encoded = encode(sd, image[None], [prompt])
-    needed = n * sum(tensor.nbytes for tensor in encoded)
+    mean, deviation, context = (x.nbytes for x in encode(sd, image[None], [prompt]))
+    needed = 0
+    for part, (encodings, *edges) in missing:
+        needed += len(edges) * len(part) * image[0].numel() // 8
+        if not is_whole(encodings):
+            needed += len(part) * (mean + deviation)
+            needed += len({pairs.prompt(i) for i in part}) * context
+    needed *= processes
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(

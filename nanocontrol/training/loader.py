@@ -57,8 +57,13 @@ def groups(order: Iterator, size: int, share: slice) -> Iterator[list]:
 
 
 def readers(device: str) -> int:
-    """The number of worker processes that read pairs. On a CPU they would slow training down."""
-    return 4 if is_gpu(device) else 0
+    """The number of worker processes that read pairs: one per core, at most 8. Processes that
+    torchrun started share the cores. On a CPU, readers would slow training down."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # on Linux: the cores that this process may use
+        cores = len(os.sched_getaffinity(0))
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(cores, 1), 8) if is_gpu(device) else 0
 
 
 def ignore_ctrl_c(_: int) -> None:
@@ -74,10 +79,21 @@ def loader(dataset: Dataset, indices: Iterator[list[int]], device: str) -> Itera
     return iter(DataLoader(dataset, batch_sampler=indices, worker_init_fn=ignore_ctrl_c, **ways))
 
 
+def in_unit(x: Tensor) -> Tensor:
+    """Bytes of pictures [..., H, W, C] -> [..., C, H, W] in [0, 1]; floats are left unchanged."""
+    if x.dtype != torch.uint8:
+        return x
+    # Divided by a tensor: a GPU multiplies by the inverse of a number, which rounds differently.
+    return x.movedim(-1, -3).float() / torch.full((), 255.0, device=x.device)
+
+
 def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Iterator[Batch]:
-    """A loader's output as batches on the device. Pairs not from the cache are encoded here."""
+    """A loader's output as batches on the device. Pairs not from the cache are encoded here. Hints
+    may be bytes [n, H, W, 1 or 3]: stacking them in another order takes ten times as long."""
     for column in columns:
         if len(column) == 3:  # not from the cache
             images, hint, prompts = column
             column = (*encode(sd, images, prompts), hint)
-        yield Batch(*(to_device(x, device) for x in column))
+        batch = Batch(*(to_device(x, device) for x in column))
+        hint = in_unit(batch.hint).expand(-1, 3, -1, -1).contiguous()
+        yield batch._replace(hint=hint)

@@ -8,15 +8,16 @@ from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
+from nanocontrol.plumbing.pictures import cut_out, read_image
 from nanocontrol.training.folders import Entry, ignored_in, read_folder
-from nanocontrol.training.loader import generator_of
+from nanocontrol.training.loader import generator_of, in_unit
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 MIDDLE = 0.5, 0.5
@@ -44,6 +45,9 @@ class Pairs(Dataset, ABC):
     def make_hint(self, i: int) -> Tensor: ...
 
     @abstractmethod
+    def prompt(self, i: int) -> str: ...
+
+    @abstractmethod
     def fingerprint(self, i: int) -> bytes:
         """Bytes that change whenever the image or the prompt does."""
 
@@ -52,12 +56,21 @@ class Pairs(Dataset, ABC):
         """Whether a pair differs from one time that it is seen to the next."""
         return False
 
+    def edges(self, i: int) -> str:
+        """How hint i is made if it consists of edges of its image, else "". The cache on disk keeps
+        such hints, and this text changes whenever the edges of an unchanged image do."""
+        return ""
+
     def digest(self) -> str:
         """A hash of the data that the settings do not determine. It must not change on resume."""
         return ""
 
     def hint(self, i: int) -> Tensor:
-        return self.kept[i] if i in self.kept else self.keep(i, self.make_hint(i))
+        """The hint for `encoded`: as `make_hint` returns it, or a file's bytes [H, W, 3]."""
+        return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i))
+
+    def read_hint(self, i: int) -> Tensor:
+        return self.make_hint(i)
 
     def keep(self, i: int, hint: Tensor) -> Tensor:
         """Cache a hint in memory, up to 400 MB per process -> the hint."""
@@ -127,7 +140,7 @@ class Folder(Pairs):
         random = self.view.crop == "random"
         place = MIDDLE if seen is None or not random else self.random_place(seen)
         image = self.image(i, place)
-        return image * 2 - 1, self.hint_at(i, place, image), self.caption(i, seen)
+        return image * 2 - 1, in_unit(self.hint_at(i, place, image)), self.caption(i, seen)
 
     def caption(self, i: int, seen: int | None) -> str:
         """The prompt of pair i. Where it has several captions, the one drawn for the n-th pair that
@@ -142,15 +155,26 @@ class Folder(Pairs):
         return self.image(i, MIDDLE) * 2 - 1, self.entries[i].prompt
 
     def make_hint(self, i: int) -> Tensor:
+        return in_unit(self.read_hint(i))
+
+    def read_hint(self, i: int) -> Tensor:
         return self.hint_at(i, MIDDLE)
+
+    def prompt(self, i: int) -> str:
+        return self.entries[i].prompt
+
+    def edges(self, i: int) -> str:
+        entry = self.entries[i]
+        return "" if entry.hint else f"canny {self.thresholds(entry)}"
 
     def image(self, i: int, place: tuple[float, float]) -> Tensor:
         """The crop of picture i, [3, H, W] in [0, 1]. Transparent pixels become white."""
         entry = self.entries[i]
-        return self.cut(entry.picture, "white", place, entry.mirrored)
+        return in_unit(self.cut(entry.picture, "white", place, entry.mirrored))
 
     def hint_at(self, i: int, place: tuple[float, float], image: Tensor | None = None) -> Tensor:
-        """The crop of hint i, [3, H, W] in [0, 1]. image: the picture's crop, if already read."""
+        """The crop of hint i: a file's bytes [H, W, 3], or edges [3, H, W] of 0 and 1. image: the
+        picture's crop, if already read."""
         entry = self.entries[i]
         if entry.hint:
             return self.cut(entry.hint, "black", place, entry.mirrored)
@@ -158,8 +182,10 @@ class Folder(Pairs):
         return canny(image, *self.thresholds(entry))
 
     def cut(self, file: Any, behind: str, place: tuple[float, float], mirrored: bool) -> Tensor:
-        picture = as_tensor(cut_out(read_image(file, behind), self.view.size, place))
-        return picture.flip(-1) if mirrored else picture
+        """The crop of a picture, bytes [H, W, 3]."""
+        picture = cut_out(read_image(file, behind), self.view.size, place)
+        pixels = torch.from_numpy(np.array(picture))
+        return pixels.flip(1) if mirrored else pixels
 
     @property
     def changes(self) -> bool:
