@@ -1,4 +1,4 @@
-"""The forms in which people keep pairs, and what is a pair in each.
+"""The forms in which people keep pairs, and what a pair is in each.
 
 | form     | recognised by                        | a pair                                         |
 |----------|--------------------------------------|------------------------------------------------|
