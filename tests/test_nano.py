@@ -86,9 +86,6 @@ def test_a_guidance_of_zero_is_not_taken_for_the_bases_own():
 def test_a_larger_base_is_measured_and_shown_at_its_size(hasty):
     sd = replace(load_sd(NANO), size=192)
     numbers = evaluate.evaluate_nano(sd, {}, load_detector(DETECTOR), n=1)
-    assert (
-        numbers["edges"]["true"] == 1 > numbers["edges"]["rebuilt"] > numbers["edges"]["with"] > 0
-    )
     assert numbers["vae_db"] > numbers["noisy_db"] > 25
     assert numbers["vae_db"] > 25 and numbers["conditions"] == {}
     scenes.main(["--n", "1", "--size", "128"])
@@ -156,7 +153,8 @@ def test_an_interrupted_training_resumes_bitwise(part, tmp_path, monkeypatch, ca
     assert "--steps 9 contradicts" in message  # the learning rate depends on the number of steps
     nano_train.main([part, "--resume", "cut"])
     assert Path("cut/log.jsonl").read_text() == Path("whole/log.jsonl").read_text()
-    (name,) = {file.name for file in Path("whole").glob("*.safetensors")} - {"latents.safetensors"}
+    files = {file.name for file in Path("whole").glob("*.safetensors")}
+    (name,) = files - {"latents.safetensors", "base-best.safetensors"}
     ours, theirs = (load_file(f"{run}/{name}") for run in ("whole", "cut"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
