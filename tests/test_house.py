@@ -25,7 +25,7 @@ BUDGETS = {
     "train.py": 240,
     "sample.py": 120,
     "paper": 950,
-    "plumbing": 622,
+    "plumbing": 640,
     "formats": 810,
     "training": 1900,
     "nano": 1370,

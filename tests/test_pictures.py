@@ -130,6 +130,23 @@ def test_a_tiff_file_is_turned_upright(orientation, tmp_path):
     assert (read_image(file).size == WIDE) == (orientation < 5)
 
 
+@pytest.mark.parametrize("tag", [269, 270, 305, 306, ExifTags.Base.Orientation])
+@pytest.mark.parametrize("kind", [2, 5, 12, 16])
+def test_damaged_texts_and_orientations_of_a_tiff_do_not_matter(tag, kind, tmp_path):
+    texts = {269: "a document", 270: "a picture", 305: "a program", 306: "a date", 0x0112: 1}
+    data = bytearray(written(tmp_path, "TIFF", tiffinfo=texts).read_bytes())
+    start = int.from_bytes(data[4:8], "little")
+    at = next(
+        i for i in range(start + 2, len(data), 12) if data[i : i + 2] == tag.to_bytes(2, "little")
+    )
+    if tag == ExifTags.Base.Orientation:
+        data[at + 2 : at + 4] = kind.to_bytes(2, "little")
+    data[at + 4 : at + 12] = struct.pack("<II", 9, 2**32 - 1)  # its place is behind the end
+    (file := tmp_path / "b.tif").write_bytes(data)
+    assert picture_size(file) == WIDE
+    assert np.array_equal(np.asarray(read_image(file)), np.asarray(picture()))
+
+
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize(
     "extra",

@@ -3,7 +3,10 @@
 Pillow refuses a file whose metadata is damaged or large, though its pixels may be right.
 """
 
+from typing import Literal
+
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+TIFF = b"II*\0", b"MM\0*"
 PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # a PNG file's chunks
 COLOURS = 0xE0, 0xEE  # a JPEG file's segments, JFIF's and Adobe's; they say what the colours are
 EXIF = b"Exif\0\0"
@@ -12,9 +15,11 @@ WHOLE_NUMBERS = {3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4}  # bytes of EXIF's types
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes]:
     """A picture file without its metadata, and its EXIF data if they were taken out. Files of other
-    formats than PNG and JPEG are returned as they are."""
+    formats than PNG, JPEG and TIFF are returned as they are."""
     if data.startswith(PNG):
         return png_without_metadata(data)
+    if data.startswith(TIFF):
+        return tiff_without_texts(data), b""
     return jpeg_without_metadata(data) if data.startswith(JPEG) else (data, b"")
 
 
@@ -43,6 +48,20 @@ def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
             kept.append(data[at:end])
         at = end
     return b"".join(kept) + data[at:], exif
+
+
+def tiff_without_texts(data: bytes) -> bytes:
+    """With the number 1 in the place of every text, and of an orientation that is no number."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    changed, start = bytearray(data), int.from_bytes(data[4:8], order)
+    entries = int.from_bytes(data[start : start + 2], order)
+    for at in range(start + 2, min(start + 2 + 12 * entries, len(data) - 11), 12):
+        tag, kind = (int.from_bytes(data[i : i + 2], order) for i in (at, at + 2))
+        count = int.from_bytes(data[at + 4 : at + 8], order)
+        if kind == 2 or tag == 0x0112 and (kind not in WHOLE_NUMBERS or count != 1):
+            numbers = (3, 2), (1, 4), (1, 2), (0, 2)  # a SHORT, one of them, its value, nothing
+            changed[at + 2 : at + 12] = b"".join(x.to_bytes(n, order) for x, n in numbers)
+    return bytes(changed)
 
 
 def orientation_in(exif: bytes) -> int:
