@@ -41,6 +41,11 @@ class Config:
     prediction: str = "eps"  # what the base predicts: "eps" or "v"
 
     @property
+    def prediction_type(self) -> str:
+        """The prediction in diffusers' words."""
+        return {"eps": "epsilon", "v": "v_prediction"}[self.prediction]
+
+    @property
     def unet(self) -> UNetConfig:
         """The part that is the U-Net's, for our own classes."""
         sizes = self.model_channels, self.channel_mult, self.num_res_blocks, self.attention_levels

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nanocontrol.conformance.adapter import TrainingBatch
 from nanocontrol.conformance.bench import ZERO_CONVOLUTIONS
 from nanocontrol.conformance.cases import Config
-from nanocontrol.conformance.ours import Ours, as_tensor
+from nanocontrol.conformance.in_torch import as_tensor
+from nanocontrol.conformance.ours import Ours
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.schedulers import DDIM, DDPM
 from nanocontrol.training.optimizer import Optimizer
@@ -73,7 +74,7 @@ class SharedEncoder(Ours):
 
     def make(self, config: Config) -> None:
         super().make(config)
-        base = dict(self.sd.unet.named_parameters())
+        base = dict(self.unet.named_parameters())
         for name, parameter in self.control.named_parameters():
             if name in base:
                 parameter.data = base[name].data
@@ -86,9 +87,9 @@ class UnlockedBase(Ours):
         super().make(config)
         trained: dict[str, nn.Module] = {
             "control": self.control,
-            "unet": self.sd.unet.requires_grad_(True),
+            "unet": self.unet.requires_grad_(True),
         }
-        self.optimizer = Optimizer(trained, 1e-3, "cpu")
+        self.trained = Optimizer(trained, 1e-3, "cpu")
 
 
 def encode_late(
@@ -147,7 +148,7 @@ class DroppedForControlAlone(Ours):
         t, dropped = as_tensor(batch.t), as_tensor(batch.dropped)[:, None, None]
         x = DDPM().add_noise(x0, noise, t)
         residuals = self.control(x, hint, t, torch.where(dropped, empty, context))
-        return (self.sd.unet(x, t, context, residuals) - noise).square().mean((1, 2, 3))
+        return (self.unet(x, t, context, residuals) - noise).square().mean((1, 2, 3))
 
 
 @dataclass(frozen=True)
