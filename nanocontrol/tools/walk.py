@@ -34,7 +34,7 @@ from train import diffusion_loss
 
 NAMED = {"sd15": SD1, "sd21": SD2}
 SHORT = {"ResBlock": "Res", "SpatialTransformer": "Attn", "Downsample": "Down", "Upsample": "Up"}
-SHORT |= {"Conv2d": "Conv", "GroupNorm": "Norm"}
+SHORT |= {"Linear": "Lin", "Conv2d": "Conv", "GroupNorm": "Norm"}
 BASE, COPY = "the locked U-Net", "the trainable copy"
 T, STEPS, PAIRS = 500, 4, 4  # the noise level of --run; steps and pairs of --gradients
 
