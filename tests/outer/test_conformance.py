@@ -10,7 +10,7 @@ import torch
 from conftest import refusal
 from nanocontrol.conformance import Adapter, Result, check_controlnet
 from nanocontrol.conformance.__main__ import main, report, table
-from nanocontrol.conformance.bench import RULES, Bench, Check, NotRun
+from nanocontrol.conformance.bench import RULES, UNCOND, Bench, Check, NotRun
 from nanocontrol.conformance.cases import (
     STORED,
     VERSION,
@@ -24,18 +24,23 @@ from nanocontrol.conformance.cases import (
 )
 from nanocontrol.conformance.mutants import MUTANTS, InvertedHint
 from nanocontrol.conformance.ours import Ours
-from nanocontrol.conformance.should import UNCOND
 from nanocontrol.conformance.suite import CHECKS, counts, run
 
 LATENTS = 5e-5  # the original computes its time embedding and its schedule with rounding of its own
 
 
+@pytest.mark.slow
 def test_the_reference_passes_every_check():
     results = check_controlnet(Ours())
     assert [r.name for r in results] == [check.name for check in CHECKS]
     not_run = {r.name for r in results if r.passed is None}
     assert not_run == (set() if torch.cuda.is_available() else {"same_noise_on_every_device"})
     assert not [r for r in results if r.passed is False]
+
+
+def test_the_reference_passes_quick_checks():
+    names = ["zero_at_start", "copy_equals_base", "stored_residuals", "stored_controlled"]
+    assert all(r.passed for r in check_controlnet(Ours(), only=names))
 
 
 @pytest.mark.slow
@@ -99,7 +104,8 @@ def test_in_float64_the_stored_outputs_differ_by_the_time_embedding_alone():
 @pytest.mark.parametrize("wrong", ["eps of norms", "eps of transformers", "GELU", "heads"])
 def test_the_stored_outputs_show_small_differences(wrong, monkeypatch):
     """They are far above the tolerance."""
-    adapter = Bench(Ours()).loaded()
+    # The approximate GELU is below the tolerance of float32.
+    adapter = Bench(Ours("float64" if wrong == "GELU" else "float32")).loaded()
     for name, module in adapter.unet.named_modules():
         if wrong == "eps of norms" and isinstance(module, torch.nn.GroupNorm):
             module.eps = 1e-6
@@ -221,9 +227,9 @@ def test_equal_bits_become_rounding_for_an_adapter_that_compiles():
 
 def test_a_writing_sampler_is_found():
     class Writes(Ours):
-        def sample(self, noise, *others):
-            noise *= 2
-            return super().sample(noise, *others)
+        def sample(self, run):
+            run.noise *= 2
+            return super().sample(run)
 
     (result,) = check_controlnet(Writes(), only=["sampling_leaves_its_inputs"])
     assert result.passed is False and "1 arrays of the caller" in result.message
