@@ -10,7 +10,7 @@ import torch
 from conftest import refusal
 from nanocontrol.conformance import Adapter, Result, check_controlnet
 from nanocontrol.conformance.__main__ import main, report, table
-from nanocontrol.conformance.bench import RULES, UNCOND, Bench, Check, NotRun
+from nanocontrol.conformance.bench import RULES, Bench, Check, NotRun
 from nanocontrol.conformance.cases import (
     STORED,
     VERSION,
@@ -131,7 +131,7 @@ def test_the_suites_own_sampling_is_the_originals(name):
 
     def output(x, t):
         prompt = bench.controlled(x, t, bench.given.context, scales)
-        return 3 * prompt - 2 * bench.controlled(x, t, UNCOND, without)
+        return 3 * prompt - 2 * bench.controlled(x, t, bench.uncond, without)
 
     assert error(bench.reference(RULES[0], output, 5), stored()[name]) < LATENTS
 
