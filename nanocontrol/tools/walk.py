@@ -210,7 +210,7 @@ def totals(parts: list[Part], flops: int, name: str, size: int) -> dict:
         f"{name}, pictures of {size} x {size} pixels.",
         f"The U-Net has {short(base)} parameters, all locked.",
         f"The copy has {short(copy)} parameters, {100 * copy / base:.0f} % of the U-Net's.",
-        f"Of these, {n} zero convolutions have {short(zeros)}, the condition encoder {short(hint)}.",
+        f"Of these, {n} zero convolutions have {short(zeros)}, the hint's encoder {short(hint)}.",
         f"A step of sampling multiplies {short(macs[BASE])} times in the U-Net and "
         f"{short(macs[COPY])} times in the ControlNet.",
         f"A training step is {short(flops, 'FLOP')} for one pair.",
