@@ -1,7 +1,9 @@
 """The bench on which checks run: an adapter with its inputs, and what several checks need."""
 
+import sys
 from collections.abc import Callable
 from functools import cached_property
+from inspect import isfunction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +30,9 @@ ZERO_CONVOLUTIONS = [f"{CONTROL}zero_convs.{i}.0" for i in range(RESIDUALS - 1)]
 ZERO_CONVOLUTIONS.append(CONTROL + "middle_block_out.0")
 
 
+Found = tuple[float, float, str]  # measured, allowed, and the idea that is missed
+
+
 class NotRun(Exception):
     """A check cannot run. The message is the reason."""
 
@@ -40,8 +45,11 @@ class Check(NamedTuple):
     function: Callable[["Bench"], tuple[float, float, str]]
 
 
-def checks_of(level: str, *functions: Callable) -> list[Check]:
-    return [Check(function.__name__, level, function) for function in functions]
+def checks_of(level: str, module: str) -> list[Check]:
+    """The checks in a module: its functions of a bench, and of nothing else, that return Found."""
+    expected = {"bench": Bench, "return": Found}
+    functions = (f for f in vars(sys.modules[module]).values() if isfunction(f))
+    return [Check(f.__name__, level, f) for f in functions if f.__annotations__ == expected]
 
 
 class Bench:

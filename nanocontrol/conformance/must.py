@@ -1,5 +1,5 @@
-"""What every ControlNet must do. A check returns what it measured, what is allowed, and the idea
-that is missed if it measured more."""
+"""Checks of what every ControlNet must do. A check returns what it measured, what is allowed, and
+the idea that is missed if it measured more."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy import ndarray as Array
 
-from nanocontrol.conformance.bench import ZERO_CONVOLUTIONS, Bench, checks_of
+from nanocontrol.conformance.bench import ZERO_CONVOLUTIONS, Bench, Found, checks_of
 from nanocontrol.conformance.cases import (
     BASE,
     CONFIG,
@@ -20,19 +20,18 @@ from nanocontrol.conformance.cases import (
     weights,
 )
 
-Found = tuple[float, float, str]
 MIDDLE = RESIDUALS - 1
 
 
-def place(k: int) -> str:
+def block_of(k: int) -> str:
     """Where a residual belongs, as the front page's drawing names it."""
     return "the middle block" if k == MIDDLE else f"block {k + 1}"
 
 
-def places(found: list[int]) -> str:
+def blocks_of(found: list[int]) -> str:
     if len(found) == 2 and MIDDLE not in found:
         return f"blocks {found[0] + 1} and {found[1] + 1}"
-    return "all blocks" if len(found) == RESIDUALS else ", ".join(map(place, found))
+    return "all blocks" if len(found) == RESIDUALS else ", ".join(map(block_of, found))
 
 
 # -------------------------------------------------------------------------------- at the start
@@ -96,7 +95,7 @@ def number_and_shapes(bench: Bench) -> Found:
     message = f"there are {len(found)} residuals, expected {RESIDUALS}, the shallowest first"
     if len(found) == RESIDUALS and wrong:
         k = wrong[0]
-        message = f"the residual for {place(k)} is {found[k]}, expected {expected[k]}"
+        message = f"the residual for {block_of(k)} is {found[k]}, expected {expected[k]}"
     return len(wrong) + abs(len(found) - RESIDUALS), 0, message
 
 
@@ -106,7 +105,7 @@ def residuals_pass_zero_convolutions(bench: Bench) -> Found:
     residuals = bench.residuals()
     largest = max(float(np.abs(r).max()) for r in residuals)
     passed_by = [k for k, r in enumerate(residuals) if np.abs(r).max() > 0]
-    message = f"residuals do not pass the zero convolutions: those for {places(passed_by)}"
+    message = f"residuals do not pass the zero convolutions: those for {blocks_of(passed_by)}"
     return largest, 0.0, message
 
 
@@ -132,8 +131,8 @@ def exchanged(made: dict[int, list[int]], wrong: list[int]) -> str:
     """A sentence about the residuals that are in others' places."""
     pairs = [(k, made[k][0]) for k in wrong if len(made[k]) == 1 and made[made[k][0]] == [k]]
     if pairs:
-        return f"the residuals for {places([*pairs[0]])} are exchanged"
-    return f"the residuals for {places(wrong)} are in the wrong places"
+        return f"the residuals for {blocks_of([*pairs[0]])} are exchanged"
+    return f"the residuals for {blocks_of(wrong)} are in the wrong places"
 
 
 def hint_enters_after_the_first_block(bench: Bench) -> Found:
@@ -144,7 +143,7 @@ def hint_enters_after_the_first_block(bench: Bench) -> Found:
     message = f"the hint is added after block {len(deaf) + 1}, not after block 1"
     if len(deaf) == len(a):
         message = "no residual depends on the hint"
-    return len(deaf), 0, f"{message}: the residuals for {places(deaf)} do not depend on it"
+    return len(deaf), 0, f"{message}: the residuals for {blocks_of(deaf)} do not depend on it"
 
 
 # ------------------------------------------------------------------------ the base with control
@@ -159,7 +158,7 @@ def every_residual_acts(bench: Bench) -> Found:
         for k in range(len(residuals))
         if np.array_equal(bench.predict(bench.only(residuals, k)), without)
     ]
-    return len(idle), 0, f"residuals are never added to the base: those for {places(idle)}"
+    return len(idle), 0, f"residuals are never added to the base: those for {blocks_of(idle)}"
 
 
 def residuals_on_own_connections(bench: Bench) -> Found:
@@ -316,7 +315,7 @@ def stored_residuals(bench: Bench) -> Found:
     bench.named()
     found = [error(r, stored()[f"residual.{k}"]) for k, r in enumerate(bench.residuals())]
     first = next((k for k, one in enumerate(found) if one > bench.tolerance), MIDDLE)
-    message = f"residuals differ from the original's; the first is that for {place(first)}"
+    message = f"residuals differ from the original's; the first is that for {block_of(first)}"
     return max(found), bench.tolerance, message
 
 
@@ -328,24 +327,4 @@ def stored_controlled(bench: Bench) -> Found:
     return error(made, stored()["controlled"]), bench.tolerance, message
 
 
-CHECKS = checks_of(
-    "must",
-    zero_at_start,
-    base_unchanged_at_start,
-    copy_equals_base,
-    copy_shares_no_storage,
-    number_and_shapes,
-    residuals_pass_zero_convolutions,
-    one_residual_per_zero_convolution,
-    hint_enters_after_the_first_block,
-    every_residual_acts,
-    residuals_on_own_connections,
-    residuals_added_once,
-    locked_keeps_its_bits,
-    gradient_order,
-    loss_for_eps,
-    loss_for_v,
-    stored_base,
-    stored_residuals,
-    stored_controlled,
-)
+CHECKS = checks_of("must", __name__)

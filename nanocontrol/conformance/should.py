@@ -1,4 +1,4 @@
-"""What a ControlNet should do to work with the released weights and with others' programs."""
+"""Checks of what a ControlNet should do to work with the released weights and others' programs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +9,9 @@ import numpy as np
 from numpy import ndarray as Array
 
 from nanocontrol.conformance.adapter import SamplingRun
-from nanocontrol.conformance.bench import ABAR, RULES, SAMPLED_STEPS, Bench, Rule, checks_of
+from nanocontrol.conformance.bench import ABAR, RULES, SAMPLED_STEPS, Bench, Found, Rule, checks_of
 from nanocontrol.conformance.cases import CONTROL, RESIDUALS, error, normal, shapes, weights
 
-Found = tuple[float, float, str]
 FIRST = CONTROL + "input_hint_block.0."
 
 # How a program can read a hint's colour [3], RGB in [0, 1], before its first convolution.
@@ -219,16 +218,4 @@ def dropped_prompt_is_the_empty_one(bench: Bench) -> Found:
     return off[right], allowed, closest if off[closest] <= allowed else right
 
 
-CHECKS = checks_of(
-    "should",
-    hint_is_rgb,
-    hint_in_0_1,
-    hint_encoded_once,
-    rows_do_not_mix,
-    ddim_steps,
-    ddim_last_alpha,
-    guidance,
-    guess_mode,
-    dropped_prompt_is_the_empty_one,
-    sampling_leaves_its_inputs,
-)
+CHECKS = checks_of("should", __name__)
