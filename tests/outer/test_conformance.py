@@ -67,7 +67,7 @@ def test_diffusers_passes_but_for_the_listed_differences():
     results = check_controlnet(OfDiffusers(), OfDiffusers.expected_failures)
     found = {r.name: r.status for r in results}
     expected = {check.name: "passed" for check in CHECKS}
-    expected |= {name: "fails as expected" for name in OfDiffusers.expected_failures}
+    expected |= {name: "failed as expected" for name in OfDiffusers.expected_failures}
     expected |= {"exact_resume": "did not run", "same_noise_on_every_device": "did not run"}
     assert found == expected
 
@@ -263,7 +263,7 @@ def test_the_code_in_the_readme_runs(capsys):
 def test_the_table_and_the_json_say_what_failed():
     results = [outcome(fails, expected="a reason"), outcome(has_one_device)]
     lines = table(results)
-    assert "fails as expected" in lines[1] and lines[2].strip() == "an idea"
+    assert "failed as expected" in lines[1] and lines[2].strip() == "an idea"
     assert lines[3].strip() == "expected: a reason" and "one device" in lines[5]
     assert as_json(results)["checks"][1]["passed"] is None
 
