@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from nanocontrol.conformance.cases import (
 from nanocontrol.conformance.mutants import MUTANTS, InvertedHint
 from nanocontrol.conformance.ours import Ours
 from nanocontrol.conformance.suite import CHECKS, counts, run_check
+from nanocontrol.schedulers import DDIM
 
 LATENTS = 5e-5  # the original computes its time embedding and its schedule with rounding of its own
 
@@ -223,6 +225,74 @@ def test_equal_bits_become_rounding_for_an_adapter_that_compiles():
     Compiled.compiles = False
     (result,) = check_controlnet(Compiled(), only=["base_unchanged_at_start"])
     assert result.passed is False
+
+
+class FromZero(DDIM):
+    def timesteps(self, steps):
+        return [t - 1 for t in super().timesteps(steps)]
+
+
+class Broken(Ours):
+    """An adapter in which the named function's result is changed."""
+
+    def __init__(self, function: str, change):
+        super().__init__()
+        own = getattr(self, function)
+        setattr(self, function, lambda *given: change(self, own, *given))
+
+
+def spoil(adapter, make, config):
+    make(config)
+    adapter.control.input_blocks[1][0].in_layers[2].weight.data += 1e-3
+    torch.nn.init.normal_(adapter.control.input_hint_block[14].weight)
+
+
+def count_five(adapter, sample, run):
+    made, adapter.hints_encoded = sample(run), 5
+    return made
+
+
+BROKEN = {  # the check, the function, its change, and words of the message
+    "copy_equals_base": ("make", spoil, "1 tensors are not copies"),
+    "gradient_order": ("make", spoil, "at step 2 the condition encoder already"),
+    "number_and_shapes": ("residuals", lambda a, f, *x: f(*x)[:12], "there are 12 residuals"),
+    "one_residual_per_zero_convolution": (
+        "residuals",
+        lambda a, f, *x: (lambda r: [r[0], r[2], r[1], *r[3:]])(f(*x)),
+        "blocks 2 and 3 are exchanged",
+    ),
+    "loss_for_v": ("make", lambda a, f, c: f(replace(c, prediction="eps")), "the target is eps"),
+    "loss_for_eps": ("loss", lambda a, f, b: 1024 * f(b), "a sum, not a mean"),
+    "guidance": ("sample", lambda a, f, r: f(replace(r, scale=r.scale + 1)), "one too large"),
+    "guess_mode": ("sample", lambda a, f, r: f(replace(r, guess=False)), "guess mode's weights"),
+    "hint_encoded_once": ("sample", count_five, "5 times"),
+    "rows_do_not_mix": ("base", lambda a, f, x, *o: f(x - x.mean(0) / 100, *o), "depends on the"),
+    "stored_base": ("base", lambda a, f, *x: 1.001 * f(*x), "not the original's network"),
+    "stored_residuals": ("residuals", lambda a, f, *x: [1.001 * r for r in f(*x)], "for block 1"),
+    "stored_controlled": ("predict", lambda a, f, *x: 1.001 * f(*x), "is not the original's"),
+    "exact_resume": ("resume", lambda a, f, saved: None, "tensors differ"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", BROKEN)
+def test_the_other_checks_can_fail(check):
+    function, change, words = BROKEN[check]
+    (result,) = check_controlnet(Broken(function, change), only=[check])
+    assert result.passed is False and result.measured > result.allowed
+    assert words in result.message
+
+
+@pytest.mark.slow
+def test_wrong_steps_and_noise_that_depends_on_the_device_are_found():
+    adapter = Ours()
+    adapter.scheduler = FromZero
+    adapter.devices = "cpu", "another"
+    adapter.initial_noise = lambda seed, device: np.full(3, len(device))
+    names = ["ddim_steps", "ddim_last_alpha", "same_noise_on_every_device"]
+    steps, last, noise = check_controlnet(adapter, only=names)
+    assert steps.passed is False and "begin at 0" in steps.message
+    assert last.passed and noise.passed is False
 
 
 def test_a_writing_sampler_is_found():
