@@ -27,7 +27,7 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 1900,
+    "training": 2020,
     "nano": 1370,
     "commands": 330,
     "tools": 480,

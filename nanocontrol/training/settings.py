@@ -12,9 +12,18 @@ from nanocontrol.plumbing.flags import Parser, absolute, canny_or_folder, device
 from nanocontrol.plumbing.machine import available
 from nanocontrol.training.run import read_json
 
+SEVERAL = list[list[str]]  # the type of a flag that takes a file and a text, and may be repeated
 DIVISION = "batch_size", "accumulate"  # may change together: Watch compares the pairs in a step
 # Readers of what may exist elsewhere only: of their values from a file, only the type counts.
 PLACES = (absolute, canny_or_folder, device)
+
+
+class FileAndText(argparse.Action):
+    """Collects the values of such a flag, the file as an absolute path."""
+
+    def __call__(self, parser: Any, into: Any, values: Any, flag: str | None = None) -> None:
+        file, text = values
+        setattr(into, self.dest, [*getattr(into, self.dest, []), [absolute(file), text]])
 
 
 def knob(
@@ -99,6 +108,8 @@ def parser_for(
             if get_origin(literal) is list:
                 argument["action"] = "append"
                 del argument["choices"]
+        if SEVERAL in kinds:
+            argument |= {"action": FileAndText, "nargs": 2, "metavar": ("FILE", "PROMPT")}
         if argument.get("type") is absolute:
             argument["metavar"] = "PATH"
         add = partial(parser.add_argument, default=argparse.SUPPRESS)
@@ -123,6 +134,10 @@ def is_possible(setting: Field, value: Any) -> bool:
     kinds = [setting.type, *get_args(setting.type)]
     if value is None or bool in kinds:
         return type(value) in kinds
+    if SEVERAL in kinds:
+        return type(value) is list and all(
+            type(x) is list and [*map(type, x)] == [str, str] for x in value
+        )
     literals = [x for kind in kinds if get_origin(kind) is Literal for x in get_args(kind)]
     allowed = literals or list(setting.metadata.get("choices") or [value])
     several, reader = list in map(get_origin, kinds), setting.metadata.get("type", str)
