@@ -235,6 +235,40 @@ def test_ten_kills_with_accumulation(begin, flags):
     kill_and_compare(begin, [*flags, "--accumulate", "2"], kills=2, runs=5, seed=2)
 
 
+def kept_steps(run: Path) -> list[int]:
+    """The steps whose weights are kept as the last evaluations'. All files, the
+    best's too, can be read, and each step has those of its whole model."""
+    steps: dict[str, list[int]] = {}
+    for file in [*run.glob("*-best.safetensors"), *run.glob("weights/*.safetensors")]:
+        tensors, metadata = content(file)
+        step = json.loads(metadata["nanocontrol"])["step"]
+        assert tensors and (file.stem.endswith("-best") or int(file.stem[-7:]) == step)
+        steps.setdefault(file.name.partition("-")[0], []).append(step)
+    of_control, of_base = (steps.get(name, []) for name in ("control", "base"))
+    assert of_control[:1] == of_base[:1]  # of the best
+    return sorted({*of_control[1:]} & {*of_base[1:]})
+
+
+@pytest.mark.slow
+def test_kept_weights_are_whole_after_any_kill(begin, flags):
+    flags = [*flags, "--keep", "2", "--sample-every", "2", "--save-every", "5", "--unlock", "all"]
+    whole, _ = finished(begin, *flags)
+    assert kept_steps(whole) == [10, 12]
+    generator, before = random.Random(5), 0
+    for _ in range(5):
+        process = continued(begin, flags, "run")
+        places = [Path("run"), Path("run/weights"), Path("run/keeping"), Path("run/samples")]
+        await_files(process, places, generator.randint(10, 40))
+        process.kill()
+        ended(process)
+        steps = kept_steps(Path("run"))
+        assert 2 <= len(steps) <= 3 or before < 2 and len(steps) >= before
+        before = len(steps)
+    assert before >= 2
+    assert ended(continued(begin, flags, "run")) == 0, said(Path())
+    assert_same(Path("run"), whole)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("part", PARTS)
 def test_ten_kills_of_each_of_nanos_trainings(begin, part):

@@ -80,8 +80,8 @@ class RunFolder:
         """Prepare the folder for a run that begins after step `start`. Log entries and sheets of
         later steps, which a killed run left, are removed."""
         make_folder("--out", self.path / "samples")
-        for folder in (self.path, self.path / "samples"):
-            remove_temporary_files(folder)
+        for name in ("", "samples", "weights"):
+            remove_temporary_files(self.path / name)
         if (self.path / "settings.json").exists():  # in any other folder, files are the user's
             for file in self.path.glob(".tmp??????"):  # safetensors' temporary files
                 file.unlink()
