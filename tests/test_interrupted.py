@@ -11,6 +11,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -284,12 +285,13 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def begin_two(begin, *argv, second: list | None = None) -> list[BaseProcess]:
-    """Start two processes as torchrun does. second: the second one's flags, if others."""
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    both |= {"MASTER_PORT": free_port()}
+def begin_two(begin, *argv, second: list | None = None, machines: int = 1) -> list[BaseProcess]:
+    """Start two processes as torchrun does, in the folders p0 and p1. second: the second one's
+    flags, if others; machines: two for a process on each."""
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(2 // machines), "MASTER_ADDR": "127.0.0.1"}
+    both |= {"GROUP_WORLD_SIZE": str(machines), "MASTER_PORT": free_port()}
     return [
-        begin(*own, **both, RANK=str(i), LOCAL_RANK=str(i), folder=Path(f"p{i}"))
+        begin(*own, **both, RANK=str(i), LOCAL_RANK=str(i // machines), folder=Path(f"p{i}"))
         for i, own in enumerate((argv, second or argv))
     ]
 
@@ -414,6 +416,53 @@ def test_processes_with_other_data_or_flags_end_in_one_sentence(begin):
             assert f"the processes differ in {words}: expected the same" in said(folder)
 
 
+# The same path on two machines leads to each one's own disk, as this one to a process's own folder.
+OWN_DISK = "/proc/self/cwd"
+
+
+@pytest.mark.slow
+def test_two_machines_with_disks_of_their_own_end_in_one_sentence(begin):
+    flags = ["--base", NANO, "--steps", "2", "--batch-size", "3", "--size", "64", "--no-cache"]
+    flags += ["--data", f"{OWN_DISK}/pairs", "--out", f"{OWN_DISK}/run"]
+    for name in ("p0", "p1"):
+        Path(name).mkdir()
+        write_pairs(Path(name, "pairs"), n=8)
+    pair = begin_two(begin, *flags, machines=2)
+    assert [ended(process) for process in pair] == [2, 2]
+    for folder in (Path("p0"), Path("p1")):
+        assert f"{OWN_DISK}/run is not the same folder on all machines" in said(folder)
+    assert "8 pairs; 2 steps of 6 will see each 1.5 times" in Path("p0/output").read_text()
+    shutil.rmtree("p1/pairs")
+    pair = begin_two(begin, *flags, machines=2)
+    assert [ended(process) for process in pair] == [2, 2]
+    assert f"--data: {OWN_DISK}/pairs cannot be read" in said(Path("p1"))
+    assert "another process ended" in said(Path("p0"))
+
+
+@pytest.mark.slow
+def test_when_a_machine_is_lost_the_other_prints_the_whole_command(begin, flags):
+    flags = [*flags, "--steps", "500", "--cache", Path("cache").resolve()]
+    pair = begin_two(begin, *flags, "--out", Path("run").resolve(), machines=2)
+    wait_until(saved("run"), pair[0])
+    pair[1].kill()
+    assert ended(pair[0]) == 2
+    command = "torchrun --nproc-per-node 1 --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT"
+    assert "another process ended" in said(Path("p0")) and command in said(Path("p0"))
+    whole = torch.load("run/state.pt", weights_only=True)
+    assert 0 < whole["step"] < 500
+
+
+def of_another_version(rank: int, port: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = Processes("cpu")
+    both.compare(Path("shared"), {})
+    with mock.patch.object(torch, "__version__", f"2.{rank}"):
+        with pytest.raises(InputError, match="differ in their versions of nanocontrol or PyTorch"):
+            both.compare(Path("shared"), {})
+    both.leave()
+
+
 def compared(rank: int, port: str) -> None:
     """In a process of its own: its folder is not the other one's."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -427,10 +476,11 @@ def compared(rank: int, port: str) -> None:
 
 
 @pytest.mark.slow
-def test_processes_without_a_shared_folder_end_in_one_sentence():
+@pytest.mark.parametrize("function", [compared, of_another_version])
+def test_processes_without_a_shared_folder_or_version_end_in_one_sentence(function):
     port = free_port()
     pair = [
-        multiprocessing.get_context("spawn").Process(target=compared, args=(i, port))
+        multiprocessing.get_context("spawn").Process(target=function, args=(i, port))
         for i in (0, 1)
     ]
     for process in pair:

@@ -61,6 +61,8 @@ class Source(NamedTuple):
             pairs = all_pairs(self, sd.size)
             if isinstance(pairs, Folder):
                 tell_or_refuse(pairs, steps, n)
+                if not len(pairs):  # on this machine: the first process has some
+                    raise InputError(pairs.wrong[0])
             trained, others, scores = divided(self, pairs)
             return trained, HeldOut.of(sd, others)._replace(own=own), scores
 
