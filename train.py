@@ -239,7 +239,7 @@ def train(
     save = partial(save_weights, sd, trained, settings.condition)
     where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
     watch = Watch(*where, optimizer, processes, signals, bands_for(settings))
-    start = watch.begin(asdict(settings), resume, pairs.digest(), look, how_made(sd), save)
+    start = watch.begin(asdict(settings), resume, pairs, look, how_made(sd), save)
     how = settings.seed, settings.steps, settings.batch_size, settings.accumulate
     batches = batches_from(start, sd, pairs, processes, settings.device, *how, settings.cache)
     passes, n = settings.accumulate, settings.accumulate * settings.batch_size * processes.size

@@ -389,15 +389,19 @@ def losses_of(run: str) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_two_processes_can_be_resumed_as_one(begin, flags):
+def test_two_processes_can_be_resumed_as_one_elsewhere(begin, flags, pairs):
+    """On a machine where data, cache and run have other places."""
     flags = [*flags, "--cache", Path("cache").resolve(), "--schedule", "constant"]
     for name, steps in (("whole", "12"), ("run", "6")):
         out = Path(name).resolve()
         pair = begin_two(begin, *flags, "--steps", steps, "--out", out)
         assert [ended(process) for process in pair] == [0, 0], said(Path("p0"))
-    more = ["--steps", "12", "--accumulate", "2"]
-    assert ended(begin("--resume", Path("run").resolve(), *more)) == 0, said(Path())
-    whole, run = losses_of("whole"), losses_of("run")
+    shutil.copytree(pairs, "same-pairs")
+    shutil.move("cache", "same-cache"), shutil.move("run", "same-run")
+    more = ["--steps", "12", "--accumulate", "2", "--data", "same-pairs", "--cache", "same-cache"]
+    assert ended(begin("--resume", "same-run", *more)) == 0, said(Path())
+    assert not Path("cache").exists() and len([*Path("same-cache").iterdir()]) == 1
+    whole, run = losses_of("whole"), losses_of("same-run")
     assert whole.keys() == run.keys() and len(whole) == 12
     assert all(whole[step] == pytest.approx(run[step], rel=1e-4) for step in whole)
 

@@ -12,6 +12,7 @@ from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.check import tell_or_refuse
 from nanocontrol.training.measure import HeldOut, Scores, read_own
+from nanocontrol.training.moved import check_moved
 from nanocontrol.training.pairs import Folder, Pairs, View, split
 from nanocontrol.training.settings import check_together
 
@@ -31,6 +32,7 @@ class Source(NamedTuple):
     seed: int = 0
     cache: str = ""
     validation: list[list[str]] | None = None  # files of hints, and prompts
+    out: str = ""  # the run's folder
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -63,6 +65,8 @@ class Source(NamedTuple):
                 tell_or_refuse(pairs, steps, n)
                 if not len(pairs):  # on this machine: the first process has some
                     raise InputError(pairs.wrong[0])
+                folders = {"data": self.data, "hints": self.hints}
+                check_moved(Path(self.out), folders, pairs.entries)
             trained, others, scores = divided(self, pairs)
             return trained, HeldOut.of(sd, others)._replace(own=own), scores
 

@@ -165,6 +165,11 @@ def check_together(settings: Mapping[str, Any]) -> None:
         raise InputError("drawn scenes have --condition, not --hints, --size, --crop, --mirror")
 
 
+def may_have_moved(name: str, before: Any, now: Any) -> bool:
+    """Whether data can be in another folder now. Their content is compared later."""
+    return name in ("data", "hints") and before not in (None, "canny") and now != "canny"
+
+
 def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
     """The settings of a run to resume, with the flags that are given now. These may not change what
     is learnt, with one exception: `steps` may grow if the run's `schedule` is `longer`, because
@@ -186,7 +191,7 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
     for name, value in given.items():
         grows = name == "steps" and old.get("schedule") == longer and value > old["steps"]
         before, after = (what_is_learnt(every, settings) for every in (old, old | {name: value}))
-        same = before == after or name in DIVISION
+        same = before == after or name in DIVISION or may_have_moved(name, old[name], value)
         if not grows and not (same and (name != "out" or value == old["out"])):
             fixed = name == "steps" and old.get("schedule") != longer
             why = "; its learning rate depends on --steps" if fixed else ""

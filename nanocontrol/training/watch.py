@@ -16,6 +16,7 @@ from nanocontrol.training.curves import draw_curves
 from nanocontrol.training.keep import keep_weights
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.optimizer import Optimizer
+from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.run import RunFolder, finite_or_none, read_json
 from nanocontrol.training.start import Signals
@@ -58,17 +59,24 @@ class Watch:
         self.began = time.monotonic()
 
     def begin(
-        self, settings: dict, resume: bool, pairs: str, look: Look, caption: str, save: Save
+        self,
+        settings: dict,
+        resume: bool,
+        pairs: Pairs | None,
+        look: Look,
+        caption: str,
+        save: Save,
     ) -> int:
         """Write the folder with these settings, or restore its last save -> the first step.
 
-        pairs: from Pairs.digest; look: evaluates the networks; caption: how its pictures are made;
-        save: writes the weights, as sample.py reads them, into the folder.
+        pairs: the training's, which must not change; look: evaluates the networks; caption: how
+        its pictures are made; save: writes the weights, as sample.py reads them, into the folder.
         """
-        self.pairs, self.look, self.caption, self.save = pairs, look, caption, save
+        self.data, self.look, self.caption, self.save = pairs, look, caption, save
+        self.pairs = pairs.digest() if pairs is not None else ""
         self.began_with = settings["base"], settings.get("init_control")
         self.keep, self.own = settings.get("keep", 0), len(settings.get("validation") or [])
-        facts = {"their data": pairs, "their flags": json.dumps(settings, sort_keys=True)}
+        facts = {"their data": self.pairs, "their flags": json.dumps(settings, sort_keys=True)}
         for folder in filter(None, (str(self.run.path), settings.get("cache"))):
             self.processes.compare(Path(folder), facts)
         progress = self.progress(0)
@@ -116,6 +124,9 @@ class Watch:
 
     def steps(self, start: int) -> Iterator[int]:
         """The remaining steps, from `start` on, with a progress bar. Call `done` after each."""
+        if self.writes and self.data is not None:
+            self.data.record(self.run.path)
+        self.processes.wait()
         self.signals.noting = True
         if start == 0 and self.writes:
             self.observe(0)
