@@ -122,10 +122,7 @@ def encode_all(
 
 @torch.no_grad()
 def write_part(
-    files: Files,
-    sd: StableDiffusion,
-    batches: Iterable[tuple[Tensor, list[str], Tensor]],
-    captions: list[list[str]],
+    files: Files, sd: StableDiffusion, batches: Iterable[tuple], captions: list[list[str]]
 ) -> None:
     """Write a part's files, its encodings only if they are missing. batches: of its `Pictures`;
     captions: each pair's."""

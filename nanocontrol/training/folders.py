@@ -62,8 +62,8 @@ def read_folder(folder: Path, hints: str | None, cache: Path) -> Listed:
     by_name = hints_by_name(Path(hints)) if hints and not made else None
     if form == "pictures" and hints is None:
         raise InputError(
-            f"{folder} has pictures without hints: expected a list of pairs (prompt.json, "
-            "metadata.jsonl or .csv), --hints DIR with a hint for each, or --hints canny to make them"
+            f"{folder} has pictures without hints: expected a list of pairs (prompt.json, metadata."
+            "jsonl or .csv), --hints DIR with a hint for each, or --hints canny, which makes them"
         )
     entries, wrong = [], []
     lacking: dict[str, list[str]] = {}

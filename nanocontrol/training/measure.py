@@ -159,7 +159,8 @@ def measure(
 ) -> tuple[list[Tensor], dict]:
     """Rows of pictures (hints, targets, pictures made from the hints), and numbers.
 
-    The rows begin with the hints and prompts that the user asked for, `held_out.own`.
+    The rows begin with the hints that the user asked for, `held_out.own`, whose true pictures are
+    white.
     `held_out_loss` is the loss with the right hints. `control_gain` is the loss with other pairs'
     hints minus `held_out_loss`, or None for a single pair. `iou` is as in `mean_iou`.
     scores: a function for more numbers, where the condition can be measured in pictures.
@@ -174,16 +175,10 @@ def measure(
     numbers = {"held_out_loss": own_hints, "control_gain": gain, "iou": mean_iou(made, images)}
     rows = [hints * 2 - 1, images, made]
     if held_out.own:
-        rows = [*map(torch.cat, zip(rows_of_own(sd, control, *held_out.own, batch_size), rows))]
+        own, texts = held_out.own
+        pictures = make_pictures(sd, texts, [(control, own, 1.0)], at_once=2 * batch_size)
+        rows = [*map(torch.cat, zip([own * 2 - 1, torch.ones_like(own), pictures], rows))]
     return rows, numbers | (scores(made) if scores else {})
-
-
-def rows_of_own(
-    sd: StableDiffusion, control: ControlNet, hints: Tensor, prompts: Sequence[str], batch_size: int
-) -> list[Tensor]:
-    """Rows as in `measure` for hints without a true picture, which is white here."""
-    made = make_pictures(sd, prompts, [(control, hints, 1.0)], at_once=2 * batch_size)
-    return [hints * 2 - 1, torch.ones_like(hints), made]
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
 from nanocontrol.training.folders import Entry
-from nanocontrol.training.forms import Member
 from nanocontrol.training.processes import is_first
 from nanocontrol.training.run import read_json
 
@@ -25,27 +24,20 @@ def number_of(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
-def content_of(file: Path | Member | None) -> int:
-    try:
-        return number_of(file.read_bytes()) if file else 0
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
-
-
 def rows_of(entries: list[Entry]) -> np.ndarray:
     """The rows of pairs, [n, 3]."""
     rows = np.zeros((len(entries), 3), np.uint64)
     for row, entry in zip(tqdm(rows, "hashing pairs", leave=False), entries):
-        listed = number_of(repr((entry.picture.name, entry.prompt, *entry.others)).encode())
-        row[:] = listed, content_of(entry.picture), content_of(entry.hint)
+        listed = repr((entry.picture.name, entry.prompt, *entry.others)).encode()
+        files = [file for file in (entry.picture, entry.hint) if file]
+        row[: 1 + len(files)] = [number_of(x) for x in (listed, *(f.read_bytes() for f in files))]
     return rows
 
 
 def record(run: Path, entries: list[Entry]) -> None:
     """Write a run's pairs into its folder, once."""
-    if not (run / FILE).exists():
-        rows = rows_of(entries).tobytes()
-        write_atomically(run / FILE, lambda temporary: temporary.write_bytes(rows))
+    if entries and not (run / FILE).exists():
+        write_atomically(run / FILE, rows_of(entries).tofile)
 
 
 def check_moved(run: Path, settings: dict[str, Any], entries: list[Entry]) -> None:

@@ -18,7 +18,6 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import cut_out, read_image
 from nanocontrol.training.folders import Entry, ignored_in, read_folder
 from nanocontrol.training.loader import generator_of, in_unit
-from nanocontrol.training.moved import record
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 MIDDLE = 0.5, 0.5
@@ -31,6 +30,7 @@ class Pairs(Dataset, ABC):
 
     def __init__(self) -> None:
         self.kept: dict[int, Tensor] = {}  # cached hints
+        self.listed: list[Entry] = []  # those of the whole, of which this may be a part
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -78,9 +78,6 @@ class Pairs(Dataset, ABC):
     def digest(self) -> str:
         """A hash of the data that the settings do not determine. It must not change on resume."""
         return ""
-
-    def record(self, run: Path) -> None:
-        """Write what is needed to recognise the data in another folder into a run's folder."""
 
     def hint(self, i: int) -> Tensor:
         """The hint for `encoded`: as `make_hint` returns it, or a file's bytes [H, W, 3]."""
@@ -136,7 +133,7 @@ class Folder(Pairs):
             self.entries += entries
             self.wrong += wrong + [f"{folder} is given twice"] * (times > 1)
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
-        self.listed = self.entries  # those of a part's whole, too
+        self.listed = self.entries
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -227,9 +224,6 @@ class Folder(Pairs):
     def digest(self) -> str:
         listed = [(e.picture.name, e.prompt, *e.others, e.size) for e in self.entries]
         return hashlib.sha256(repr(listed).encode()).hexdigest()
-
-    def record(self, run: Path) -> None:
-        record(run, self.listed)
 
     def fingerprint(self, i: int) -> bytes:
         entry = self.entries[i]

@@ -31,10 +31,9 @@ def is_first() -> bool:
 
 def code_here() -> str:
     """A hash of the project's code and of PyTorch's version."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    for file in sorted(Path(nanocontrol.__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    files = sorted(Path(nanocontrol.__file__).parent.rglob("*.py"))
+    code = b"".join([torch.__version__.encode(), *(file.read_bytes() for file in files)])
+    return hashlib.sha256(code).hexdigest()
 
 
 def is_of_others(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from nanocontrol.plumbing.errors import LONGEST, InputError, Stopped, say
 from nanocontrol.training.curves import draw_curves
 from nanocontrol.training.keep import keep_weights
 from nanocontrol.training.measure import step_of_jump
+from nanocontrol.training.moved import record
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
@@ -27,6 +28,7 @@ HALVINGS = 16  # more steps that fp16 may skip, one for each halving of its loss
 
 Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 Save = Callable[[Path], None]  # into a folder
+Data = Pairs | None
 
 
 class Watch:
@@ -59,13 +61,7 @@ class Watch:
         self.began = time.monotonic()
 
     def begin(
-        self,
-        settings: dict,
-        resume: bool,
-        pairs: Pairs | None,
-        look: Look,
-        caption: str,
-        save: Save,
+        self, settings: dict, resume: bool, pairs: Data, look: Look, caption: str, save: Save
     ) -> int:
         """Write the folder with these settings, or restore its last save -> the first step.
 
@@ -125,7 +121,7 @@ class Watch:
     def steps(self, start: int) -> Iterator[int]:
         """The remaining steps, from `start` on, with a progress bar. Call `done` after each."""
         if self.writes and self.data is not None:
-            self.data.record(self.run.path)
+            record(self.run.path, self.data.listed)
         self.processes.wait()
         self.signals.noting = True
         if start == 0 and self.writes:
