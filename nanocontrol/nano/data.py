@@ -66,7 +66,8 @@ class Source(NamedTuple):
                 if not len(pairs):  # on this machine: the first process has some
                     raise InputError(pairs.wrong[0])
                 folders = {"data": self.data, "hints": self.hints}
-                check_moved(Path(self.out), folders, pairs.entries)
+                if self.out:
+                    check_moved(Path(self.out), folders, pairs.entries)
             trained, others, scores = divided(self, pairs)
             return trained, HeldOut.of(sd, others)._replace(own=own), scores
 
