@@ -407,7 +407,9 @@ def test_a_run_resumes_with_its_data_in_another_folder(tmp_path, capsys, blind):
     train.main(moved)
     losses = [read_run(Path(run)).measured("loss") for run in ("whole", "new-run")]
     assert (
-        losses[0] == losses[1] and len(losses[0]) == 6 and len([*Path("new-cache").iterdir()]) == 1
+        losses[0] == losses[1]
+        and len(losses[0]) == 6
+        and len([*Path("new-cache").rglob("*.safetensors")]) == 1
     )
     train.main(["--resume", "new-run", "--steps", "7"])  # the new places are kept
 
