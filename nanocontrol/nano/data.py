@@ -15,6 +15,7 @@ from nanocontrol.training.measure import HeldOut, Scores, read_own
 from nanocontrol.training.moved import check_moved
 from nanocontrol.training.pairs import Folder, Pairs, View, split
 from nanocontrol.training.settings import check_together
+from nanocontrol.training.start import check_new
 
 MEASURED = 32  # drawn scenes that are held out
 
@@ -73,8 +74,9 @@ class Source(NamedTuple):
 
 
 def check_training_flags(given: Mapping[str, Any]) -> None:
-    """Raises InputError for flags of a new run that contradict each other."""
+    """Raises InputError for flags of a new run that contradict each other, or name an old run."""
     check_together(given)
+    check_new(given.get("out"))
     for name in ("hints", "size", "crop", "mirror"):
         if name in given and "data" not in given:
             raise InputError(f"--{name} is for your own pictures: expected --data DIR")

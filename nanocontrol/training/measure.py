@@ -134,11 +134,10 @@ def read_own(
 ) -> tuple[Tensor, list[str]] | None:
     """The hints and prompts that the user asked for. validation: the hints' files, and prompts;
     size: width and height of the pictures, to which hints are cropped like those of --data."""
-    if not validation:
-        return None
+    files, prompts = [Path(x) for x, _ in validation or []], [text for _, text in validation or []]
     with blame("--validation"):
-        hints = [as_tensor(cut_out(read_image(Path(x)), size, MIDDLE)) for x, _ in validation]
-    return torch.stack(hints), [prompt for _, prompt in validation]
+        hints = [as_tensor(cut_out(read_image(file), size, MIDDLE)) for file in files]
+    return (torch.stack(hints), prompts) if hints else None
 
 
 @torch.no_grad()
@@ -189,9 +188,9 @@ def held_out_loss(sd: StableDiffusion, held_out: HeldOut, loss: Loss, batch_size
     t = ((torch.arange(n) + 0.5) / n * STEPS).long()
     total = 0.0
     for part in torch.arange(n).split(batch_size):  # to need no more memory than training does
-        x0, hints, eps = (x[part].to(device) for x in (held_out.x0, held_out.hints, noise))
+        x0, hints, eps, ts = (x[part].to(device) for x in (held_out.x0, held_out.hints, noise, t))
         context = sd.encode_prompts([held_out.prompts[i] for i in part])
-        total += len(part) / n * loss(x0, hints, context, eps, t[part]).item()
+        total += len(part) / n * loss(x0, hints, context, eps, ts).item()
     return total
 
 
