@@ -24,7 +24,7 @@ from nanocontrol import DDPM, ControlNet, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.data import Source, check_data_flags
+from nanocontrol.nano.data import Source, check_training_flags
 from nanocontrol.nano.healthy import bands_for
 from nanocontrol.nano.model import NANO, UNET, hint_channels_for
 from nanocontrol.plumbing import flags, machine
@@ -37,8 +37,8 @@ from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.place import checked, compiled, place
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.settings import check_together, knob, parser_for, settings_of_run
-from nanocontrol.training.start import Signals, check_new, run_alone, typed
+from nanocontrol.training.settings import knob, parser_for, settings_of_run
+from nanocontrol.training.start import Signals, run_alone, typed
 from nanocontrol.training.watch import Watch
 
 # ----------------------------------------------------------------------------------- settings
@@ -47,6 +47,7 @@ SIZE_HELP = "size of the crop from each --data picture: 512 or 768x512 (default:
 DTYPE_HELP = "default: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU"
 HINTS_HELP = "canny: made from the pictures; or a folder with a hint of each picture's name"
 KEEP_HELP = "how many of the last evaluations' weights to keep, in half precision; or all"
+VALIDATION_HELP = "a hint picture, to sample with a prompt at every evaluation; can be repeated"
 LOW_MEMORY_HELP = "for small GPUs: gradient checkpointing; with bf16 or fp16 also AdamW on the CPU"
 
 
@@ -82,6 +83,7 @@ class Settings:
     graph: bool = knob(False, "replay steps as a CUDA graph, on one GPU", learnt=False)
     cache: str = knob("cache", "folder for encoded pairs; or --no-cache", absolute, learnt=False)
     keep: int = knob(0, KEEP_HELP, flags.number_or_all, learnt=False)
+    validation: list[list[str]] | None = knob(None, VALIDATION_HELP, flags.utf8, learnt=False)
     save_every: int = knob(1000, "steps between saves", at_least(1), learnt=False)
     sample_every: int = knob(500, "steps between evaluations", at_least(1), learnt=False)
 
@@ -237,8 +239,8 @@ def train(
 
     save = partial(save_weights, sd, trained, settings.condition)
     where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
-    watch = Watch(*where, optimizer, processes, signals)
-    start = watch.begin(asdict(settings), resume, pairs.digest(), look, how_made(sd), save)
+    watch = Watch(*where, optimizer, processes, signals, bands_for(settings))
+    start = watch.begin(asdict(settings), resume, pairs, look, how_made(sd), save)
     how = settings.seed, settings.steps, settings.batch_size, settings.accumulate
     batches = batches_from(start, sd, pairs, processes, settings.device, *how, settings.cache)
     passes, n = settings.accumulate, settings.accumulate * settings.batch_size * processes.size
@@ -254,7 +256,7 @@ def train(
             mine = draws.of(processes.share(i, settings.batch_size), settings.device)
             total += backward(next(batches), mine)
         watch.done(step, take_step(processes.mean(total)))
-    return watch.finish(partial(look, len(held_out.images)), size, bands_for(settings))
+    return watch.finish(partial(look, len(held_out.images)), size)
 
 
 def pairs_of(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Scores | None]:
@@ -280,9 +282,7 @@ def save_weights(sd: StableDiffusion, trained: dict, condition: str | None, run:
 
 def resolve(given: dict[str, Any]) -> Settings:
     """All settings: those given, then nano's preset, then defaults and what this machine has."""
-    check_data_flags(given)
-    check_together(given)
-    check_new(given.get("out"))
+    check_training_flags(given)
     settings = Settings(**({} if "base" in given else NANO_PRESET) | given)
     on = settings.device or machine.default_device()
     pairs_seen = settings.steps * settings.accumulate * settings.batch_size
@@ -300,7 +300,7 @@ def resolve(given: dict[str, Any]) -> Settings:
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
     """The settings, whether to resume, and whether to stop after the checks."""
-    continued = "; other flags must not change, but --steps may grow with --schedule constant"
+    continued = "; of what is learnt only --steps may grow, with --schedule constant; data may move"
     parser = parser_for(Settings, __doc__, {"nano": NANO_PRESET}, continued)
     parser.add_argument("--dry-run", action="store_true", help="check, print the settings, stop")
     given = vars(parser.parse_args(argv))

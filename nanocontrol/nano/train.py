@@ -127,7 +127,7 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
     watch = Watch(*where, optimizer, processes, signals)
     look = partial(part.look, SHEET)
-    start = watch.begin(asdict(settings), resume, "", look, part.caption, part.save)
+    start = watch.begin(asdict(settings), resume, None, look, part.caption, part.save)
     order = shuffled(len(part.data), settings.seed, start * settings.batch_size)
     batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
     for step in watch.steps(start):

@@ -58,7 +58,7 @@ def batches_from(
     n = batch_size * processes.size  # pairs in a pass
     seen = start * accumulate * n
     dataset: Any = pairs
-    if cache and not pairs.changes and steps * accumulate * n > len(pairs):
+    if cache and not pairs.moves and steps * accumulate * n > len(pairs):
         dataset = encoded_once(sd, pairs, cache, batch_size, processes)
     order: Iterator = shuffled(len(dataset), seed, seen)
     if pairs.changes:  # the count of pairs seen before is part of the index: crop, caption
