@@ -41,11 +41,6 @@ class Config:
     prediction: str = "eps"  # what the base predicts: "eps" or "v"
 
     @property
-    def prediction_type(self) -> str:
-        """The prediction in diffusers' words."""
-        return {"eps": "epsilon", "v": "v_prediction"}[self.prediction]
-
-    @property
     def unet(self) -> UNetConfig:
         """The part that is the U-Net's, for our own classes."""
         sizes = self.model_channels, self.channel_mult, self.num_res_blocks, self.attention_levels
@@ -121,6 +116,10 @@ def stored() -> dict[str, Array]:
     after five steps of DDIM: ddim (scale 3) and guess (in guess mode)."""
     with np.load(STORED) as file:
         return dict(file)
+
+
+def original_residuals() -> list[Array]:
+    return [stored()[f"residual.{k}"] for k in range(RESIDUALS)]
 
 
 # -------------------------------------------------------------------------------- tolerances
