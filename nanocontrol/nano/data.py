@@ -5,16 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from nanocontrol.formats.tensors import open_tensors
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import edge_scores, scorer
 from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing.errors import InputError, blame
-from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.check import tell_or_refuse
-from nanocontrol.training.measure import HeldOut, Scores
+from nanocontrol.training.check import usable
+from nanocontrol.training.known import Known
+from nanocontrol.training.measure import Scores
 from nanocontrol.training.pairs import Folder, Pairs, View, split
+from nanocontrol.training.processes import Processes
 
 MEASURED = 32  # drawn scenes that are held out
+ROOM = 10**9  # bytes of pictures that stay in memory from their check until they are encoded
 
 
 class Source(NamedTuple):
@@ -25,6 +28,8 @@ class Source(NamedTuple):
     size: str | None = None
     crop: str = "middle"
     mirror: bool = False
+    skip_wrong: bool = False
+    out: str = ""
     condition: str | None = None
     scenes: int = HELD_OUT
     seed: int = 0
@@ -43,31 +48,39 @@ class Source(NamedTuple):
         return View((int(width), int(height)), self.crop, self.hints, self.seed, cache)
 
     def read(
-        self, sd: StableDiffusion, base: str, steps: int, n: int
-    ) -> tuple[Pairs, HeldOut, Scores | None]:
+        self, base: str, steps: int, n: int, processes: Processes | None = None
+    ) -> tuple[Pairs, Pairs, Scores | None]:
         """The training pairs, the held-out pairs, and a function that scores pictures of the first
         held-out pairs. The function is None if the condition cannot be measured in pictures.
 
         base: its file; steps, n: the training's steps, and pairs per step. Notes are printed.
         Raises InputError for pairs that cannot be used.
         """
-        if not self.data and sd.size not in SIZES:
+        size = size_of_base(base)
+        if not self.data and size not in SIZES:
             drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}: expected --data DIR"
-            raise InputError(f"--base: {base} is for pictures of {sd.size} pixels, but {drawn}")
+            raise InputError(f"--base: {base} is for pictures of {size} pixels, but {drawn}")
         with blame("--data"):
-            pairs = all_pairs(self, sd.size)
+            pairs = all_pairs(self, size)
             if isinstance(pairs, Folder):
-                tell_or_refuse(pairs, steps, n)
-            trained, others, scores = divided(self, pairs)
-            return trained, HeldOut.of(sd, others), scores
+                pairs.known, pairs.room = Known(Path(self.cache) if self.cache else None), ROOM
+                run = Path(self.out) if self.out else None
+                pairs = usable(pairs, steps, n, self.skip_wrong, run, processes)
+            return divided(self, pairs)
+
+
+def size_of_base(base: str) -> int:
+    """The width and height of the pictures that a base model was trained on."""
+    with blame("--base"):
+        return open_tensors(base).metadata.get("size", 512)
 
 
 def check_data_flags(given: Mapping[str, Any]) -> None:
     """Raises InputError for data flags of train.py that contradict each other."""
     if "condition" in given and "data" in given:
         raise InputError("--condition is for drawn scenes: it cannot be used with --data")
-    for name in ("hints", "size", "crop", "mirror"):
-        if name in given and "data" not in given:
+    for name in ("hints", "size", "crop", "mirror", "skip-wrong"):
+        if name.replace("-", "_") in given and "data" not in given:
             raise InputError(f"--{name} is for your own pictures: expected --data DIR")
     if len(given.get("data", [])) > 1 and given.get("hints", "canny") != "canny":
         raise InputError("--hints DIR is for one --data: join the folders, or train with one")
