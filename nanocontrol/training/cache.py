@@ -123,7 +123,7 @@ class Keys:
     def __init__(self, sd: StableDiffusion, pairs: Pairs, show: bool):
         self.pairs, self.encoders = pairs, f"{VERSION} {encoders_hash(sd)}".encode()
         kinds = KINDS if pairs.edges(0) else ("latents", "contexts")
-        self.every = {kind: np.empty(len(pairs), KEY) for kind in kinds}
+        self.every = {kind: np.zeros(len(pairs), KEY) for kind in kinds}
         bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
         for i in bar:
             self.put(i, pairs.fingerprint(i))
