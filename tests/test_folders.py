@@ -322,7 +322,7 @@ def test_the_check_calls_a_hint_of_one_colour_constant(tmp_path):
 def test_an_interrupted_check_stops_reading(tmp_path, monkeypatch):
     checked, pairs = [], pairs_in(write_pairs(tmp_path, n=12))
 
-    def stopped(folder: Folder, i: int, compare: bool):
+    def stopped(folder: Folder, i: int, compare: bool, bar: object):
         checked.append(i)
         time.sleep(0.02)
         raise KeyboardInterrupt

@@ -128,10 +128,7 @@ def files_in(folder: Path) -> dict[Path, int]:
 def rows_in(folder: Path) -> dict[str, int]:
     """The number of rows of each kind in the cache's files."""
     parts = [load_file(file) for file in files_in(folder)]
-    return {
-        kind: sum(len(part[f"{kind} keys"]) for part in parts if f"{kind} keys" in part)
-        for kind in cache.KINDS
-    }
+    return {kind: sum(len(part[kind]) for part in parts if kind in part) for kind in cache.KINDS}
 
 
 def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
@@ -139,7 +136,7 @@ def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
     scenes = Scenes("canny", n=9)
     with torch.no_grad():
         keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, 1, 2)
-    found = cache.Rows(tmp_path / cache.FOLDER).find("latents", keys.every["latents"]) >= 0
+    found = cache.Rows(tmp_path / cache.FOLDER).find(keys.every["latents"]) >= 0
     assert found.tolist() == [False, False, True, True, False, False, True, True, False]
     with pytest.raises(InputError, match="files disappeared"):
         cache.Cached(scenes, tmp_path, keys)
@@ -314,7 +311,7 @@ def test_edges_depend_on_the_seed_and_encodings_do_not(sd, pairs, tmp_path):
         for i in range(10):
             assert torch.equal(in_unit(cached[i][3]).repeat(3, 1, 1), folder.make_hint(i))
     for file in files_in(tmp_path):
-        assert load_file(file)["edges"].shape == (10, 64, 8)  # a bit per pixel
+        assert load_file(file)["bits"].shape == (10, 64, 8)  # a bit per pixel
 
 
 @pytest.mark.parametrize(("prompts", "kept"), [([""] * 6, 1), (["a", "", "a", "b", "", "b"], 3)])

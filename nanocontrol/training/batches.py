@@ -78,7 +78,7 @@ def batches_from(
     dataset: Any = pairs
     if cache and not pairs.changes and steps * accumulate * n > len(pairs):
         dataset = encoded_once(sd, pairs, cache, batch_size, processes)
-    pairs.learnt()
+    pairs.learnt({})
     order: Iterator = shuffled(len(pairs), seed, seen)
     if pairs.changes:  # the count of pairs seen before is part of the index: crop, caption
         order = zip(order, itertools.count(seen))

@@ -10,8 +10,8 @@ memory-mapped. Missing rows are computed.
 import hashlib
 import itertools
 import shutil
-from collections import Counter
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,9 @@ VERSION = 3  # raise it when a change of the code changes the numbers in the fil
 FOLDER = "encoded"
 IN_FILE = 256  # rows of a kind, at most; a multiple of common batch sizes
 # The columns of a kind. `size` is the whole picture's, width and height.
-KINDS = {"latents": ("mean", "deviation", "size"), "contexts": ("context",), "edges": ("edges",)}
+KINDS = {"latents": ("mean", "deviation", "size"), "contexts": ("context",), "edges": ("bits",)}
 AN_HOUR = 3600  # seconds: no running process still writes to a temporary file of this age
-KEY_BYTES = 32
-KEY = f"S{KEY_BYTES}"  # NumPy's type of a SHA-256
+KEY = "S32"  # NumPy's type of a SHA-256
 
 
 class Rows:
@@ -45,22 +44,15 @@ class Rows:
     def __init__(self, folder: Path):
         self.files = sorted(folder.glob("*.safetensors"))
         self.parts: dict[int, Tensors] = {}  # by the number of the file
-        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in KINDS}
+        found = [(np.empty(0, KEY), np.empty(0, int))]
         for number in range(len(self.files)):
-            try:
-                part = self.part(number)
-            except InputError:  # cut off: its rows are computed again
-                continue
-            for kind in KINDS:
-                if f"{kind} keys" in part:
-                    own = part[f"{kind} keys"].numpy().view(KEY).ravel()
-                    found[kind].append((own, (number << 32) + np.arange(len(own))))
-        self.keys: dict[str, np.ndarray] = {}  # sorted
-        self.places: dict[str, np.ndarray] = {}
-        for kind, parts in found.items():
-            keys, places = [np.concatenate([p[i] for p in parts] or [np.empty(0)]) for i in (0, 1)]
-            order = keys.argsort(kind="stable")
-            self.keys[kind], self.places[kind] = keys[order], places[order]
+            with suppress(InputError):  # cut off: its rows are computed again
+                for kind in KINDS.keys() & self.part(number).keys():
+                    keys = self.part(number)[kind].numpy().view(KEY).ravel()
+                    found.append((keys, (number << 32) + np.arange(len(keys))))
+        keys, places = map(np.concatenate, zip(*found))
+        order = keys.argsort()
+        self.keys, self.places = keys[order], places[order]
 
     def __getstate__(self) -> dict:
         """The state that a reader process gets: the files' names, not their mapped contents."""
@@ -71,10 +63,12 @@ class Rows:
             self.parts[number] = read_safetensors(self.files[number])[0]
         return self.parts[number]
 
-    def find(self, kind: str, keys: np.ndarray) -> np.ndarray:
+    def find(self, keys: np.ndarray) -> np.ndarray:
         """The places of rows with these keys; -1 for a missing one."""
-        at = positions(keys, self.keys[kind])
-        return np.where(at < 0, -1, self.places[kind][at]) if len(self.places[kind]) else at
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, self.places[at], -1)
 
     def row(self, kind: str, place: int) -> list[Tensor]:
         part = self.part(place >> 32)
@@ -87,7 +81,7 @@ class Cached(Dataset):
 
     def __init__(self, pairs: Pairs, folder: Path, keys: "Keys"):
         self.pairs, self.rows = pairs, Rows(folder / FOLDER)
-        self.places = {kind: self.rows.find(kind, every) for kind, every in keys.every.items()}
+        self.places = {kind: self.rows.find(every) for kind, every in keys.every.items()}
         if any((places < 0).any() for places in self.places.values()):
             raise InputError(f"--cache {folder}: files disappeared; expected to use it alone")
 
@@ -95,15 +89,10 @@ class Cached(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, deviation, size = self.row("latents", i)
-        (context,) = self.row("contexts", i)
-        if "edges" in self.places:
-            return mean, deviation, context, unpacked(*self.row("edges", i))
-        width, height = size.tolist()
-        return mean, deviation, context, self.pairs.hint(i, (width, height))
-
-    def row(self, kind: str, i: int) -> list[Tensor]:
-        return self.rows.row(kind, int(self.places[kind][i]))
+        row = {kind: self.rows.row(kind, int(where[i])) for kind, where in self.places.items()}
+        (mean, deviation, size), (context,) = row["latents"], row["contexts"]
+        hint = unpacked(*row["edges"]) if "edges" in row else self.pairs.hint(i, size.tolist())
+        return mean, deviation, context, hint
 
 
 def packed(edges: Tensor) -> Tensor:
@@ -117,104 +106,89 @@ def unpacked(bits: Tensor) -> Tensor:
 
 
 class Keys:
-    """The keys of a data set's rows, an array for each kind. Those of pictures that have to be read
-    first are empty."""
+    """The keys of a data set's rows, an array for each kind. A picture that has to be read first
+    has none yet."""
 
     def __init__(self, sd: StableDiffusion, pairs: Pairs, show: bool):
-        self.pairs, self.encoders = pairs, f"{VERSION} {encoders_hash(sd)}".encode()
+        self.pairs, self.encoders = pairs, encoders_hash(sd)
         kinds = KINDS if pairs.edges(0) else ("latents", "contexts")
         self.every = {kind: np.zeros(len(pairs), KEY) for kind in kinds}
         bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
         for i in bar:
-            self.put(i, pairs.fingerprint(i))
             self.every["contexts"][i] = self.of_prompt(i)
-
-    def hash(self, kind: str, what: bytes) -> bytes:
-        return hashlib.sha256(b" ".join([self.encoders, kind.encode(), what])).digest()
+            if found := pairs.fingerprint(i):
+                self.put(i, found)
 
     def of_prompt(self, i: int) -> bytes:
-        return self.hash("contexts", self.pairs.prompt(i).encode())
+        return key_of("contexts", self.encoders, self.pairs.prompt(i))
 
     def of_image(self, i: int, fingerprint: bytes) -> dict[str, bytes]:
         """The keys of pair i's latents and edges."""
-        edges = f"{VERSION} edges {self.pairs.edges(i)} ".encode() + fingerprint
-        keys = {"latents": self.hash("latents", fingerprint)}
-        if "edges" in self.every:
-            keys["edges"] = hashlib.sha256(edges).digest()
-        return keys
+        edges = key_of("edges", self.pairs.edges(i), fingerprint)
+        return {"latents": key_of("latents", self.encoders, fingerprint), "edges": edges}
 
     def put(self, i: int, fingerprint: bytes) -> None:
-        for kind, key in self.of_image(i, fingerprint).items() if fingerprint else ():
-            self.every[kind][i] = key
+        for kind, key in self.of_image(i, fingerprint).items():
+            if kind in self.every:
+                self.every[kind][i] = key
 
     def update(self, fingerprints: dict[int, bytes]) -> None:
-        """Put what was read: fingerprints of images, by one of their pairs."""
+        """Put those that were read, by the number of one of their pairs."""
         by_image = {self.pairs.image_id(i): found for i, found in fingerprints.items()}
         for i in range(len(self.pairs)) if by_image else ():
             if found := by_image.get(self.pairs.image_id(i)):
                 self.put(i, found)
 
 
-class Pictures(Dataset):
-    """A data set's pairs as they are read for the cache, whose keys are sorted."""
+def key_of(*what: object) -> bytes:
+    return hashlib.sha256(repr((VERSION, *what)).encode()).digest()
 
-    def __init__(self, keys: Keys, rows: Rows):
-        self.keys, self.known = keys, rows.keys
+
+class Pictures(Dataset):
+    """A data set's pairs as they are read for the cache."""
+
+    def __init__(self, pairs: Pairs):
+        self.pairs = pairs
 
     def __getitem__(self, i: int) -> Taken:
-        taken = self.keys.pairs.take(i, partial(self.has, i))
+        taken = self.pairs.take(i)
         return taken._replace(edges=None if taken.edges is None else packed(taken.edges))
-
-    def has(self, i: int, fingerprint: bytes) -> bool:
-        found = self.keys.of_image(i, fingerprint).items()
-        return all(positions(np.array([key], KEY), self.known[kind])[0] >= 0 for kind, key in found)
-
-
-def positions(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where keys are in a sorted array; -1 for one that is not."""
-    if not len(among):
-        return np.full(len(keys), -1)
-    at = np.searchsorted(among, keys).clip(max=len(among) - 1)
-    return np.where(among[at] == keys, at, -1)
 
 
 class Writer:
-    """Adds rows to the cache: a file whenever enough have come together. Before the first one it
-    asks for space. missing: the number of rows of each kind that will be added."""
+    """Adds rows to the cache."""
 
-    def __init__(self, folder: Path, rows: Rows, missing: dict[str, int]):
-        self.folder, self.rows, self.missing = folder, rows, missing
-        self.new: dict[str, dict[bytes, list[Tensor]]] = {kind: {} for kind in KINDS}
+    def __init__(self, folder: Path, rows: Rows):
+        self.folder, self.rows = folder, rows
+        self.new: dict[bytes, tuple[str, tuple[Tensor, ...]]] = {}  # kind and columns, by key
         self.written: set[bytes] = set()
 
-    def lacks(self, kind: str, key: bytes) -> bool:
-        if key in self.written or key in self.new[kind]:
-            return False
-        return self.rows.find(kind, np.array([key], KEY))[0] < 0
+    def lacks(self, key: bytes) -> bool:
+        known = key in self.written or key in self.new
+        return not known and self.rows.find(np.array([key], KEY))[0] < 0
 
     def add(self, kind: str, key: bytes, *columns: Tensor) -> None:
-        if self.lacks(kind, key):
-            self.new[kind][key] = [*columns]
+        if self.lacks(key):
+            self.new[key] = kind, columns
 
-    def write(self, at_least: int = 1) -> None:
-        """Write the new rows, if there are so many of a kind."""
-        if max(map(len, self.new.values())) < at_least:
-            return
-        if not self.written:
-            check_space(self.folder, self.missing, self.new)
+    def write(self, share_done: float) -> None:
+        """Write the new rows into a file. share_done: of the work, to ask for space before the
+        first one."""
         tensors: Tensors = {}
-        for kind, rows in self.new.items():
+        for kind, names in KINDS.items():
+            rows = {key: columns for key, (own, columns) in self.new.items() if own == kind}
             if rows:
                 keys = np.array([*rows], KEY).view(np.uint8).reshape(len(rows), -1)
                 columns = map(torch.stack, zip(*rows.values()))
-                tensors |= {f"{kind} keys": torch.from_numpy(keys)} | dict(
-                    zip(KINDS[kind], columns)
-                )
-        names = [key for rows in self.new.values() for key in rows]
-        file = hashlib.sha256(b"".join(names)).hexdigest()
-        write_tensors(self.folder / f"{file}.safetensors", tensors, {})
-        self.written.update(names)
-        self.new = {kind: {} for kind in KINDS}
+                tensors |= {kind: torch.from_numpy(keys), **dict(zip(names, columns))}
+        if tensors and not self.written:
+            needed = sum(tensor.nbytes for tensor in tensors.values()) / share_done
+            check_space(self.folder, int(needed))
+        if tensors:
+            name = hashlib.sha256(b"".join(self.new)).hexdigest()
+            write_tensors(self.folder / f"{name}.safetensors", tensors, {})
+        self.written |= self.new.keys()
+        self.new.clear()
 
 
 def encode_all(
@@ -226,7 +200,7 @@ def encode_all(
     processes: int = 1,
 ) -> tuple[Keys, dict[int, bytes]]:
     """Write the rows that the cache in this folder lacks -> all keys, and the fingerprints of the
-    images that were read, by a number of their pairs.
+    images that were read, by the number of a pair.
 
     Each process reads and writes its own share of the pairs, so other processes' rows may still be
     missing on return. An interruption loses one file at most. Raises InputError if the disk has too
@@ -236,88 +210,77 @@ def encode_all(
     remove_temporary_files(inner, AN_HOUR)
     keys, rows = Keys(sd, pairs, rank == 0), Rows(inner)
     share = np.arange(len(pairs)) // IN_FILE % processes == rank
-    lacking = {kind: share & (rows.find(kind, x) < 0) for kind, x in keys.every.items()}
-    unread, missing = pictures_without(keys, lacking)
-    writer = Writer(inner, rows, {kind: n * processes for kind, n in missing.items()})
-    found: dict[int, bytes] = {}
-    batches = batches_of(unread, batch_size)
-    with tqdm(desc="encoding pairs", total=len(unread), disable=rank > 0) as bar:
-        for numbers, taken in zip(batches, pictures_of(sd, keys, rows, batches)):
-            found |= {i: one.fingerprint for i, one in zip(numbers, taken)}
+    lacking = {kind: share & (rows.find(x) < 0) for kind, x in keys.every.items()}
+    writer, done = Writer(inner, rows), 0
+    found: dict[int, Taken] = {}
+    batches = batches_of(unread(pairs, lacking), batch_size)
+    n = sum(map(len, batches))
+    with tqdm(desc="encoding pairs", total=n, disable=rank > 0) as bar:
+        for numbers, taken in zip(batches, pictures_of(sd, pairs, batches)):
             encode_batch(sd, keys, writer, numbers, taken)
-            writer.write(IN_FILE)
+            found |= {i: one._replace(image=None, edges=None) for i, one in zip(numbers, taken)}
             bar.update(len(numbers))
-    others = [i for i in np.flatnonzero(lacking["contexts"]).tolist()]
-    others = [i for i in others if writer.lacks("contexts", keys.of_prompt(i))]
-    for numbers in batches_of(others, batch_size):
-        encode_prompts(sd, keys, writer, numbers)
-        writer.write(IN_FILE)
-    writer.write()
-    pairs.learnt()
-    return keys, found
+            done += len(numbers)
+            if done % IN_FILE < len(numbers):
+                writer.write(done / n / processes)
+    others = {keys.of_prompt(i): i for i in np.flatnonzero(lacking["contexts"]).tolist()}
+    for numbers in batches_of([i for key, i in others.items() if writer.lacks(key)], batch_size):
+        encode_texts(sd, keys, writer, numbers)
+    writer.write(1 / processes)
+    pairs.learnt({i: one.facts for i, one in found.items() if one.facts})
+    return keys, {i: one.fingerprint for i, one in found.items()}
 
 
-def pictures_without(
-    keys: Keys, lacking: dict[str, np.ndarray]
-) -> tuple[list[int], dict[str, int]]:
-    """The pairs whose pictures have to be read, each picture once, and how many rows of each kind
-    are missing. lacking: whether each pair's rows are, by their kind."""
-    pairs, unread = keys.pairs, []
-    seen: set[tuple] = set()
-    wanted = {kind: lacks for kind, lacks in lacking.items() if kind != "contexts"}
-    for i in np.flatnonzero(np.logical_or.reduce([*wanted.values()])).tolist():
-        ways = {"latents": "", "edges": pairs.edges(i)}
-        new = {(kind, pairs.image_id(i), ways[kind]) for kind in wanted if wanted[kind][i]} - seen
-        seen |= new
-        if new:
-            unread.append(i)
-    missing = dict(Counter(kind for kind, *_ in seen))
-    missing["contexts"] = len(np.unique(keys.every["contexts"][lacking["contexts"]]))
-    return unread, missing
+def unread(pairs: Pairs, lacking: dict[str, np.ndarray]) -> Iterator[int]:
+    """The pairs that have to be read, each picture and its edges once. lacking: whether each pair's
+    row is missing, by its kind."""
+    seen = set()
+    wanted = np.logical_or.reduce([x for kind, x in lacking.items() if kind != "contexts"])
+    for i in np.flatnonzero(wanted).tolist():
+        if (what := (pairs.image_id(i), pairs.edges(i))) not in seen:
+            seen.add(what)
+            yield i
 
 
-def batches_of(numbers: list[int], batch_size: int) -> list[list[int]]:
+def batches_of(numbers: Iterable[int], batch_size: int) -> list[list[int]]:
     """Batches of pairs. None crosses the end of a part of 256 pairs, so that batches, and the
     rounding in them, do not depend on the number of processes."""
     parts = [[*part] for _, part in itertools.groupby(numbers, lambda i: i // IN_FILE)]
     return [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
 
 
-def pictures_of(
-    sd: StableDiffusion, keys: Keys, rows: Rows, batches: list[list[int]]
-) -> DataLoader:
+def pictures_of(sd: StableDiffusion, pairs: Pairs, batches: list[list[int]]) -> DataLoader:
     workers = readers(str(next(sd.vae.parameters()).device)) if batches else 0
     ways: Any = {"num_workers": workers, "worker_init_fn": ignore_ctrl_c, "collate_fn": list}
-    return DataLoader(Pictures(keys, rows), batch_sampler=batches, **ways)
+    return DataLoader(Pictures(pairs), batch_sampler=batches, **ways)
 
 
 def encode_batch(
     sd: StableDiffusion, keys: Keys, writer: Writer, numbers: list[int], taken: list[Taken]
 ) -> None:
-    """Add the rows of some pairs. Images that the cache already has were not decoded."""
-    for i, one in zip(numbers, taken):
-        keys.pairs.learn(i, one.facts)
+    """Add the rows of some pairs. Nothing is encoded if the cache has all of their latents."""
+    of_images = [keys.of_image(i, one.fingerprint) for i, one in zip(numbers, taken)]
+    for one, key in zip(taken, of_images):
         if one.edges is not None:
-            writer.add("edges", keys.of_image(i, one.fingerprint)["edges"], one.edges)
-    some = [(i, one) for i, one in zip(numbers, taken) if one.image is not None]
-    images = [one.image for one in taken if one.image is not None]
-    of_latents = [keys.of_image(i, one.fingerprint)["latents"] for i, one in some]
-    if not any(writer.lacks("latents", key) for key in of_latents):
+            writer.add("edges", key["edges"], one.edges)
+    if not any(writer.lacks(key["latents"]) for key in of_images):
         return
-    prompts = [keys.pairs.prompt(i) for i, _ in some]
-    rows = zip(*encode(sd, torch.stack(images), prompts))
-    for (i, one), key, (mean, deviation, context) in zip(some, of_latents, rows):
+    prompts = [keys.pairs.prompt(i) for i in numbers]
+    rows = zip(*encode(sd, torch.stack([one.image for one in taken]), prompts))
+    for i, one, key, (mean, deviation, context) in zip(numbers, taken, of_images, rows):
         size = torch.tensor(one.facts.size if one.facts else (0, 0))
-        writer.add("latents", key, mean, deviation, size)
+        writer.add("latents", key["latents"], mean, deviation, size)
         writer.add("contexts", keys.of_prompt(i), context)
 
 
 @torch.no_grad()
-def encode_prompts(sd: StableDiffusion, keys: Keys, writer: Writer, numbers: list[int]) -> None:
-    """Add the contexts of pairs whose pictures were encoded earlier."""
+def encode_texts(sd: StableDiffusion, keys: Keys, writer: Writer, numbers: list[int]) -> None:
+    """Add the contexts of pairs whose latents are not encoded now."""
     contexts = sd.encode_prompts([keys.pairs.prompt(i) for i in numbers])
     for i, context in zip(numbers, contexts.to(next(sd.vae.parameters()).dtype)):
         writer.add("contexts", keys.of_prompt(i), context)
+    if len(writer.new) >= IN_FILE:
+        writer.write(1)
 
 
 def encoded_once(
@@ -343,15 +306,7 @@ def encoders_hash(sd: StableDiffusion) -> str:
     return digest.hexdigest()
 
 
-def check_space(
-    folder: Path, missing: dict[str, int], rows: dict[str, dict[bytes, list[Tensor]]]
-) -> None:
-    """Raises InputError if the missing rows take more space than the disk has free. rows: the first
-    ones of each kind."""
-    needed = 0
-    for kind, n in missing.items():
-        for row in [*rows[kind].values()][:1]:
-            needed += n * (KEY_BYTES + sum(column.nbytes for column in row))
+def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(

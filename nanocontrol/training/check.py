@@ -1,18 +1,14 @@
 """Checks of every pair before training. Errors stop the training; notes are only printed."""
 
-import hashlib
-import heapq
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -26,16 +22,14 @@ from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
 from nanocontrol.plumbing.pictures import grid
 from nanocontrol.training.folders import Entry, check_shapes
-from nanocontrol.training.known import AT_ONCE
 from nanocontrol.training.loader import in_unit
-from nanocontrol.training.pairs import Folder, held_out_numbers
+from nanocontrol.training.pairs import Folder, held_out_first
 from nanocontrol.training.processes import Processes, is_first
 from nanocontrol.training.run import read_json, write_json
 
 GRID = 64  # cells along the short side of an edge map
-SAMPLE = (
-    2000  # most pairs that are checked before a training; others are checked when they are used
-)
+AT_ONCE = 1000  # pairs, after which the index is saved
+SAMPLE = 2000  # most pairs that are checked before a training
 COMPARED = 256  # most pairs whose edges are compared
 OTHERS = 4  # other pictures that each hint is compared with
 FLAT, WHITE = 0.01, 0.5  # standard deviation of a constant hint; white share of a mostly white one
@@ -45,7 +39,7 @@ SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row, widt
 
 
 class Checked(NamedTuple):
-    """The result of reading one pair."""
+    """The result of checking one pair. Hints that the index knows are not judged again."""
 
     wrong: str  # the error, or "" if the pair can be used
     picture: bytes = b""  # a hash of its file
@@ -57,80 +51,56 @@ class Checked(NamedTuple):
 
 
 class Findings(NamedTuple):
-    wrong: list[str]
+    wrong: dict[str, str]  # messages, by the pair's place (`Entry.where`) if there is one
     notes: list[str]
-    places: dict[str, str]  # what is wrong with a pair, by its place (`Entry.where`)
 
 
 def look_through(
     folder: Folder, steps: int, batch: int, show: bool, most: int | None = None
 ) -> Findings:
     """Check pairs, and collect errors and notes. steps, batch: the training's; they determine how
-    often each pair will be seen. show: a progress bar; most: check no more than a sample of so many
-    pairs, held-out ones among them."""
-    numbers = sample_of(folder, most)
-    entries = [folder.entries[i] for i in numbers]
+    often each pair will be seen. show: a progress bar; most: a limit, above which a sample drawn by
+    the seed is checked, held-out pairs among it."""
+    numbers = held_out_first(len(folder), folder.view.seed)[:most].sort().values.tolist()
     seen = check_pairs(folder, numbers, show)
-    wrong = folder.wrong + [one.wrong for one in seen if one.wrong]
-    places = {entry.where: one.wrong for entry, one in zip(entries, seen) if one.wrong}
-    good = [(entry, one) for entry, one in zip(entries, seen) if not one.wrong]
+    wrong = dict(zip(folder.wrong, folder.wrong))
+    both = [(folder.entries[i], one) for i, one in zip(numbers, seen)]
+    wrong |= {entry.where: one.wrong for entry, one in both if one.wrong}
+    good = [(entry, one) for entry, one in both if not one.wrong]
     if not good:
-        return Findings(wrong, [], places)
+        return Findings(wrong, [])
     entries, seen = [entry for entry, _ in good], [one for _, one in good]
-    n = len(folder) - len(places)
+    n = len(folder) - len(both) + len(good)
     notes = [
         f"{plural(n, 'pair')}; {steps:,} steps of {batch} will see each "
         f"{steps * batch / n:,.1f} times",
-        *([f"checked: a sample of {len(numbers):,}"] if len(numbers) < len(folder) else []),
+        *([f"{len(both):,} of them were checked"] if len(both) < len(folder) else []),
         *ignored_notes(folder.ignored),
         *size_notes(entries, seen, folder.view.size, folder.view.crop),
         *prompt_notes(entries),
         *repeat_notes(entries, seen),
         *hint_notes(entries, seen),
     ]
-    return Findings(wrong, notes, places)
-
-
-def sample_of(folder: Folder, most: int | None) -> list[int]:
-    """The numbers of at most so many pairs: all held-out ones, others by a hash of their picture's
-    name and the seed. A new pair changes only its own place in the sample."""
-    n, seed = len(folder), folder.view.seed
-    if most is None or n <= most:
-        return [*range(n)]
-    first: dict[str, int] = {}
-    for i, entry in enumerate(folder.entries):
-        first.setdefault(str(entry.picture), i)
-    held_out = held_out_numbers(n, seed)
-    others = heapq.nsmallest(most, first, key=lambda name: shuffled_place(name, seed))
-    chosen = dict.fromkeys([*held_out, *map(first.__getitem__, others)])
-    return sorted([*chosen][:most])
-
-
-def shuffled_place(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
+    return Findings(wrong, notes)
 
 
 def check_pairs(folder: Folder, numbers: list[int], show: bool) -> list[Checked]:
-    """Check these pairs. What was learnt is saved now and then, so that little is lost if the
-    process ends."""
-    names = {Path(str(folder.entries[i].picture)).name: i for i in reversed(numbers)}
-    compared = {
-        names[name] for name in heapq.nsmallest(COMPARED, names, partial(shuffled_place, seed=0))
-    }
-    threads, seen = torch.get_num_threads(), []
+    """Check these pairs. If the process ends early, what was learnt before is kept."""
+    compared = {numbers[i] for i in evenly_spaced(len(numbers), COMPARED)}
+    seen: list[Checked] = []
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # in each reader
     pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
+    bar = tqdm(numbers, "checking pairs", leave=False, disable=not show)
     try:
-        with tqdm(desc="checking pairs", total=len(numbers), leave=False, disable=not show) as bar:
-            for start in range(0, len(numbers), AT_ONCE):
-                part = numbers[start : start + AT_ONCE]
-                for one in pool.map(lambda i: check_pair(folder, i, i in compared), part):
-                    seen.append(one)
-                    bar.update()
-                folder.known.save()
+        for start in range(0, len(numbers), AT_ONCE):
+            part = numbers[start : start + AT_ONCE]
+            seen += pool.map(lambda i: check_pair(folder, i, i in compared, bar), part)
+            folder.known.save()
     finally:  # after Ctrl-C the remaining pairs are not read
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+        bar.close()
     return seen
 
 
@@ -141,93 +111,60 @@ def evenly_spaced(n: int, most: int) -> list[int]:
 
 
 def usable(
-    folder: Folder,
-    steps: int,
-    batch: int,
-    skip: bool,
-    run: Path | None,
-    processes: Processes | None,
+    folder: Folder, steps: int, batch: int, skip: bool, run: Path | None, team: Processes | None
 ) -> Folder:
     """The folder's pairs, if all can be used; with `skip` those that can. Notes are printed.
 
-    run: its folder, which lists what was skipped; a resumed run skips the same. Of several
-    processes only the first one checks. Raises InputError if a pair is wrong.
+    run: its folder, where skipped.json has what was skipped; a resumed run skips the same. Of
+    a team of processes only the first one checks. Raises InputError if a pair is wrong.
     """
-    skipped = checked_pairs(folder, steps, batch, skip, run) if is_first() else {}
-    if processes:
-        skipped = processes.gather(skipped)[0]
+    skipped: dict[str, str] = {}
+    resumed = bool(run and (run / "settings.json").exists())
+    if skip and run and resumed:
+        skipped = read_json(run / "skipped.json")
+        folder = folder.without(skipped)
+    if is_first():
+        batch *= int(os.environ.get("WORLD_SIZE", 1))
+        found = look_through(folder, steps, batch, True, None if skip else SAMPLE)
+        new = {place: why for place, why in found.wrong.items() if place not in skipped}
+        if new and (resumed or not skip or folder.refused or not found.notes):
+            (first, *others) = new.values()
+            more = f" ({len(others)} more errors)" if others else ""
+            how = "python -m nanocontrol.tools.check_data lists all errors"
+            raise InputError(f"{first}{more}; {how}", longest=2 * LONGEST)
+        if skip and run and not resumed:
+            write_json(run / "skipped.json", new)
+        for note in found.notes + [f"{plural(len(new), 'error')}: pairs skipped"] * bool(new):
+            say(note, sys.stderr)
+        skipped = new
+    if team:
+        skipped = team.gather(skipped)[0]
     return folder.without(skipped) if skipped else folder
 
 
-def checked_pairs(
-    folder: Folder, steps: int, batch: int, skip: bool, run: Path | None
-) -> dict[str, str]:
-    """What is wrong with each skipped pair, by its place."""
-    file = run and run / "skipped.json"
-    resumed = bool(run and (run / "settings.json").exists())
-    before: dict = {"lists": [], "pairs": {}}
-    if skip and file and resumed:
-        before = read_json(file)
-        folder = folder.without(before["pairs"])
-    n = batch * int(os.environ.get("WORLD_SIZE", 1))
-    found = look_through(folder, steps, n, True, None if skip else SAMPLE)
-    wrong = [line for line in found.wrong if line not in before["lists"]]
-    if wrong and (resumed or not skip or folder.refused or len(found.places) == len(folder)):
-        more = f" ({len(wrong) - 1} more errors)" if len(wrong) > 1 else ""
-        how = (
-            "python -m nanocontrol.tools.check_data lists all errors; --skip-wrong skips such pairs"
-        )
-        raise InputError(f"{wrong[0]}{more}; {how}", longest=2 * LONGEST)
-    if skip and file and not resumed:
-        write_json(file, {"lists": folder.wrong, "pairs": found.places})
-    skipped = before["pairs"] | found.places
-    for note in found.notes + [f"skipped: {plural(len(skipped), 'pair')} ({file})"] * bool(skipped):
-        say(note, sys.stderr)
-    return skipped
-
-
-def check_pair(folder: Folder, i: int, compare: bool) -> Checked:
+def check_pair(folder: Folder, i: int, compare: bool, bar: tqdm) -> Checked:
     """Check pair i. Files are opened only if the index does not know them. compare: also compute
     the edge maps and, where hints are made from the pictures, the hint; this takes longer."""
+    bar.update()
     entry = folder.entries[i]
     try:
-        picture, image = folder.look(entry.picture, "white")
-        hint, pixels = folder.look(entry.hint, "black") if entry.hint else (None, None)
-        sizes = picture.size, hint.size if hint else picture.size
-        check_shapes(entry, *sizes)
-        if hint is None and not compare:
-            return Checked("", picture.content, *sizes)
-        of_hint = hint.content if hint else folder.thresholds(entry)
-        key = folder.key_of(of_hint, compare and picture.content)
-        marks = folder.known.result(key)
-        if marks is None:
-            if image is None and compare:
-                _, image = folder.look(entry.picture, "white", decode=True)
-            if pixels is None and entry.hint:
-                _, pixels = folder.look(entry.hint, "black", decode=True)
-            marks = marks_of(folder, entry, image if compare else None, pixels)
-            folder.known.keep(key, marks)
+        facts, pixels = folder.look(entry.picture, "white")
+        of_hint, hint = folder.look(entry.hint, "black") if entry.hint else (facts, None)
+        check_shapes(entry, facts.size, of_hint.size)
     except InputError as error:
         named = entry.where == str(entry.picture)
         return Checked(str(error) if named else f"{entry.where}: {error}")
-    white, deviation, height, *maps = np.frombuffer(marks, np.float32).tolist()
-    edges = tuple(torch.tensor(maps).view(2, int(height), -1)) if compare else ()
-    return Checked("", picture.content, *sizes, white, deviation, edges)
-
-
-def marks_of(folder: Folder, entry: Entry, image: Tensor | None, hint: Tensor | None) -> bytes:
-    """A hint's white share and deviation, then the height of its edge map, the picture's map and
-    its own: float32. image, hint: crops [H, W, 3]; without an image there are no maps."""
-    image = None if image is None else in_unit(image)
+    found = Checked("", facts.content, facts.size, of_hint.size)
+    image = None if pixels is None else in_unit(pixels)
     if hint is not None:
         hint = in_unit(hint)
-    elif image is not None:
+    elif image is not None and compare and not entry.hint:
         hint = canny(image, *folder.thresholds(entry))
-    assert hint is not None
-    maps = [] if image is None else [edge_map(image), edge_map(hint)]
+    if hint is None:
+        return found
     white = (hint.amin(dim=0) > 0.9).float().mean().item()
-    marks = white, hint.std(dim=(1, 2)).max().item(), len(maps and maps[0])
-    return torch.cat([torch.tensor(marks), *(one.flatten() for one in maps)]).numpy().tobytes()
+    edges = (edge_map(image), edge_map(hint)) if compare and image is not None else ()
+    return found._replace(white=white, deviation=hint.std(dim=(1, 2)).max().item(), edges=edges)
 
 
 def edge_map(picture: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The pairs of a folder, whatever its form (forms.py), and which of them cannot be used."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +161,7 @@ def hint_named(picture: Path | Member, folder: Path, by_name: dict[str, Path]) -
 # --------------------------------------------------------------------------------------- sizes
 
 
-def check_shapes(entry: Entry, size: tuple[int, int], hint_size: tuple[int, int]) -> None:
+def check_shapes(entry: Entry, size: Sequence[int], hint_size: Sequence[int]) -> None:
     """Raises InputError for a hint of another aspect ratio than its picture's."""
     shapes = size[0] * hint_size[1], size[1] * hint_size[0]
     if abs(shapes[0] - shapes[1]) > ALIKE * max(shapes):

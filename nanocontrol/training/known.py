@@ -1,9 +1,9 @@
 """The index: what earlier starts learnt about picture files, which are then not opened again.
 
 It is a database next to the cache with two tables: files, by path, with the state in which each was
-read; and results of the check, by a hash of everything they depend on. A file in another state is
-read again. A transaction is complete or absent, even if the process is killed. Without a database,
-or with a damaged one, everything is learnt again.
+read; and crops of held-out pictures, by a hash of what they were made from. A file in another state
+is read again. A transaction is complete or absent, even if the process is killed. Without a
+database, or with a damaged one, everything is learnt again.
 """
 
 import hashlib
@@ -13,18 +13,17 @@ import stat
 import time
 from contextlib import suppress
 from pathlib import Path
-from threading import RLock
+from threading import Lock
 from typing import NamedTuple
 
 from nanocontrol.training.forms import Member
 
 NAME = "known-1.sqlite3"
 SETTLED = 2  # seconds: a younger file could change once more without getting another time
-AT_ONCE = 1000  # rows in a transaction
 PATIENCE = 60  # seconds to wait for other processes
 TABLES = (
     "files (path BLOB PRIMARY KEY, stamp TEXT, content BLOB, width INT, height INT)",
-    "results (key BLOB PRIMARY KEY, value BLOB)",
+    "crops (key BLOB PRIMARY KEY, pixels BLOB)",
 )
 
 
@@ -43,9 +42,8 @@ def stamp_of(file: Path | Member) -> str:
         found = os.stat(file.archive if isinstance(file, Member) else file)
     except (OSError, ValueError):
         return ""
-    if not stat.S_ISREG(found.st_mode):
-        return ""
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+    facts = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return " ".join(map(str, facts)) if stat.S_ISREG(found.st_mode) else ""
 
 
 def path_of(file: Path | Member) -> bytes:
@@ -75,14 +73,14 @@ class OpenedOnce:
 
 
 class Known:
-    """The index in a folder; without a folder, in memory. Threads may share it. Reader processes
-    get an empty one."""
+    """The index in a folder; without a folder, in memory. Threads may share it, if one alone saves.
+    Reader processes get an empty one."""
 
     def __init__(self, folder: Path | None = None):
-        self.folder, self.lock = folder, RLock()
+        self.folder, self.lock = folder, Lock()
         self.db: sqlite3.Connection | None = None
         self.recent: dict[bytes, Facts] = {}  # not in the database
-        self.results: dict[bytes, bytes] = {}  # not yet in the database
+        self.crops: dict[bytes, bytes] = {}  # not yet in the database
 
     def __reduce__(self) -> tuple:
         return Known, ()
@@ -101,20 +99,11 @@ class Known:
         return facts if facts and facts.stamp == stamp_of(file) != "" else None
 
     def learn(self, file: Path | Member, facts: Facts) -> None:
-        with self.lock:
-            self.recent[path_of(file)] = facts
-            if len(self.recent) % AT_ONCE == 0:
-                self.save()
+        self.recent[path_of(file)] = facts
 
-    def result(self, key: bytes) -> bytes | None:
-        """A result that was kept, by a hash of everything it depends on."""
-        if key in self.results:
-            return self.results[key]
-        row = self.ask("SELECT value FROM results WHERE key = ?", key)
-        return row[0] if row else None
-
-    def keep(self, key: bytes, result: bytes) -> None:
-        self.results[key] = result
+    def crop(self, key: bytes) -> bytes | None:
+        row = self.ask("SELECT pixels FROM crops WHERE key = ?", key)
+        return self.crops.get(key) or (row[0] if row else None)
 
     def ask(self, question: str, key: bytes) -> tuple | None:
         with self.lock:
@@ -127,21 +116,20 @@ class Known:
     def save(self) -> None:
         """Write what was learnt, and close the database. Of files that are too young, facts stay in
         memory."""
-        with self.lock:
-            rows = {path: facts for path, facts in self.recent.items() if facts.settled}
-            files = [(path, f.stamp, f.content, *f.size) for path, f in rows.items()]
-            try:
-                with self.opened() as db:  # a transaction
-                    db.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?)", files)
-                    db.executemany("REPLACE INTO results VALUES (?, ?)", self.results.items())
-            except sqlite3.Error as error:
-                return self.give_up(error)
-            self.results.clear()
-            for path in rows:
-                del self.recent[path]
-            if self.folder:
-                db.close()
-                self.db = None
+        settled = {path: facts for path, facts in self.recent.items() if facts.settled}
+        files = [(path, f.stamp, f.content, *f.size) for path, f in settled.items()]
+        try:
+            with self.opened() as db:  # a transaction
+                db.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?)", files)
+                db.executemany("REPLACE INTO crops VALUES (?, ?)", self.crops.items())
+        except sqlite3.Error as error:
+            return self.give_up(error)
+        self.crops.clear()
+        for path in settled:
+            del self.recent[path]
+        if self.folder:
+            db.close()
+            self.db = None
 
     def opened(self) -> sqlite3.Connection:
         if self.db is None:
@@ -155,13 +143,9 @@ class Known:
         return self.db
 
     def give_up(self, error: sqlite3.Error) -> None:
-        """Delete a damaged database. One that cannot be used is replaced by one in memory."""
-        if self.db:
-            self.db.close()
-        self.db, file = None, self.folder and self.folder / NAME
-        if file and type(error) is sqlite3.DatabaseError:
-            with suppress(OSError):
-                file.with_name(f"{NAME}-journal").unlink(missing_ok=True)
-                file.unlink()
-                return
-        self.folder = None
+        """Continue in memory. A damaged database is deleted."""
+        if self.folder and type(error) is sqlite3.DatabaseError:
+            for name in (f"{NAME}-journal", NAME):
+                with suppress(OSError):
+                    (self.folder / name).unlink()
+        self.folder = self.db = None

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Container, Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -29,10 +29,10 @@ CROP, THRESHOLDS, HELD_OUT, CAPTION = 3, 4, 5, 6
 
 
 class Taken(NamedTuple):
-    """A pair that the cache asked for."""
+    """A pair that was read for the cache."""
 
     fingerprint: bytes
-    image: Tensor | None  # [3, H, W] in [-1, 1]; None if the cache already has it
+    image: Any  # [3, H, W] in [-1, 1]
     edges: Tensor | None = None  # [3, H, W], where they are the hint
     facts: Facts | None = None  # about the picture's file
 
@@ -67,15 +67,13 @@ class Pairs(Dataset, ABC):
         """Equal for pairs of one image."""
         return i
 
-    def take(self, i: int, has: Callable[[bytes], bool]) -> Taken:
-        """Pair i for the cache. has: whether the cache has it, by its fingerprint."""
+    def take(self, i: int) -> Taken:
+        """Pair i for the cache, read in a reader process."""
         return Taken(self.fingerprint(i), self.picture(i)[0])
 
-    def learn(self, i: int, facts: Facts | None) -> None:
-        """Note facts about picture i that a reader process brought."""
-
-    def learnt(self) -> None:
-        """Save them, and forget what was only kept for the cache."""
+    def learnt(self, facts: dict[int, Facts]) -> None:
+        """Keep facts about pictures that reader processes brought, and forget what was kept for the
+        cache only."""
 
     @property
     def changes(self) -> bool:
@@ -91,12 +89,12 @@ class Pairs(Dataset, ABC):
         """A hash of the data that the settings do not determine. It must not change on resume."""
         return ""
 
-    def hint(self, i: int, size: Size | None = None) -> Tensor:
+    def hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
         """The hint for `encoded`: as `make_hint` returns it, or a file's bytes [H, W, 3]. size: the
         whole picture's, with which that of a file has to agree."""
         return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i, size))
 
-    def read_hint(self, i: int, size: Size | None) -> Tensor:
+    def read_hint(self, i: int, size: Sequence[int]) -> Tensor:
         return self.make_hint(i)
 
     def keep(self, i: int, hint: Tensor) -> Tensor:
@@ -206,7 +204,7 @@ class Folder(Pairs):
     def make_hint(self, i: int) -> Tensor:
         return in_unit(self.read_hint(i))
 
-    def read_hint(self, i: int, size: Size | None = None) -> Tensor:
+    def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
         return self.hint_at(i, MIDDLE, None, size)
 
     def prompt(self, i: int) -> str:
@@ -224,10 +222,10 @@ class Folder(Pairs):
         return in_unit(pixels.flip(1) if entry.mirrored else pixels), size
 
     def hint_at(
-        self, i: int, place: tuple[float, float], image: Tensor | None, size: Size | None
+        self, i: int, place: tuple[float, float], image: Tensor | None, size: Sequence[int]
     ) -> Tensor:
         """The crop of hint i: a file's bytes [H, W, 3], or edges [3, H, W] of 0 and 1. image: the
-        picture's crop, if already read; size: the whole picture's, if known."""
+        picture's crop, if already read; size: the whole picture's, () if unknown."""
         entry = self.entries[i]
         if entry.hint is None:
             image = self.image(i, place)[0] if image is None else image
@@ -236,15 +234,13 @@ class Folder(Pairs):
         check_shapes(entry, size or own, own)
         return pixels.flip(1) if entry.mirrored else pixels
 
-    def crop(
-        self, file: Path | Member, behind: str, place: tuple[float, float]
-    ) -> tuple[Tensor, Size]:
+    def crop(self, file: Path | Member, behind: str, place: tuple) -> tuple[Tensor, Size]:
         """The crop of a picture, bytes [H, W, 3], and the whole picture's size."""
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
         facts, pixels = self.look(file, behind, decode=True)
         assert pixels is not None
-        self.known.keep(self.key_of(facts.content, behind), pixels.numpy().tobytes())
+        self.known.crops[self.key_of(facts, behind)] = pixels.numpy().tobytes()
         return pixels, facts.size
 
     @property
@@ -280,9 +276,10 @@ class Folder(Pairs):
             pixels = self.kept_crop(file, behind, before)
             if pixels is not None or not decode:
                 return before, pixels
-        pixels, facts = None, facts_of(opened)
+        size, pixels = picture_size(opened), None
+        facts = opened.facts._replace(size=size)
         if decode or before is None or before.content != facts.content:
-            pixels, _ = cropped(opened, behind, self.view.size)
+            pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
             if pixels.nbytes <= self.room:
                 self.room -= pixels.nbytes
                 self.crops[file, behind] = pixels, facts
@@ -294,57 +291,45 @@ class Folder(Pairs):
         pixels, of = self.crops.get((file, behind), (None, None))
         if of == facts:
             return pixels
-        data = self.known.result(self.key_of(facts.content, behind)) if self.remembers else None
-        if data is None:
-            return None
+        data = self.known.crop(self.key_of(facts, behind)) if self.remembers else None
         width, height = self.view.size
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
+        return (
+            None
+            if data is None
+            else torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
+        )
 
-    def key_of(self, *facts: object) -> bytes:
-        """The key of a result that depends on these facts."""
-        return hashlib.sha256(repr((self.view.size, *facts)).encode()).digest()
+    def key_of(self, facts: Facts, behind: str) -> bytes:
+        return hashlib.sha256(f"{facts.content!r} {behind} {self.view.size}".encode()).digest()
 
-    def fingerprint(self, i: int) -> bytes:
-        facts = self.known.about(self.entries[i].picture)
-        return self.fingerprint_of(self.entries[i], facts) if facts else b""
-
-    def fingerprint_of(self, entry: Entry, facts: Facts) -> bytes:
-        return facts.content + f"{self.view.size} {MIDDLE} {entry.mirrored}".encode()
+    def fingerprint(self, i: int, facts: Facts | None = None) -> bytes:
+        entry = self.entries[i]
+        facts = facts or self.known.about(entry.picture)
+        how = f"{self.view.size} {MIDDLE} {entry.mirrored}".encode()
+        return facts.content + how if facts else b""
 
     def image_id(self, i: int) -> Hashable:
         return self.entries[i].picture, self.entries[i].mirrored
 
-    def learn(self, i: int, facts: Facts | None) -> None:
-        if facts:
-            self.known.learn(self.entries[i].picture, facts)
-
-    def learnt(self) -> None:
-        self.known.save()
-        self.crops.clear()
-
-    def take(self, i: int, has: Callable[[bytes], bool]) -> Taken:
+    def take(self, i: int) -> Taken:
         entry = self.entries[i]
         pixels, facts = self.crops.get((entry.picture, "white"), (None, None))
         if pixels is None or facts is None:
             opened = OpenedOnce(entry.picture)
-            facts = facts_of(opened)
-            if has(self.fingerprint_of(entry, facts)):
-                return Taken(self.fingerprint_of(entry, facts), None, None, facts)
-            pixels, _ = cropped(opened, "white", self.view.size)
+            pixels, size = cropped(opened, "white", self.view.size, MIDDLE)
+            facts = opened.facts._replace(size=size)
         image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
         edges = None if entry.hint else canny(image, *self.thresholds(entry))
-        return Taken(self.fingerprint_of(entry, facts), image * 2 - 1, edges, facts)
+        return Taken(self.fingerprint(i, facts), image * 2 - 1, edges, facts)
+
+    def learnt(self, facts: dict[int, Facts]) -> None:
+        for i, found in facts.items():
+            self.known.learn(self.entries[i].picture, found)
+        self.known.save()
+        self.crops.clear()
 
 
-def facts_of(opened: OpenedOnce) -> Facts:
-    """Facts about a picture whose header is read now."""
-    size = picture_size(opened)
-    return opened.facts._replace(size=size)
-
-
-def cropped(
-    file: PictureFile, behind: str, size: Size, place: tuple[float, float] = MIDDLE
-) -> tuple[Tensor, Size]:
+def cropped(file: PictureFile, behind: str, size: Size, place: tuple) -> tuple[Tensor, Size]:
     """The crop of a picture at a place, bytes [H, W, 3], and the whole picture's size."""
     picture = read_image(file, behind)
     return torch.from_numpy(np.array(cut_out(picture, size, place))), picture.size
@@ -356,14 +341,15 @@ def held_out_of(n: int) -> int:
     return min(8, max(1 if n < 4 else 2, n // 10))
 
 
-def held_out_numbers(n: int, seed: int) -> list[int]:
-    order = torch.randperm(n, generator=generator_of(seed, 0, HELD_OUT))
-    return order[: held_out_of(n)].tolist()
+def held_out_first(n: int, seed: int) -> Tensor:
+    """The numbers of n pairs in an order that the seed determines."""
+    return torch.randperm(n, generator=generator_of(seed, 0, HELD_OUT))
 
 
 def split(folder: Folder, seed: int) -> tuple[Folder, Folder]:
     """Pairs to train on, and held-out pairs, chosen by the seed. A single pair serves as both."""
-    n, numbers = len(folder), held_out_numbers(len(folder), seed)
-    held_out = folder.some(sorted(numbers))
+    order, kept = held_out_first(len(folder), seed), held_out_of(len(folder))
+    rest = order[kept:] if len(folder) > 1 else order
+    trained, held_out = (folder.some(some.sort().values.tolist()) for some in (rest, order[:kept]))
     held_out.remembers = True
-    return folder.some(sorted({*range(n)} - {*numbers}) or numbers), held_out
+    return trained, held_out
