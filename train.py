@@ -61,6 +61,9 @@ class Settings:
     size: str | None = knob(None, SIZE_HELP, flags.width_and_height)
     crop: Literal["middle", "random"] = knob("middle", "crop position; random: a new one each time")
     mirror: bool = knob(False, "also train on every pair of --data mirrored")
+    skip_wrong: bool = knob(
+        False, "skip pairs that cannot be used; the run's skipped.json has them"
+    )
     condition: str | None = knob(None, "hint of drawn scenes (default: canny)", choices=CONDITIONS)
     scenes: int = knob(None, "scenes to draw (default: 1600, more in long runs)", at_least(1))
     out: str = knob(None, "the run's folder (default: runs/canny-1, ...)", absolute, learnt=False)
@@ -221,11 +224,12 @@ def train(
     A variant of the method passes its own functions for models, loss and evaluate.
     """
     processes = Processes(settings.device)
+    pairs, others, scores = pairs_of(settings, processes)  # checked while no GPU waits
     sd, controlnet, trained = models(settings)
     optimizer = optimizer_for(settings, trained)
     diffusion = DDPM(sd.prediction)
     with torch.no_grad():
-        pairs, held_out, scores = pairs_of(settings, sd)
+        held_out = HeldOut.of(sd, others)
         empty, size = sd.encode_prompts(""), held_out.size
     # Training uses compiled networks, whose gradients are averaged if there are several processes.
     # Evaluation uses the plain networks.
@@ -250,7 +254,7 @@ def train(
         total = torch.zeros((), device=settings.device)
         for i in range(passes):
             processes.average_next(i + 1 == passes, unet, control)
-            batch, mine = next(batches), draws.of(processes.share(i, settings.batch_size))
+            batch, mine = watch.next(batches), draws.of(processes.share(i, settings.batch_size))
             losses = loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
             optimizer.backward(losses.mean() / passes)
             total += losses.detach().mean() / passes
@@ -258,9 +262,9 @@ def train(
     return watch.finish(partial(look, len(held_out.images)), size)
 
 
-def pairs_of(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Scores | None]:
+def pairs_of(settings: Settings, processes: Any = None) -> tuple[Pairs, Pairs, Scores | None]:
     source, n = Source.of(asdict(settings)), settings.batch_size * settings.accumulate
-    return source.read(sd, settings.base, settings.steps, n)
+    return source.read(settings.base, settings.steps, n, processes)
 
 
 def optimizer_for(settings: Settings, trained: dict[str, nn.Module]) -> Optimizer:
@@ -312,11 +316,9 @@ def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
 
 def print_settings(settings: Settings) -> None:
     """Read all inputs of a training, then print its settings and sizes."""
-    sd, _, trained = models(settings)
-    with torch.no_grad():
-        pairs, held_out, _ = pairs_of(settings, sd)
+    (pairs, held_out, _), (_, _, trained) = pairs_of(settings), models(settings)
     weights = (p.numel() for net in trained.values() for p in net.parameters() if p.requires_grad)
-    sizes = {"pairs": len(pairs), "held_out": len(held_out.images), "weights_trained": sum(weights)}
+    sizes = {"pairs": len(pairs), "held_out": len(held_out), "weights_trained": sum(weights)}
     print(json.dumps(asdict(settings) | sizes, indent=2))
 
 

@@ -68,7 +68,7 @@ class Form(NamedTuple):
     read: Callable[[list[Path], Path], Iterator[Sample | InputError]]  # of these; cache
 
 
-def samples_in(folder: Path, cache: Path) -> tuple[str, list[Sample | InputError]]:
+def samples_in(folder: Path, cache: Path) -> tuple[str, Iterator[Sample | InputError]]:
     """The form of a folder's pairs, and a sample or an error for each.
 
     cache: a folder for pictures that have to be unpacked. Raises InputError if nothing is found.
@@ -78,7 +78,7 @@ def samples_in(folder: Path, cache: Path) -> tuple[str, list[Sample | InputError
     places = [(form, place) for place in (folder, folder / "train") for form in FORMS[:-1]]
     for form, place in [*places, (FORMS[-1], folder)]:
         if files := form.files(place):
-            return form.name, [*form.read(files, cache)]
+            return form.name, form.read(files, cache)
     pictures = ", ".join(PICTURES)
     raise InputError(f"{folder} holds no pictures: expected {pictures}, or a list of pairs")
 
