@@ -304,7 +304,7 @@ def resolve(given: dict[str, Any]) -> Settings:
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
     """The settings, whether to resume, and whether to stop after the checks."""
-    continued = "; other flags must not change, but --steps may grow with --schedule constant"
+    continued = "; of what is learnt only --steps may grow, with --schedule constant; data may move"
     parser = parser_for(Settings, __doc__, {"nano": NANO_PRESET}, continued)
     parser.add_argument("--dry-run", action="store_true", help="check, print the settings, stop")
     given = vars(parser.parse_args(argv))
