@@ -270,9 +270,9 @@ def encode_batch(
         return
     prompts = [keys.pairs.prompt(i) for i, *_ in some]
     rows = zip(*encode(sd, torch.stack([one.image for _, one, _ in some]), prompts))
-    for (i, one, key), (mean, deviation, context) in zip(some, rows):
+    for (i, one, latents), (mean, deviation, context) in zip(some, rows):
         size = torch.tensor(one.facts.size if one.facts else (0, 0))
-        writer.add("latents", key, mean, deviation, size)
+        writer.add("latents", latents, mean, deviation, size)
         writer.add("contexts", keys.of_prompt(i), context)
 
 
