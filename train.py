@@ -327,10 +327,9 @@ def main(argv: list[str] | None = None, **functions: Any) -> None:
     with one_sentence("train.py", "use a smaller --batch-size, or --low-memory"):
         settings, resume, dry_run = parse(argv)
         if dry_run:
-            print_settings(settings)
-        else:
-            kind, script = settings.condition or "control", typed(__file__)
-            run_alone(partial(train, **functions), settings, resume, kind, script)
+            return print_settings(settings)
+        kind, script = settings.condition or "control", typed(__file__)
+        run_alone(partial(train, **functions), settings, resume, kind, script)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 1900,
-    "nano": 1370,
+    "training": 2240,
+    "nano": 1375,
     "commands": 330,
-    "tools": 480,
+    "tools": 520,
     "doctor": 650,
     "experiments": 2130,
 }
