@@ -27,11 +27,11 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 2240,
-    "nano": 1375,
+    "training": 2290,
+    "nano": 1390,
     "commands": 330,
     "tools": 520,
-    "doctor": 650,
+    "doctor": 640,
     "experiments": 2130,
 }
 PAGE = 40  # lines of code in a function
