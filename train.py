@@ -31,6 +31,7 @@ from nanocontrol.plumbing import flags, machine
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.flags import absolute, at_least, fraction, positive
 from nanocontrol.training.batches import Batch, Draws, batches_from, random_draws
+from nanocontrol.training.graph import replayed
 from nanocontrol.training.measure import HeldOut, Scores, how_made, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Pairs
@@ -82,6 +83,7 @@ class Settings:
     dtype: Literal["fp32", "bf16", "fp16"] = knob(None, DTYPE_HELP, learnt=False)
     low_memory: bool = knob(False, LOW_MEMORY_HELP, learnt=False)
     compile: bool = knob(False, "compile the networks with torch.compile", learnt=False)
+    graph: bool = knob(False, "replay steps as a CUDA graph, on one GPU", learnt=False)
     cache: str = knob("cache", "folder for encoded pairs; or --no-cache", absolute, learnt=False)
     keep: int = knob(0, KEEP_HELP, flags.number_or_all, learnt=False)
     validation: list[list[str]] | None = knob(None, VALIDATION_HELP, flags.utf8, learnt=False)
@@ -121,14 +123,11 @@ def diffusion_loss(
     """Equation 5 of the paper: the mean squared error of the predicted noise, for each pair [B].
 
     x0: scaled latents [B, 4, h, w]; noise [B, 4, h, w]; hint [B, 3, 8h, 8w] in [0, 1]; context
-    [B, 77, D].
-    t: [B] in 0..999, on the CPU like the noise schedule that it indexes. If t were on a GPU, the
-    CPU would have to wait for it.
+    [B, 77, D]; t [B] in 0..999. All are on one device, and so is the noise schedule of diffusion.
     """
     x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
     dtype = next(control.parameters()).dtype  # the precision of the networks
     x_t, hint, context = x_t.to(dtype), hint.to(dtype), context.to(dtype)
-    t = machine.to_device(t, x0.device)
     residuals = control(x_t, hint, t, context)
     # In a locked base neither the encoder's weights nor its inputs require gradients, so autograd
     # stores none of its activations. Gradients pass through the locked decoder to reach the
@@ -147,14 +146,10 @@ def training_loss(
     empty: Tensor,
 ) -> Tensor:
     """The losses of one pass, one per pair [B]. empty [1, 77, D]: the encoded empty prompt."""
-    posterior, noise, no_prompt = (
-        machine.to_device(x, batch.hint.device)
-        for x in (draws.posterior, draws.noise, draws.no_prompt)
-    )
-    x0 = scale_factor * (batch.mean.float() + batch.deviation.float() * posterior)
+    x0 = scale_factor * (batch.mean.float() + batch.deviation.float() * draws.posterior)
     # Without a prompt, the copy has to recognise the content in the hint (section 3.3).
-    context = torch.where(no_prompt[:, None, None], empty, batch.context)
-    return diffusion_loss(unet, control, diffusion, x0, batch.hint, context, noise, draws.t)
+    context = torch.where(draws.no_prompt[:, None, None], empty, batch.context)
+    return diffusion_loss(unet, control, diffusion, x0, batch.hint, context, draws.noise, draws.t)
 
 
 def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, nn.Module]]:
@@ -205,8 +200,8 @@ def evaluate(
 ) -> tuple[list[Tensor], dict]:
     """Rows of pictures, and numbers that say how well held-out hints are followed."""
 
-    def mean_loss(*inputs: Tensor) -> Tensor:
-        return diffusion_loss(sd.unet, control, DDPM(sd.prediction), *inputs).mean()
+    def mean_loss(x0: Tensor, *rest: Tensor) -> Tensor:
+        return diffusion_loss(sd.unet, control, DDPM(sd.prediction, x0.device), x0, *rest).mean()
 
     return measure(sd, control, held_out, mean_loss, scores, batch_size)
 
@@ -227,10 +222,9 @@ def train(
     pairs, others, scores = pairs_of(settings, processes)  # checked while no GPU waits
     sd, controlnet, trained = models(settings)
     optimizer = optimizer_for(settings, trained)
-    diffusion = DDPM(sd.prediction)
+    diffusion = DDPM(sd.prediction, settings.device)
     with torch.no_grad():
-        held_out = HeldOut.of(sd, others)
-        empty, size = sd.encode_prompts(""), held_out.size
+        held_out, empty = HeldOut.of(sd, others), sd.encode_prompts("")
     # Training uses compiled networks, whose gradients are averaged if there are several processes.
     # Evaluation uses the plain networks.
     networks = (compiled(network, settings.compile) for network in (sd.unet, controlnet))
@@ -240,6 +234,12 @@ def train(
         with machine.moved([sd.vae, sd.text_encoder], settings.device):
             return evaluate(sd, controlnet, held_out.first(n), scores, settings.batch_size)
 
+    def add_gradients(batch: Batch, draws: Draws) -> Tensor:
+        """Add the gradients of a pass -> its part of the step's loss."""
+        losses = loss(unet, control, diffusion, sd.scale_factor, batch, draws, empty)
+        optimizer.backward(losses.mean() / passes)
+        return losses.detach().mean() / passes
+
     save = partial(save_weights, sd, trained, settings.condition)
     where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
     watch = Watch(*where, optimizer, processes, signals, bands_for(settings))
@@ -247,18 +247,18 @@ def train(
     how = settings.seed, settings.steps, settings.batch_size, settings.accumulate
     batches = batches_from(start, sd, pairs, processes, settings.device, *how, settings.cache)
     passes, n = settings.accumulate, settings.accumulate * settings.batch_size * processes.size
+    own_loss = loss is not training_loss
+    backward, take_step = replayed(settings.graph, add_gradients, optimizer, processes, own_loss)
 
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
-        draws = random_draws(settings.seed, step, n, size, settings.drop_prompt)
+        draws = random_draws(settings.seed, step, n, held_out.size, settings.drop_prompt)
         total = torch.zeros((), device=settings.device)
         for i in range(passes):
             processes.average_next(i + 1 == passes, unet, control)
-            batch, mine = watch.next(batches), draws.of(processes.share(i, settings.batch_size))
-            losses = loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
-            optimizer.backward(losses.mean() / passes)
-            total += losses.detach().mean() / passes
-        watch.done(step, optimizer.step(processes.mean(total)))
+            mine = draws.of(processes.share(i, settings.batch_size), settings.device)
+            total += backward(watch.next(batches), mine)
+        watch.done(step, take_step(processes.mean(total)))
     return watch.finish(partial(look, len(held_out.images)), size)
 
 
@@ -328,10 +328,9 @@ def main(argv: list[str] | None = None, **functions: Any) -> None:
     with one_sentence("train.py", "use a smaller --batch-size, or --low-memory"):
         settings, resume, dry_run = parse(argv)
         if dry_run:
-            print_settings(settings)
-        else:
-            kind, script = settings.condition or "control", typed(__file__)
-            run_alone(partial(train, **functions), settings, resume, kind, script)
+            return print_settings(settings)
+        kind, script = settings.condition or "control", typed(__file__)
+        run_alone(partial(train, **functions), settings, resume, kind, script)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 2020,
-    "nano": 1385,
+    "training": 2400,
+    "nano": 1400,
     "commands": 330,
-    "tools": 480,
+    "tools": 520,
     "doctor": 640,
     "experiments": 2130,
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.machine import to_device
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.cache import encoded_once
@@ -43,8 +44,9 @@ class Draws(NamedTuple):
     t: Tensor  # [n], 0..999
     no_prompt: Tensor  # [n], bool: whether the prompt is dropped
 
-    def of(self, pairs: slice) -> "Draws":
-        return Draws(*(drawn[pairs] for drawn in self))
+    def of(self, pairs: slice, device: str) -> "Draws":
+        """The draws for some of the pairs, on the device."""
+        return Draws(*(to_device(drawn[pairs], device) for drawn in self))
 
 
 def random_draws(seed: int, step: int, n: int, size: tuple[int, int], drop_prompt: float) -> Draws:

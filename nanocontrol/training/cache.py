@@ -269,18 +269,21 @@ def pictures_of(sd: StableDiffusion, pairs: Pairs, batches: list[list[int]]) -> 
 def encode_batch(
     sd: StableDiffusion, keys: Keys, writer: Writer, numbers: list[int], taken: list[Taken]
 ) -> None:
-    """Add the rows of some pairs. Nothing is encoded if the cache has all of their latents."""
-    of_images = [keys.of_image(i, one.fingerprint) for i, one in zip(numbers, taken)]
-    for one, key in zip(taken, of_images):
+    """Add the rows of some pairs. Images whose latents the cache has are not encoded again."""
+    some = []
+    for i, one in zip(numbers, taken):
+        key = keys.of_image(i, one.fingerprint)
         if one.edges is not None:
             writer.add("edges", key["edges"], one.edges)
-    if not any(writer.lacks(key["latents"]) for key in of_images):
+        if writer.lacks(key["latents"]):
+            some.append((i, one, key["latents"]))
+    if not some:
         return
-    prompts = [keys.pairs.prompt(i) for i in numbers]
-    rows = zip(*encode(sd, torch.stack([one.image for one in taken]), prompts))
-    for i, one, key, (mean, deviation, context) in zip(numbers, taken, of_images, rows):
+    prompts = [keys.pairs.prompt(i) for i, *_ in some]
+    rows = zip(*encode(sd, torch.stack([one.image for _, one, _ in some]), prompts))
+    for (i, one, latents), (mean, deviation, context) in zip(some, rows):
         size = torch.tensor(one.facts.size if one.facts else (0, 0))
-        writer.add("latents", key["latents"], mean, deviation, size)
+        writer.add("latents", latents, mean, deviation, size)
         writer.add("contexts", keys.of_text(keys.pairs.prompt(i)), context)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,9 +105,14 @@ def file_of(sample: Sample, names: tuple[str, ...]) -> Path | Member:
     value = value_of(sample, names, (str, Member))
     if isinstance(value, Member):
         return value
-    path = sample.folder / value
-    if "\\" in value and not os.path.exists(path):  # a list made on Windows
-        path = sample.folder / value.replace("\\", "/")
+    return path_in(sample.folder, value)
+
+
+@lru_cache(2**16)  # lists may name a file often
+def path_in(folder: Path, name: str) -> Path:
+    path = folder / name
+    if "\\" in name and not os.path.exists(path):  # a list made on Windows
+        path = folder / name.replace("\\", "/")
     return path
 
 

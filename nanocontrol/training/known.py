@@ -78,12 +78,17 @@ class Known:
 
     def __init__(self, folder: Path | None = None):
         self.folder, self.lock = folder, Lock()
+        self.turns = [Lock() for _ in range(64)]
         self.db: sqlite3.Connection | None = None
         self.recent: dict[bytes, Facts] = {}  # not in the database
         self.crops: dict[bytes, bytes] = {}  # not yet in the database
 
     def __reduce__(self) -> tuple:
         return Known, ()
+
+    def turn(self, file: Path | Member) -> Lock:
+        """A lock under which one thread at a time learns about a file."""
+        return self.turns[hash(file) % len(self.turns)]
 
     def recall(self, file: Path | Member) -> Facts | None:
         """Facts about a file in its state when it was last read."""

@@ -189,9 +189,9 @@ def held_out_loss(sd: StableDiffusion, held_out: HeldOut, loss: Loss, batch_size
     t = ((torch.arange(n) + 0.5) / n * STEPS).long()
     total = 0.0
     for part in torch.arange(n).split(batch_size):  # to need no more memory than training does
-        x0, hints, eps = (x[part].to(device) for x in (held_out.x0, held_out.hints, noise))
+        x0, hints, eps, ts = (x[part].to(device) for x in (held_out.x0, held_out.hints, noise, t))
         context = sd.encode_prompts([held_out.prompts[i] for i in part])
-        total += len(part) / n * loss(x0, hints, context, eps, t[part]).item()
+        total += len(part) / n * loss(x0, hints, context, eps, ts).item()
     return total
 
 

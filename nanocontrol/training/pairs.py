@@ -182,6 +182,7 @@ class Folder(Pairs):
         """A copy with only these pairs."""
         part = copy(self)
         part.entries, part.kept = [self.entries[i] for i in indices], {}
+        part.crops = self.crops
         return part
 
     def without(self, places: Container[str]) -> Self:
@@ -290,20 +291,22 @@ class Folder(Pairs):
     ) -> tuple[Facts, Tensor | None]:
         """Facts about a picture, and its crop from the middle if it was decoded, or has to be. A
         file is opened only if its state is new, and decoded only if its content is."""
-        before, opened = self.known.recall(file), OpenedOnce(file)
-        if before and before.stamp == stamp_of(file) != "":
-            pixels = self.kept_crop(file, behind, before)
-            if pixels is not None or not decode:
-                return before, pixels
-        size, pixels = picture_size(opened), None
-        facts = opened.facts._replace(size=size)
-        if decode or before is None or before.content != facts.content:
-            pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
-            if pixels.nbytes <= self.room:
-                self.room -= pixels.nbytes
-                self.crops[file, behind] = pixels, facts
-        self.known.learn(file, facts)
-        return facts, pixels
+        opened = OpenedOnce(file)
+        with self.known.turn(file):
+            before = self.known.recall(file)
+            if before and before.stamp == stamp_of(file) != "":
+                pixels = self.kept_crop(file, behind, before)
+                if pixels is not None or not decode:
+                    return before, pixels
+            size, pixels = picture_size(opened), None
+            facts = opened.facts._replace(size=size)
+            if decode or before is None or before.content != facts.content:
+                pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
+                if pixels.nbytes <= self.room:
+                    self.room -= pixels.nbytes
+                    self.crops[file, behind] = pixels, facts
+            self.known.learn(file, facts)
+            return facts, pixels
 
     def facts_of(self, file: Path | Member) -> Facts:
         """Facts about a picture, which is read if they are not known."""

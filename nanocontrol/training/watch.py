@@ -164,7 +164,7 @@ class Watch:
 
         step: counted from 0. loss: from Optimizer.step, averaged over the processes.
         """
-        self.losses.append(loss)
+        self.losses.append(loss.clone())  # a replayed step overwrites its output
         self.finished = done = step + 1
         last, stopped = done == self.total, self.processes.largest(self.signals.noted)
         looks = last or done % self.look_every == 0
