@@ -38,7 +38,7 @@ from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.place import checked, compiled, place
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.settings import knob, parser_for, settings_of_run
-from nanocontrol.training.start import Signals, check_new, run_alone, typed
+from nanocontrol.training.start import Signals, run_alone, typed
 from nanocontrol.training.watch import Watch
 
 # ----------------------------------------------------------------------------------- settings
@@ -259,7 +259,7 @@ def train(
             mine = draws.of(processes.share(i, settings.batch_size), settings.device)
             total += backward(watch.next(batches), mine)
         watch.done(step, take_step(processes.mean(total)))
-    return watch.finish(partial(look, len(held_out.images)), size)
+    return watch.finish(partial(look, len(held_out.images)), held_out.size)
 
 
 def pairs_of(settings: Settings, processes: Any = None) -> tuple[Pairs, Pairs, Scores | None]:
@@ -286,7 +286,6 @@ def save_weights(sd: StableDiffusion, trained: dict, condition: str | None, run:
 def resolve(given: dict[str, Any]) -> Settings:
     """All settings: those given, then nano's preset, then defaults and what this machine has."""
     check_training_flags(given)
-    check_new(given.get("out"))
     settings = Settings(**({} if "base" in given else NANO_PRESET) | given)
     on = settings.device or machine.default_device()
     pairs_seen = settings.steps * settings.accumulate * settings.batch_size

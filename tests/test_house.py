@@ -18,7 +18,7 @@ PAPER |= {"checkpoint"}
 # Rooms in their order: a file imports from its own room and from those before it. Ring 1 is the
 # paper and the scripts, ring 2 the other inner rooms, ring 3 what can be deleted.
 INNER = ["plumbing", "formats", "paper", "training", "nano", "commands", "scripts"]
-OUTER = ["tools", "doctor", "experiments"]
+OUTER = ["tools", "doctor", "experiments", "conformance"]
 ROOMS = INNER + OUTER
 # Lines of code, at most. The paper has 900 and a margin for bug fixes.
 BUDGETS = {
@@ -30,9 +30,10 @@ BUDGETS = {
     "training": 2400,
     "nano": 1400,
     "commands": 330,
-    "tools": 520,
+    "tools": 790,
     "doctor": 640,
     "experiments": 2130,
+    "conformance": 1250,
 }
 PAGE = 40  # lines of code in a function
 LOOP = 45  # in one that holds the loop of a training

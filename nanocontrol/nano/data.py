@@ -17,6 +17,7 @@ from nanocontrol.training.moved import check_moved
 from nanocontrol.training.pairs import Folder, Pairs, View, split
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.settings import check_together
+from nanocontrol.training.start import check_new
 
 MEASURED = 32  # drawn scenes that are held out
 ROOM = 10**9  # bytes of pictures that stay in memory from their check until they are encoded
@@ -86,8 +87,9 @@ def size_of_base(base: str) -> int:
 
 
 def check_training_flags(given: Mapping[str, Any]) -> None:
-    """Raises InputError for flags of a new run that contradict each other."""
+    """Raises InputError for flags of a new run that contradict each other, or name an old run."""
     check_together(given)
+    check_new(given.get("out"))
     for name in ("hints", "size", "crop", "mirror", "skip-wrong"):
         if name.replace("-", "_") in given and "data" not in given:
             raise InputError(f"--{name} is for your own pictures: expected --data DIR")

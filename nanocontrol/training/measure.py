@@ -134,11 +134,10 @@ def read_own(
 ) -> tuple[Tensor, list[str]] | None:
     """The hints and prompts that the user asked for. validation: the hints' files, and prompts;
     size: width and height of the pictures, to which hints are cropped like those of --data."""
-    if not validation:
-        return None
+    files, prompts = [Path(x) for x, _ in validation or []], [text for _, text in validation or []]
     with blame("--validation"):
-        hints = [as_tensor(cut_out(read_image(Path(x)), size, MIDDLE)) for x, _ in validation]
-    return torch.stack(hints), [prompt for _, prompt in validation]
+        hints = [as_tensor(cut_out(read_image(file), size, MIDDLE)) for file in files]
+    return (torch.stack(hints), prompts) if hints else None
 
 
 @torch.no_grad()

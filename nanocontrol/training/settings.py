@@ -22,8 +22,7 @@ class FileAndText(argparse.Action):
     """Collects the values of such a flag, the file as an absolute path."""
 
     def __call__(self, parser: Any, into: Any, values: Any, flag: str | None = None) -> None:
-        file, text = values
-        setattr(into, self.dest, [*getattr(into, self.dest, []), [absolute(file), text]])
+        setattr(into, self.dest, [*getattr(into, self.dest, []), [absolute(values[0]), values[1]]])
 
 
 def knob(
