@@ -1,0 +1,99 @@
+"""Check of exercise 3: a step of DDIM."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanocontrol import DDPM
+from nanocontrol.course.exercise import Draws, Exercise, compare
+from nanocontrol.course.pictures import latents_and_prompts, nano, save_strip
+from nanocontrol.course.student import Student
+
+ONE_LOWER = (
+    "ddim_step goes to level t - 1: with few steps sampling skips levels, so it has to go to the "
+    "level `following`."
+)
+STAYS = "ddim_step stays at level t: the mixture for the next level has abar[following]."
+ONLY_X0 = (
+    "ddim_step returns the estimate of x0: that is where the path ends, and each step goes only as "
+    "far as the level `following`."
+)
+NOT_UNDONE = (
+    "ddim_step subtracts the noise but does not divide by sqrt(abar[t]): x0 was scaled down when "
+    "noise was added."
+)
+ALL_CLEAN = (
+    "ddim_step's last step goes to a clean latent, abar = 1: Stable Diffusion's goes to abar[0] = "
+    "0.99915."
+)
+LAST_IS_T1 = (
+    "ddim_step's last step stays at level t: without a following level, Stable Diffusion goes to "
+    "level 0."
+)
+ADVICE = (
+    "With the true noise a step must return sqrt(a) x0 + sqrt(1 - a) noise, a of the next level."
+)
+
+
+def mixture(x0: Tensor, noise: Tensor, share: Tensor | float) -> Tensor:
+    share = torch.as_tensor(share)
+    return share.sqrt() * x0 + (1 - share).sqrt() * noise
+
+
+def check(student: Student, draws: Draws) -> str:
+    abar, number = DDPM().alphas_cumprod, draws.numbers("levels")
+    x0, noise = torch.randn(2, 2, 4, 8, 8, generator=draws.tensors("latents")).double()
+    steps = number.choice([10, 20, 25])
+    visited = [*DDPM().timesteps(steps), None]
+    for i in sorted(number.sample(range(steps - 1), 3)) + [steps - 1]:
+        t, following = visited[i], visited[i + 1]
+        x = mixture(x0, noise, abar[t])
+        after = abar[following or 0]
+        known = {
+            ONE_LOWER: mixture(x0, noise, abar[t - 1]),
+            STAYS: x,
+            NOT_UNDONE: mixture(x - (1 - abar[t]).sqrt() * noise, noise, after),
+            ONLY_X0: x0,
+        }
+        if following is None:
+            known = {ALL_CLEAN: x0, LAST_IS_T1: x, **known}
+        found = student.call("ddim_step", x, noise, t, following, abar)
+        compare("ddim_step", found, mixture(x0, noise, after), known, ADVICE)
+    return (
+        "With the true noise every step lands on the right mixture. The last one leaves 0.085 % of "
+        "the variance as noise, as Stable Diffusion does."
+    )
+
+
+@torch.no_grad()
+def show(student: Student, draws: Draws, folder: Path) -> Path:
+    """A scene sampled with the student's step: every fifth x_t of 20, and the last one."""
+    sd, generator = nano(), draws.tensors("picture")
+    latents, prompts = latents_and_prompts([draws.seed("scene") % 1000])
+    x = torch.randn(latents.shape, generator=generator)
+    visited, seen = [*DDPM().timesteps(20), None], []
+    context = torch.cat([sd.encode_prompts(""), sd.encode_prompts(prompts[0])])
+    for i, (t, following) in enumerate(zip(visited, visited[1:])):
+        without, prompted = sd.unet(x.expand(2, -1, -1, -1), torch.tensor([t, t]), context).chunk(2)
+        noise = without + sd.guidance * (prompted - without)
+        x = torch.as_tensor(
+            student.call("ddim_step", x, noise, t, following, DDPM().alphas_cumprod)
+        )
+        x = x.float()
+        seen += [x] if i % 5 == 4 else []
+    return save_strip(torch.cat(seen), folder / "ex03.png", f"{prompts[0]}: after 5 to 20 steps")
+
+
+EXERCISE = Exercise(
+    number=3,
+    title="A step of DDIM",
+    check=check,
+    hints=(
+        "Write down x_t as a mixture, and solve for x0.",
+        "The next x is the mixture of this x0 and the same noise, with abar[following].",
+        "`following` is None at the end, and 0 is not None: `following or 0` reads well here.",
+    ),
+    closed=("nanocontrol.schedulers", "nanocontrol.DDPM", "nanocontrol.DDIM"),
+    show=show,
+)

@@ -1,0 +1,83 @@
+"""Check of exercise 2: the latent scale of a VAE."""
+
+import math
+
+import torch
+
+from nanocontrol.course.exercise import Draws, Exercise, Wrong
+from nanocontrol.course.pictures import nano, pairs_of_scenes
+from nanocontrol.course.student import Student
+
+PICTURES = 16
+# 16 pictures have 4 x 16 x 16 x 16 latent values. What a correct measurement may leave out (the
+# posterior's noise, the mean) changes the result by less than 1 %, and rounding by nothing.
+WITHIN = 0.03
+SD = (
+    "latent_scale returns 0.18215, the scale of Stable Diffusion 1's own VAE: it was measured, and "
+    "this VAE needs a measurement of its own."
+)
+INVERSE = (
+    "latent_scale returns the standard deviation of the latents: the scale has to divide by it."
+)
+VARIANCE = (
+    "latent_scale divides by the variance: a factor c changes the variance by c^2, so divide by "
+    "the standard deviation."
+)
+POSTERIOR = (
+    "latent_scale measures the posterior's standard deviation, which is the noise of one latent: "
+    "what has to be 1 is the spread of all latents."
+)
+PIXELS = "latent_scale measures the pictures: the U-Net never sees them, only their latents."
+LARGEST = (
+    "latent_scale divides by the largest value: that bounds the latents, but their variance is "
+    "not 1."
+)
+
+
+def check(student: Student, draws: Draws) -> str:
+    gain = draws.given().numbers("gain").uniform(1.7, 3.5)
+    numbers = draws.numbers("scenes").sample(range(1000), PICTURES)
+    pictures, _, _ = pairs_of_scenes(numbers)
+    with torch.no_grad():
+        mean, deviation = (gain * x for x in nano().encode(pictures))
+    right = 1 / mean.std().item()
+    found = student.call("latent_scale", gain, pictures, through="with_encoder")
+    try:
+        found = float(found)
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong("latent_scale returns no number; expected a single one") from None
+    known = {
+        SD: 0.18215,
+        INVERSE: 1 / right,
+        VARIANCE: right**2,
+        POSTERIOR: 1 / deviation.square().mean().sqrt().item(),
+        PIXELS: 1 / pictures.std().item(),
+        LARGEST: 1 / mean.abs().max().item(),
+    }
+    if not math.isfinite(found):
+        raise Wrong("latent_scale returns a number that is not finite")
+    if not abs(found / right - 1) < WITHIN:
+        for sentence, wrong in known.items():
+            if abs(found / wrong - 1) < WITHIN:
+                raise Wrong(sentence)
+        variance = (found / right) ** 2
+        raise Wrong(
+            f"latent_scale returns {found:.4f}: times this number, the latents have variance "
+            f"{variance:.2f}; expected 1. Take all latents together."
+        )
+    return (
+        f"Times {found:.3f} the latents have variance 1. Stable Diffusion's 0.18215 is the same "
+        "measurement on its own VAE."
+    )
+
+
+EXERCISE = Exercise(
+    number=2,
+    title="Measure the latent scale of a VAE",
+    check=check,
+    hints=(
+        "Which number times a quantity of standard deviation s has standard deviation 1?",
+        "encode(pictures)[0] holds the means of all latents; the noise around them is small.",
+    ),
+    closed=("nanocontrol.nano.train",),
+)

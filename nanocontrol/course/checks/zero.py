@@ -1,0 +1,144 @@
+"""Check of exercise 5: zero convolutions, and who gets a gradient when."""
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanocontrol import DDPM, ControlNet
+from nanocontrol.controlnet import initialise_condition_encoder
+from nanocontrol.course.exercise import Draws, Exercise, Wrong, compare
+from nanocontrol.course.inside import descend
+from nanocontrol.course.pictures import nano
+from nanocontrol.course.student import Student
+from nanocontrol.nano.model import NARROW
+
+PARTS = "zero convolutions", "copy", "end of the encoder", "encoder"
+NEVER = (
+    "Zero weights do learn: the gradient of a weight is its input times the gradient of the "
+    "output, and neither is zero. Only the gradient of the input is multiplied by the weights."
+)
+PASSES = (
+    "With zero weights the gradient of the input is zero: it is W^T times the gradient of the "
+    "output, and nothing gets past this convolution at first."
+)
+MEAN = "The gradients of weight and bias are sums over batch and positions, not means."
+ALL_AT_ONCE = (
+    "The copy lies before the zero convolutions: at step 1 their weights are zero, so no gradient "
+    "gets past them."
+)
+ONE_LAYER = (
+    "Two layers of zeros lie between the loss and the encoder: at step 2 the gradient reaches the "
+    "end of the encoder, which is still zero then."
+)
+LATER = (
+    "A layer of zeros blocks for one step only: with its first gradient the optimizer makes its "
+    "weights non-zero."
+)
+GAUSSIAN = (
+    "A layer that starts with Gaussian weights blocks nothing: what lies before it gets its "
+    "gradient as if the layer were not there."
+)
+
+
+def check(student: Student, draws: Draws) -> str:
+    check_by_hand(student, draws)
+    for zero, end in product((True, False), repeat=2):
+        right = real_run(draws, zero, end)
+        found = student.call("first_steps", zero, end)
+        judge(found, right, zero, end)
+    return (
+        "Zero weights block what lies before them for exactly one step. The published ControlNet "
+        "has two such layers, so its encoder starts to learn at step 3."
+    )
+
+
+def check_by_hand(student: Student, draws: Draws) -> None:
+    generator = draws.tensors("by hand")
+    x = torch.randn(2, 3, 4, 4, generator=generator).double().requires_grad_()
+    grad = torch.randn(2, 5, 4, 4, generator=generator).double()
+    for weight in (torch.zeros(5, 3), torch.randn(5, 3, generator=generator)):
+        weight, bias = weight.double().requires_grad_(), torch.zeros(5).double().requires_grad_()
+        y = F.conv2d(x, weight[:, :, None, None], bias)
+        right = torch.autograd.grad(y, (weight, bias, x), grad)
+        found = student.call("gradients", x, weight, grad)
+        if not isinstance(found, list) or len(found) != 3:
+            raise Wrong("gradients returns something else than three tensors: weight, bias, input")
+        no_gradient, positions = torch.zeros(5, 3), len(x) * x[0, 0].numel()
+        weights = {NEVER: no_gradient, MEAN: right[0] / positions}
+        compare("gradients, weight", found[0], right[0], weights, "It is input times gradient.")
+        biases = {NEVER: torch.zeros(5), MEAN: right[1] / positions}
+        compare("gradients, bias", found[1], right[1], biases, "y grows with b by 1 everywhere.")
+        advice = PASSES if not weight.any() else "It is W^T times the gradient of y."
+        compare("gradients, input", found[2], right[2], {}, advice)
+
+
+def real_run(draws: Draws, zero: bool, end: bool) -> dict[str, int]:
+    """The first step in which each part of nano's ControlNet gets a gradient, in four steps."""
+    sd, generator = nano(), draws.tensors("run")
+    torch.manual_seed(draws.seed("control"))
+    control = ControlNet.from_unet(sd.unet, NARROW)
+    initialise_condition_encoder(control)
+    layers = [] if zero else [*control.zero_convs, control.middle_block_out]
+    for layer in [*layers, *([] if end else [control.input_hint_block[-1]])]:
+        for weight in layer.parameters():
+            nn.init.normal_(weight, std=0.02)
+    x0, noise = torch.randn(2, 1, 4, 4, 4, generator=generator)
+    hint, t = torch.rand(1, 3, 32, 32, generator=generator), torch.tensor([500])
+    x_t, context = DDPM().add_noise(x0, noise, t), sd.encode_prompts("a red ball")
+    first: dict[str, int] = {}
+    for step in range(1, 5):
+        residuals = control(x_t, hint, t, context)
+        F.mse_loss(sd.unet(x_t, t, context, residuals), noise).backward()
+        for name, weight in control.named_parameters():
+            if has_gradient(weight):
+                first.setdefault(part_of(name), step)
+        if len(first) == len(PARTS):
+            break
+        descend([*control.parameters()])
+    return first
+
+
+def has_gradient(weight: Tensor) -> bool:
+    return weight.grad is not None and bool(weight.grad.abs().max() > 0)
+
+
+def part_of(name: str) -> str:
+    """The part of a ControlNet that a weight of this name belongs to."""
+    if name.startswith(("zero_convs", "middle_block_out")):
+        return "zero convolutions"
+    if name.startswith("input_hint_block"):
+        return "end of the encoder" if name.startswith("input_hint_block.14") else "encoder"
+    return "copy"
+
+
+def judge(found: object, right: dict[str, int], zero: bool, end: bool) -> None:
+    """Compare a prediction with a real run. zero, end: whether these layers start as zeros."""
+    if not isinstance(found, dict) or set(found) != {*PARTS}:
+        raise Wrong(f"first_steps returns no dictionary with the keys {', '.join(PARTS)}")
+    start = "zeros" if zero else "Gaussian weights", "zeros" if end else "Gaussian weights"
+    case = f"(Zero convolutions start as {start[0]}, the end of the encoder as {start[1]}.)"
+    for part in PARTS:
+        said, step = found[part], right[part]
+        if said == step:
+            continue
+        if part == "zero convolutions":
+            sentence = NEVER
+        elif not isinstance(said, int) or said > step:
+            sentence = LATER if zero and end else GAUSSIAN
+        else:
+            sentence = ALL_AT_ONCE if said == 1 and zero else ONE_LAYER
+        raise Wrong(f"{sentence} {case}")
+
+
+EXERCISE = Exercise(
+    number=5,
+    title="Zero convolutions, and who gets a gradient when",
+    check=check,
+    hints=(
+        "One position, one channel: y = w x + b. What are dy/dw, dy/db and dy/dx if w = 0?",
+        'torch.einsum("bdhw,bchw->dc", grad, x) sums products over batch and positions.',
+        "Walk from the loss to the hint. Each layer of zeros on the way costs one step.",
+    ),
+)

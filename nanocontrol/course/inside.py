@@ -1,0 +1,121 @@
+"""Functions that run in a submission's process. Each calls a student's function with objects that
+cannot be sent, such as networks, and returns what can be sent. The first argument is the function.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanocontrol import ControlNet, StableDiffusion, load_control, load_sd
+from nanocontrol.controlnet import zero_convolution
+from nanocontrol.nano.model import NANO, NANO_CONTROL
+
+
+@cache
+def base_of_nano() -> StableDiffusion:
+    return load_sd(NANO)
+
+
+@torch.no_grad()
+def with_encoder(function: Callable, gain: float, pictures: Tensor) -> float:
+    """function(encode, pictures), with nano's VAE times a gain."""
+
+    def encode(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        mean, deviation = base_of_nano().encode(pictures)
+        return gain * mean, gain * deviation
+
+    return function(encode, pictures)
+
+
+def small_block() -> nn.Sequential:
+    """A block F, from [B, 4, h, w] to [B, 4, h, w]."""
+    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
+
+
+def two_steps(
+    function: Callable, weights: dict[str, Tensor], x: Tensor, c: Tensor, target: Tensor
+) -> dict:
+    """Train equation 2 for two steps, with the parts that function(block) returns.
+
+    weights: the block's; x, c, target [B, 4, h, w]. Returns outputs and weights before and after.
+    """
+    block = small_block()
+    block.load_state_dict(weights)
+    locked, copied, parameters = function(block)
+    zero_in, zero_out = zero_convolution(4), zero_convolution(4)
+    zeros = [*zero_in.parameters(), *zero_out.parameters()]
+
+    def controlled() -> Tensor:
+        return locked(x) + zero_out(copied(x + zero_in(c)))
+
+    found = {"output": controlled(), "copy before": weights_in(copied)}
+    parameters = [*parameters, *zeros]
+    for _ in range(2):
+        F.mse_loss(controlled(), target).backward()
+        descend(parameters)
+    collected = any(weight.grad is not None for weight in locked.parameters())
+    after = {"locked after": weights_in(locked), "copy after": weights_in(copied)}
+    return found | after | {"locked collects gradients": collected}
+
+
+@torch.no_grad()
+def descend(parameters: Sequence[nn.Parameter], rate: float = 0.1) -> None:
+    """A step of gradient descent. PyTorch's optimizers take seconds to import."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter -= rate * parameter.grad
+            parameter.grad = None
+
+
+def weights_in(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def probed(
+    function: Callable,
+    skips: list[Tensor],
+    middle: Tensor,
+    residuals: list[Tensor],
+    outputs: list[Tensor],
+) -> dict:
+    """function(blocks, skips, middle, residuals), with blocks that note their inputs. Block k
+    returns outputs[k]."""
+    noted: list[Tensor] = []
+    order: list[int] = []
+
+    def block(k: int) -> Callable[[Tensor], Tensor]:
+        def noting(x: Tensor) -> Tensor:
+            order.append(k)
+            noted.append(x.clone())
+            return outputs[k].clone()
+
+        return noting
+
+    result = function([block(k) for k in range(len(outputs))], skips, middle, residuals)
+    return {"inputs": noted, "order": order, "result": result}
+
+
+@torch.no_grad()
+def with_loss(
+    function: Callable,
+    follows: bool,
+    hints: Tensor,
+    x_t: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    prompts: Sequence[str],
+) -> float:
+    """function(loss, hints), where loss(hints) is the mean loss of held-out latents x_t with any
+    hints: of the bundled ControlNet, or of an untrained one."""
+    sd = base_of_nano()
+    control = load_control(NANO_CONTROL, sd.unet) if follows else ControlNet.from_unet(sd.unet)
+    context = sd.encode_prompts(prompts)
+
+    def loss(hints: Tensor) -> float:
+        output = sd.unet(x_t, t, context, control(x_t, hints, t, context))
+        return F.mse_loss(output, noise).item()
+
+    return function(loss, hints)
