@@ -66,8 +66,8 @@ def grade_submission(folder: Path, others: Path, seconds: float = SECONDS) -> Gr
         for exercise in exercises().values():
             try:
                 for wanted in exercise.wanted:
-                    copied(folder / wanted, Path(own))
-                file = copied(folder / exercise.file, Path(own))
+                    copied(wanted, folder, Path(own))
+                file = copied(exercise.file, folder, Path(own))
             except Failed as error:
                 grades.append(Grade(exercise.number, 0, one_line(str(error), SAID)))
                 continue

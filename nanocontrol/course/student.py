@@ -20,6 +20,7 @@ PRIVATE = ROOT / "tests", HERE / "checks"  # the solutions, and the sentences
 SECONDS = 60.0  # that a file may compute, in all
 STARTING = 300.0  # seconds in which PyTorch has to be imported
 MOST_PRINTED = 2**20  # bytes
+MOST_HANDED_IN = 2**24  # bytes of a file
 CLOSED = "nanocontrol.course", "nanocontrol.conformance", "tests"
 
 
@@ -36,6 +37,7 @@ class Student:
     def __init__(self, private: tuple[Path, ...] = (), seconds: float = SECONDS):
         self.private, self.seconds = (*PRIVATE, *private), seconds
         self.process: subprocess.Popen | None = None
+        self.folder = Path()  # of the file that was loaded last
         self.printed = b""
 
     def __enter__(self) -> Self:
@@ -131,7 +133,7 @@ class Student:
         """
         if self.process is None or self.process.poll() is not None:
             self.start(file.parent)
-        self.until = time.monotonic() + self.seconds
+        self.until, self.folder = time.monotonic() + self.seconds, file.parent
         self.ask("load", str(file), [*CLOSED, *closed])
 
     def call(self, name: str, *args: Any, through: str | None = None) -> Any:
@@ -165,14 +167,18 @@ def kill(process: subprocess.Popen) -> None:
             process.kill()
 
 
-def copied(file: Path, folder: Path) -> Path:
-    """A copy of a submitted file. Raises Failed if it is missing, a link, or too large."""
-    if file.is_symlink() or not file.is_file():
-        found = "is a link" if file.is_symlink() else "is missing"
-        raise Failed(f"{file.name} {found}; expected a file")
-    if file.stat().st_size > 2**24:
-        raise Failed(f"{file.name} is larger than 16 MB")
-    copy = folder / file.name
+def copied(name: str, source: Path, folder: Path) -> Path:
+    """A copy of a submitted file. Raises Failed if it is missing, not an ordinary file of this
+    submission, or too large. name: relative to both folders."""
+    file = source / name
+    if not file.resolve().is_relative_to(source.resolve()) or file.is_symlink():
+        raise Failed(f"{name} is a link; expected a file")
+    if not file.is_file():
+        raise Failed(f"{name} is missing; expected a file")
+    if file.stat().st_size > MOST_HANDED_IN:
+        raise Failed(f"{name} is larger than {MOST_HANDED_IN // 2**20} MB")
+    copy = folder / name
+    copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(file.read_bytes())
     return copy
 
