@@ -1,0 +1,89 @@
+"""Run the checks, and count them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanocontrol.conformance import may, must, should
+from nanocontrol.conformance.bench import Bench, Check, NotRun
+from nanocontrol.plumbing.errors import one_line
+
+CHECKS: list[Check] = [*must.CHECKS, *should.CHECKS, *may.CHECKS]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a check went. passed is None if it did not run; then message is the reason."""
+
+    name: str
+    level: str  # must, should or may
+    passed: bool | None
+    measured: float | None
+    allowed: float | None
+    message: str  # the idea that is missed, or "" if it passed
+    expected: str = ""  # why it is expected to fail
+
+    @property
+    def status(self) -> str:
+        if self.passed is None:
+            return "did not run"
+        if self.expected:
+            return "PASSED UNEXPECTEDLY" if self.passed else "fails as expected"
+        return "passed" if self.passed else "FAILED"
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it makes the suite fail: a must that fails, or an expected failure that
+        passes."""
+        if self.expected:
+            return self.passed is True
+        return self.level == "must" and self.passed is False
+
+
+def check_controlnet(
+    adapter: Any, expected_failures: Mapping[str, str] = {}, only: Sequence[str] = ()
+) -> list[Result]:
+    """Run all checks, or only those named, on an adapter.
+
+    expected_failures: names of checks and why they are expected to fail.
+    Raises ValueError for the name of a check that does not exist.
+    """
+    names = [check.name for check in CHECKS]
+    for name in [*expected_failures, *only]:
+        if name not in names:
+            raise ValueError(f"there is no check {name!r}; expected one of {', '.join(names)}")
+    bench = Bench(adapter)
+    chosen = [check for check in CHECKS if not only or check.name in only]
+    return [run(check, bench, expected_failures.get(check.name, "")) for check in chosen]
+
+
+def run(check: Check, bench: Bench, expected: str) -> Result:
+    """A check's result. A check that raises an error fails; it does not run without an optional
+    function that it needs."""
+    try:
+        measured, allowed, message = check.function(bench)
+    except (NotImplementedError, NotRun) as error:
+        optional = isinstance(error, NotRun) or check.level != "must" or str(error) in OPTIONAL
+        passed, why = (None, "the adapter has no ") if optional else (False, "there must be a ")
+        reason = str(error) if isinstance(error, NotRun) else why + (str(error) or "such function")
+        return Result(check.name, check.level, passed, None, None, reason, expected)
+    except Exception as error:  # the implementation's, of any type
+        text = one_line(f"it raised {type(error).__name__}: {error}")
+        return Result(check.name, check.level, False, None, None, text, expected)
+    passed = bool(measured <= allowed)  # a NaN fails
+    message = "" if passed else message
+    return Result(check.name, check.level, passed, float(measured), allowed, message, expected)
+
+
+OPTIONAL = {"gradients", "train_step", "loss", "sample", "saved", "resume", "initial_noise"}
+
+
+def counts(results: Sequence[Result]) -> str:
+    """How many checks ran and how many did not, in a sentence that is always printed."""
+    number = {status: sum(r.status == status for r in results) for status in STATUSES}
+    ran = len(results) - number["did not run"]
+    said = ", ".join(f"{n} {status}" for status, n in number.items() if n)
+    return f"{len(results)} checks: {ran} ran, {number['did not run']} did not. {said}."
+
+
+STATUSES = "passed", "fails as expected", "FAILED", "PASSED UNEXPECTEDLY", "did not run"
