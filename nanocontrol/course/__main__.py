@@ -4,11 +4,12 @@
     python -m nanocontrol.course next         the next exercise: its file and its idea
     python -m nanocontrol.course check N      check exercise N
     python -m nanocontrol.course hint N       a hint for exercise N; call it again for the next one
+    python -m nanocontrol.course train WHAT   a training for exercise 10 or the bonus: minutes
     python -m nanocontrol.course status       what is done
     python -m nanocontrol.course grade FOLDER grade the submissions in a folder
 
-`next`, `check`, `hint` and `status` work in the student's folder. For teachers: README.md in this
-package's folder.
+`next`, `check`, `hint`, `train` and `status` work in the student's folder. README.md next to this
+file is for teachers.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from nanocontrol.course.folder import (
     state_of,
 )
 from nanocontrol.course.grade import (
+    BONUS,
     as_csv,
     as_json,
     as_text,
@@ -35,6 +37,7 @@ from nanocontrol.course.grade import (
     submissions_in,
     with_notes,
 )
+from nanocontrol.course.own_runs import RUNS, train_own_condition, train_own_run
 from nanocontrol.course.student import Failed, Student
 from nanocontrol.plumbing.errors import InputError, one_line, one_sentence, say
 from nanocontrol.plumbing.flags import Parser
@@ -93,6 +96,14 @@ def check(folder: Path, exercise: Exercise) -> None:
         say(f"Next: exercise {left[0].number}, {left[0].title} ({left[0].file})")
 
 
+def train(folder: Path, run: str) -> None:
+    name = remembered(folder)["name"]
+    if run == "own":
+        train_own_condition(folder / exercises()[BONUS].file, name, folder)
+    else:
+        train_own_run(run, name, folder)
+
+
 def grade(folder: Path, form: str | None) -> None:
     if missing := limits_here():
         say(f"course: {missing}", sys.stderr)
@@ -116,6 +127,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     for command, what in (("check", "check an exercise"), ("hint", "a hint for an exercise")):
         asking = commands.add_parser(command, help=what)
         asking.add_argument("number", type=int, choices=[*exercises()], metavar="N")
+    training = commands.add_parser("train", help="a training for exercise 10 or the bonus")
+    training.add_argument("run", choices=[*RUNS, "own"], metavar="WHAT", help="scaled, half or own")
     commands.add_parser("status", help="what is done")
     grading = commands.add_parser("grade", help="grade all submissions in a folder")
     grading.add_argument("folder", type=Path, metavar="FOLDER")
@@ -137,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
         elif args.command == "hint":
             remembered(here)
             say(next_hint(here, exercises()[args.number]))
+        elif args.command == "train":
+            train(here, args.run)
         else:
             (status if args.command == "status" else say_next)(here)
 

@@ -4,6 +4,7 @@ cannot be sent, such as networks, and returns what can be sent. The first argume
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from nanocontrol import ControlNet, StableDiffusion, load_control, load_sd
 from nanocontrol.controlnet import zero_convolution
 from nanocontrol.nano.model import NANO, NANO_CONTROL
+from nanocontrol.nano.world import draw, random_scene
 
 
 @cache
@@ -119,3 +121,40 @@ def with_loss(
         return F.mse_loss(output, noise).item()
 
     return function(loss, hints)
+
+
+made: dict[Callable, Any] = {}  # the adapter of each of a student's classes
+
+
+def of_adapter(function: Callable, method: str, args: list) -> Any:
+    """Call a method of a student's adapter (nanocontrol.conformance), whose class is `function`."""
+    from nanocontrol.conformance.adapter import TrainingBatch
+    from nanocontrol.conformance.cases import Config
+
+    if method == "make":
+        made.clear()
+        made[function] = function()
+        args = [Config(**{name: as_tuple(value) for name, value in args[0].items()})]
+    elif method in ("gradients", "train_step", "loss"):
+        args = [TrainingBatch(**as_numpy(args[0]))]
+    return getattr(made[function], method)(*as_numpy(args))
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def as_numpy(value: Any) -> Any:
+    """Tensors in lists and dictionaries as arrays."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, list):
+        return [as_numpy(part) for part in value]
+    if isinstance(value, dict):
+        return {name: as_numpy(part) for name, part in value.items()}
+    return value
+
+
+def with_drawings(function: Callable, seeds: list[int], size: int) -> list[Tensor]:
+    """The hints [size, size, 3] that function(drawing) makes of the scenes with these seeds."""
+    return [function(draw(random_scene(seed), size)) for seed in seeds]

@@ -3,17 +3,23 @@
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nanocontrol import ControlNet, StableDiffusion
+from nanocontrol import ControlNet, load_control, save_control
 from nanocontrol.course.exercise import Draws
+from nanocontrol.course.pictures import nano
 from nanocontrol.course.student import ROOT
+from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.scores import SCORES, canny_score
 from nanocontrol.plumbing.errors import InputError
+from nanocontrol.training.run import read_run
 
 RUNS = "scaled", "half"
+HANDED_IN = "runs/own/control-half.safetensors"  # of the bonus
 STEPS = {"scaled": 240, "half": 400}
 
 
@@ -57,15 +63,30 @@ def models_for(run: str, made: Callable, settings: Any) -> tuple:
 def train_own_run(run: str, name: str, folder: Path) -> None:
     """Train a variant of exercise 10 by train.py, and print its scores."""
     train = script()
-    out = folder / "runs" / run
     flags = {**settings_for(run, seed_of(name)), "sample_every": 20, "save_every": 400}
-    flags |= {"out": str(out), "cache": str(folder / "cache")}
-    argv = [word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    train.main(argv, models=partial(models_for, run, train.models))
-    from nanocontrol.training.run import read_run
-
-    for step, score in read_run(out).measured("score"):
+    train.main(words_of(flags, folder, run), models=partial(models_for, run, train.models))
+    for step, score in read_run(folder / "runs" / run).measured("score"):
         print(f"step {step:3}: score {score:.3f}")
+
+
+def train_own_condition(file: Path, name: str, folder: Path) -> None:
+    """Train a ControlNet for the condition of the bonus, and write it in half precision."""
+    train = script()
+    names: dict[str, Any] = {"__name__": "own condition"}
+    exec(compile(file.read_text(encoding="utf-8"), file, "exec"), names)
+    CONDITIONS["own"], SCORES["own"] = names["condition"], canny_score
+    flags = {"condition": "own", "seed": seed_of(name), "sample_every": 100, "save_every": 500}
+    train.main(words_of(flags, folder, "own"))
+    control = load_control(folder / "runs" / "own" / "control.safetensors", nano().unet)
+    save_control(control.half(), folder / HANDED_IN, "own")
+    print(f"{folder / HANDED_IN} is what you hand in, with {file.name}")
+
+
+def words_of(flags: dict[str, Any], folder: Path, run: str) -> list[str]:
+    """The words of a train.py command whose run and cache lie in a student's folder."""
+    flags = flags | {"out": str(folder / "runs" / run), "cache": str(folder / "cache")}
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items())
+    return [word for pair in pairs for word in pair]
 
 
 def script() -> Any:
@@ -74,6 +95,4 @@ def script() -> Any:
         raise InputError(f"{ROOT} has no train.py: install with `pip install -e .` from a clone")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    import train
-
-    return train
+    return import_module("train")

@@ -19,11 +19,11 @@ PAIRS = 3
 NEAR = 0.005  # of the loss: a hundred times its rounding, and less than a tenth of the gain
 
 LOWEST = (
-    "Run {run} has the lowest training loss because it saw the same four scenes again and again: it "
-    "knows them by heart. Look at the last two columns: what do wrong hints cost it?"
+    "Run {run} has the lowest training loss because it saw four scenes again and again: it has "
+    "memorised them. Look at the last two columns: what do wrong hints cost it?"
 )
 LOWER = (
-    "Run {run} has a lower training loss than the one that follows, because none of its prompts were "
+    "Run {run} has a lower training loss than the one that follows, because no prompts were "
     "dropped. Wrong hints cost it nothing: look at the last two columns."
 )
 LETTER = 'FOLLOWS is one of the letters "a", "b" and "c".'
@@ -34,7 +34,9 @@ BLACK = (
     "rises because the ControlNet never saw one. Take the hints of other pairs."
 )
 RATIO = "control_gain is a ratio: for a difference, 0 means that hints have no effect."
-ONLY_LOSS = "control_gain is a loss: most of it is the base's own error, which a difference removes."
+ONLY_LOSS = (
+    "control_gain is a loss: most of it is the base's own error, which a difference removes."
+)
 
 
 def names_of_runs(draws: Draws) -> dict[str, str]:

@@ -31,7 +31,9 @@ WIDE = 5  # pixels of a thick line
 INVERTED = "is still black on white: edges are white lines on black, and most of a hint is black."
 EXCHANGED = "still has red and blue exchanged (BGR): OpenPose's colours mean different limbs."
 NOT_A_SWAP = "has the wrong colours: only the order of the three channels was changed."
-BELOW_0 = "still has values outside 0 to 1: the original's hints go from 0 to 1, pictures from -1 to 1."
+BELOW_0 = (
+    "still has values outside 0 to 1: the original's hints go from 0 to 1, pictures from -1 to 1."
+)
 CUT_OFF = "has lost the far half of the depth: values below 0 were cut off, not mapped back."
 GREY = "still is grey and blurred: each pixel of an edge map is black or white."
 SHIFTED = "still does not lie on its picture: find the shift where most lines meet edges."
@@ -139,9 +141,7 @@ def what_is_wrong(
     return wrong_lines(found, hint, spoiled, shift)
 
 
-def wrong_lines(
-    found: Tensor, hint: Tensor, spoiled: Tensor, shift: tuple[int, int]
-) -> str | None:
+def wrong_lines(found: Tensor, hint: Tensor, spoiled: Tensor, shift: tuple[int, int]) -> str | None:
     """The same for edges."""
     if found.mean() > 0.5:
         return INVERTED

@@ -15,8 +15,8 @@ from nanocontrol.training.run import read_run
 LEVEL = 0.4  # of the score; without control it is about 0.24
 # Steps of the jump in stored runs, and where they come from.
 STORED = json.loads(Path(__file__).with_name("jumps.json").read_text(encoding="utf-8"))["jumps"]
-# Runs of other seeds, processors and evaluated scenes jump up to this much sooner or later. One seed
-# jumped at step 111 and at 156 on two processors.
+# Other seeds, processors and evaluated scenes may change a jump by these factors. One seed jumped
+# at step 111 and at 156 in two runs.
 SOONER, LATER = 0.5, 1.7
 
 LOOKED_AT = (
@@ -28,8 +28,8 @@ STEEPEST = (
     "level."
 )
 LAST_TIME = (
-    "first_step_at returns the last time that the score passes the level: scores also fall, and the "
-    "first time counts."
+    "first_step_at returns the last time that the score passes the level: scores also fall, and "
+    "the first time counts."
 )
 NEVER = "first_step_at has to return None if the score never reaches the level."
 NOT_BROKEN = (
@@ -105,7 +105,7 @@ def check_run(folder: Path, run: str, found: float, draws: Draws) -> None:
         if past.settings.get(name) != value:
             given = past.settings.get(name)
             raise Wrong(
-                f"runs/{run} was trained with {name} {given}; yours has {value}. Is it your own run, "
+                f"runs/{run} was trained with {name} {given}; yours has {value}. Is it your own, "
                 f"made by `python -m nanocontrol.course train {run}`?"
             )
     curve = past.measured("score")
@@ -131,8 +131,7 @@ EXERCISE = Exercise(
     check=check,
     hints=(
         "pairwise from itertools gives neighbouring evaluations.",
-        "On a straight line from (a, low) to (b, high) the level lies at a + (b - a) (level - low) / "
-        "(high - low).",
+        "From (a, low) to (b, high) the level is at a + (b - a) (level - low) / (high - low).",
         "Each run's log.jsonl has the scores: the lines with a score are evaluations.",
     ),
     wanted=tuple(f"runs/{run}/{file}" for run in RUNS for file in ("settings.json", "log.jsonl")),

@@ -1,14 +1,14 @@
 """Exercise 8: repair six spoiled hints.
 
-A ControlNet follows what it was trained on: hints in RGB from 0 to 1, here edges (white lines of one
-pixel on black), a pose in OpenPose's colours, and depth (near is bright). Most reports of a ControlNet
-that "does not work" come from hints that are slightly something else.
+A ControlNet follows what it was trained on: hints in RGB from 0 to 1. Here they are edges (white
+lines of one pixel on black), a pose in OpenPose's colours, and depth (near is bright, the wall is
+black). Many reports of a ControlNet that "does not work" come from slightly different hints.
 
-hints.npy holds six spoiled hints [6, 3, 128, 128], pictures.npy the pictures that they belong to, and
-hints.png shows both. Each hint has one fault. Find it: look at the values, the colours, the width of
-the lines, and where they lie on the picture. Then write a function that undoes this fault.
+hints.npy holds six spoiled hints [6, 3, 128, 128], pictures.npy the pictures that they belong to,
+and hints.png shows both. Each hint has one fault. Find it: look at the values, the colours, the
+width of the lines, and where they lie on the picture. Then write a function that undoes it.
 
-The check spoils hints of other scenes in the same six ways, and lets nano draw from what you return.
+The check spoils hints of other scenes in the same six ways. nano draws from what you return.
 The pictures must score at least 0.8 of what they score with the true hints.
 
     python -m nanocontrol.course check 8

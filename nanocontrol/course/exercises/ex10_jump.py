@@ -1,9 +1,9 @@
 """Exercise 10: the jump.
 
-"I trained for 300 steps and nothing happened. Is it broken?" The paper saw its ControlNet ignore the
-hints for 6,100 steps and follow them after 6,133. nano's waits too, for a reason: the condition
-encoder, as the released code initialises it (PyTorch's default), lets almost nothing of the hint
-through, and training has to amplify it first. Two changes help: initialise the encoder so that the
+"I trained for 300 steps and nothing happened. Is it broken?" The paper's ControlNet ignored hints
+for 6,100 steps and followed it after 6,133. nano's waits too, for a reason: the condition encoder,
+as the released code initialises it (PyTorch's default), lets almost nothing of the hint through,
+and training has to amplify it first. Two changes help: initialise the encoder so that the
 signal keeps its size ("scaled"), or make it half as deep ("half").
 
 1. Predict at which step each of the two begins to follow, that is, reaches a score of 0.4. With the

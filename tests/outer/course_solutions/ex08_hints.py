@@ -31,5 +31,7 @@ def thick(hint):
     return 1 - F.max_pool2d(1 - hint[None], 5, 1, 2)[0]
 
 
-REPAIRS = {"range": range_} | {f.__name__: f for f in (inverted, exchanged, blurred, shifted, thick)}
+REPAIRS = {"range": range_} | {
+    f.__name__: f for f in (inverted, exchanged, blurred, shifted, thick)
+}
 repair_1, repair_2, repair_3, repair_4, repair_5, repair_6 = (REPAIRS[name] for name in ORDER)

@@ -1,0 +1,157 @@
+"""Check of exercise 12: thirteen broken ControlNets, the mutants of the conformance suite."""
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanocontrol.conformance import check_controlnet, mutants
+from nanocontrol.conformance.adapter import Adapter, TrainingBatch
+from nanocontrol.conformance.cases import Config
+from nanocontrol.conformance.mutants import MUTANTS
+from nanocontrol.course.exercise import EXERCISES, Draws, Exercise, Wrong
+from nanocontrol.course.inside import as_numpy
+from nanocontrol.course.student import Student
+
+# What one would see if a ControlNet had this error.
+SHOWS = {
+    "no_zero_initialisation": "a fresh ControlNet would already change the pictures",
+    "unused_zero_convolutions": "the zero convolutions would be there, and nothing would pass them",
+    "exchanged_residuals": "all residuals would be added, two of them at each other's place",
+    "no_middle_residual": "the residuals of all skips would be added, the middle block's would not",
+    "hint_in_bgr": "a red hint and a blue hint would change places",
+    "hint_from_minus_one": "black would reach the network as -1, and white as 1",
+    "shared_encoder": "training the copy would change the base's own weights, in one memory",
+    "unlocked_base": "base and copy would have their own weights, and both would be trained",
+    "hint_after_second_block": "the shallowest residual would not depend on the hint",
+    "residuals_added_twice": "control would be as strong as at strength 2",
+    "inverted_hint": "black would reach the network as 1, and white as 0",
+    "last_alpha_one": "sampling would end without the last bit of noise",
+    "dropped_for_control_alone": "the base would read prompts that the ControlNet does not get",
+}
+UNKNOWN = 'NAMES["{broken}"]: {said!r} is no word of ERRORS.'
+UNNAMED = 'NAMES["{broken}"] has no name yet.'
+
+
+def order_of(draws: Draws) -> dict[str, str]:
+    """This student's classes, and the error of each."""
+    names = draws.given().numbers("mutants").sample([*MUTANTS], len(MUTANTS))
+    return {f"Broken{k}": name for k, name in enumerate(names, 1)}
+
+
+def give(draws: Draws, folder: Path) -> None:
+    """Write the exercise's file with the mutants' code, in this student's order and without their
+    names."""
+    tree = ast.parse(Path(mutants.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    code = {
+        node.name: node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name != "Mutant"
+    }
+    broken = {MUTANTS[name].adapter.__name__: new for new, name in order_of(draws).items()}
+    parts = [name for name in code if name not in broken]
+    renamed = {name: f"part_{k}" for k, name in enumerate(parts, 1)}
+    by_number = {new: old for old, new in broken.items()}
+    wanted = [*parts, *(by_number[new] for new in order_of(draws))]
+    texts = [anonymous(code[name], renamed | broken) for name in wanted]
+    frame = (EXERCISES / EXERCISE.file).read_text(encoding="utf-8").rstrip()
+    idea, lists = frame.split("\n\nERRORS", maxsplit=1)
+    head = "\n".join([f"{idea}\n", *map(ast.unparse, imports), "", f"ERRORS{lists}"])
+    text = "\n\n\n".join([head, *texts]) + "\n"
+    (folder / EXERCISE.file).write_text(text, encoding="utf-8")
+
+
+def anonymous(node: ast.ClassDef | ast.FunctionDef, renamed: dict[str, str]) -> str:
+    """The source of a class or function without docstrings, with these names replaced."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.ClassDef | ast.FunctionDef):
+            if ast.get_docstring(part) is not None:
+                part.body = part.body[1:] or [ast.Pass()]
+            part.name = renamed.get(part.name, part.name)
+        if isinstance(part, ast.Name):
+            part.id = renamed.get(part.id, part.id)
+    return ast.unparse(node)
+
+
+class FromChild(Adapter):
+    """The adapter of a student's class: each call goes to the student's process."""
+
+    def __init__(self, student: Student, name: str):
+        self.student, self.name = student, name
+
+    def ask(self, method: str, *args: Any) -> Any:
+        found = self.student.call(self.name, method, [*args], through="of_adapter")
+        return as_numpy(found)
+
+    def make(self, config: Config) -> None:
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        self.ask("make", values)
+
+    def load(self, tensors: Any) -> None:
+        self.ask("load", {name: np.asarray(x, np.float32) for name, x in tensors.items()})
+
+    def base(self, *args: Any) -> Any:
+        return self.ask("base", *args)
+
+    def residuals(self, *args: Any) -> Any:
+        return self.ask("residuals", *args)
+
+    def predict(self, *args: Any) -> Any:
+        return self.ask("predict", *args)
+
+    def parameters(self) -> Any:
+        return self.ask("parameters")
+
+    def gradients(self, batch: TrainingBatch) -> Any:
+        return self.ask("gradients", vars(batch))
+
+    def train_step(self, batch: TrainingBatch) -> None:
+        self.ask("train_step", vars(batch))
+
+    def loss(self, batch: TrainingBatch) -> float:
+        return self.ask("loss", vars(batch))
+
+    def sample(self, *args: Any, **options: Any) -> Any:
+        return self.ask("sample", *args, *options.values())
+
+
+def check(student: Student, draws: Draws) -> str:
+    said = student.value("NAMES")
+    if not isinstance(said, dict):
+        raise Wrong("NAMES is a dictionary from Broken1 to Broken13")
+    for broken, name in order_of(draws).items():
+        check_name(broken, said.get(broken), name)
+    for broken, name in order_of(draws).items():
+        (result,) = check_controlnet(FromChild(student, broken), only=[MUTANTS[name].check])
+        if not result.passed:
+            raise Wrong(f"{broken} has the right name and is not mended: {result.message}")
+    return (
+        "All thirteen errors are named and mended. Each was made by somebody: "
+        f"{MUTANTS['exchanged_residuals'].seen}, {MUTANTS['hint_in_bgr'].seen} and others."
+    )
+
+
+def check_name(broken: str, said: Any, name: str) -> None:
+    if not said:
+        raise Wrong(UNNAMED.format(broken=broken))
+    if not isinstance(said, str) or said not in SHOWS:
+        raise Wrong(UNKNOWN.format(broken=broken, said=str(said)[:40]))
+    if said != name:
+        raise Wrong(f"{broken} is something else than {said}: then {SHOWS[said]}.")
+
+
+EXERCISE = Exercise(
+    number=12,
+    title="Thirteen broken ControlNets",
+    check=check,
+    hints=(
+        "Begin with the shortest classes: what do they do to hint, residuals or weights?",
+        "`make` decides what is initialised, shared and trained; `predict` what is added where.",
+        "A class that does nothing more than `Ours` is `class Broken1(Ours): pass`.",
+    ),
+    closed=("nanocontrol.conformance.mutants",),
+    give=give,
+)
