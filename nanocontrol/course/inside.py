@@ -59,8 +59,10 @@ def two_steps(
         F.mse_loss(controlled(), target).backward()
         descend(parameters)
     collected = any(weight.grad is not None for weight in locked.parameters())
+    theirs = {weight.data_ptr() for weight in locked.parameters()}
+    shared = any(weight.data_ptr() in theirs for weight in copied.parameters())
     after = {"locked after": weights_in(locked), "copy after": weights_in(copied)}
-    return found | after | {"locked collects gradients": collected}
+    return found | after | {"locked collects gradients": collected, "shared": shared}
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class Student:
     def __init__(self, private: tuple[Path, ...] = (), seconds: float = SECONDS):
         self.private, self.seconds = (*PRIVATE, *private), seconds
         self.process: subprocess.Popen | None = None
-        self.folder = Path()  # of the file that was loaded last
+        self.folder = Path()  # where it runs
         self.printed = b""
 
     def __enter__(self) -> Self:
@@ -48,6 +48,7 @@ class Student:
 
     def start(self, folder: Path) -> None:
         """Start the process, in the submission's folder."""
+        self.folder = folder
         private = [str(path) for path in self.private]
         command = [sys.executable, "-I", str(HERE / "child.py"), str(ROOT), *private]
         kept = {"PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG"}
@@ -131,9 +132,10 @@ class Student:
 
         closed: modules that it may not import, besides the course's own.
         """
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None or self.process.poll() is not None or self.folder != file.parent:
+            self.stop()
             self.start(file.parent)
-        self.until, self.folder = time.monotonic() + self.seconds, file.parent
+        self.until = time.monotonic() + self.seconds
         self.ask("load", str(file), [*CLOSED, *closed])
 
     def call(self, name: str, *args: Any, through: str | None = None) -> Any:

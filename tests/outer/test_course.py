@@ -37,11 +37,7 @@ def solution_of(exercise: Exercise, name: str) -> str:
     source, draws = (SOLUTIONS / exercise.file).read_text(), Draws(name, "start")
     order, shift = faults_of(draws)
     letters = {run: letter for letter, run in names_of_runs(draws).items()}
-    values = {
-        "ORDER": [*order_of(draws).values()],
-        "SHIFT": shift,
-        "FOLLOWS": letters["follows"],
-    }
+    values = {"ORDER": [*order_of(draws).values()], "SHIFT": shift, "FOLLOWS": letters["follows"]}
     if exercise.number == 8:
         values["ORDER"] = [FAULT_NAMES[FAULTS.index(fault)] for fault in order]
     for constant, value in values.items():
@@ -82,6 +78,14 @@ def solved(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Path:
+    """A folder for one file after the other: the process of a student stays in its folder."""
+    folder = tmp_path_factory.mktemp("bench")
+    write_runs(folder, NAME)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def student():
     with Student() as student:
         yield student
@@ -116,15 +120,12 @@ def wrong_id(wrong: WrongAnswer) -> str:
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=wrong_id)
-def test_a_known_wrong_answer_gets_its_own_sentence(wrong, solved, tmp_path, student):
+def test_a_known_wrong_answer_gets_its_own_sentence(wrong, bench, student):
     exercise = exercises()[wrong.exercise]
     source = solution_of(exercise, NAME)
     assert source.count(wrong.old) == 1, wrong.old
-    for run in solved.glob("runs"):
-        (tmp_path / "runs").symlink_to(run)
-    (tmp_path / exercise.file).write_text(source.replace(wrong.old, wrong.new))
-    student.stop()
-    points, sentence = sentence_for(exercise, tmp_path, student)
+    (bench / exercise.file).write_text(source.replace(wrong.old, wrong.new))
+    points, sentence = sentence_for(exercise, bench, student)
     assert points == 0
     assert wrong.sentence in sentence
 
@@ -332,7 +333,10 @@ def test_a_gradebook_holds_no_formula(tmp_path, only_one):
     assert titles[0] == "folder" and titles[-2:] == ["points", "note"]
     assert row[:2] == ["'=1+1", "'=1+1"]
     assert "folder's name is used" in row[-1]
-    assert json.loads(as_json(graded))[0]["exercises"][0]["sentence"] == "ex01_noise.py is missing; expected a file"
+    assert (
+        json.loads(as_json(graded))[0]["exercises"][0]["sentence"]
+        == "ex01_noise.py is missing; expected a file"
+    )
 
 
 def test_the_same_name_twice_is_noted(tmp_path, only_one, capsys):
@@ -348,7 +352,9 @@ def test_another_students_run_is_refused(solved, tmp_path):
         settings = folder / "runs" / run / "settings.json"
         settings.write_text((solved / "runs" / run / "settings.json").read_text())
     with Student() as student:
-        grade = judge_exercise(exercises()[10], folder / "ex10_jump.py", student, Draws("Bob", "grade"))
+        grade = judge_exercise(
+            exercises()[10], folder / "ex10_jump.py", student, Draws("Bob", "grade")
+        )
     assert grade.points == 0 and "was trained with seed" in grade.sentence
 
 

@@ -8,8 +8,8 @@ from nanocontrol.course.inside import small_block
 from nanocontrol.course.student import Student
 
 SHARED = (
-    "The copy shares its weights with the locked block: training it changed the base. Two names "
-    "for one module are no copy, and copy.copy copies only the shell."
+    "The copy shares its weights with the locked block: training the one changes the other. Two "
+    "names for one module are no copy, and copy.copy copies only the shell."
 )
 NOT_LOCKED = (
     "The locked block was trained: its weights changed in two steps. Only the copy belongs to the "
@@ -63,8 +63,10 @@ def judge(found: dict, weights: dict[str, Tensor], plain: Tensor) -> None:
         raise Wrong(DIFFERS)
     if not equal(before, weights):
         raise Wrong(RANDOM)
+    if found["shared"]:
+        raise Wrong(SHARED)
     if not equal(found["locked after"], weights):
-        raise Wrong(SHARED if equal(found["locked after"], after) else NOT_LOCKED)
+        raise Wrong(NOT_LOCKED)
     if any(torch.equal(after[name], before[name]) for name in weights):
         raise Wrong(FROZEN)
     if found["locked collects gradients"]:

@@ -96,7 +96,7 @@ WRONG = [
         ("trainable.parameters()\n", "[*trainable.parameters(), *block.requires_grad_(True).parameters()]\n", copy.NOT_LOCKED),
         ("return block, trainable", "trainable.requires_grad_(False)\n    return block, trainable", copy.FROZEN),
         ("return block", "trainable[0].reset_parameters()\n    return block", copy.RANDOM),
-        ("return block,", "return trainable[:2],", copy.DIFFERS),
+        ("return block,", "return type(block)(*block, block[1]),", copy.DIFFERS),
     ),
     *answers(
         7,
@@ -119,7 +119,7 @@ WRONG = [
         ("(hint > 0.26).float()", "(2 * hint).clamp(0, 1)", hints.GREY),
         ("(hint > 0.26).float()", "(hint > 0.6).float()", hints.EMPTY),
         ("hint.roll((-SHIFT[0], -SHIFT[1]), (1, 2))", "hint", hints.SHIFTED),
-        ("hint.roll((-SHIFT[0], -SHIFT[1])", "hint.roll((-SHIFT[1], -SHIFT[0])", hints.SHIFTED),
+        ("(-SHIFT[0], -SHIFT[1])", "(-SHIFT[0], 0)", hints.SHIFTED),
         ("(-SHIFT[0], -SHIFT[1])", "(SHIFT[0], SHIFT[1])", hints.WRONG_WAY),
         ("1 - F.max_pool2d(1 - hint[None], 5, 1, 2)[0]", "hint", hints.THICK),
     ),
