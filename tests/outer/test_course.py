@@ -5,30 +5,29 @@ import csv
 import io
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from outer.course_solutions.wrong_answers import WRONG, WrongAnswer
 
 from conftest import ROOT, refusal
 from nanocontrol.course.__main__ import main
 from nanocontrol.course.checks.gain import names_of_runs
-from nanocontrol.course.checks.hints import EXCHANGED, FAULTS, faults_of
+from nanocontrol.course.checks.hints import FAULTS, faults_of
 from nanocontrol.course.checks.jump import STORED
-from nanocontrol.course.checks.mutants import order_of
+from nanocontrol.course.checks.mutants import MUTANTS, SHOWS, order_of
 from nanocontrol.course.exercise import EXERCISES, Draws, Exercise, exercises
 from nanocontrol.course.folder import start_course
 from nanocontrol.course.grade import BONUS, as_csv, as_json, grade_submission, judge_exercise
 from nanocontrol.course.messages import pack
 from nanocontrol.course.own_runs import RUNS, seed_of, settings_for
-from nanocontrol.course.student import PRIVATE, Failed, Student
-from outer.course_solutions.wrong_answers import WRONG, WrongAnswer
+from nanocontrol.course.student import PRIVATE, Student
 
 SOLUTIONS = Path(__file__).with_name("course_solutions")
 NAME = "Ada Byron"
-QUICK = [number for number in range(1, 13) if number != 8]
-ALL = [*QUICK, pytest.param(8, marks=pytest.mark.slow)]
+SLOW = {8, 12}  # they draw pictures and run the conformance suite: seconds
+MARKED = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in range(1, 13)]
 FAULT_NAMES = "inverted exchanged range blurred shifted thick".split()
 
 
@@ -109,17 +108,18 @@ def test_an_exercise_fails_as_shipped(number, shipped, student):
 
 
 @pytest.mark.parametrize("purpose", ["check", "grade"])
-@pytest.mark.parametrize("number", ALL)
+@pytest.mark.parametrize("number", MARKED)
 def test_a_solution_passes(number, purpose, solved, student):
     points, sentence = sentence_for(exercises()[number], solved, student, purpose)
     assert points == 1, sentence
 
 
-def wrong_id(wrong: WrongAnswer) -> str:
-    return f"{wrong.exercise}: {wrong.sentence[:40]}"
+def marked(wrong: WrongAnswer):
+    slow = pytest.mark.slow if wrong.exercise in SLOW else ()
+    return pytest.param(wrong, marks=slow, id=f"{wrong.exercise}: {wrong.sentence[:40]}")
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=wrong_id)
+@pytest.mark.parametrize("wrong", map(marked, WRONG))
 def test_a_known_wrong_answer_gets_its_own_sentence(wrong, bench, student):
     exercise = exercises()[wrong.exercise]
     source = solution_of(exercise, NAME)
@@ -141,8 +141,6 @@ def test_an_exercise_is_a_file_of_30_to_60_lines():
 
 
 def test_every_name_of_an_error_gets_a_sentence_in_place_of_every_other():
-    from nanocontrol.course.checks.mutants import SHOWS, MUTANTS
-
     assert SHOWS.keys() == MUTANTS.keys()
     assert len({*SHOWS.values()}) == len(SHOWS)
 

@@ -1,6 +1,8 @@
 """Known wrong answers: each is a solution with one passage replaced, and the sentence that a check
 has for it."""
 
+# ruff: noqa: E501
+
 from typing import NamedTuple
 
 from nanocontrol.course.checks import (
@@ -10,7 +12,6 @@ from nanocontrol.course.checks import (
     guidance,
     hints,
     jump,
-    mutants,
     noise,
     residuals,
     scale,
