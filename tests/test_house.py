@@ -18,7 +18,7 @@ PAPER |= {"checkpoint"}
 # Rooms in their order: a file imports from its own room and from those before it. Ring 1 is the
 # paper and the scripts, ring 2 the other inner rooms, ring 3 what can be deleted.
 INNER = ["plumbing", "formats", "paper", "training", "nano", "commands", "scripts"]
-OUTER = ["tools", "doctor", "experiments"]
+OUTER = ["tools", "doctor", "experiments", "conformance", "course"]
 ROOMS = INNER + OUTER
 # Lines of code, at most. The paper has 900 and a margin for bug fixes.
 BUDGETS = {
@@ -30,9 +30,11 @@ BUDGETS = {
     "training": 1900,
     "nano": 1385,
     "commands": 330,
-    "tools": 480,
+    "tools": 750,
     "doctor": 640,
     "experiments": 2130,
+    "conformance": 750,
+    "course": 1400,
 }
 PAGE = 40  # lines of code in a function
 LOOP = 45  # in one that holds the loop of a training

@@ -31,6 +31,17 @@ class TrainingBatch:
     dropped: Array  # [B], bool: whether a pair's prompt is dropped
 
 
+@dataclass
+class SamplingRun:
+    noise: Array  # [B, 4, h, w]
+    context: Array  # [B, 77, D], encoded prompts
+    uncond: Array  # [B, 77, D], encoded negative prompts
+    hint: Array  # [B, 3, H, W], RGB in [0, 1]
+    steps: int
+    scale: float  # of guidance; 1: no guidance
+    guess: bool = False  # guess mode
+
+
 class Adapter:
     """An optional function that is missing raises NotImplementedError. Its checks do not run."""
 
@@ -83,18 +94,8 @@ class Adapter:
         """The training loss, the mean over the batch."""
         raise NotImplementedError("loss")
 
-    def sample(
-        self,
-        noise: Array,
-        context: Array,
-        uncond: Array,
-        hint: Array,
-        steps: int,
-        scale: float,
-        guess: bool = False,
-    ) -> Array:
-        """Latents from noise [B, 4, h, w], with DDIM and eta 0. uncond: the encoded negative
-        prompts; scale: guidance, 1 for none; guess: guess mode."""
+    def sample(self, run: SamplingRun) -> Array:
+        """Latents [B, 4, h, w], made from noise with DDIM and eta 0."""
         raise NotImplementedError("sample")
 
     def saved(self) -> Any:

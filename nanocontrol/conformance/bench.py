@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import ndarray as Array
 
-from nanocontrol.conformance.adapter import TrainingBatch
+from nanocontrol.conformance.adapter import SamplingRun, TrainingBatch
 from nanocontrol.conformance.cases import (
     CONFIG,
     CONTROL,
@@ -23,6 +23,7 @@ from nanocontrol.conformance.cases import (
 )
 from nanocontrol.schedulers import DDPM, STEPS
 
+UNCOND = normal("uncond", *inputs().context.shape)  # encoded negative prompts
 ABAR = DDPM().alphas_cumprod.numpy()  # [1000], float64
 ZERO_CONVOLUTIONS = [f"{CONTROL}zero_convs.{i}.0" for i in range(RESIDUALS - 1)]
 ZERO_CONVOLUTIONS.append(CONTROL + "middle_block_out.0")
@@ -130,10 +131,9 @@ class Bench:
     # ------------------------------------------------------------------------- sampling
 
     def sampled(self, steps: int, scale: float, guess: bool = False) -> Array:
-        given = self.given
-        uncond = normal("uncond", *given.context.shape)
-        sample = self.optional("sample")
-        return sample(given.x, given.context, uncond, given.hint, steps, scale, guess)
+        x, context, hint = self.given.x, self.given.context, self.given.hint
+        run = SamplingRun(x, context, UNCOND, hint, steps, scale, guess)
+        return self.optional("sample")(run)
 
     def reference(self, rule: "Rule", output: Callable[[Array, Array], Array], steps: int) -> Array:
         """DDIM's latents in float64, from output(x, t [B])."""

@@ -19,7 +19,7 @@ from diffusers import (
 from numpy import ndarray as Array
 from torch import Tensor
 
-from nanocontrol.conformance.adapter import TrainingBatch
+from nanocontrol.conformance.adapter import SamplingRun, TrainingBatch
 from nanocontrol.conformance.cases import Config
 from nanocontrol.conformance.in_torch import TorchAdapter, as_tensor
 from nanocontrol.conformance.names import diffusers_names
@@ -33,16 +33,14 @@ NOISE: dict[str, Any] = {
 DDIM: dict[str, Any] = NOISE | {"set_alpha_to_one": False, "steps_offset": 1}
 
 
-def base_of(config: Config) -> UNet2DConditionModel:
+def base_of(config: Config) -> Any:
     """diffusers' base with random weights."""
     levels = range(len(config.channel_mult))
-    attends = [level in config.attention_levels for level in levels]
+    kinds = ["CrossAttn" if level in config.attention_levels else "" for level in levels]
     return UNet2DConditionModel(
         block_out_channels=tuple(config.model_channels * mult for mult in config.channel_mult),
-        down_block_types=tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends),
-        up_block_types=tuple(
-            "CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends)
-        ),
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         layers_per_block=config.num_res_blocks,
         cross_attention_dim=config.context_dim,
         attention_head_dim=config.num_heads,  # the number of heads, in spite of its name
@@ -111,41 +109,20 @@ class OfDiffusers(TorchAdapter):
         output = self.output(x, t, context, self.added(x, hint, t, context))
         return F.mse_loss(output, target, reduction="none").mean(dim=(1, 2, 3))
 
-    def sample(
-        self,
-        noise: Array,
-        context: Array,
-        uncond: Array,
-        hint: Array,
-        steps: int,
-        scale: float,
-        guess: bool = False,
-    ) -> Array:
+    def sample(self, run: SamplingRun) -> Array:
         self.hints_encoded = 0
-        latent, prompts, negative, picture = self.inputs(noise, context, uncond, hint)
-        # The VAE is never run: it says that a latent is 8 times smaller than its picture.
-        blocks: dict[str, Any] = {"block_out_channels": (4,) * 4, "norm_num_groups": 4}
-        kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4}
-        vae = AutoencoderKL(**blocks, **kinds, up_block_types=("UpDecoderBlock2D",) * 4)
-        networks: dict[str, Any] = {
-            "vae": vae,
-            "text_encoder": None,
-            "tokenizer": None,
-            "unet": self.unet,
-        }
-        networks |= {"controlnet": self.control, "scheduler": self.ddim}
-        others = {"safety_checker": None, "feature_extractor": None}
-        pipeline: Any = StableDiffusionControlNetPipeline(
-            **networks, **others, requires_safety_checker=False
+        given = self.inputs(run.noise, run.context, run.uncond, run.hint)
+        names = "latents", "prompt_embeds", "negative_prompt_embeds", "image"
+        # Scale 8 between latent and picture is all that the pipeline takes from the VAE.
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4,) * 4,
+            norm_num_groups=4,
         )
+        networks: list[Any] = [vae, None, None, self.unet, self.control, self.ddim]
+        pipeline: Any = StableDiffusionControlNetPipeline(*networks, None, None, None, False)
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline(
-            image=picture,
-            latents=latent,
-            prompt_embeds=prompts,
-            negative_prompt_embeds=negative,
-            num_inference_steps=steps,
-            guidance_scale=scale,
-            guess_mode=guess,
-            output_type="latent",
-        ).images.numpy()
+        how: dict[str, Any] = {"num_inference_steps": run.steps, "guidance_scale": run.scale}
+        how |= {"guess_mode": run.guess, "output_type": "latent"}
+        return pipeline(**dict(zip(names, given)), **how).images.numpy()

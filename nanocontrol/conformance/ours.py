@@ -6,7 +6,7 @@ import torch
 from numpy import ndarray as Array
 from torch import Tensor, nn
 
-from nanocontrol.conformance.adapter import TrainingBatch
+from nanocontrol.conformance.adapter import SamplingRun, TrainingBatch
 from nanocontrol.conformance.cases import Config
 from nanocontrol.conformance.in_torch import TorchAdapter, as_tensor
 from nanocontrol.controlnet import ControlNet
@@ -79,24 +79,14 @@ class Ours(TorchAdapter):
         self.trained.backward(loss)
         self.trained.step(loss.detach())
 
-    def sample(
-        self,
-        noise: Array,
-        context: Array,
-        uncond: Array,
-        hint: Array,
-        steps: int,
-        scale: float,
-        guess: bool = False,
-    ) -> Array:
+    def sample(self, run: SamplingRun) -> Array:
         self.hints_encoded = 0
-        latent, prompts, negative, picture = self.inputs(noise, context, uncond, hint)
-        # Sampling between latents uses neither the VAE nor the text encoder.
-        unused: Any = nn.Identity()
+        noise, context, uncond, hint = self.inputs(run.noise, run.context, run.uncond, run.hint)
+        unused: Any = nn.Identity()  # sampling between latents needs no VAE and no text encoder
         sd = StableDiffusion(self.unet, unused, unused, self.prediction)
-        networks = sd, latent, prompts, negative, [(self.control, picture, 1.0)]
-        how = steps, scale, self.scheduler(self.prediction)
-        return sample(*networks, *how, guess=guess).numpy()
+        how: dict[str, Any] = {"steps": run.steps, "scale": run.scale, "guess": run.guess}
+        how["scheduler"] = self.scheduler(self.prediction)
+        return sample(sd, noise, context, uncond, [(self.control, hint, 1.0)], **how).numpy()
 
     def saved(self) -> Any:
         return copied_state(self.trained.state())

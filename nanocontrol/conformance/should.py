@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 
-from nanocontrol.conformance.bench import ABAR, RULES, SAMPLED_STEPS, Bench, Rule, checks_of
-from nanocontrol.conformance.cases import CONFIG, CONTROL, RESIDUALS, error, normal, shapes, weights
+from nanocontrol.conformance.adapter import SamplingRun
+from nanocontrol.conformance.bench import ABAR, RULES, SAMPLED_STEPS, UNCOND, Bench, Rule, checks_of
+from nanocontrol.conformance.cases import CONTROL, RESIDUALS, error, normal, shapes, weights
 
 Found = tuple[float, float, str]
 FIRST = CONTROL + "input_hint_block.0."
@@ -113,7 +114,6 @@ def ddim(bench: Bench, fault: Callable[[Rule], str]) -> Found:
     return found, allowed, f"sampling is not the original's DDIM: {wrong}"
 
 
-UNCOND = normal("uncond", 2, 77, CONFIG.context_dim)
 # Guidance multiplies the outputs' errors, with a scale of 3, by 2 and 3. Two steps are sampled.
 SCALE, GUIDED_STEPS, GUIDED = 3.0, 2, 2 + 3
 
@@ -183,10 +183,9 @@ def sampling_leaves_its_inputs(bench: Bench) -> Found:
     """Arrays have the adapter's own precision here, so that it can use their memory."""
     adapter, given = bench.loaded(), bench.given
     sample, kind = bench.optional("sample"), getattr(adapter, "dtype", "float32")
-    arrays = [given.x, given.context, UNCOND, given.hint]
-    arrays = [np.array(array, kind) for array in arrays]
-    before = [array.copy() for array in arrays]
-    sample(*arrays, 2, 3.0, False)
+    arrays = [np.array(a, kind) for a in (given.x, given.context, UNCOND, given.hint)]
+    before, (x, context, uncond, hint) = [array.copy() for array in arrays], arrays
+    sample(SamplingRun(x, context, uncond, hint, GUIDED_STEPS, SCALE))
     residuals = [r.copy() for r in bench.residuals()]
     kept = [r.copy() for r in residuals]
     bench.predict(residuals)

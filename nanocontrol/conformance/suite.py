@@ -57,25 +57,37 @@ def check_controlnet(
     return [run(check, bench, expected_failures.get(check.name, "")) for check in chosen]
 
 
+REQUIRED = "make", "load", "base", "residuals", "predict", "parameters"
+
+
 def run(check: Check, bench: Bench, expected: str) -> Result:
     """A check's result. A check that raises an error fails; it does not run without an optional
     function that it needs."""
+    passed, measured, allowed = None, None, None
     try:
         measured, allowed, message = check.function(bench)
-    except (NotImplementedError, NotRun) as error:
-        optional = isinstance(error, NotRun) or check.level != "must" or str(error) in OPTIONAL
-        passed, why = (None, "the adapter has no ") if optional else (False, "there must be a ")
-        reason = str(error) if isinstance(error, NotRun) else why + (str(error) or "such function")
-        return Result(check.name, check.level, passed, None, None, reason, expected)
+        passed = bool(measured <= allowed)  # a NaN fails
+        message = "" if passed else message
+    except NotRun as reason:
+        message = str(reason)
     except Exception as error:  # the implementation's, of any type
-        text = one_line(f"it raised {type(error).__name__}: {error}")
-        return Result(check.name, check.level, False, None, None, text, expected)
-    passed = bool(measured <= allowed)  # a NaN fails
-    message = "" if passed else message
-    return Result(check.name, check.level, passed, float(measured), allowed, message, expected)
+        missing = missing_function(error, bench.adapter)
+        if missing is None:
+            passed, message = False, one_line(f"it raised {type(error).__name__}: {error}")
+        elif missing in REQUIRED:
+            passed, message = False, f"the adapter must have {missing}"
+        else:
+            message = f"the adapter has no {missing}"
+    return Result(check.name, check.level, passed, measured, allowed, message, expected)
 
 
-OPTIONAL = {"gradients", "train_step", "loss", "sample", "saved", "resume", "initial_noise"}
+def missing_function(error: Exception, adapter: Any) -> str | None:
+    """The function that the adapter lacks, or what it says that it has not implemented."""
+    if isinstance(error, NotImplementedError):
+        return str(error) or "such function"
+    if isinstance(error, AttributeError) and error.obj is adapter:
+        return error.name
+    return None
 
 
 def counts(results: Sequence[Result]) -> str:

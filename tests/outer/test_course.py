@@ -119,7 +119,7 @@ def marked(wrong: WrongAnswer):
     return pytest.param(wrong, marks=slow, id=f"{wrong.exercise}: {wrong.sentence[:40]}")
 
 
-@pytest.mark.parametrize("wrong", map(marked, WRONG))
+@pytest.mark.parametrize("wrong", [*map(marked, WRONG)])
 def test_a_known_wrong_answer_gets_its_own_sentence(wrong, bench, student):
     exercise = exercises()[wrong.exercise]
     source = solution_of(exercise, NAME)

@@ -6,7 +6,8 @@ black). Many reports of a ControlNet that "does not work" come from slightly dif
 
 hints.npy holds six spoiled hints [6, 3, 128, 128], pictures.npy the pictures that they belong to,
 and hints.png shows both. Each hint has one fault. Find it: look at the values, the colours, the
-width of the lines, and where they lie on the picture. Then write a function that undoes it.
+width of the lines, and where they lie on the picture. assets/nine.png in the repository shows how
+they should look. Then write a function that undoes the fault.
 
 The check spoils hints of other scenes in the same six ways. nano draws from what you return.
 The pictures must score at least 0.8 of what they score with the true hints.
