@@ -68,7 +68,7 @@ def say_next(folder: Path) -> None:
 def status(folder: Path) -> None:
     content = remembered(folder)
     for number, exercise in exercises().items():
-        say(f"{number:3}  {state_of(folder, exercise, content['passed']):24} {exercise.title}")
+        say(f"{number:3}  {state_of(folder, exercise, content['passed']):24} {exercise.said.title}")
     done = len(exercises()) - len(open_exercises(folder))
     say(f"{done} of {len(exercises())} passed")
 
@@ -93,7 +93,7 @@ def check(folder: Path, exercise: Exercise) -> None:
             except (Failed, Wrong) as error:
                 say(one_line(f"No picture: {error}"))
     if left := open_exercises(folder):
-        say(f"Next: exercise {left[0].number}, {left[0].title} ({left[0].file})")
+        say(f"Next: exercise {left[0].number}, {left[0].said.title} ({left[0].file})")
 
 
 def train(folder: Path, run: str) -> None:

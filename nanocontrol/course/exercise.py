@@ -1,12 +1,14 @@
 """The frame of the exercises: what a file in checks/ says, and how answers are compared."""
 
 import hashlib
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from nanocontrol.course.student import Student
 
 EXERCISES = Path(__file__).with_name("exercises")
+SENTENCES = Path(__file__).with_name("checks") / "sentences.toml"
 # Float32 rounds by 6e-8 of a value. An answer has at most some hundred roundings, one after the
 # other, in any order; wrong answers differ by more than 1e-2.
 TOLERANCE = 1e-4
@@ -51,22 +54,34 @@ class Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise: the student's file is exercises/exNN_NAME.py."""
+    """An exercise. The student's file is exercises/exNN_NAME.py. checks/sentences.toml has the
+    number, the title, hints, and the modules that a submission may not import (closed)."""
 
-    number: int
-    title: str
+    name: str
     check: Callable[[Student, Draws], str]  # what is right in one sentence; raises Wrong or Failed
-    hints: tuple[str, ...]
-    closed: tuple[str, ...] = ()  # modules that a submission may not import
     give: Callable[[Draws, Path], None] | None = None  # writes the student's data into the folder
     show: Callable[[Student, Draws, Path], Path] | None = None  # draws a picture of a right answer
     wanted: tuple[str, ...] = ()  # more files that are handed in
 
     @property
+    def said(self) -> SimpleNamespace:
+        return sentences(self.name)
+
+    @property
+    def number(self) -> int:
+        return self.said.number
+
+    @property
     def file(self) -> str:
         """The name of the student's file."""
-        (found,) = EXERCISES.glob(f"ex{self.number:02}_*.py")
-        return found.name
+        return f"ex{self.number:02}_{self.name}.py"
+
+
+@cache
+def sentences(name: str) -> SimpleNamespace:
+    """What the check of this name can say."""
+    text = SENTENCES.read_text(encoding="utf-8")
+    return SimpleNamespace(**tomllib.loads(text)[name])
 
 
 @cache

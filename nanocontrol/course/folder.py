@@ -69,10 +69,11 @@ def state_of(folder: Path, exercise: Exercise, passed: dict[str, str]) -> str:
 def next_hint(folder: Path, exercise: Exercise) -> str:
     """The next hint. After the last one, the first comes again."""
     content, number = remembered(folder), str(exercise.number)
-    given = content["hints"].get(number, 0) % len(exercise.hints)
+    hints = exercise.said.hints
+    given = content["hints"].get(number, 0) % len(hints)
     content["hints"][number] = given + 1
     remember(folder, content)
-    return f"hint {given + 1} of {len(exercise.hints)}: {exercise.hints[given]}"
+    return f"hint {given + 1} of {len(hints)}: {hints[given]}"
 
 
 def idea_of(exercise: Exercise) -> str:

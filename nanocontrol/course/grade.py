@@ -43,7 +43,7 @@ def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Draw
     sentence: the answers may be of any form."""
     points = 0
     try:
-        student.load(file, exercise.closed)
+        student.load(file, exercise.said.closed)
         sentence, points = exercise.check(student, draws), 1
     except (Wrong, Failed) as error:
         sentence = str(error)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -127,7 +128,7 @@ class Student:
             raise Failed(str(reply["error"]))
         return reply["value"]
 
-    def load(self, file: Path, closed: tuple[str, ...] = ()) -> None:
+    def load(self, file: Path, closed: Sequence[str] = ()) -> None:
         """Run a file. Its functions and values can then be asked for.
 
         closed: modules that it may not import, besides the course's own.

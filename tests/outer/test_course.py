@@ -197,7 +197,7 @@ def test_a_student_starts_checks_and_sees_what_is_done(tmp_path, monkeypatch, ca
 
 def test_hints_come_one_after_the_other_and_again(shipped, monkeypatch, capsys):
     monkeypatch.chdir(shipped)
-    n = len(exercises()[1].hints)
+    n = len(exercises()[1].said.hints)
     for _ in range(n + 1):
         main(["hint", "1"])
     said = capsys.readouterr().out.splitlines()

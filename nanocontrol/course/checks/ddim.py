@@ -6,34 +6,11 @@ import torch
 from torch import Tensor
 
 from nanocontrol import DDPM
-from nanocontrol.course.exercise import Draws, Exercise, compare
+from nanocontrol.course.exercise import Draws, Exercise, compare, sentences
 from nanocontrol.course.pictures import latents_and_prompts, nano, save_strip
 from nanocontrol.course.student import Student
 
-ONE_LOWER = (
-    "ddim_step goes to level t - 1: with few steps sampling skips levels, so it has to go to the "
-    "level `following`."
-)
-STAYS = "ddim_step stays at level t: the mixture for the next level has abar[following]."
-ONLY_X0 = (
-    "ddim_step returns the estimate of x0: that is where the path ends, and each step goes only as "
-    "far as the level `following`."
-)
-NOT_UNDONE = (
-    "ddim_step subtracts the noise but does not divide by sqrt(abar[t]): x0 was scaled down when "
-    "noise was added."
-)
-ALL_CLEAN = (
-    "ddim_step's last step goes to a clean latent, abar = 1: Stable Diffusion's goes to abar[0] = "
-    "0.99915."
-)
-LAST_IS_T1 = (
-    "ddim_step's last step stays at level t: without a following level, Stable Diffusion goes to "
-    "level 0."
-)
-ADVICE = (
-    "With the true noise a step must return sqrt(a) x0 + sqrt(1 - a) noise, a of the next level."
-)
+SAY = sentences("ddim")
 
 
 def mixture(x0: Tensor, noise: Tensor, share: Tensor | float) -> Tensor:
@@ -51,19 +28,16 @@ def check(student: Student, draws: Draws) -> str:
         x = mixture(x0, noise, abar[t])
         after = abar[following or 0]
         known = {
-            ONE_LOWER: mixture(x0, noise, abar[t - 1]),
-            STAYS: x,
-            NOT_UNDONE: mixture(x - (1 - abar[t]).sqrt() * noise, noise, after),
-            ONLY_X0: x0,
+            SAY.ONE_LOWER: mixture(x0, noise, abar[t - 1]),
+            SAY.STAYS: x,
+            SAY.NOT_UNDONE: mixture(x - (1 - abar[t]).sqrt() * noise, noise, after),
+            SAY.ONLY_X0: x0,
         }
         if following is None:
-            known = {ALL_CLEAN: x0, LAST_IS_T1: x, **known}
+            known = {SAY.ALL_CLEAN: x0, SAY.LAST_IS_T1: x, **known}
         found = student.call("ddim_step", x, noise, t, following, abar)
-        compare("ddim_step", found, mixture(x0, noise, after), known, ADVICE)
-    return (
-        "With the true noise every step lands on the right mixture. The last one leaves 0.085 % of "
-        "the variance as noise, as Stable Diffusion does."
-    )
+        compare("ddim_step", found, mixture(x0, noise, after), known, SAY.ADVICE)
+    return SAY.RIGHT
 
 
 @torch.no_grad()
@@ -85,15 +59,4 @@ def show(student: Student, draws: Draws, folder: Path) -> Path:
     return save_strip(torch.cat(seen), folder / "ex03.png", f"{prompts[0]}: after 5 to 20 steps")
 
 
-EXERCISE = Exercise(
-    number=3,
-    title="A step of DDIM",
-    check=check,
-    hints=(
-        "Write down x_t as a mixture, and solve for x0.",
-        "The next x is the mixture of this x0 and the same noise, with abar[following].",
-        "`following` is None at the end, and 0 is not None: `following or 0` reads well here.",
-    ),
-    closed=("nanocontrol.schedulers", "nanocontrol.DDPM", "nanocontrol.DDIM"),
-    show=show,
-)
+EXERCISE = Exercise("ddim", check, show=show)

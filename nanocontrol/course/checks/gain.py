@@ -7,36 +7,18 @@ from pathlib import Path
 import torch
 
 from nanocontrol import DDPM
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, chosen
+from nanocontrol.course.exercise import Draws, Exercise, Wrong, chosen, sentences
 from nanocontrol.course.inside import with_loss
 from nanocontrol.course.pictures import latents_and_prompts, pairs_of_scenes
 from nanocontrol.course.student import Student
+
+SAY = sentences("gain")
 
 # Three trainings by train.py; the file has the commands.
 RUNS = json.loads(Path(__file__).with_name("three_runs.json").read_text(encoding="utf-8"))["runs"]
 COLUMNS = "step", "training_loss", "loss_with_own_hints", "loss_with_other_hints"
 PAIRS = 3
 NEAR = 0.005  # of the loss: a hundred times its rounding, and less than a tenth of the gain
-
-LOWEST = (
-    "Run {run} has the lowest training loss because it saw four scenes again and again: it has "
-    "memorised them. Look at the last two columns: what do wrong hints cost it?"
-)
-LOWER = (
-    "Run {run} has a lower training loss than the one that follows, because no prompts were "
-    "dropped. Wrong hints cost it nothing: look at the last two columns."
-)
-LETTER = 'FOLLOWS is one of the letters "a", "b" and "c".'
-SIGN = "control_gain has the wrong sign: following means that wrong hints make the loss higher."
-NO_GAIN = "control_gain is always 0: is the loss with wrong hints computed with the right ones?"
-BLACK = (
-    "control_gain takes black hints for wrong ones: a black hint is none at all, and the loss also "
-    "rises because the ControlNet never saw one. Take the hints of other pairs."
-)
-RATIO = "control_gain is a ratio: for a difference, 0 means that hints have no effect."
-ONLY_LOSS = (
-    "control_gain is a loss: most of it is the base's own error, which a difference removes."
-)
 
 
 def names_of_runs(draws: Draws) -> dict[str, str]:
@@ -55,10 +37,10 @@ def check(student: Student, draws: Draws) -> str:
     names = names_of_runs(draws)
     letters = {name: letter for letter, name in names.items()}
     sentences = {
-        letters["memorises"]: LOWEST.format(run=letters["memorises"]),
-        letters["waits"]: LOWER.format(run=letters["waits"]),
+        letters["memorises"]: SAY.LOWEST.format(run=letters["memorises"]),
+        letters["waits"]: SAY.LOWER.format(run=letters["waits"]),
     }
-    chosen("FOLLOWS", student.value("FOLLOWS"), letters["follows"], sentences, LETTER)
+    chosen("FOLLOWS", student.value("FOLLOWS"), letters["follows"], sentences, SAY.LETTER)
     gain = check_function(student, draws)
     return (
         f"The loss of a run that follows is not even the lowest. For the bundled ControlNet wrong "
@@ -87,11 +69,11 @@ def check_function(student: Student, draws: Draws) -> float:
     except (TypeError, ValueError, RuntimeError):
         raise Wrong("control_gain returns no number") from None
     known = {
-        SIGN: [-gain for gain in right],
-        NO_GAIN: [0.0],
-        BLACK: [black - own],
-        RATIO: [1 + gain / own for gain in right] + [own / (own + gain) for gain in right],
-        ONLY_LOSS: [own, *rolled],
+        SAY.SIGN: [-gain for gain in right],
+        SAY.NO_GAIN: [0.0],
+        SAY.BLACK: [black - own],
+        SAY.RATIO: [1 + gain / own for gain in right] + [own / (own + gain) for gain in right],
+        SAY.ONLY_LOSS: [own, *rolled],
     }
     if not any(abs(found - gain) < NEAR * own for gain in right):
         for sentence, wrong in known.items():
@@ -104,14 +86,4 @@ def check_function(student: Student, draws: Draws) -> float:
     return right[-1] / own
 
 
-EXERCISE = Exercise(
-    number=9,
-    title="Which of three runs follows its hints?",
-    check=check,
-    hints=(
-        "Subtract the third column from the fourth. For which run is the difference not about 0?",
-        "hints.roll(1, dims=0) gives every pair the hint of another one.",
-    ),
-    closed=("nanocontrol.training", "train"),
-    give=give,
-)
+EXERCISE = Exercise("gain", check, give=give)

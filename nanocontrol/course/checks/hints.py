@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, as_tensor_like, close
+from nanocontrol.course.exercise import Draws, Exercise, Wrong, as_tensor_like, close, sentences
 from nanocontrol.course.pictures import (
     bundled_control,
     bundled_detector,
@@ -22,24 +22,13 @@ from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import score
 from nanocontrol.training.measure import make_pictures
 
+SAY = sentences("hints")
+
 ENOUGH = 0.8  # of the score with the true hints
 TRIED = 3  # scenes for each fault
 STEPS = 10  # of sampling
 BLUR = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 WIDE = 5  # pixels of a thick line
-
-INVERTED = "is still black on white: edges are white lines on black, and most of a hint is black."
-EXCHANGED = "still has red and blue exchanged (BGR): OpenPose's colours mean different limbs."
-NOT_A_SWAP = "has the wrong colours: only the order of the three channels was changed."
-BELOW_0 = (
-    "still has values outside 0 to 1: the original's hints go from 0 to 1, pictures from -1 to 1."
-)
-CUT_OFF = "has lost the far half of the depth: values below 0 were cut off, not mapped back."
-GREY = "still is grey and blurred: each pixel of an edge map is black or white."
-SHIFTED = "still does not lie on its picture: find the shift where most lines meet edges."
-WRONG_WAY = "lies twice as far from its picture: the shift was applied again, not undone."
-THICK = "still has lines that are too thick: an edge is one pixel wide."
-EMPTY = "has lost most of its lines."
 
 
 class Fault(NamedTuple):
@@ -60,12 +49,12 @@ def widened(hint: Tensor, shift: tuple[int, int]) -> Tensor:
 
 
 FAULTS = (
-    Fault("canny", lambda hint, shift: 1 - hint, INVERTED),
-    Fault("pose", lambda hint, shift: hint.flip(0), EXCHANGED),
-    Fault("depth", lambda hint, shift: 2 * hint - 1, BELOW_0),
-    Fault("canny", blurred_lines, GREY),
-    Fault("canny", lambda hint, shift: hint.roll(shift, (1, 2)), SHIFTED),
-    Fault("canny", widened, THICK),
+    Fault("canny", lambda hint, shift: 1 - hint, SAY.INVERTED),
+    Fault("pose", lambda hint, shift: hint.flip(0), SAY.EXCHANGED),
+    Fault("depth", lambda hint, shift: 2 * hint - 1, SAY.BELOW_0),
+    Fault("canny", blurred_lines, SAY.GREY),
+    Fault("canny", lambda hint, shift: hint.roll(shift, (1, 2)), SAY.SHIFTED),
+    Fault("canny", widened, SAY.THICK),
 )
 
 
@@ -131,33 +120,33 @@ def what_is_wrong(
     if close(found, hint):
         return None
     if found.min() < -0.01 or found.max() > 1.01:
-        return BELOW_0
+        return SAY.BELOW_0
     if close(found, spoiled):
         return fault.untouched
     if fault.condition == "pose":
-        return NOT_A_SWAP
+        return SAY.NOT_A_SWAP
     if fault.condition == "depth":
-        return CUT_OFF if close(found, spoiled.clamp(0, 1)) else None
+        return SAY.CUT_OFF if close(found, spoiled.clamp(0, 1)) else None
     return wrong_lines(found, hint, spoiled, shift)
 
 
 def wrong_lines(found: Tensor, hint: Tensor, spoiled: Tensor, shift: tuple[int, int]) -> str | None:
     """The same for edges."""
     if found.mean() > 0.5:
-        return INVERTED
+        return SAY.INVERTED
     if close(found, spoiled.roll(shift, (1, 2))):
-        return WRONG_WAY
+        return SAY.WRONG_WAY
     if found.mean() < 0.3 * hint.mean():
-        return EMPTY
+        return SAY.EMPTY
     if ((found > 0.1) & (found < 0.9)).float().mean() > 0.02:
-        return GREY
+        return SAY.GREY
     if found.mean() > 2.5 * hint.mean():
-        return THICK
+        return SAY.THICK
     # Where the lines meet: the number of common pixels for every shift, by Fourier transforms.
     met = torch.fft.irfft2(torch.fft.rfft2(found[0]) * torch.fft.rfft2(hint[0]).conj())
     down, right = divmod(int(met.argmax()), met.shape[1])
     near = [min(d, met.shape[0] - d) <= 2 for d in (down, right)]
-    return None if all(near) else SHIFTED
+    return None if all(near) else SAY.SHIFTED
 
 
 def share_of_score(condition: str, numbers: list[int], repaired: Tensor, hints: Tensor) -> float:
@@ -174,15 +163,4 @@ def share_of_score(condition: str, numbers: list[int], repaired: Tensor, hints: 
     return scored(repaired) / scored(hints)
 
 
-EXERCISE = Exercise(
-    number=8,
-    title="Repair six spoiled hints",
-    check=check,
-    hints=(
-        "hint.min(), hint.max(), hint.mean(): what should they be for thin white lines on black?",
-        "For the shift: try all shifts, and count how many lines meet edges of the picture.",
-        "Thick lines: 1 - F.max_pool2d(1 - x, 5, 1, 2) takes two pixels off every side.",
-        "Blurred lines: where a line was, the values are highest. A threshold brings it back.",
-    ),
-    give=give,
-)
+EXERCISE = Exercise("hints", check, give=give)

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, chosen
+from nanocontrol.course.exercise import Draws, Exercise, Wrong, chosen, sentences
 from nanocontrol.course.own_runs import RUNS, seed_of, settings_for
 from nanocontrol.course.student import Student
 from nanocontrol.training.run import read_run
+
+SAY = sentences("jump")
 
 LEVEL = 0.4  # of the score; without control it is about 0.24
 # Steps of the jump in stored runs, and where they come from.
@@ -18,25 +20,6 @@ STORED = json.loads(Path(__file__).with_name("jumps.json").read_text(encoding="u
 # Other seeds, processors and evaluated scenes may change a jump by these factors. One seed jumped
 # at step 111 and at 156 in two runs.
 SOONER, LATER = 0.5, 1.7
-
-LOOKED_AT = (
-    "first_step_at returns an evaluated step: the score reaches the level between two evaluations, "
-    "on a straight line."
-)
-STEEPEST = (
-    "first_step_at returns where the score rises most: the question is where it first reaches the "
-    "level."
-)
-LAST_TIME = (
-    "first_step_at returns the last time that the score passes the level: scores also fall, and "
-    "the first time counts."
-)
-NEVER = "first_step_at has to return None if the score never reaches the level."
-NOT_BROKEN = (
-    "Not broken: with the released initialisation three runs of nano needed 1,546 to 1,713 steps, "
-    "and the paper 6,100. Nothing after 300 steps is what a healthy run shows."
-)
-ADVICE = "Walk along the pairs of evaluations until one is below the level and the next is not."
 
 
 def crossing(steps: list[int], scores: list[float], level: float) -> list[float]:
@@ -56,7 +39,7 @@ def check(student: Student, draws: Draws) -> str:
     for run in RUNS:
         check_run(student.folder / "runs" / run, run, found[run], draws)
     answer = student.value("BROKEN_AFTER_300")
-    chosen("BROKEN_AFTER_300", answer, False, {True: NOT_BROKEN}, "It is True or False.")
+    chosen("BROKEN_AFTER_300", answer, False, {True: SAY.NOT_BROKEN}, "It is True or False.")
     compared = ", ".join(f"{run} {found[run]:.0f} (predicted {predicted[run]:g})" for run in RUNS)
     return (
         f"Steps of the jump: {compared}. What differs from the 1,546 to 1,713 of the released "
@@ -87,15 +70,19 @@ def check_function(student: Student, draws: Draws) -> None:
     at = steps[int(rises.argmax())]
     found = student.call("first_step_at", steps, scores, LEVEL)
     if found is None or isinstance(found, str | list | dict):
-        raise Wrong(f"first_step_at returns no number. {ADVICE}")
-    known = {LOOKED_AT: [60, 40], STEEPEST: [at, at + 10, at + 20], LAST_TIME: [last, 100, 120]}
+        raise Wrong(f"first_step_at returns no number. {SAY.ADVICE}")
+    known = {
+        SAY.LOOKED_AT: [60, 40],
+        SAY.STEEPEST: [at, at + 10, at + 20],
+        SAY.LAST_TIME: [last, 100, 120],
+    }
     if not abs(float(found) - first) < 1e-3:
         for sentence, wrong in known.items():
             if any(abs(float(found) - value) < 1e-3 for value in wrong):
                 raise Wrong(sentence)
-        raise Wrong(f"first_step_at returns {float(found):.1f}; expected {first:.1f}. {ADVICE}")
+        raise Wrong(f"first_step_at returns {float(found):.1f}; expected {first:.1f}. {SAY.ADVICE}")
     if student.call("first_step_at", steps, scores, 0.9) is not None:
-        raise Wrong(NEVER)
+        raise Wrong(SAY.NEVER)
 
 
 def check_run(folder: Path, run: str, found: float, draws: Draws) -> None:
@@ -126,13 +113,7 @@ def check_run(folder: Path, run: str, found: float, draws: Draws) -> None:
 
 
 EXERCISE = Exercise(
-    number=10,
-    title="The jump: predict, train, compare",
-    check=check,
-    hints=(
-        "pairwise from itertools gives neighbouring evaluations.",
-        "From (a, low) to (b, high) the level is at a + (b - a) (level - low) / (high - low).",
-        "Each run's log.jsonl has the scores: the lines with a score are evaluations.",
-    ),
+    "jump",
+    check,
     wanted=tuple(f"runs/{run}/{file}" for run in RUNS for file in ("settings.json", "log.jsonl")),
 )

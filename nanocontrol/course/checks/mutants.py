@@ -11,9 +11,11 @@ from nanocontrol.conformance import check_controlnet, mutants
 from nanocontrol.conformance.adapter import Adapter, TrainingBatch
 from nanocontrol.conformance.cases import Config
 from nanocontrol.conformance.mutants import MUTANTS
-from nanocontrol.course.exercise import EXERCISES, Draws, Exercise, Wrong
+from nanocontrol.course.exercise import EXERCISES, Draws, Exercise, Wrong, sentences
 from nanocontrol.course.inside import as_numpy
 from nanocontrol.course.student import Student
+
+SAY = sentences("mutants")
 
 # What one would see if a ControlNet had this error.
 SHOWS = {
@@ -31,8 +33,6 @@ SHOWS = {
     "last_alpha_one": "sampling would end without the last bit of noise",
     "dropped_for_control_alone": "the base would read prompts that the ControlNet does not get",
 }
-UNKNOWN = 'NAMES["{broken}"]: {said!r} is no word of ERRORS.'
-UNNAMED = 'NAMES["{broken}"] has no name yet.'
 
 
 def order_of(draws: Draws) -> dict[str, str]:
@@ -136,22 +136,11 @@ def check(student: Student, draws: Draws) -> str:
 
 def check_name(broken: str, said: Any, name: str) -> None:
     if not said:
-        raise Wrong(UNNAMED.format(broken=broken))
+        raise Wrong(SAY.UNNAMED.format(broken=broken))
     if not isinstance(said, str) or said not in SHOWS:
-        raise Wrong(UNKNOWN.format(broken=broken, said=str(said)[:40]))
+        raise Wrong(SAY.UNKNOWN.format(broken=broken, said=str(said)[:40]))
     if said != name:
         raise Wrong(f"{broken} is something else than {said}: then {SHOWS[said]}.")
 
 
-EXERCISE = Exercise(
-    number=12,
-    title="Thirteen broken ControlNets",
-    check=check,
-    hints=(
-        "Begin with the shortest classes: what do they do to hint, residuals or weights?",
-        "`make` decides what is initialised, shared and trained; `predict` what is added where.",
-        "A class that does nothing more than `Ours` is `class Broken1(Ours): pass`.",
-    ),
-    closed=("nanocontrol.conformance.mutants",),
-    give=give,
-)
+EXERCISE = Exercise("mutants", check, give=give)

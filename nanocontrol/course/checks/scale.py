@@ -4,34 +4,16 @@ import math
 
 import torch
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong
+from nanocontrol.course.exercise import Draws, Exercise, Wrong, sentences
 from nanocontrol.course.pictures import nano, pairs_of_scenes
 from nanocontrol.course.student import Student
+
+SAY = sentences("scale")
 
 PICTURES = 16
 # 16 pictures have 4 x 16 x 16 x 16 latent values. What a correct measurement may leave out (the
 # posterior's noise, the mean) changes the result by less than 1 %, and rounding by nothing.
 WITHIN = 0.03
-SD = (
-    "latent_scale returns 0.18215, the scale of Stable Diffusion 1's own VAE: it was measured, and "
-    "this VAE needs a measurement of its own."
-)
-INVERSE = (
-    "latent_scale returns the standard deviation of the latents: the scale has to divide by it."
-)
-VARIANCE = (
-    "latent_scale divides by the variance: a factor c changes the variance by c^2, so divide by "
-    "the standard deviation."
-)
-POSTERIOR = (
-    "latent_scale measures the posterior's standard deviation, which is the noise of one latent: "
-    "what has to be 1 is the spread of all latents."
-)
-PIXELS = "latent_scale measures the pictures: the U-Net never sees them, only their latents."
-LARGEST = (
-    "latent_scale divides by the largest value: that bounds the latents, but their variance is "
-    "not 1."
-)
 
 
 def check(student: Student, draws: Draws) -> str:
@@ -47,12 +29,12 @@ def check(student: Student, draws: Draws) -> str:
     except (TypeError, ValueError, RuntimeError):
         raise Wrong("latent_scale returns no number; expected a single one") from None
     known = {
-        SD: 0.18215,
-        INVERSE: 1 / right,
-        VARIANCE: right**2,
-        POSTERIOR: 1 / deviation.square().mean().sqrt().item(),
-        PIXELS: 1 / pictures.std().item(),
-        LARGEST: 1 / mean.abs().max().item(),
+        SAY.SD: 0.18215,
+        SAY.INVERSE: 1 / right,
+        SAY.VARIANCE: right**2,
+        SAY.POSTERIOR: 1 / deviation.square().mean().sqrt().item(),
+        SAY.PIXELS: 1 / pictures.std().item(),
+        SAY.LARGEST: 1 / mean.abs().max().item(),
     }
     if not math.isfinite(found):
         raise Wrong("latent_scale returns a number that is not finite")
@@ -71,13 +53,4 @@ def check(student: Student, draws: Draws) -> str:
     )
 
 
-EXERCISE = Exercise(
-    number=2,
-    title="Measure the latent scale of a VAE",
-    check=check,
-    hints=(
-        "Which number times a quantity of standard deviation s has standard deviation 1?",
-        "encode(pictures)[0] holds the means of all latents; the noise around them is small.",
-    ),
-    closed=("nanocontrol.nano.train",),
-)
+EXERCISE = Exercise("scale", check)

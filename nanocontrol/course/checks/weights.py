@@ -6,46 +6,11 @@ import torch
 from torch import Tensor
 
 from nanocontrol import sample
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, compare
+from nanocontrol.course.exercise import Draws, Exercise, Wrong, compare, sentences
 from nanocontrol.course.pictures import bundled_control, nano, pairs_of_scenes, save_strip
 from nanocontrol.course.student import Student
 
-GUESS_REVERSED = (
-    "residual_weights, guess: the weights fall with depth. The middle block, last in the list, has "
-    "the full strength, and the shallowest residual the smallest weight."
-)
-GUESS_ONE_MORE = (
-    "residual_weights, guess: every weight is 0.825 times too small. The middle block's own weight "
-    "is the strength."
-)
-GUESS_EVEN = (
-    "residual_weights, guess: these weights go from 0.1 to 1 in equal ratios, as in diffusers. The "
-    "original multiplies by 0.825."
-)
-EIGHT_FIRST = (
-    "residual_weights, resolution: weight 8 belongs to the smallest residuals, of height 8: 64 / 8 "
-    "is 8. The shallowest one has the latent's height and weight 1."
-)
-INVERTED = (
-    "residual_weights, resolution: h / 64 makes the deep residuals weaker: the paper's weight is "
-    "64 / h, and they become stronger."
-)
-FIXED_64 = (
-    "residual_weights, resolution: 64 stands for the latent's height: for another size of picture "
-    "it is heights[0]."
-)
-NO_STRENGTH = "residual_weights, {mode}: the strength is missing: it multiplies every weight."
-OTHER_HALF = (
-    "controlled_rows, {mode}: the first half is the negative prompt's. The rows with the prompt "
-    "are the second half."
-)
-ALL_ROWS = (
-    "controlled_rows, {mode}: all rows are controlled. Then the hint's effect cancels in the "
-    "difference of guidance, and without a prompt little of it is left."
-)
-PLAIN_ROWS = (
-    "controlled_rows, plain: in plain mode all rows are controlled, those without prompt too."
-)
+SAY = sentences("weights")
 
 
 def right_weights(strength: float, heights: list[int], mode: str) -> Tensor:
@@ -58,16 +23,16 @@ def right_weights(strength: float, heights: list[int], mode: str) -> Tensor:
 
 
 def wrong_weights(strength: float, heights: list[int], mode: str) -> dict[str, Tensor]:
-    right, no_strength = right_weights(strength, heights, mode), NO_STRENGTH.format(mode=mode)
+    right, no_strength = right_weights(strength, heights, mode), SAY.NO_STRENGTH.format(mode=mode)
     known = {no_strength: right / strength}
     if mode == "guess":
-        known[GUESS_REVERSED] = right.flip(0)
-        known[GUESS_ONE_MORE] = right * 0.825
-        known[GUESS_EVEN] = strength * torch.logspace(-1, 0, len(heights)).double()
+        known[SAY.GUESS_REVERSED] = right.flip(0)
+        known[SAY.GUESS_ONE_MORE] = right * 0.825
+        known[SAY.GUESS_EVEN] = strength * torch.logspace(-1, 0, len(heights)).double()
     if mode == "resolution":
-        known[EIGHT_FIRST] = right.flip(0)
-        known[INVERTED] = strength**2 / right
-        known[FIXED_64] = right * 64 / heights[0]
+        known[SAY.EIGHT_FIRST] = right.flip(0)
+        known[SAY.INVERTED] = strength**2 / right
+        known[SAY.FIXED_64] = right * 64 / heights[0]
     return known
 
 
@@ -83,10 +48,7 @@ def check(student: Student, draws: Draws) -> str:
         advice = f"{mode}: {len(heights)} residuals, the middle block's is the last."
         compare("residual_weights", found, right_weights(strength, heights, mode), known, advice)
         check_rows(student, number.choice([1, 2, 3]), mode)
-    return (
-        "The weight 8 is the smallest maps', with the middle block; guess mode has 1 there and 0.1 "
-        "at the shallowest of 13. Both control only the half of the batch with the prompt."
-    )
+    return SAY.RIGHT
 
 
 def check_rows(student: Student, pictures: int, mode: str) -> None:
@@ -96,11 +58,11 @@ def check_rows(student: Student, pictures: int, mode: str) -> None:
     if found == right:
         return
     if mode == "plain":
-        raise Wrong(PLAIN_ROWS)
+        raise Wrong(SAY.PLAIN_ROWS)
     if found == on + off:
-        raise Wrong(OTHER_HALF.format(mode=mode))
+        raise Wrong(SAY.OTHER_HALF.format(mode=mode))
     if found == on + on:
-        raise Wrong(ALL_ROWS.format(mode=mode))
+        raise Wrong(SAY.ALL_ROWS.format(mode=mode))
     raise Wrong(f"controlled_rows, {mode}: expected {2 * pictures} times True or False, as a list.")
 
 
@@ -122,15 +84,4 @@ def show(student: Student, draws: Draws, folder: Path) -> Path:
     return save_strip(torch.cat(made), folder / "ex11.png", caption)
 
 
-EXERCISE = Exercise(
-    number=11,
-    title="Strength, guess mode, resolution weighting",
-    check=check,
-    hints=(
-        "The list is in the residuals' order: index 0 is the shallowest, -1 the middle block.",
-        "0.825 ** 0 is 1. Which exponent does the residual before the last one have?",
-        "Guidance computes without + scale x (with - without): what if the hint is in both?",
-    ),
-    closed=("nanocontrol.sampling", "nanocontrol.sample"),
-    show=show,
-)
+EXERCISE = Exercise("weights", check, show=show)

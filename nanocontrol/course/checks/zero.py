@@ -8,38 +8,15 @@ from torch import Tensor, nn
 
 from nanocontrol import DDPM, ControlNet
 from nanocontrol.controlnet import initialise_condition_encoder
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, compare
+from nanocontrol.course.exercise import Draws, Exercise, Wrong, compare, sentences
 from nanocontrol.course.inside import descend
 from nanocontrol.course.pictures import nano
 from nanocontrol.course.student import Student
 from nanocontrol.nano.model import NARROW
 
+SAY = sentences("zero")
+
 PARTS = "zero convolutions", "copy", "end of the encoder", "encoder"
-NEVER = (
-    "Zero weights do learn: the gradient of a weight is its input times the gradient of the "
-    "output, and neither is zero. Only the gradient of the input is multiplied by the weights."
-)
-PASSES = (
-    "With zero weights the gradient of the input is zero: it is W^T times the gradient of the "
-    "output, and nothing gets past this convolution at first."
-)
-MEAN = "The gradients of weight and bias are sums over batch and positions, not means."
-ALL_AT_ONCE = (
-    "The copy lies before the zero convolutions: at step 1 their weights are zero, so no gradient "
-    "gets past them."
-)
-ONE_LAYER = (
-    "Two layers of zeros lie between the loss and the encoder: at step 2 the gradient reaches the "
-    "end of the encoder, which is still zero then."
-)
-LATER = (
-    "A layer of zeros blocks for one step only: with its first gradient the optimizer makes its "
-    "weights non-zero."
-)
-GAUSSIAN = (
-    "A layer that starts with Gaussian weights blocks nothing: what lies before it gets its "
-    "gradient as if the layer were not there."
-)
 
 
 def check(student: Student, draws: Draws) -> str:
@@ -48,10 +25,7 @@ def check(student: Student, draws: Draws) -> str:
         right = real_run(draws, zero, end)
         found = student.call("first_steps", zero, end)
         judge(found, right, zero, end)
-    return (
-        "Zero weights block what lies before them for exactly one step. The published ControlNet "
-        "has two such layers, so its encoder starts to learn at step 3."
-    )
+    return SAY.RIGHT
 
 
 def check_by_hand(student: Student, draws: Draws) -> None:
@@ -66,11 +40,11 @@ def check_by_hand(student: Student, draws: Draws) -> None:
         if not isinstance(found, list) or len(found) != 3:
             raise Wrong("gradients returns something else than three tensors: weight, bias, input")
         no_gradient, positions = torch.zeros(5, 3), len(x) * x[0, 0].numel()
-        weights = {NEVER: no_gradient, MEAN: right[0] / positions}
+        weights = {SAY.NEVER: no_gradient, SAY.MEAN: right[0] / positions}
         compare("gradients, weight", found[0], right[0], weights, "It is input times gradient.")
-        biases = {NEVER: torch.zeros(5), MEAN: right[1] / positions}
+        biases = {SAY.NEVER: torch.zeros(5), SAY.MEAN: right[1] / positions}
         compare("gradients, bias", found[1], right[1], biases, "y grows with b by 1 everywhere.")
-        advice = PASSES if not weight.any() else "It is W^T times the gradient of y."
+        advice = SAY.PASSES if not weight.any() else "It is W^T times the gradient of y."
         compare("gradients, input", found[2], right[2], {}, advice)
 
 
@@ -124,21 +98,12 @@ def judge(found: object, right: dict[str, int], zero: bool, end: bool) -> None:
         if said == step:
             continue
         if part == "zero convolutions":
-            sentence = NEVER
+            sentence = SAY.NEVER
         elif not isinstance(said, int) or said > step:
-            sentence = LATER if zero and end else GAUSSIAN
+            sentence = SAY.LATER if zero and end else SAY.GAUSSIAN
         else:
-            sentence = ALL_AT_ONCE if said == 1 and zero else ONE_LAYER
+            sentence = SAY.ALL_AT_ONCE if said == 1 and zero else SAY.ONE_LAYER
         raise Wrong(f"{sentence} {case}")
 
 
-EXERCISE = Exercise(
-    number=5,
-    title="Zero convolutions, and who gets a gradient when",
-    check=check,
-    hints=(
-        "One position, one channel: y = w x + b. What are dy/dw, dy/db and dy/dx if w = 0?",
-        'torch.einsum("bdhw,bchw->dc", grad, x) sums products over batch and positions.',
-        "Walk from the loss to the hint. Each layer of zeros on the way costs one step.",
-    ),
-)
+EXERCISE = Exercise("zero", check)
