@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, exercises
+from nanocontrol.course.exercise import Draws, Exercise, exercises
 from nanocontrol.course.folder import (
     LONGEST_NAME,
     idea_of,
@@ -38,7 +38,7 @@ from nanocontrol.course.grade import (
     with_notes,
 )
 from nanocontrol.course.own_runs import RUNS, train_own_condition, train_own_run
-from nanocontrol.course.student import Failed, Student
+from nanocontrol.course.student import Student
 from nanocontrol.plumbing.errors import InputError, one_line, one_sentence, say
 from nanocontrol.plumbing.flags import Parser
 
@@ -79,19 +79,19 @@ def check(folder: Path, exercise: Exercise) -> None:
     missing = [name for name in (exercise.file, *exercise.wanted) if not (folder / name).exists()]
     if missing:
         raise InputError(f"check {exercise.number}: {missing[0]} is missing in {folder}")
+    picture = None
     with Student() as student:
         grade = judge_exercise(exercise, folder / exercise.file, student, draws)
-        for line in student.printed.decode(errors="replace").splitlines()[:20]:
-            say(f"  your file printed: {line}")
-        if not grade.points:
-            sys.exit(f"exercise {exercise.number}, not yet: {grade.sentence}")
-        say(f"Exercise {exercise.number} is right. {grade.sentence}")
-        mark_passed(folder, exercise)
-        if exercise.show:
-            try:
-                say(f"Look at {exercise.show(student, draws, folder)}")
-            except (Failed, Wrong) as error:
-                say(one_line(f"No picture: {error}"))
+        if grade.points and exercise.show:
+            picture = exercise.show(student, draws, folder)
+    for line in student.printed.decode(errors="replace").splitlines()[:20]:
+        say(f"  your file printed: {line}")
+    if not grade.points:
+        sys.exit(one_line(f"exercise {exercise.number}, not yet: {grade.sentence}", 500))
+    say(f"Exercise {exercise.number} is right. {grade.sentence}")
+    mark_passed(folder, exercise)
+    if picture:
+        say(f"Look at {picture}")
     if left := open_exercises(folder):
         say(f"Next: exercise {left[0].number}, {left[0].said.title} ({left[0].file})")
 

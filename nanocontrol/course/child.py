@@ -145,6 +145,7 @@ def main(root: str, *private: str) -> None:
     os.dup2(2, 1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")
     sys.path.insert(0, root)
     import torch
 

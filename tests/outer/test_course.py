@@ -156,6 +156,7 @@ def test_the_inputs_of_a_grading_are_others_than_those_of_a_check():
     assert len(seeds) == 3
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_threads(solved):
     """Answers and right values are computed with one thread and with two, and agree with the
     tolerance of a check to spare."""
@@ -164,7 +165,7 @@ def test_results_do_not_depend_on_the_number_of_threads(solved):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             with Student() as student:
-                for number in (2, 5, 9):
+                for number in (2, 9, 12):
                     assert sentence_for(exercises()[number], solved, student)[0] == 1
     finally:
         torch.set_num_threads(before)
