@@ -38,7 +38,8 @@ BUDGETS = {
 }
 PAGE = 40  # lines of code in a function
 LOOP = 45  # in one that holds the loop of a training
-COMMON_NAMES = {"main", "train", "Settings"}  # may be defined in several files
+# May be defined in several files. The course asks its checks for the last three.
+COMMON_NAMES = {"main", "train", "Settings", "check", "give", "show"}
 FILES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py", ROOT / "sample.py"]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 INNER_TESTS = [file for file in TESTS if "outer" not in file.relative_to(ROOT).parts]

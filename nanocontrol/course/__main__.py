@@ -16,15 +16,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from nanocontrol.course.exercise import Draws, Exercise, exercises
+from nanocontrol.course.exercise import Exercise, Seeds, exercises
 from nanocontrol.course.folder import (
     LONGEST_NAME,
     idea_of,
     mark_passed,
     next_hint,
+    progress_of,
     remembered,
     start_course,
-    state_of,
 )
 from nanocontrol.course.grade import (
     BONUS,
@@ -54,7 +54,7 @@ def start(folder: Path, name: str | None) -> None:
 
 def open_exercises(folder: Path) -> list[Exercise]:
     passed = remembered(folder)["passed"]
-    return [one for one in exercises().values() if state_of(folder, one, passed) != "passed"]
+    return [one for one in exercises().values() if progress_of(folder, one, passed) != "passed"]
 
 
 def say_next(folder: Path) -> None:
@@ -68,14 +68,15 @@ def say_next(folder: Path) -> None:
 def status(folder: Path) -> None:
     content = remembered(folder)
     for number, exercise in exercises().items():
-        say(f"{number:3}  {state_of(folder, exercise, content['passed']):24} {exercise.said.title}")
+        state = progress_of(folder, exercise, content["passed"])
+        say(f"{number:3}  {state:24} {exercise.said.title}")
     done = len(exercises()) - len(open_exercises(folder))
     say(f"{done} of {len(exercises())} passed")
 
 
 def check(folder: Path, exercise: Exercise) -> None:
     """Check one exercise. The exit status is 1 if it is not right yet."""
-    draws = Draws(remembered(folder)["name"], "check")
+    draws = Seeds(remembered(folder)["name"], "check")
     missing = [name for name in (exercise.file, *exercise.wanted) if not (folder / name).exists()]
     if missing:
         raise InputError(f"check {exercise.number}: {missing[0]} is missing in {folder}")
@@ -115,7 +116,7 @@ def grade(folder: Path, form: str | None) -> None:
     print(write(with_notes(graded)).rstrip("\n"))
 
 
-def parsed(argv: list[str] | None) -> argparse.Namespace:
+def parsed_command(argv: list[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser("course", description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -140,7 +141,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence("course"):
-        args, here = parsed(argv), Path.cwd()
+        args, here = parsed_command(argv), Path.cwd()
         if args.command == "start":
             start(args.folder, args.name)
         elif args.command == "grade":

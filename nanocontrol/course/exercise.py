@@ -27,7 +27,7 @@ class Wrong(Exception):
     """An answer is wrong. The message is a sentence that says what it looks like."""
 
 
-class Draws(NamedTuple):
+class Seeds(NamedTuple):
     """Random numbers that depend on the student and on what they are for.
 
     student: the name. purpose: "start" for what the student is given; "check" and "grade" for the
@@ -47,7 +47,7 @@ class Draws(NamedTuple):
     def tensors(self, what: str) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed(what))
 
-    def given(self) -> "Draws":
+    def given(self) -> "Seeds":
         """The draws for what this student was given."""
         return self._replace(purpose="start")
 
@@ -58,9 +58,9 @@ class Exercise:
     number, the title, hints, and the modules that a submission may not import (closed)."""
 
     name: str
-    check: Callable[[Student, Draws], str]  # what is right in one sentence; raises Wrong or Failed
-    give: Callable[[Draws, Path], None] | None = None  # writes the student's data into the folder
-    show: Callable[[Student, Draws, Path], Path] | None = None  # draws a picture of a right answer
+    check: Callable[[Student, Seeds], str]  # what is right in one sentence; raises Wrong or Failed
+    give: Callable[[Seeds, Path], None] | None = None  # writes the student's data into the folder
+    show: Callable[[Student, Seeds, Path], Path] | None = None  # draws a picture of a right answer
     wanted: tuple[str, ...] = ()  # more files that are handed in
 
     @property
@@ -79,7 +79,7 @@ class Exercise:
 
 @cache
 def sentences(name: str) -> SimpleNamespace:
-    """What the check of this name can say."""
+    """The texts of an exercise, by their names in sentences.toml."""
     text = SENTENCES.read_text(encoding="utf-8")
     return SimpleNamespace(**tomllib.loads(text)[name])
 
@@ -134,7 +134,9 @@ def compare(name: str, found: Any, right: Tensor, known: Mapping[str, Tensor], a
     raise Wrong(f"{name}: {share:.0f} % of the values are wrong. {advice}")
 
 
-def chosen(name: str, found: Any, right: Any, sentences: Mapping[Any, str], advice: str) -> None:
+def compare_choice(
+    name: str, found: Any, right: Any, sentences: Mapping[Any, str], advice: str
+) -> None:
     """Raise Wrong for a prediction that is wrong: with the sentence of this choice, if it has
     one."""
     if found is None or found == "":

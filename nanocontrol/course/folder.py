@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nanocontrol.course.exercise import EXERCISES, Draws, Exercise, exercises
+from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, exercises
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import hash_of, make_folder, read_text, write_atomically
 
@@ -22,7 +22,7 @@ def start_course(folder: Path, name: str) -> None:
     for exercise in exercises().values():
         (folder / exercise.file).write_bytes((EXERCISES / exercise.file).read_bytes())
         if exercise.give:
-            exercise.give(Draws(name, "start"), folder)
+            exercise.give(Seeds(name, "start"), folder)
     remember(folder, {"name": name, "passed": {}, "hints": {}})
 
 
@@ -55,7 +55,7 @@ def mark_passed(folder: Path, exercise: Exercise) -> None:
     remember(folder, content)
 
 
-def state_of(folder: Path, exercise: Exercise, passed: dict[str, str]) -> str:
+def progress_of(folder: Path, exercise: Exercise, passed: dict[str, str]) -> str:
     """ "passed", "changed since it passed", "missing" or "open"."""
     file = folder / exercise.file
     if not file.exists():

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, exercises
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, exercises
 from nanocontrol.course.folder import remembered
-from nanocontrol.course.student import SECONDS, Failed, Student, copied, own_folder
+from nanocontrol.course.student import SECONDS, Failed, Student, copy_file, own_folder
 from nanocontrol.plumbing.errors import InputError, one_line
 
 BONUS = 13
@@ -38,7 +38,7 @@ class Graded(NamedTuple):
         return sum(grade.points for grade in self.grades)
 
 
-def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Draws) -> Grade:
+def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Seeds) -> Grade:
     """Run a file in the student's process, and judge what it computes. Every outcome is a
     sentence: the answers may be of any form."""
     points = 0
@@ -61,13 +61,13 @@ def grade_submission(folder: Path, others: Path, seconds: float = SECONDS) -> Gr
         name = remembered(folder)["name"]
     except InputError:
         name, note = folder.name, "student.json is missing or damaged: the folder's name is used"
-    draws = Draws(name, "grade")
+    draws = Seeds(name, "grade")
     with own_folder() as own, Student((others,), seconds) as student:
         for exercise in exercises().values():
             try:
                 for wanted in exercise.wanted:
-                    copied(wanted, folder, Path(own))
-                file = copied(exercise.file, folder, Path(own))
+                    copy_file(wanted, folder, Path(own))
+                file = copy_file(exercise.file, folder, Path(own))
             except Failed as error:
                 grades.append(Grade(exercise.number, 0, one_line(str(error), SAID)))
                 continue
@@ -138,7 +138,7 @@ def as_text(graded: list[Graded]) -> str:
 
 
 def limits_here() -> str | None:
-    """What this system does not limit, in one sentence."""
+    """A sentence about limits that this system does not have."""
     if sys.platform == "linux":
         return None
     return "this system limits a submission's time and output, but not its memory and files"

@@ -53,7 +53,7 @@ def two_steps(
     def controlled() -> Tensor:
         return locked(x) + zero_out(copied(x + zero_in(c)))
 
-    found = {"output": controlled(), "copy before": weights_in(copied)}
+    found = {"output": controlled(), "copy before": copied_weights(copied)}
     parameters = [*parameters, *zeros]
     for _ in range(2):
         F.mse_loss(controlled(), target).backward()
@@ -61,7 +61,7 @@ def two_steps(
     collected = any(weight.grad is not None for weight in locked.parameters())
     theirs = {weight.data_ptr() for weight in locked.parameters()}
     shared = any(weight.data_ptr() in theirs for weight in copied.parameters())
-    after = {"locked after": weights_in(locked), "copy after": weights_in(copied)}
+    after = {"locked after": copied_weights(locked), "copy after": copied_weights(copied)}
     return found | after | {"locked collects gradients": collected, "shared": shared}
 
 
@@ -74,7 +74,7 @@ def descend(parameters: Sequence[nn.Parameter], rate: float = 0.1) -> None:
             parameter.grad = None
 
 
-def weights_in(network: nn.Module) -> dict[str, Tensor]:
+def copied_weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 

@@ -23,7 +23,7 @@ class TooLong(ValueError):
 def pack(message: Any) -> bytes:
     """Raises TypeError for a value that is no number, text, list, dictionary or tensor."""
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(plain(message, tensors)).encode()
+    text = json.dumps(plain_value(message, tensors)).encode()
     body = save(tensors) if tensors else b""
     total = 8 + len(text) + len(body)
     if total > MOST_BYTES:
@@ -31,7 +31,7 @@ def pack(message: Any) -> bytes:
     return total.to_bytes(8, "big") + len(text).to_bytes(8, "big") + text + body
 
 
-def plain(value: Any, tensors: dict[str, Tensor]) -> Any:
+def plain_value(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The value as JSON has it. Its tensors are put into `tensors`."""
     if isinstance(value, np.ndarray | np.generic):
         value = torch.from_numpy(np.array(value))
@@ -40,9 +40,9 @@ def plain(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, list | tuple):
-        return [plain(part, tensors) for part in value]
+        return [plain_value(part, tensors) for part in value]
     if isinstance(value, dict):
-        return {str(name): plain(part, tensors) for name, part in value.items()}
+        return {str(name): plain_value(part, tensors) for name, part in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"an object of type {type(value).__name__}")

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from nanocontrol import ControlNet, load_control, save_control
-from nanocontrol.course.exercise import Draws
-from nanocontrol.course.pictures import nano
+from nanocontrol.course.exercise import Seeds
+from nanocontrol.course.pictures import bundled_nano
 from nanocontrol.course.student import ROOT
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.scores import SCORES, canny_score
@@ -25,7 +25,7 @@ STEPS = {"scaled": 240, "half": 400}
 
 def seed_of(name: str) -> int:
     """The seed of a student's own runs."""
-    return Draws(name, "start").seed("training") % 10_000
+    return Seeds(name, "start").seed("training") % 10_000
 
 
 def settings_for(run: str, seed: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def train_own_condition(file: Path, name: str, folder: Path) -> None:
     CONDITIONS["own"], SCORES["own"] = names["condition"], canny_score
     flags = {"condition": "own", "seed": seed_of(name), "sample_every": 100, "save_every": 500}
     train.main(words_of(flags, folder, "own"))
-    control = load_control(folder / "runs" / "own" / "control.safetensors", nano().unet)
+    control = load_control(folder / "runs" / "own" / "control.safetensors", bundled_nano().unet)
     save_control(control.half(), folder / HANDED_IN, "own")
     print(f"{folder / HANDED_IN} is what you hand in, with {file.name}")
 

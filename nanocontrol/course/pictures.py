@@ -16,13 +16,13 @@ from nanocontrol.training.measure import mean_latents
 
 
 @cache
-def nano() -> StableDiffusion:
+def bundled_nano() -> StableDiffusion:
     return load_sd(NANO)
 
 
 @cache
 def bundled_control(condition: str) -> ControlNet:
-    return load_control(WEIGHTS / f"nano-control-{condition}.safetensors", nano().unet)
+    return load_control(WEIGHTS / f"nano-control-{condition}.safetensors", bundled_nano().unet)
 
 
 @cache
@@ -35,7 +35,7 @@ def pairs_of_scenes(
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Pictures [n, 3, H, W] in [-1, 1], hints [n, 3, H, W] in [0, 1] and prompts of held-out
     scenes."""
-    scenes = Scenes(condition, HELD_OUT, size=nano().size)
+    scenes = Scenes(condition, HELD_OUT, size=bundled_nano().size)
     images, hints, prompts = zip(*(scenes[i] for i in numbers))
     return torch.stack(images), torch.stack(hints), [*prompts]
 
@@ -43,13 +43,13 @@ def pairs_of_scenes(
 def latents_and_prompts(numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
     """Scaled latents [n, 4, h, w] of held-out scenes, and their prompts."""
     images, _, prompts = pairs_of_scenes(numbers)
-    return mean_latents(nano(), images), prompts
+    return mean_latents(bundled_nano(), images), prompts
 
 
 @torch.no_grad()
 def save_strip(latents: Tensor, path: Path, caption: str) -> Path:
     """Write a row of latents [n, 4, h, w] as decoded pictures."""
-    pictures = nano().decode(latents.float()).clamp(-1, 1)
+    pictures = bundled_nano().decode(latents.float()).clamp(-1, 1)
     return save_rows([[*pictures]], path, caption)
 
 

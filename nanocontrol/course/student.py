@@ -170,7 +170,7 @@ def kill(process: subprocess.Popen) -> None:
             process.kill()
 
 
-def copied(name: str, source: Path, folder: Path) -> Path:
+def copy_file(name: str, source: Path, folder: Path) -> Path:
     """A copy of a submitted file. Raises Failed if it is missing, not an ordinary file of this
     submission, or too large. name: relative to both folders."""
     file = source / name

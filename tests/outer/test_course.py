@@ -17,7 +17,7 @@ from nanocontrol.course.checks.gain import names_of_runs
 from nanocontrol.course.checks.hints import FAULTS, faults_of
 from nanocontrol.course.checks.jump import STORED
 from nanocontrol.course.checks.mutants import MUTANTS, SHOWS, order_of
-from nanocontrol.course.exercise import EXERCISES, Draws, Exercise, exercises
+from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, exercises
 from nanocontrol.course.folder import start_course
 from nanocontrol.course.grade import BONUS, as_csv, as_json, grade_submission, judge_exercise
 from nanocontrol.course.messages import pack
@@ -33,7 +33,7 @@ FAULT_NAMES = "inverted exchanged range blurred shifted thick".split()
 
 def solution_of(exercise: Exercise, name: str) -> str:
     """The solution's source, with the values that this student was given."""
-    source, draws = (SOLUTIONS / exercise.file).read_text(), Draws(name, "start")
+    source, draws = (SOLUTIONS / exercise.file).read_text(), Seeds(name, "start")
     order, shift = faults_of(draws)
     letters = {run: letter for letter, run in names_of_runs(draws).items()}
     values = {"ORDER": [*order_of(draws).values()], "SHIFT": shift, "FOLLOWS": letters["follows"]}
@@ -92,7 +92,7 @@ def student():
 
 def sentence_for(exercise: Exercise, folder: Path, student: Student, purpose: str = "check"):
     """Points and sentence of the exercise's file in a folder."""
-    draws = Draws(NAME, purpose)
+    draws = Seeds(NAME, purpose)
     grade = judge_exercise(exercise, folder / exercise.file, student, draws)
     return grade.points, grade.sentence
 
@@ -147,12 +147,12 @@ def test_every_name_of_an_error_gets_a_sentence_in_place_of_every_other():
 
 def test_what_students_are_given_differs_between_them(tmp_path):
     names = ["Ada", "Bob", "Cleo", "Dan"]
-    given = [(order_of(Draws(n, "start")), faults_of(Draws(n, "start"))[1]) for n in names]
+    given = [(order_of(Seeds(n, "start")), faults_of(Seeds(n, "start"))[1]) for n in names]
     assert len({str(values) for values in given}) == len(names)
 
 
 def test_the_inputs_of_a_grading_are_others_than_those_of_a_check():
-    seeds = {Draws(NAME, purpose).seed("noise") for purpose in ("start", "check", "grade")}
+    seeds = {Seeds(NAME, purpose).seed("noise") for purpose in ("start", "check", "grade")}
     assert len(seeds) == 3
 
 
@@ -352,7 +352,7 @@ def test_another_students_run_is_refused(solved, tmp_path):
         settings.write_text((solved / "runs" / run / "settings.json").read_text())
     with Student() as student:
         grade = judge_exercise(
-            exercises()[10], folder / "ex10_jump.py", student, Draws("Bob", "grade")
+            exercises()[10], folder / "ex10_jump.py", student, Seeds("Bob", "grade")
         )
     assert grade.points == 0 and "was trained with seed" in grade.sentence
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, close, sentences
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, close, sentences
 from nanocontrol.course.inside import small_block
 from nanocontrol.course.student import Student
 
 SAY = sentences("copy")
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     generator = draws.tensors("block")
     shapes = {name: tensor.shape for name, tensor in small_block().state_dict().items()}
     weights = {
@@ -23,13 +23,13 @@ def check(student: Student, draws: Draws) -> str:
     with torch.no_grad():
         plain = block(x)
     try:
-        judge(found, weights, plain)
+        judge_parts(found, weights, plain)
     except (TypeError, KeyError, AttributeError):
         raise Wrong(SAY.PARTS) from None
     return SAY.RIGHT
 
 
-def judge(found: dict, weights: dict[str, Tensor], plain: Tensor) -> None:
+def judge_parts(found: dict, weights: dict[str, Tensor], plain: Tensor) -> None:
     """found: from inside.two_steps; weights: the block's; plain: its output."""
     before, after = found["copy before"], found["copy after"]
     if not close(found["output"], plain):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from nanocontrol import DDPM
-from nanocontrol.course.exercise import Draws, Exercise, compare, sentences
-from nanocontrol.course.pictures import latents_and_prompts, nano, save_strip
+from nanocontrol.course.exercise import Exercise, Seeds, compare, sentences
+from nanocontrol.course.pictures import bundled_nano, latents_and_prompts, save_strip
 from nanocontrol.course.student import Student
 
 SAY = sentences("ddim")
@@ -18,7 +18,7 @@ def mixture(x0: Tensor, noise: Tensor, share: Tensor | float) -> Tensor:
     return share.sqrt() * x0 + (1 - share).sqrt() * noise
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     abar, number = DDPM().alphas_cumprod, draws.numbers("levels")
     x0, noise = torch.randn(2, 2, 4, 8, 8, generator=draws.tensors("latents")).double()
     steps = number.choice([10, 20, 25])
@@ -41,9 +41,9 @@ def check(student: Student, draws: Draws) -> str:
 
 
 @torch.no_grad()
-def show(student: Student, draws: Draws, folder: Path) -> Path:
+def show(student: Student, draws: Seeds, folder: Path) -> Path:
     """A scene sampled with the student's step: every fifth x_t of 20, and the last one."""
-    sd, generator = nano(), draws.tensors("picture")
+    sd, generator = bundled_nano(), draws.tensors("picture")
     latents, prompts = latents_and_prompts([draws.seed("scene") % 1000])
     x = torch.randn(latents.shape, generator=generator)
     visited, seen = [*DDPM().timesteps(20), None], []

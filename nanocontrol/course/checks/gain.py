@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nanocontrol import DDPM
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, chosen, sentences
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare_choice, sentences
 from nanocontrol.course.inside import with_loss
 from nanocontrol.course.pictures import latents_and_prompts, pairs_of_scenes
 from nanocontrol.course.student import Student
@@ -21,34 +21,34 @@ PAIRS = 3
 NEAR = 0.005  # of the loss: a hundred times its rounding, and less than a tenth of the gain
 
 
-def names_of_runs(draws: Draws) -> dict[str, str]:
+def names_of_runs(draws: Seeds) -> dict[str, str]:
     """The letters of this student's runs, and which run each one is."""
     order = draws.given().numbers("runs").sample([*RUNS], len(RUNS))
     return dict(zip("abc", order))
 
 
-def give(draws: Draws, folder: Path) -> None:
+def give(draws: Seeds, folder: Path) -> None:
     for letter, name in names_of_runs(draws).items():
         with open(folder / f"run_{letter}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *RUNS[name]])
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     names = names_of_runs(draws)
     letters = {name: letter for letter, name in names.items()}
     sentences = {
         letters["memorises"]: SAY.LOWEST.format(run=letters["memorises"]),
         letters["waits"]: SAY.LOWER.format(run=letters["waits"]),
     }
-    chosen("FOLLOWS", student.value("FOLLOWS"), letters["follows"], sentences, SAY.LETTER)
-    gain = check_function(student, draws)
+    compare_choice("FOLLOWS", student.value("FOLLOWS"), letters["follows"], sentences, SAY.LETTER)
+    gain = check_gain(student, draws)
     return (
         f"The loss of a run that follows is not even the lowest. For the bundled ControlNet wrong "
         f"hints cost {100 * gain:.0f} % of the loss; above 5 % it follows."
     )
 
 
-def check_function(student: Student, draws: Draws) -> float:
+def check_gain(student: Student, draws: Seeds) -> float:
     """Check control_gain -> the gain as a share of the loss."""
     numbers = draws.numbers("pairs").sample(range(1000), PAIRS)
     x0, prompts = latents_and_prompts(numbers)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, as_tensor_like, close, sentences
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, as_tensor_like, close, sentences
 from nanocontrol.course.pictures import (
     bundled_control,
     bundled_detector,
-    nano,
+    bundled_nano,
     pairs_of_scenes,
     save_rows,
 )
@@ -58,7 +58,7 @@ FAULTS = (
 )
 
 
-def faults_of(draws: Draws) -> tuple[list[Fault], tuple[int, int]]:
+def faults_of(draws: Seeds) -> tuple[list[Fault], tuple[int, int]]:
     """The faults in the order of this student's hints, and the shift down and to the right."""
     number = draws.given().numbers("faults")
     order = number.sample(FAULTS, len(FAULTS))
@@ -66,7 +66,7 @@ def faults_of(draws: Draws) -> tuple[list[Fault], tuple[int, int]]:
     return order, (shift[0], shift[1])
 
 
-def give(draws: Draws, folder: Path) -> None:
+def give(draws: Seeds, folder: Path) -> None:
     """Write the spoiled hints, their pictures, and a sheet of both."""
     order, shift = faults_of(draws)
     pictures, spoiled = [], []
@@ -85,7 +85,7 @@ def give(draws: Draws, folder: Path) -> None:
     save_rows([pictures, shown], folder / "hints.png", f"{kinds} (cut off at 0 and 1 here)")
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     order, shift = faults_of(draws)
     worst = 1.0
     for i, fault in enumerate(order):
@@ -151,13 +151,13 @@ def wrong_lines(found: Tensor, hint: Tensor, spoiled: Tensor, shift: tuple[int, 
 
 def share_of_score(condition: str, numbers: list[int], repaired: Tensor, hints: Tensor) -> float:
     """The score of pictures from the repaired hints, divided by that from the true ones."""
-    scenes = Scenes(condition, HELD_OUT, size=nano().size)
+    scenes = Scenes(condition, HELD_OUT, size=bundled_nano().size)
     followed = [scenes.scene(i) for i in numbers]
     prompts = [scene.prompt for scene in followed]
 
     def scored(given: Tensor) -> float:
         controls = [(bundled_control(condition), given, 1.0)]
-        pictures = make_pictures(nano(), prompts, controls, steps=STEPS)
+        pictures = make_pictures(bundled_nano(), prompts, controls, steps=STEPS)
         return score(condition, pictures, followed, bundled_detector())
 
     return scored(repaired) / scored(hints)

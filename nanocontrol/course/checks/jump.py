@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, chosen, sentences
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare_choice, sentences
 from nanocontrol.course.own_runs import RUNS, seed_of, settings_for
 from nanocontrol.course.student import Student
 from nanocontrol.training.run import read_run
@@ -32,14 +32,16 @@ def crossing(steps: list[int], scores: list[float], level: float) -> list[float]
     ]
 
 
-def check(student: Student, draws: Draws) -> str:
-    check_function(student, draws)
+def check(student: Student, draws: Seeds) -> str:
+    check_crossing(student, draws)
     predicted = numbers_in("PREDICTED", student.value("PREDICTED"))
     found = numbers_in("FOUND", student.value("FOUND"))
     for run in RUNS:
         check_run(student.folder / "runs" / run, run, found[run], draws)
     answer = student.value("BROKEN_AFTER_300")
-    chosen("BROKEN_AFTER_300", answer, False, {True: SAY.NOT_BROKEN}, "It is True or False.")
+    compare_choice(
+        "BROKEN_AFTER_300", answer, False, {True: SAY.NOT_BROKEN}, "It is True or False."
+    )
     compared = ", ".join(f"{run} {found[run]:.0f} (predicted {predicted[run]:g})" for run in RUNS)
     return (
         f"Steps of the jump: {compared}. What differs from the 1,546 to 1,713 of the released "
@@ -59,7 +61,7 @@ def numbers_in(name: str, given: Any) -> dict[str, float]:
     return given
 
 
-def check_function(student: Student, draws: Draws) -> None:
+def check_crossing(student: Student, draws: Seeds) -> None:
     number = draws.numbers("curve")
     steps = [20 * i for i in range(9)]
     # It reaches the level, falls below it, and rises more steeply later.
@@ -85,7 +87,7 @@ def check_function(student: Student, draws: Draws) -> None:
         raise Wrong(SAY.NEVER)
 
 
-def check_run(folder: Path, run: str, found: float, draws: Draws) -> None:
+def check_run(folder: Path, run: str, found: float, draws: Seeds) -> None:
     """Compare a run's folder with the student's settings, with FOUND and with stored runs."""
     past = read_run(folder)
     for name, value in settings_for(run, seed_of(draws.student)).items():

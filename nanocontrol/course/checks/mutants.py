@@ -11,7 +11,7 @@ from nanocontrol.conformance import check_controlnet, mutants
 from nanocontrol.conformance.adapter import Adapter, TrainingBatch
 from nanocontrol.conformance.cases import Config
 from nanocontrol.conformance.mutants import MUTANTS
-from nanocontrol.course.exercise import EXERCISES, Draws, Exercise, Wrong, sentences
+from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, Wrong, sentences
 from nanocontrol.course.inside import as_numpy
 from nanocontrol.course.student import Student
 
@@ -35,13 +35,13 @@ SHOWS = {
 }
 
 
-def order_of(draws: Draws) -> dict[str, str]:
+def order_of(draws: Seeds) -> dict[str, str]:
     """This student's classes, and the error of each."""
     names = draws.given().numbers("mutants").sample([*MUTANTS], len(MUTANTS))
     return {f"Broken{k}": name for k, name in enumerate(names, 1)}
 
 
-def give(draws: Draws, folder: Path) -> None:
+def give(draws: Seeds, folder: Path) -> None:
     """Write the exercise's file with the mutants' code, in this student's order and without their
     names."""
     tree = ast.parse(Path(mutants.__file__).read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ class FromChild(Adapter):
         return self.ask("sample", *args, *options.values())
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     said = student.value("NAMES")
     if not isinstance(said, dict):
         raise Wrong("NAMES is a dictionary from Broken1 to Broken13")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nanocontrol import DDPM
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, compare, sentences
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare, sentences
 from nanocontrol.course.pictures import latents_and_prompts, save_strip
 from nanocontrol.course.student import Student
 
@@ -18,7 +18,7 @@ def mixed(x0: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
     return signal * x0 + sigma * noise
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     generator, abar = draws.tensors("noise"), DDPM().alphas_cumprod
     x0, noise = torch.randn(2, 4, 4, 8, 8, generator=generator).double()
     t = torch.cat([torch.randint(100, 900, (3,), generator=generator), torch.tensor([999])])
@@ -61,7 +61,7 @@ def check_levels(student: Student, steps: int) -> None:
     compare("level_of_step", found, right, known, advice)
 
 
-def show(student: Student, draws: Draws, folder: Path) -> Path:
+def show(student: Student, draws: Seeds, folder: Path) -> Path:
     """A scene at six levels of noise, decoded."""
     latents, _ = latents_and_prompts([draws.seed("scene") % 1000])
     levels = torch.tensor([0, 200, 400, 600, 800, 999])

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, close, sentences
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, close, sentences
 from nanocontrol.course.student import Student
 
 SAY = sentences("residuals")
 
 
-def inputs_of(
+def inputs_with(
     skips: list[Tensor],
     residuals: list[Tensor],
     middle: Tensor,
@@ -26,7 +26,7 @@ def inputs_of(
     return [torch.cat(pair[::-1] if skip_first else pair, dim=1) for pair in pairs]
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     n = draws.numbers("depth").choice([6, 9, 12])
     generator = draws.tensors("features")
     # All have one shape, so that a wrong order does not stop by itself, as it often does.
@@ -34,26 +34,26 @@ def check(student: Student, draws: Draws) -> str:
     middle, last = torch.randn(2, 1, 3, 4, 4, generator=generator)
     deepest, added, plain = skips[::-1], residuals[::-1], [torch.zeros_like(last)] * n
     wrong = {
-        SAY.NEVER: inputs_of(deepest, plain, middle, outputs),
-        SAY.REVERSED: inputs_of(deepest, residuals, middle + last, outputs),
-        SAY.SKIPS: inputs_of(skips, residuals, middle + last, outputs),
-        SAY.MIDDLE_FIRST: inputs_of(deepest, [last, *added[:-1]], middle + residuals[0], outputs),
-        SAY.NO_MIDDLE: inputs_of(deepest, added, middle, outputs),
-        SAY.TO_BELOW: inputs_of(deepest, plain, middle + last, outputs, below=added),
-        SAY.JOINED: inputs_of(deepest, added, middle + last, outputs, skip_first=True),
-        SAY.TWICE: inputs_of(deepest, [2 * x for x in added], middle + 2 * last, outputs),
+        SAY.NEVER: inputs_with(deepest, plain, middle, outputs),
+        SAY.REVERSED: inputs_with(deepest, residuals, middle + last, outputs),
+        SAY.SKIPS: inputs_with(skips, residuals, middle + last, outputs),
+        SAY.MIDDLE_FIRST: inputs_with(deepest, [last, *added[:-1]], middle + residuals[0], outputs),
+        SAY.NO_MIDDLE: inputs_with(deepest, added, middle, outputs),
+        SAY.TO_BELOW: inputs_with(deepest, plain, middle + last, outputs, below=added),
+        SAY.JOINED: inputs_with(deepest, added, middle + last, outputs, skip_first=True),
+        SAY.TWICE: inputs_with(deepest, [2 * x for x in added], middle + 2 * last, outputs),
     }
-    right = inputs_of(deepest, added, middle + last, outputs)
+    right = inputs_with(deepest, added, middle + last, outputs)
     given = skips, middle, [*residuals, last], outputs
     found = student.call("decode", *given, through="probed")
-    judge(found, right, wrong, outputs[-1])
+    judge_inputs(found, right, wrong, outputs[-1])
     return (
         f"All {n + 1} residuals are where they belong. With zero residuals the decoder is the "
         "U-Net's own."
     )
 
 
-def judge(found: dict, right: list[Tensor], wrong: dict, result: Tensor) -> None:
+def judge_inputs(found: dict, right: list[Tensor], wrong: dict, result: Tensor) -> None:
     """found: from inside.probed; right, wrong: inputs of all blocks; result: the last output."""
     if found["order"] != [*range(len(right))]:
         raise Wrong(SAY.ONCE)

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, sentences
-from nanocontrol.course.pictures import nano, pairs_of_scenes
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, sentences
+from nanocontrol.course.pictures import bundled_nano, pairs_of_scenes
 from nanocontrol.course.student import Student
 
 SAY = sentences("scale")
@@ -16,12 +16,12 @@ PICTURES = 16
 WITHIN = 0.03
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     gain = draws.given().numbers("gain").uniform(1.7, 3.5)
     numbers = draws.numbers("scenes").sample(range(1000), PICTURES)
     pictures, _, _ = pairs_of_scenes(numbers)
     with torch.no_grad():
-        mean, deviation = (gain * x for x in nano().encode(pictures))
+        mean, deviation = (gain * x for x in bundled_nano().encode(pictures))
     right = 1 / mean.std().item()
     found = student.call("latent_scale", gain, pictures, through="with_encoder")
     try:

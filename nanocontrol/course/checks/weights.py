@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from nanocontrol import sample
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, compare, sentences
-from nanocontrol.course.pictures import bundled_control, nano, pairs_of_scenes, save_strip
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare, sentences
+from nanocontrol.course.pictures import bundled_control, bundled_nano, pairs_of_scenes, save_strip
 from nanocontrol.course.student import Student
 
 SAY = sentences("weights")
@@ -36,7 +36,7 @@ def wrong_weights(strength: float, heights: list[int], mode: str) -> dict[str, T
     return known
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     number = draws.numbers("weights")
     strength, latent = number.uniform(0.4, 0.9), number.choice([16, 32, 96])
     per_level = number.choice([2, 3])
@@ -66,9 +66,9 @@ def check_rows(student: Student, pictures: int, mode: str) -> None:
     raise Wrong(f"controlled_rows, {mode}: expected {2 * pictures} times True or False, as a list.")
 
 
-def show(student: Student, draws: Draws, folder: Path) -> Path:
+def show(student: Student, draws: Seeds, folder: Path) -> Path:
     """A hint without a prompt: plain control, guess mode, resolution weighting."""
-    sd, control = nano(), bundled_control("canny")
+    sd, control = bundled_nano(), bundled_control("canny")
     _, hints, _ = pairs_of_scenes([draws.seed("scene") % 1000], "canny")
     noise = torch.randn(1, 4, sd.size // 8, sd.size // 8, generator=draws.tensors("picture"))
     empty, heights = sd.encode_prompts(""), [sd.size // 8 // 2**n for n in control.skip_levels]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from nanocontrol import DDPM, ControlNet
 from nanocontrol.controlnet import initialise_condition_encoder
-from nanocontrol.course.exercise import Draws, Exercise, Wrong, compare, sentences
+from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare, sentences
 from nanocontrol.course.inside import descend
-from nanocontrol.course.pictures import nano
+from nanocontrol.course.pictures import bundled_nano
 from nanocontrol.course.student import Student
 from nanocontrol.nano.model import NARROW
 
@@ -19,16 +19,16 @@ SAY = sentences("zero")
 PARTS = "zero convolutions", "copy", "end of the encoder", "encoder"
 
 
-def check(student: Student, draws: Draws) -> str:
+def check(student: Student, draws: Seeds) -> str:
     check_by_hand(student, draws)
     for zero, end in product((True, False), repeat=2):
         right = real_run(draws, zero, end)
-        found = student.call("first_steps", zero, end)
-        judge(found, right, zero, end)
+        found = student.call("first_gradients", zero, end)
+        judge_steps(found, right, zero, end)
     return SAY.RIGHT
 
 
-def check_by_hand(student: Student, draws: Draws) -> None:
+def check_by_hand(student: Student, draws: Seeds) -> None:
     generator = draws.tensors("by hand")
     x = torch.randn(2, 3, 4, 4, generator=generator).double().requires_grad_()
     grad = torch.randn(2, 5, 4, 4, generator=generator).double()
@@ -36,21 +36,21 @@ def check_by_hand(student: Student, draws: Draws) -> None:
         weight, bias = weight.double().requires_grad_(), torch.zeros(5).double().requires_grad_()
         y = F.conv2d(x, weight[:, :, None, None], bias)
         right = torch.autograd.grad(y, (weight, bias, x), grad)
-        found = student.call("gradients", x, weight, grad)
+        found = student.call("by_hand", x, weight, grad)
         if not isinstance(found, list) or len(found) != 3:
-            raise Wrong("gradients returns something else than three tensors: weight, bias, input")
+            raise Wrong("by_hand returns something else than three tensors: weight, bias, input")
         no_gradient, positions = torch.zeros(5, 3), len(x) * x[0, 0].numel()
         weights = {SAY.NEVER: no_gradient, SAY.MEAN: right[0] / positions}
-        compare("gradients, weight", found[0], right[0], weights, "It is input times gradient.")
+        compare("by_hand, weight", found[0], right[0], weights, "It is input times gradient.")
         biases = {SAY.NEVER: torch.zeros(5), SAY.MEAN: right[1] / positions}
-        compare("gradients, bias", found[1], right[1], biases, "y grows with b by 1 everywhere.")
+        compare("by_hand, bias", found[1], right[1], biases, "y grows with b by 1 everywhere.")
         advice = SAY.PASSES if not weight.any() else "It is W^T times the gradient of y."
-        compare("gradients, input", found[2], right[2], {}, advice)
+        compare("by_hand, input", found[2], right[2], {}, advice)
 
 
-def real_run(draws: Draws, zero: bool, end: bool) -> dict[str, int]:
+def real_run(draws: Seeds, zero: bool, end: bool) -> dict[str, int]:
     """The first step in which each part of nano's ControlNet gets a gradient, in four steps."""
-    sd, generator = nano(), draws.tensors("run")
+    sd, generator = bundled_nano(), draws.tensors("run")
     torch.manual_seed(draws.seed("control"))
     control = ControlNet.from_unet(sd.unet, NARROW)
     initialise_condition_encoder(control)
@@ -87,10 +87,10 @@ def part_of(name: str) -> str:
     return "copy"
 
 
-def judge(found: object, right: dict[str, int], zero: bool, end: bool) -> None:
+def judge_steps(found: object, right: dict[str, int], zero: bool, end: bool) -> None:
     """Compare a prediction with a real run. zero, end: whether these layers start as zeros."""
     if not isinstance(found, dict) or set(found) != {*PARTS}:
-        raise Wrong(f"first_steps returns no dictionary with the keys {', '.join(PARTS)}")
+        raise Wrong(f"first_gradients returns no dictionary with the keys {', '.join(PARTS)}")
     start = "zeros" if zero else "Gaussian weights", "zeros" if end else "Gaussian weights"
     case = f"(Zero convolutions start as {start[0]}, the end of the encoder as {start[1]}.)"
     for part in PARTS:

@@ -19,7 +19,7 @@ start with Gaussian weights. The U-Net is locked. A part with a gradient changes
 from torch import Tensor
 
 
-def gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def by_hand(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The loss's gradients for weight [D, C], bias [D] and input x [B, C, h, w].
 
     grad [B, D, h, w]: the loss's gradient for the output y. Without autograd.
@@ -27,7 +27,7 @@ def gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, 
     raise NotImplementedError
 
 
-def first_steps(convolutions_start_zero: bool, end_starts_zero: bool) -> dict[str, int]:
+def first_gradients(convolutions_start_zero: bool, end_starts_zero: bool) -> dict[str, int]:
     """The first step in which each part gets a gradient that is not zero. Keys:
     "zero convolutions", "copy", "end of the encoder", "encoder"."""
     raise NotImplementedError
