@@ -135,7 +135,7 @@ def compare(name: str, found: Any, right: Tensor, known: Mapping[str, Tensor], a
 
 
 def compare_choice(
-    name: str, found: Any, right: Any, sentences: Mapping[Any, str], advice: str
+    name: str, found: Any, right: Any, known: Mapping[Any, str], advice: str
 ) -> None:
     """Raise Wrong for a prediction that is wrong: with the sentence of this choice, if it has
     one."""
@@ -143,5 +143,5 @@ def compare_choice(
         raise Wrong(f"{name} is not answered yet")
     if found == right:
         return
-    known = found if isinstance(found, str | int | float | bool) else None
-    raise Wrong(sentences.get(known, advice))
+    plain = found if isinstance(found, str | int | float | bool) else None
+    raise Wrong(known.get(plain, advice))

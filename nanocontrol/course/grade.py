@@ -92,7 +92,7 @@ def with_notes(graded: list[Graded]) -> list[Graded]:
     names = Counter(one.name for one in graded)
     twice = "another submission has the same name, and so the same seed"
     return [
-        one._replace(note="; ".join(filter(None, [one.note, names[one.name] > 1 and twice])))
+        one._replace(note="; ".join(filter(None, [one.note, twice * (names[one.name] > 1)])))
         for one in graded
     ]
 

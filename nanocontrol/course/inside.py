@@ -70,7 +70,7 @@ def descend(parameters: Sequence[nn.Parameter], rate: float = 0.1) -> None:
     """A step of gradient descent. PyTorch's optimizers take seconds to import."""
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter -= rate * parameter.grad
+            parameter.sub_(rate * parameter.grad)
             parameter.grad = None
 
 

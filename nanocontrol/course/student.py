@@ -18,7 +18,7 @@ from nanocontrol.course.messages import TooLong, pack, read_message
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PRIVATE = ROOT / "tests", HERE / "checks"  # the solutions, and the sentences
-SECONDS = 60.0  # that a file may compute, in all
+SECONDS = 120.0  # that the grader waits for a file, in all its calls
 STARTING = 300.0  # seconds in which PyTorch has to be imported
 MOST_PRINTED = 2**20  # bytes
 MOST_HANDED_IN = 2**24  # bytes of a file
@@ -55,7 +55,7 @@ class Student:
         kept = {"PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG"}
         environment = {name: value for name, value in os.environ.items() if name in kept}
         environment |= {"OMP_NUM_THREADS": "1", "HOME": str(folder), "TMPDIR": str(folder)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, start_new_session=True, **pipes
         )
@@ -65,7 +65,7 @@ class Student:
         self.reader = Thread(target=self.overhear, args=(self.process, self.process.stderr))
         self.reader.daemon = True
         self.reader.start()
-        self.until = time.monotonic() + STARTING
+        self.left = STARTING
         if self.receive() != {"ready": True}:
             raise RuntimeError(f"the course's process does not start: {self.printed.decode()}")
 
@@ -81,7 +81,7 @@ class Student:
         except (ValueError, RecursionError):
             replies.put(Failed("the result is damaged; a file may not write to the grader"))
 
-    def overhear(self, process: subprocess.Popen, pipe: BinaryIO) -> None:
+    def overhear(self, process: subprocess.Popen, pipe: Any) -> None:
         """Keep the beginning of what is printed. Stop a process that prints too much."""
         while data := pipe.read1(2**16):
             self.printed += data[: 2**12 - len(self.printed)]
@@ -90,10 +90,12 @@ class Student:
                 kill(process)
 
     def receive(self) -> Any:
+        began = time.monotonic()
         try:
-            reply = self.replies.get(timeout=max(0, self.until - time.monotonic()))
+            reply = self.replies.get(timeout=max(0, self.left))
         except queue.Empty:
             reply = Failed(f"the file computes for more than {self.seconds:g} seconds")
+        self.left -= time.monotonic() - began
         if isinstance(reply, Failed):
             raise self.explained(reply)
         return reply
@@ -136,7 +138,7 @@ class Student:
         if self.process is None or self.process.poll() is not None or self.folder != file.parent:
             self.stop()
             self.start(file.parent)
-        self.until = time.monotonic() + self.seconds
+        self.left = self.seconds
         self.ask("load", str(file), [*CLOSED, *closed])
 
     def call(self, name: str, *args: Any, through: str | None = None) -> Any:

@@ -1,14 +1,15 @@
 """Check of exercise 12: thirteen broken ControlNets, the mutants of the conformance suite."""
 
 import ast
-from dataclasses import fields
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nanocontrol.conformance import check_controlnet, mutants
-from nanocontrol.conformance.adapter import Adapter, TrainingBatch
+from nanocontrol.conformance.adapter import TrainingBatch
 from nanocontrol.conformance.cases import Config
 from nanocontrol.conformance.mutants import MUTANTS
 from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, Wrong, sentences
@@ -76,46 +77,23 @@ def anonymous(node: ast.ClassDef | ast.FunctionDef, renamed: dict[str, str]) -> 
     return ast.unparse(node)
 
 
-class FromChild(Adapter):
+class FromChild:
     """The adapter of a student's class: each call goes to the student's process."""
+
+    dtype, compiles = "float32", False
 
     def __init__(self, student: Student, name: str):
         self.student, self.name = student, name
 
-    def ask(self, method: str, *args: Any) -> Any:
-        found = self.student.call(self.name, method, [*args], through="of_adapter")
-        return as_numpy(found)
+    def __getattr__(self, method: str) -> Callable:
+        return partial(self.ask, method)
 
-    def make(self, config: Config) -> None:
-        values = {field.name: getattr(config, field.name) for field in fields(config)}
-        self.ask("make", values)
-
-    def load(self, tensors: Any) -> None:
-        self.ask("load", {name: np.asarray(x, np.float32) for name, x in tensors.items()})
-
-    def base(self, *args: Any) -> Any:
-        return self.ask("base", *args)
-
-    def residuals(self, *args: Any) -> Any:
-        return self.ask("residuals", *args)
-
-    def predict(self, *args: Any) -> Any:
-        return self.ask("predict", *args)
-
-    def parameters(self) -> Any:
-        return self.ask("parameters")
-
-    def gradients(self, batch: TrainingBatch) -> Any:
-        return self.ask("gradients", vars(batch))
-
-    def train_step(self, batch: TrainingBatch) -> None:
-        self.ask("train_step", vars(batch))
-
-    def loss(self, batch: TrainingBatch) -> float:
-        return self.ask("loss", vars(batch))
-
-    def sample(self, *args: Any, **options: Any) -> Any:
-        return self.ask("sample", *args, *options.values())
+    def ask(self, method: str, *given: Any, **options: Any) -> Any:
+        args = [vars(x) if isinstance(x, Config | TrainingBatch) else x for x in given]
+        if method == "load":  # in the networks' precision: a message has a limit
+            args = [{name: np.asarray(x, np.float32) for name, x in args[0].items()}]
+        args += options.values()
+        return as_numpy(self.student.call(self.name, method, args, through="of_adapter"))
 
 
 def check(student: Student, draws: Seeds) -> str:

@@ -17,7 +17,7 @@ WITHIN = 0.03
 
 
 def check(student: Student, draws: Seeds) -> str:
-    gain = draws.given().numbers("gain").uniform(1.7, 3.5)
+    gain = draws.numbers("gain").uniform(1.7, 3.5)
     numbers = draws.numbers("scenes").sample(range(1000), PICTURES)
     pictures, _, _ = pairs_of_scenes(numbers)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """Check of exercise 11: strength, guess mode, resolution weighting."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,13 +74,12 @@ def show(student: Student, draws: Seeds, folder: Path) -> Path:
     noise = torch.randn(1, 4, sd.size // 8, sd.size // 8, generator=draws.tensors("picture"))
     empty, heights = sd.encode_prompts(""), [sd.size // 8 // 2**n for n in control.skip_levels]
     heights, made = [*heights, heights[-1]], []
+    own = partial(sample, sd, noise, empty, empty, scale=sd.guidance)
     for mode in ("plain", "guess", "resolution"):
         weights = student.call("residual_weights", 1.0, heights, mode)
-        only_prompt = {"resolution_weighting": mode != "plain"}
-        if only_prompt["resolution_weighting"]:  # which `sample` multiplies by its own weights
+        if mode != "plain":  # `sample` multiplies by its own weights
             weights = [w * h / heights[0] for w, h in zip(weights, heights)]
-        controls = [(control, hints, weights)]
-        made.append(sample(sd, noise, empty, empty, controls, scale=sd.guidance, **only_prompt))
+        made.append(own([(control, hints, weights)], resolution_weighting=mode != "plain"))
     caption = "a hint without a prompt: plain, guess mode, resolution weighting"
     return save_strip(torch.cat(made), folder / "ex11.png", caption)
 

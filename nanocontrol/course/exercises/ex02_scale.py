@@ -4,7 +4,7 @@ The U-Net's noise has variance 1, and its latents should have it too: then abar[
 latent's share of the variance. The latents that a VAE makes have any variance. So every Stable
 Diffusion model multiplies them by one number, its latent scale. For Stable Diffusion 1 it is
 0.18215. Where does this number come from, and what is it for the VAE of this exercise? It is that
-of nano, but its latents were multiplied by a number that only you were given.
+of nano, but its latents are multiplied by a number that you do not know.
 
 Measure it: one number for all channels, from the latents of some pictures.
 
