@@ -83,7 +83,7 @@ def table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def report(results: Sequence[Result]) -> dict:
+def as_json(results: Sequence[Result]) -> dict:
     """The results as JSON."""
     each = [asdict(result) | {"status": result.status} for result in results]
     return {"version": VERSION, "summary": counts(results), "checks": each}
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         for line in table(results):
             say(line)
         if args.json:
-            text = json.dumps(report(results), indent=2) + "\n"
+            text = json.dumps(as_json(results), indent=2) + "\n"
             write_atomically(args.json, lambda temporary: temporary.write_text(text))
         say(counts(results))
     sys.exit(any(result.wrong for result in results))

@@ -1,4 +1,4 @@
-"""What the suite asks of an implementation: six functions, and optional ones.
+"""An adapter gives the suite six functions of an implementation, and optional ones.
 
 Subclass `Adapter`, or write a class with the same functions. All arrays are numpy's. Tensors are
 named as in the original's checkpoints: `model.diffusion_model.` begins the base's names, and
@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy import ndarray as Array
 
-from nanocontrol.conformance.cases import Config
+from nanocontrol.conformance.cases import Config, ModelInputs
 
 Arrays = Mapping[str, Array]
 
@@ -45,6 +45,11 @@ class SamplingRun:
 class Adapter:
     """An optional function that is missing raises NotImplementedError. Its checks do not run."""
 
+    # Set it if the networks are not Stable Diffusion's in the small. Then nothing is loaded: checks
+    # train the fresh networks for three steps instead, and those that need the original's tensors
+    # do not run. `given` are inputs of the right shapes.
+    own_structure = False
+    given: ModelInputs | None = None
     dtype = "float32"  # of the networks: the tolerances depend on it
     compiles = False  # if it compiles, "equal to the bit" becomes "equal up to rounding"
     devices: Sequence[str] = ()  # where `initial_noise` can make its noise

@@ -1,7 +1,9 @@
 """The bench on which checks run: an adapter with its inputs, and what several checks need."""
 
+import sys
 from collections.abc import Callable
 from functools import cached_property
+from inspect import isfunction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +25,12 @@ from nanocontrol.conformance.cases import (
 )
 from nanocontrol.schedulers import DDPM, STEPS
 
-UNCOND = normal("uncond", *inputs().context.shape)  # encoded negative prompts
 ABAR = DDPM().alphas_cumprod.numpy()  # [1000], float64
 ZERO_CONVOLUTIONS = [f"{CONTROL}zero_convs.{i}.0" for i in range(RESIDUALS - 1)]
 ZERO_CONVOLUTIONS.append(CONTROL + "middle_block_out.0")
+
+
+Found = tuple[float, float, str]  # measured, allowed, and the idea that is missed
 
 
 class NotRun(Exception):
@@ -41,15 +45,21 @@ class Check(NamedTuple):
     function: Callable[["Bench"], tuple[float, float, str]]
 
 
-def checks_of(level: str, *functions: Callable) -> list[Check]:
-    return [Check(function.__name__, level, function) for function in functions]
+def checks_of(level: str, module: str) -> list[Check]:
+    """The checks in a module: its functions of a bench, and of nothing else, that return Found."""
+    expected = {"bench": Bench, "return": Found}
+    functions = (f for f in vars(sys.modules[module]).values() if isfunction(f))
+    return [Check(f.__name__, level, f) for f in functions if f.__annotations__ == expected]
 
 
 class Bench:
     """An adapter, and the stored inputs."""
 
     def __init__(self, adapter: Any):
-        self.adapter, self.given = adapter, inputs()
+        self.adapter, self.given = adapter, getattr(adapter, "given", None) or inputs()
+        self.own = getattr(adapter, "own_structure", False)
+        # Encoded negative prompts.
+        self.uncond = normal("uncond", *self.given.context.shape)
         unit = unit_of(getattr(adapter, "dtype", "float32"))
         self.rounding, self.tolerance = rounding(unit), tolerance(unit)
         # The difference that is allowed where the bits should be equal.
@@ -68,7 +78,18 @@ class Bench:
         return self.adapter
 
     def loaded(self, config: Config = CONFIG) -> Any:
+        """The adapter with the trained networks of the stored cases, or with its own."""
+        if not self.own:
+            return self.named(config)
+        self.adapter.make(config)
+        for _ in range(3):
+            self.adapter.train_step(self.batch())
+        return self.adapter
+
+    def named(self, config: Config = CONFIG) -> Any:
         """The adapter with the trained networks of the stored cases."""
+        if self.own:
+            raise NotRun("the networks have a structure of their own")
         self.adapter.make(config)
         self.adapter.load(weights())
         return self.adapter
@@ -93,8 +114,8 @@ class Bench:
 
     def batch(self) -> TrainingBatch:
         given = self.given
-        x0, noise = normal("x0", 2, 4, 8, 16), normal("noise", 2, 4, 8, 16)
-        empty, t = normal("empty", 1, 77, CONFIG.context_dim), np.array([120, 700])
+        x0, noise = (normal(name, *given.x.shape) for name in ("x0", "noise"))
+        empty, t = normal("empty", *given.context[:1].shape), np.array([120, 700])
         return TrainingBatch(x0, noise, t, given.hint, given.context, empty, np.zeros(2, bool))
 
     def losses(self, prediction: str, batch: TrainingBatch) -> dict[str, float]:
@@ -132,7 +153,7 @@ class Bench:
 
     def sampled(self, steps: int, scale: float, guess: bool = False) -> Array:
         x, context, hint = self.given.x, self.given.context, self.given.hint
-        run = SamplingRun(x, context, UNCOND, hint, steps, scale, guess)
+        run = SamplingRun(x, context, self.uncond, hint, steps, scale, guess)
         return self.optional("sample")(run)
 
     def reference(self, rule: "Rule", output: Callable[[Array, Array], Array], steps: int) -> Array:

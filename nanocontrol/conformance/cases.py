@@ -100,7 +100,7 @@ def weights() -> dict[str, Array]:
 
 
 @dataclass
-class Inputs:
+class ModelInputs:
     """x [B, 4, h, w], hint [B, 3, 8h, 8w] RGB in [0, 1], t [B] in 0..999, context [B, 77, D]."""
 
     x: Array
@@ -109,10 +109,10 @@ class Inputs:
     context: Array
 
 
-def inputs() -> Inputs:
+def inputs() -> ModelInputs:
     hint = np.random.RandomState(crc32(b"hint")).uniform(size=(2, 3, 64, 128))
     context = normal("context", 2, 77, CONFIG.context_dim)
-    return Inputs(normal("x", 2, 4, 8, 16), hint, np.array([7, 981]), context)
+    return ModelInputs(normal("x", 2, 4, 8, 16), hint, np.array([7, 981]), context)
 
 
 @cache

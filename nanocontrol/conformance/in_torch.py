@@ -1,4 +1,4 @@
-"""What adapters of PyTorch code have in common.
+"""Adapters of PyTorch code have this in common.
 
 A subclass sets `unet`, `control` and `optimizer` in `make`, `names` if the tensors have other
 names, and defines `losses`, `base`, `residuals` and `predict`.
@@ -15,7 +15,7 @@ from nanocontrol.conformance.adapter import Adapter, Arrays, TrainingBatch
 from nanocontrol.conformance.cases import BASE, CONTROL, shapes
 
 
-def as_tensor(array: Array, like: Tensor | None = None) -> Tensor:
+def to_torch(array: Array, like: Tensor | None = None) -> Tensor:
     """An array as a tensor, of a weight's precision and device. It shares memory where it can."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor if like is None else tensor.to(like)
@@ -51,7 +51,7 @@ class TorchAdapter(Adapter):
 
     def inputs(self, *arrays: Array) -> list[Tensor]:
         weight = next(self.unet.parameters())
-        return [as_tensor(array, weight) for array in arrays]
+        return [to_torch(array, weight) for array in arrays]
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         base, control = self.tensors()

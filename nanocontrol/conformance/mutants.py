@@ -4,6 +4,8 @@
 part of the message, and `.seen` a public issue of somebody who made or met this error.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 
@@ -14,13 +16,43 @@ from torch import Tensor, nn
 from nanocontrol.conformance.adapter import TrainingBatch
 from nanocontrol.conformance.bench import ZERO_CONVOLUTIONS
 from nanocontrol.conformance.cases import Config
-from nanocontrol.conformance.in_torch import as_tensor
+from nanocontrol.conformance.in_torch import to_torch
 from nanocontrol.conformance.ours import Ours
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.schedulers import DDIM, DDPM
 from nanocontrol.training.optimizer import Optimizer
 
 
+@dataclass(frozen=True)
+class Mutant:
+    """A ControlNet with a planted error."""
+
+    adapter: type[Ours]
+    check: str  # that finds it
+    sentence: str  # in the check's message
+    seen: str  # a public issue: somebody made this error, or met it
+
+    @property
+    def name(self) -> str:
+        """The class's name in small letters: shared_encoder for SharedEncoder."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.adapter.__name__).lower()
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def planted(check: str, sentence: str, seen: str) -> Callable[[type[Ours]], type[Ours]]:
+    """Enter a class in the table of mutants."""
+
+    def enter(adapter: type[Ours]) -> type[Ours]:
+        mutant = Mutant(adapter, check, sentence, seen)
+        MUTANTS[mutant.name] = mutant
+        return adapter
+
+    return enter
+
+
+@planted("zero_at_start", "residuals are not zero", "TheDenk/cogvideox-controlnet#18")
 class NoZeroInitialisation(Ours):
     """The zero convolutions begin with random weights."""
 
@@ -31,17 +63,23 @@ class NoZeroInitialisation(Ours):
                 nn.init.normal_(parameter.data, std=0.02)
 
 
+@planted(
+    "residuals_pass_zero_convolutions", "do not pass the zero convolutions", "ir-lab/Diff-Control#1"
+)
 class UnusedZeroConvolutions(Ours):
     """The zero convolutions exist, and no output of the copy passes them."""
 
     @torch.no_grad()
     def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
         latent, picture, prompts = self.inputs(x, hint, context)
-        emb = self.control.embed_time(as_tensor(t))
+        emb = self.control.embed_time(to_torch(t))
         encoded = self.control.encode_hint(picture, latent)
         return [h.numpy() for h in self.control.encode(latent, emb, prompts, encoded)]
 
 
+@planted(
+    "residuals_on_own_connections", "the residuals for blocks 2 and 3 are exchanged", "planted"
+)
 class ExchangedResiduals(Ours):
     """Two residuals of equal shape, for blocks 2 and 3, are exchanged."""
 
@@ -50,6 +88,7 @@ class ExchangedResiduals(Ours):
         return super().predict(x, t, context, [first, third, second, *others])
 
 
+@planted("every_residual_acts", "never added to the base: those for the middle block", "planted")
 class NoMiddleResidual(Ours):
     """The middle block's residual is not added."""
 
@@ -57,11 +96,13 @@ class NoMiddleResidual(Ours):
         return super().predict(x, t, context, [*residuals[:-1], 0 * residuals[-1]])
 
 
+@planted("hint_is_rgb", "red and blue", "huggingface/diffusers#2407")
 class HintInBGR(Ours):
     def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
         return super().residuals(x, hint[:, ::-1], t, context)
 
 
+@planted("hint_in_0_1", "read as [-1, 1]", "huggingface/diffusers#10821")
 class HintFromMinusOne(Ours):
     """The hint is in [-1, 1], like the pictures."""
 
@@ -69,6 +110,7 @@ class HintFromMinusOne(Ours):
         return super().residuals(x, 2 * hint - 1, t, context)
 
 
+@planted("copy_shares_no_storage", "shared, not copied", "lllyasviel/ControlNet#520")
 class SharedEncoder(Ours):
     """The ControlNet uses the base's encoder itself, not a copy."""
 
@@ -80,6 +122,7 @@ class SharedEncoder(Ours):
                 parameter.data = base[name].data
 
 
+@planted("locked_keeps_its_bits", "not locked", "lllyasviel/ControlNet#625")
 class UnlockedBase(Ours):
     """The optimizer also has the base's weights."""
 
@@ -104,17 +147,20 @@ def encode_late(
     return outputs
 
 
+@planted("hint_enters_after_the_first_block", "added after block 2", "planted")
 class HintAfterSecondBlock(Ours):
     def make(self, config: Config) -> None:
         super().make(config)
         self.control.encode = MethodType(encode_late, self.control)  # type: ignore[method-assign]
 
 
+@planted("residuals_added_once", "added twice", "planted")
 class ResidualsAddedTwice(Ours):
     def predict(self, x: Array, t: Array, context: Array, residuals: list[Array]) -> Array:
         return super().predict(x, t, context, [2 * r for r in residuals])
 
 
+@planted("hint_in_0_1", "read as inverted", "Mikubill/sd-webui-controlnet#309")
 class InvertedHint(Ours):
     """Black lines on white where the network learnt white lines on black."""
 
@@ -123,95 +169,26 @@ class InvertedHint(Ours):
 
 
 class ToOne(DDIM):
-    def step(
-        self, x: Tensor, output: Tensor, t: int, previous: int | None, noise: object
-    ) -> Tensor:
-        return (
-            self.split(x, output, t)[0]
-            if previous is None
-            else super().step(x, output, t, previous, 0.0)
-        )
+    def step(self, x, output, t, previous, noise):  # type: ignore[no-untyped-def]
+        x0, _ = self.split(x, output, t)
+        return x0 if previous is None else super().step(x, output, t, previous, noise)
 
 
+@planted("ddim_last_alpha", "last alpha is 1", "lllyasviel/ControlNet#587")
 class LastAlphaOne(Ours):
     """DDIM ends without noise, at an alpha of 1."""
 
     scheduler = ToOne
 
 
+@planted("dropped_prompt_is_the_empty_one", "for the ControlNet alone", "lllyasviel/ControlNet#582")
 class DroppedForControlAlone(Ours):
     """A dropped prompt is empty for the ControlNet, and the base still reads it."""
 
     def losses(self, batch: TrainingBatch) -> Tensor:
         arrays = batch.x0, batch.noise, batch.hint, batch.context, batch.empty
         x0, noise, hint, context, empty = self.inputs(*arrays)
-        t, dropped = as_tensor(batch.t), as_tensor(batch.dropped)[:, None, None]
+        t, dropped = to_torch(batch.t), to_torch(batch.dropped)[:, None, None]
         x = DDPM().add_noise(x0, noise, t)
         residuals = self.control(x, hint, t, torch.where(dropped, empty, context))
         return (self.unet(x, t, context, residuals) - noise).square().mean((1, 2, 3))
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A ControlNet with a planted error."""
-
-    adapter: type[Ours]
-    check: str  # that finds it
-    sentence: str  # in the check's message
-    seen: str  # where somebody made this error, or met it
-
-
-MUTANTS = {
-    "no_zero_initialisation": Mutant(
-        NoZeroInitialisation,
-        "zero_at_start",
-        "residuals are not zero",
-        "TheDenk/cogvideox-controlnet#18",
-    ),
-    "unused_zero_convolutions": Mutant(
-        UnusedZeroConvolutions,
-        "residuals_pass_zero_convolutions",
-        "do not pass the zero convolutions",
-        "ir-lab/Diff-Control#1",
-    ),
-    "exchanged_residuals": Mutant(
-        ExchangedResiduals,
-        "residuals_on_own_connections",
-        "the residuals for blocks 2 and 3 are exchanged",
-        "CiaraStrawberry/svd-temporal-controlnet#28",
-    ),
-    "no_middle_residual": Mutant(
-        NoMiddleResidual,
-        "every_residual_acts",
-        "never added to the base: those for the middle block",
-        "planted",
-    ),
-    "hint_in_bgr": Mutant(HintInBGR, "hint_is_rgb", "red and blue", "huggingface/diffusers#2407"),
-    "hint_from_minus_one": Mutant(
-        HintFromMinusOne, "hint_in_0_1", "read as [-1, 1]", "huggingface/diffusers#10821"
-    ),
-    "shared_encoder": Mutant(
-        SharedEncoder, "copy_shares_no_storage", "shared, not copied", "lllyasviel/ControlNet#520"
-    ),
-    "unlocked_base": Mutant(
-        UnlockedBase, "locked_keeps_its_bits", "not locked", "lllyasviel/ControlNet#625"
-    ),
-    "hint_after_second_block": Mutant(
-        HintAfterSecondBlock, "hint_enters_after_the_first_block", "added after block 2", "planted"
-    ),
-    "residuals_added_twice": Mutant(
-        ResidualsAddedTwice, "residuals_added_once", "added twice", "planted"
-    ),
-    "inverted_hint": Mutant(
-        InvertedHint, "hint_in_0_1", "read as inverted", "Mikubill/sd-webui-controlnet#309"
-    ),
-    "last_alpha_one": Mutant(
-        LastAlphaOne, "ddim_last_alpha", "last alpha is 1", "lllyasviel/ControlNet#587"
-    ),
-    "dropped_for_control_alone": Mutant(
-        DroppedForControlAlone,
-        "dropped_prompt_is_the_empty_one",
-        "for the ControlNet alone",
-        "lllyasviel/ControlNet#582",
-    ),
-}

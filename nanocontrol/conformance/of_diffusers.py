@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nanocontrol.conformance.adapter import SamplingRun, TrainingBatch
 from nanocontrol.conformance.cases import Config
-from nanocontrol.conformance.in_torch import TorchAdapter, as_tensor
+from nanocontrol.conformance.in_torch import TorchAdapter, to_torch
 from nanocontrol.conformance.names import diffusers_names
 
 NOISE: dict[str, Any] = {
@@ -86,22 +86,22 @@ class OfDiffusers(TorchAdapter):
     @torch.no_grad()
     def base(self, x: Array, t: Array, context: Array) -> Array:
         latent, prompts = self.inputs(x, context)
-        return self.output(latent, as_tensor(t), prompts, None).numpy()
+        return self.output(latent, to_torch(t), prompts, None).numpy()
 
     @torch.no_grad()
     def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
         latent, picture, prompts = self.inputs(x, hint, context)
-        return [r.numpy() for r in self.added(latent, picture, as_tensor(t), prompts)]
+        return [r.numpy() for r in self.added(latent, picture, to_torch(t), prompts)]
 
     @torch.no_grad()
     def predict(self, x: Array, t: Array, context: Array, residuals: list[Array]) -> Array:
         latent, prompts, *added = self.inputs(x, context, *residuals)
-        return self.output(latent, as_tensor(t), prompts, added).numpy()
+        return self.output(latent, to_torch(t), prompts, added).numpy()
 
     def losses(self, batch: TrainingBatch) -> Tensor:
         arrays = batch.x0, batch.noise, batch.hint, batch.context, batch.empty
         x0, noise, hint, context, empty = self.inputs(*arrays)
-        t, dropped = as_tensor(batch.t), as_tensor(batch.dropped)[:, None, None]
+        t, dropped = to_torch(batch.t), to_torch(batch.dropped)[:, None, None]
         context = torch.where(dropped, empty, context)
         x, target = self.diffusion.add_noise(x0, noise, t), noise
         if self.diffusion.config.prediction_type == "v_prediction":

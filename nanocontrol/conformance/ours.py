@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nanocontrol.conformance.adapter import SamplingRun, TrainingBatch
 from nanocontrol.conformance.cases import Config
-from nanocontrol.conformance.in_torch import TorchAdapter, as_tensor
+from nanocontrol.conformance.in_torch import TorchAdapter, to_torch
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.plumbing.machine import default_device
 from nanocontrol.sampling import initial_noise, sample
@@ -53,24 +53,24 @@ class Ours(TorchAdapter):
     @torch.no_grad()
     def base(self, x: Array, t: Array, context: Array) -> Array:
         latent, prompts = self.inputs(x, context)
-        return self.unet(latent, as_tensor(t), prompts).numpy()
+        return self.unet(latent, to_torch(t), prompts).numpy()
 
     @torch.no_grad()
     def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
         latent, picture, prompts = self.inputs(x, hint, context)
-        return [r.numpy() for r in self.control(latent, picture, as_tensor(t), prompts)]
+        return [r.numpy() for r in self.control(latent, picture, to_torch(t), prompts)]
 
     @torch.no_grad()
     def predict(self, x: Array, t: Array, context: Array, residuals: list[Array]) -> Array:
         latent, prompts, *added = self.inputs(x, context, *residuals)
-        return self.unet(latent, as_tensor(t), prompts, added).numpy()
+        return self.unet(latent, to_torch(t), prompts, added).numpy()
 
     def losses(self, batch: TrainingBatch) -> Tensor:
         """train.py's loss of each pair. The latents are exact, so their deviation is zero."""
         arrays = batch.x0, batch.noise, batch.hint, batch.context, batch.empty
         x0, noise, hint, context, empty = self.inputs(*arrays)
         pairs = Batch(x0, torch.zeros_like(x0), context, hint)
-        draws = Draws(torch.zeros_like(x0), noise, as_tensor(batch.t), as_tensor(batch.dropped))
+        draws = Draws(torch.zeros_like(x0), noise, to_torch(batch.t), to_torch(batch.dropped))
         networks = self.unet, self.control, DDPM(self.prediction)
         return training_loss(*networks, 1.0, pairs, draws, empty)
 

@@ -1,4 +1,4 @@
-"""What a ControlNet should do to work with the released weights and with others' programs."""
+"""Checks of what a ControlNet should do to work with the released weights and others' programs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +9,9 @@ import numpy as np
 from numpy import ndarray as Array
 
 from nanocontrol.conformance.adapter import SamplingRun
-from nanocontrol.conformance.bench import ABAR, RULES, SAMPLED_STEPS, UNCOND, Bench, Rule, checks_of
+from nanocontrol.conformance.bench import ABAR, RULES, SAMPLED_STEPS, Bench, Found, Rule, checks_of
 from nanocontrol.conformance.cases import CONTROL, RESIDUALS, error, normal, shapes, weights
 
-Found = tuple[float, float, str]
 FIRST = CONTROL + "input_hint_block.0."
 
 # How a program can read a hint's colour [3], RGB in [0, 1], before its first convolution.
@@ -34,7 +33,7 @@ def readings(bench: Bench) -> dict[str, float]:
     The first convolution sees single pixels only, and the hint has one colour. So its output is
     the same number everywhere, which a bias gives as well, with weights of zero.
     """
-    adapter, colour = bench.loaded(), np.array([0.9, 0.4, 0.2])
+    adapter, colour = bench.named(), np.array([0.9, 0.4, 0.2])
     hint = np.broadcast_to(colour[:, None, None], bench.given.hint.shape)
     # The stored weights have a faint last convolution.
     last = CONTROL + "input_hint_block.14.weight"
@@ -139,7 +138,9 @@ def guidance(bench: Bench) -> Found:
     """The output is e_uncond + s (e_cond - e_uncond)."""
 
     def output(of_uncond: float, of_cond: float) -> Callable[[Array, Array], Array]:
-        return lambda x, t: of_uncond * bench.controlled(x, t, UNCOND) + of_cond * bench.plain(x, t)
+        return lambda x, t: (
+            of_uncond * bench.controlled(x, t, bench.uncond) + of_cond * bench.plain(x, t)
+        )
 
     s = SCALE
     return nearest(
@@ -161,7 +162,7 @@ def guess_mode(bench: Bench) -> Found:
         context = bench.given.context
         return lambda x, t: (
             SCALE * bench.controlled(x, t, context, with_prompt)
-            - (SCALE - 1) * bench.controlled(x, t, UNCOND, without)
+            - (SCALE - 1) * bench.controlled(x, t, bench.uncond, without)
         )
 
     powers = 0.825 ** np.arange(RESIDUALS - 1, -1, -1.0)
@@ -183,7 +184,7 @@ def sampling_leaves_its_inputs(bench: Bench) -> Found:
     """Arrays have the adapter's own precision here, so that it can use their memory."""
     adapter, given = bench.loaded(), bench.given
     sample, kind = bench.optional("sample"), getattr(adapter, "dtype", "float32")
-    arrays = [np.array(a, kind) for a in (given.x, given.context, UNCOND, given.hint)]
+    arrays = [np.array(a, kind) for a in (given.x, given.context, bench.uncond, given.hint)]
     before, (x, context, uncond, hint) = [array.copy() for array in arrays], arrays
     sample(SamplingRun(x, context, uncond, hint, GUIDED_STEPS, SCALE))
     residuals = [r.copy() for r in bench.residuals()]
@@ -217,16 +218,4 @@ def dropped_prompt_is_the_empty_one(bench: Bench) -> Found:
     return off[right], allowed, closest if off[closest] <= allowed else right
 
 
-CHECKS = checks_of(
-    "should",
-    hint_is_rgb,
-    hint_in_0_1,
-    hint_encoded_once,
-    rows_do_not_mix,
-    ddim_steps,
-    ddim_last_alpha,
-    guidance,
-    guess_mode,
-    dropped_prompt_is_the_empty_one,
-    sampling_leaves_its_inputs,
-)
+CHECKS = checks_of("should", __name__)

@@ -54,13 +54,13 @@ def check_controlnet(
             raise ValueError(f"there is no check {name!r}; expected one of {', '.join(names)}")
     bench = Bench(adapter)
     chosen = [check for check in CHECKS if not only or check.name in only]
-    return [run(check, bench, expected_failures.get(check.name, "")) for check in chosen]
+    return [run_check(check, bench, expected_failures.get(check.name, "")) for check in chosen]
 
 
 REQUIRED = "make", "load", "base", "residuals", "predict", "parameters"
 
 
-def run(check: Check, bench: Bench, expected: str) -> Result:
+def run_check(check: Check, bench: Bench, expected: str) -> Result:
     """A check's result. A check that raises an error fails; it does not run without an optional
     function that it needs."""
     passed, measured, allowed = None, None, None

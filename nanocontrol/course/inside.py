@@ -130,20 +130,19 @@ made: dict[Callable, Any] = {}  # the adapter of each of a student's classes
 
 def of_adapter(function: Callable, method: str, args: list) -> Any:
     """Call a method of a student's adapter (nanocontrol.conformance), whose class is `function`."""
-    from nanocontrol.conformance.adapter import TrainingBatch
-    from nanocontrol.conformance.cases import Config
+    from nanocontrol.conformance import adapter
 
     if method == "make":
         made.clear()
         made[function] = function()
-        args = [Config(**{name: as_tuple(value) for name, value in args[0].items()})]
-    elif method in ("gradients", "train_step", "loss"):
-        args = [TrainingBatch(**as_numpy(args[0]))]
-    return getattr(made[function], method)(*as_numpy(args))
-
-
-def as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    given = as_numpy(args)
+    for i, value in enumerate(given):
+        if isinstance(value, dict) and len(value) == 1:  # a dataclass: its name and its fields
+            ((name, values),) = value.items()
+            if kind := getattr(adapter, name, None):
+                values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+                given[i] = kind(**values)
+    return getattr(made[function], method)(*given)
 
 
 def as_numpy(value: Any) -> Any:

@@ -14,9 +14,9 @@ and residual. --gradients takes the first four training steps of a fresh Control
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from math import prod
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ T, STEPS, PAIRS = 500, 4, 4  # the noise level of --run; steps and pairs of --gr
 
 
 @dataclass(frozen=True)
-class Part:
+class WalkedPart:
     """A part of the model. Shapes are without the batch."""
 
     network: str
@@ -59,25 +59,27 @@ class Part:
 # ------------------------------------------------------------------------------- the structure
 
 
-def modules_of(unet: UNet, control: ControlNet) -> Iterator[tuple[str, str, nn.Module]]:
-    """Network, key and module of each part, in the order of the data flow."""
-    yield BASE, "time_embed", unet.time_embed
-    for i, block in enumerate(unet.input_blocks):
-        yield BASE, f"input_blocks.{i}", block
-    yield BASE, "middle_block", unet.middle_block
-    yield COPY, "time_embed", control.time_embed
-    for i, module in enumerate(control.input_hint_block):
-        if isinstance(module, nn.Conv2d):
-            yield COPY, f"input_hint_block.{i}", module
-    for i, block in enumerate(control.input_blocks):
-        yield COPY, f"input_blocks.{i}", block
-    yield COPY, "middle_block", control.middle_block
-    for i, zero in enumerate(control.zero_convs):
-        yield COPY, f"zero_convs.{i}", zero
+Named = tuple[str, str, nn.Module]  # network, key, module
+
+
+def modules_of(unet: UNet, control: ControlNet) -> Iterator[Named]:
+    """All parts, in the order of the data flow."""
+    networks: list[tuple[str, UNet | ControlNet]] = [(BASE, unet), (COPY, control)]
+    for network, net in networks:
+        yield network, "time_embed", net.time_embed
+        if net is control:
+            every = numbered(COPY, "input_hint_block", control.input_hint_block)
+            yield from (one for one in every if isinstance(one[2], nn.Conv2d))
+        yield from numbered(network, "input_blocks", net.input_blocks)
+        yield network, "middle_block", net.middle_block
+    yield from numbered(COPY, "zero_convs", control.zero_convs)
     yield COPY, "middle_block_out", control.middle_block_out
-    for i, block in enumerate(unet.output_blocks):
-        yield BASE, f"output_blocks.{i}", block
+    yield from numbered(BASE, "output_blocks", unet.output_blocks)
     yield BASE, "out", unet.out
+
+
+def numbered(network: str, key: str, modules: Iterable[nn.Module]) -> Iterator[Named]:
+    return ((network, f"{key}.{i}", module) for i, module in enumerate(modules))
 
 
 def words(module: nn.Module) -> str:
@@ -87,14 +89,14 @@ def words(module: nn.Module) -> str:
     return " ".join(SHORT.get(name, name) for name in names)
 
 
-def state_of(network: str, key: str) -> str:
+def training_state(network: str, key: str) -> str:
     if network == BASE:
         return "LOCKED"
     zero = key.startswith(("zero_convs", "middle_block_out", "input_hint_block.14"))
     return "ZERO AT START" if zero else "TRAINED"
 
 
-def destination(network: str, key: str, n: int) -> str:
+def destination(key: str, n: int) -> str:
     """The decoder block that a residual goes to, of n blocks. The middle block's is added to the
     map from below, the others to a skip."""
     if key == "middle_block_out":
@@ -102,7 +104,7 @@ def destination(network: str, key: str, n: int) -> str:
     return str(n - 1 - int(key.split(".")[1])) if key.startswith("zero_convs") else ""
 
 
-def walk(unet: UNet, control: ControlNet, inputs: dict[str, Tensor]) -> list[Part]:
+def walk(unet: UNet, control: ControlNet, inputs: dict[str, Tensor]) -> list[WalkedPart]:
     """All parts, from a pass with these inputs for `ControlNet.forward`, on any device.
 
     Shapes, MACs and the outputs' root mean squares come from hooks in this pass.
@@ -130,47 +132,30 @@ def walk(unet: UNet, control: ControlNet, inputs: dict[str, Tensor]) -> list[Par
     skips = [*unet.input_blocks, unet.middle_block]
     zeros = [*control.zero_convs, control.middle_block_out]
     added_to = {zero: maps.get(skip) for zero, skip in zip(zeros, skips)}
-    every = [
-        Part(
-            network,
-            key,
-            words(module),
-            tuple(found[module][0]),
-            tuple(found[module][2]),
-            sum(p.numel() for p in module.parameters()),
-            found[module][1] // 2 // len(inputs["x"]),
-            state_of(network, key),
-            destination(network, key, len(unet.output_blocks)),
-            maps.get(module),
-            maps[module] / added_to[module] if added_to.get(module) else None,
-        )
-        for network, key, module in parts
-    ]
+    every = []
+    for network, key, module in parts:
+        given, flops, made = found[module]
+        numbers = sum(p.numel() for p in module.parameters()), flops // 2 // len(inputs["x"])
+        to = destination(key, len(unet.output_blocks))
+        share = maps[module] / added_to[module] if added_to.get(module) else None
+        what = network, key, words(module), tuple(given), tuple(made), *numbers
+        state = training_state(network, key)
+        every.append(WalkedPart(*what, state, to, maps.get(module), share))
     return every + free(unet, control, parts)
 
 
-def free(unet: UNet, control: ControlNet, parts: list[tuple[str, str, nn.Module]]) -> list[Part]:
+def free(unet: UNet, control: ControlNet, parts: list[Named]) -> list[WalkedPart]:
     """Parameters and buffers that are in none of the parts, one by one."""
     inside = {id(x) for *_, m in parts for x in [*m.parameters(), *m.buffers()]}
     found = []
-    for network, module in ((BASE, unet), (COPY, control)):
-        for kind, tensors in (
-            ("Parameter", module.named_parameters()),
-            ("Buffer", buffers_of(module)),
-        ):
-            for key, x in tensors:
-                if id(x) not in inside or kind == "Buffer":
-                    trained = network == COPY and kind == "Parameter"
-                    n, state = (
-                        prod(x.shape) * (kind == "Parameter"),
-                        "TRAINED" if trained else "LOCKED",
-                    )
-                    found.append(Part(network, key, kind, (), tuple(x.shape), n, 0, state))
+    for network, net, state in ((BASE, unet, "LOCKED"), (COPY, control, "TRAINED")):
+        tensors = [*net.named_parameters(), *net.named_buffers()]
+        for key, x in ((key, x) for key, x in tensors if id(x) not in inside):
+            trained = isinstance(x, nn.Parameter)
+            kind, n = ("Parameter", x.numel()) if trained else ("Buffer", 0)
+            what = network, key, kind, (), tuple(x.shape), n, 0
+            found.append(WalkedPart(*what, state if trained else "LOCKED"))
     return found
-
-
-def buffers_of(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return list(module.named_buffers())
 
 
 def on_meta(
@@ -194,7 +179,7 @@ def training_flops(unet: UNet, control: ControlNet, inputs: dict[str, Tensor]) -
     return counter.get_total_flops()
 
 
-def totals(parts: list[Part], flops: int, name: str, size: int) -> dict:
+def totals(parts: list[WalkedPart], flops: int, name: str, size: int) -> dict:
     """The sums, and a sentence about each."""
 
     def parameters(network: str, *beginnings: str) -> int:
@@ -210,7 +195,7 @@ def totals(parts: list[Part], flops: int, name: str, size: int) -> dict:
         f"{name}, pictures of {size} x {size} pixels.",
         f"The U-Net has {short(base)} parameters, all locked.",
         f"The copy has {short(copy)} parameters, {100 * copy / base:.0f} % of the U-Net's.",
-        f"Of these, {n} zero convolutions have {short(zeros)}, the condition encoder {short(hint)}.",
+        f"Of these, {n} zero convolutions have {short(zeros)}, the hint's encoder {short(hint)}.",
         f"A step of sampling multiplies {short(macs[BASE])} times in the U-Net and "
         f"{short(macs[COPY])} times in the ControlNet.",
         f"A training step is {short(flops, 'FLOP')} for one pair.",
@@ -242,7 +227,7 @@ def example(sd: StableDiffusion, n: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def running(sd: StableDiffusion, control: ControlNet) -> list[Part]:
+def running(sd: StableDiffusion, control: ControlNet) -> list[WalkedPart]:
     """All parts, with root mean squares for one scene."""
     given, t = example(sd, 1), torch.tensor([T])
     x = DDPM(sd.prediction).add_noise(given["x0"], given["noise"], t)
@@ -281,26 +266,18 @@ def gradient_norms(sd: StableDiffusion, control: ControlNet) -> dict[str, list[f
 # ------------------------------------------------------------------------------------ the text
 
 
-def collapsed(parts: list[Part]) -> list[list[Part]]:
+def collapsed(parts: list[WalkedPart]) -> list[list[WalkedPart]]:
     """The parts, with those in a row that are alike together."""
-    groups: list[list[Part]] = []
-    for part in parts:
-        if groups and plain(part) == plain(groups[-1][-1]):
-            groups[-1].append(part)
-        else:
-            groups.append([part])
-    return groups
+    return [list(group) for _, group in groupby(parts, plain)]
 
 
-def plain(part: Part) -> Part:
+def plain(part: WalkedPart) -> WalkedPart:
     """The part without its number and destination. Parts without a number are never alike."""
     key, _, number = part.key.rpartition(".")
-    return replace(
-        part, key=key if number.isdigit() else part.key, to="" if number.isdigit() else part.to
-    )
+    return replace(part, key=key, to="") if number.isdigit() else part
 
 
-def line_of(group: list[Part], ran: bool) -> str:
+def line_of(group: list[WalkedPart], ran: bool) -> str:
     """A line of at most 100 columns."""
     first, last = group[0], group[-1]
     key = first.key if first is last else f"{first.key}-{last.key.rpartition('.')[2]}"
@@ -315,7 +292,7 @@ def line_of(group: list[Part], ran: bool) -> str:
     return f"{columns} {first.state:<13} {to}".rstrip()
 
 
-def text_of(parts: list[Part], sums: dict, ran: bool) -> list[str]:
+def text_of(parts: list[WalkedPart], sums: dict, ran: bool) -> list[str]:
     numbers = f"{'RMS':>6}{'share':>6}" if ran else f"{'MACs':>12}"
     columns = f"{'part':<20}{'modules':<13}{'in':<11}{'out':<11}{'parameters':>11}{numbers}"
     lines, network = [f"{columns} {'state':<13} to"], ""

@@ -9,8 +9,8 @@ import torch
 
 from conftest import refusal
 from nanocontrol.conformance import Adapter, Result, check_controlnet
-from nanocontrol.conformance.__main__ import main, report, table
-from nanocontrol.conformance.bench import RULES, UNCOND, Bench, Check, NotRun
+from nanocontrol.conformance.__main__ import as_json, main, table
+from nanocontrol.conformance.bench import RULES, Bench, Check, NotRun
 from nanocontrol.conformance.cases import (
     STORED,
     VERSION,
@@ -24,7 +24,7 @@ from nanocontrol.conformance.cases import (
 )
 from nanocontrol.conformance.mutants import MUTANTS, InvertedHint
 from nanocontrol.conformance.ours import Ours
-from nanocontrol.conformance.suite import CHECKS, counts, run
+from nanocontrol.conformance.suite import CHECKS, counts, run_check
 
 LATENTS = 5e-5  # the original computes its time embedding and its schedule with rounding of its own
 
@@ -131,7 +131,7 @@ def test_the_suites_own_sampling_is_the_originals(name):
 
     def output(x, t):
         prompt = bench.controlled(x, t, bench.given.context, scales)
-        return 3 * prompt - 2 * bench.controlled(x, t, UNCOND, without)
+        return 3 * prompt - 2 * bench.controlled(x, t, bench.uncond, without)
 
     assert error(bench.reference(RULES[0], output, 5), stored()[name]) < LATENTS
 
@@ -164,7 +164,7 @@ def has_one_device(bench):
 
 
 def outcome(function, level="must", expected="") -> Result:
-    return run(Check("a name", level, function), Bench(Adapter()), expected)
+    return run_check(Check("a name", level, function), Bench(Adapter()), expected)
 
 
 def test_what_makes_the_suite_fail():
@@ -256,7 +256,7 @@ def test_the_table_and_the_json_say_what_failed():
     lines = table(results)
     assert "fails as expected" in lines[1] and lines[2].strip() == "an idea"
     assert lines[3].strip() == "expected: a reason" and "one device" in lines[5]
-    assert report(results)["checks"][1]["passed"] is None
+    assert as_json(results)["checks"][1]["passed"] is None
 
 
 def test_unknown_adapters_are_refused(tmp_path, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from nanocontrol.nano.model import NARROW, UNET
 from nanocontrol.tools.walk import (
     BASE,
     COPY,
-    Part,
+    WalkedPart,
     collapsed,
     main,
     modules_of,
@@ -32,7 +32,7 @@ IDS = ["nano, narrow", "nano, wide", "sd15", "sd21"]
 
 
 @cache
-def structure(config: UNetConfig, widths: tuple[int, ...]) -> list[Part]:
+def structure(config: UNetConfig, widths: tuple[int, ...]) -> list[WalkedPart]:
     return walk(*on_meta(config, widths, 512))
 
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from nanocontrol.conformance import check_controlnet, mutants
-from nanocontrol.conformance.adapter import TrainingBatch
-from nanocontrol.conformance.cases import Config
+from nanocontrol.conformance.adapter import Adapter
 from nanocontrol.conformance.mutants import MUTANTS
 from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, Wrong, sentences
 from nanocontrol.course.inside import as_numpy
@@ -47,17 +47,15 @@ def give(draws: Seeds, folder: Path) -> None:
     names."""
     tree = ast.parse(Path(mutants.__file__).read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    code = {
-        node.name: node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name != "Mutant"
-    }
-    broken = {MUTANTS[name].adapter.__name__: new for new, name in order_of(draws).items()}
-    parts = [name for name in code if name not in broken]
+    code = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    old = [MUTANTS[name].adapter.__name__ for name in order_of(draws).values()]
+    for name in old:
+        code[name].decorator_list = []  # they name the error
+    used = {part.id for name in old for part in ast.walk(code[name]) if isinstance(part, ast.Name)}
+    parts = [name for name in code if name in used]
     renamed = {name: f"part_{k}" for k, name in enumerate(parts, 1)}
-    by_number = {new: old for old, new in broken.items()}
-    wanted = [*parts, *(by_number[new] for new in order_of(draws))]
-    texts = [anonymous(code[name], renamed | broken) for name in wanted]
+    renamed |= dict(zip(old, order_of(draws)))
+    texts = [anonymous(code[name], renamed) for name in [*parts, *old]]
     frame = (EXERCISES / EXERCISE.file).read_text(encoding="utf-8").rstrip()
     idea, lists = frame.split("\n\nERRORS", maxsplit=1)
     head = "\n".join([f"{idea}\n", *map(ast.unparse, imports), "", f"ERRORS{lists}"])
@@ -80,16 +78,16 @@ def anonymous(node: ast.ClassDef | ast.FunctionDef, renamed: dict[str, str]) -> 
 class FromChild:
     """The adapter of a student's class: each call goes to the student's process."""
 
-    dtype, compiles = "float32", False
-
     def __init__(self, student: Student, name: str):
         self.student, self.name = student, name
 
     def __getattr__(self, method: str) -> Callable:
+        if not callable(getattr(Adapter, method, None)):
+            raise AttributeError(method)
         return partial(self.ask, method)
 
     def ask(self, method: str, *given: Any, **options: Any) -> Any:
-        args = [vars(x) if isinstance(x, Config | TrainingBatch) else x for x in given]
+        args = [{type(x).__name__: vars(x)} if is_dataclass(x) else x for x in given]
         if method == "load":  # in the networks' precision: a message has a limit
             args = [{name: np.asarray(x, np.float32) for name, x in args[0].items()}]
         args += options.values()
