@@ -21,6 +21,9 @@ from nanocontrol.training.run import read_run
 RUNS = "scaled", "half"
 HANDED_IN = "runs/own/control-half.safetensors"  # of the bonus
 STEPS = {"scaled": 240, "half": 400}
+# How often a run is evaluated and saved: for exercise 10, and for the bonus.
+OFTEN = {"sample_every": 20, "save_every": 400}
+SELDOM = {"sample_every": 100, "save_every": 500}
 
 
 def seed_of(name: str) -> int:
@@ -63,7 +66,7 @@ def models_for(run: str, made: Callable, settings: Any) -> tuple:
 def train_own_run(run: str, name: str, folder: Path) -> None:
     """Train a variant of exercise 10 by train.py, and print its scores."""
     train = script()
-    flags = {**settings_for(run, seed_of(name)), "sample_every": 20, "save_every": 400}
+    flags = settings_for(run, seed_of(name)) | OFTEN
     train.main(words_of(flags, folder, run), models=partial(models_for, run, train.models))
     for step, score in read_run(folder / "runs" / run).measured("score"):
         print(f"step {step:3}: score {score:.3f}")
@@ -75,7 +78,7 @@ def train_own_condition(file: Path, name: str, folder: Path) -> None:
     names: dict[str, Any] = {"__name__": "own condition"}
     exec(compile(file.read_text(encoding="utf-8"), file, "exec"), names)
     CONDITIONS["own"], SCORES["own"] = names["condition"], canny_score
-    flags = {"condition": "own", "seed": seed_of(name), "sample_every": 100, "save_every": 500}
+    flags = {"condition": "own", "seed": seed_of(name)} | SELDOM
     train.main(words_of(flags, folder, "own"))
     control = load_control(folder / "runs" / "own" / "control.safetensors", bundled_nano().unet)
     save_control(control.half(), folder / HANDED_IN, "own")

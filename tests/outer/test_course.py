@@ -5,13 +5,16 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from outer.course_solutions.wrong_answers import WRONG, WrongAnswer
+from safetensors.torch import load_file
 
 from conftest import ROOT, refusal
+from nanocontrol import ControlNet, load_control, load_sd, save_control
 from nanocontrol.course.__main__ import main
 from nanocontrol.course.checks.gain import names_of_runs
 from nanocontrol.course.checks.hints import FAULTS, faults_of
@@ -21,8 +24,11 @@ from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, exercises
 from nanocontrol.course.folder import start_course
 from nanocontrol.course.grade import BONUS, as_csv, as_json, grade_submission, judge_exercise
 from nanocontrol.course.messages import pack
-from nanocontrol.course.own_runs import RUNS, seed_of, settings_for
+from nanocontrol.course.own_runs import OFTEN, RUNS, SELDOM, seed_of, settings_for
 from nanocontrol.course.student import PRIVATE, Student
+from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.model import NARROW
+from nanocontrol.nano.scores import SCORES
 
 SOLUTIONS = Path(__file__).with_name("course_solutions")
 NAME = "Ada Byron"
@@ -391,16 +397,46 @@ def test_weights_that_are_a_pickle_are_refused(solved, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_bonus_is_graded_by_what_its_pictures_show(tmp_path):
-    """nano's depth ControlNet follows; one for edges does not understand the same hints."""
+    """nano's depth ControlNet follows, an untrained one does not."""
     folder = tmp_path / "own"
     (folder / "runs" / "own").mkdir(parents=True)
     (folder / "ex13_own.py").write_text((SOLUTIONS / "ex13_own.py").read_text())
-    for condition, right in (("depth", 1), ("pose", 0)):
-        weights = (ROOT / "weights" / f"nano-control-{condition}.safetensors").read_bytes()
-        (folder / "runs" / "own" / "control-half.safetensors").write_bytes(weights)
+    unet = load_sd(ROOT / "weights" / "nano.safetensors").unet
+    trained = load_control(ROOT / "weights" / "nano-control-depth.safetensors", unet)
+    for control, right in ((trained, 1), (ControlNet.from_unet(unet, NARROW), 0)):
+        save_control(control.half(), folder / "runs" / "own" / "control-half.safetensors")
         with Student() as student:
             points, sentence = sentence_for(exercises()[BONUS], folder, student)
         assert points == right, sentence
+    assert "pictures without control have 0.15" in sentence
+
+
+SHORT = {"steps": 2, "batch_size": 2, "scenes": 4, "device": "cpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [*RUNS, "own"])
+def test_the_course_trains_in_the_students_folder(run, tmp_path, monkeypatch, capsys, hasty):
+    for flags in (OFTEN, SELDOM):
+        for name, value in SHORT.items():
+            monkeypatch.setitem(flags, name, value)
+    for table in (CONDITIONS, SCORES):  # the course enters the bonus's condition
+        monkeypatch.setitem(table, "own", None)
+    folder = solve(tmp_path / "mine")
+    shutil.rmtree(folder / "runs")
+    monkeypatch.chdir(folder)
+    main(["train", run])
+    settings = json.loads((folder / "runs" / run / "settings.json").read_text())
+    assert settings["seed"] == seed_of(NAME) and settings["steps"] == 2
+    if run == "own":
+        handed_in = folder / "runs" / "own" / "control-half.safetensors"
+        assert handed_in.stat().st_size < 5e6
+        load_control(handed_in, load_sd(ROOT / "weights" / "nano.safetensors").unet)
+    else:
+        assert re.search(r"step +0: score 0\.\d+", capsys.readouterr().out)
+        tensors = load_file(folder / "runs" / run / "control.safetensors")
+        layers = [name for name in tensors if "input_hint_block" in name and "weight" in name]
+        assert len(layers) == (8 if run == "scaled" else 4)
 
 
 def test_the_solutions_are_not_in_the_package():

@@ -104,10 +104,8 @@ def check(student: Student, draws: Seeds) -> str:
         (result,) = check_controlnet(FromChild(student, broken), only=[MUTANTS[name].check])
         if not result.passed:
             raise Wrong(f"{broken} has the right name and is not mended: {result.message}")
-    return (
-        "All thirteen errors are named and mended. Each was made by somebody: "
-        f"{MUTANTS['exchanged_residuals'].seen}, {MUTANTS['hint_in_bgr'].seen} and others."
-    )
+    seen = sorted({mutant.seen for mutant in MUTANTS.values() if "#" in mutant.seen})
+    return SAY.RIGHT.format(seen=" and ".join(seen[:2]))
 
 
 def check_name(broken: str, said: Any, name: str) -> None:
