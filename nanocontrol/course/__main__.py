@@ -28,10 +28,10 @@ from nanocontrol.course.folder import (
 )
 from nanocontrol.course.grade import (
     BONUS,
-    as_csv,
-    as_json,
-    as_text,
     grade_submission,
+    grades_as_csv,
+    grades_as_json,
+    grades_as_text,
     judge_exercise,
     limits_here,
     submissions_in,
@@ -112,7 +112,7 @@ def grade(folder: Path, form: str | None) -> None:
     for path in submissions_in(folder):
         say(f"grading {path.name}", sys.stderr)
         graded.append(grade_submission(path.resolve(), folder.resolve()))
-    write = {"json": as_json, "csv": as_csv, None: as_text}[form]
+    write = {"json": grades_as_json, "csv": grades_as_csv, None: grades_as_text}[form]
     print(write(with_notes(graded)).rstrip("\n"))
 
 

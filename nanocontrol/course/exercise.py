@@ -96,7 +96,7 @@ def exercises() -> dict[int, Exercise]:
 
 
 def as_tensor_like(name: str, found: Any, right: Tensor) -> Tensor:
-    """What was found as a tensor in float64, if it has the right answer's shape."""
+    """An answer as a tensor in float64. Raises Wrong if its shape is not the right one's."""
     if found is None:
         raise Wrong(f"{name} returns None; does it end with `return`?")
     try:

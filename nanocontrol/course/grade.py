@@ -97,7 +97,7 @@ def with_notes(graded: list[Graded]) -> list[Graded]:
     ]
 
 
-def as_json(graded: list[Graded]) -> str:
+def grades_as_json(graded: list[Graded]) -> str:
     content = [
         {
             "folder": one.folder,
@@ -111,7 +111,7 @@ def as_json(graded: list[Graded]) -> str:
     return json.dumps(content, indent=1)
 
 
-def as_csv(graded: list[Graded]) -> str:
+def grades_as_csv(graded: list[Graded]) -> str:
     """A line for each submission, as gradebooks read it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -128,7 +128,7 @@ def cell(text: str) -> str:
     return f"'{text}" if text[:1] in "=+-@" else text
 
 
-def as_text(graded: list[Graded]) -> str:
+def grades_as_text(graded: list[Graded]) -> str:
     lines = []
     for one in graded:
         note = f" ({one.note})" if one.note else ""

@@ -22,7 +22,13 @@ from nanocontrol.course.checks.jump import STORED
 from nanocontrol.course.checks.mutants import MUTANTS, SHOWS, order_of
 from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, exercises
 from nanocontrol.course.folder import start_course
-from nanocontrol.course.grade import BONUS, as_csv, as_json, grade_submission, judge_exercise
+from nanocontrol.course.grade import (
+    BONUS,
+    grade_submission,
+    grades_as_csv,
+    grades_as_json,
+    judge_exercise,
+)
 from nanocontrol.course.messages import pack
 from nanocontrol.course.own_runs import OFTEN, RUNS, SELDOM, seed_of, settings_for
 from nanocontrol.course.student import PRIVATE, Student
@@ -334,12 +340,12 @@ def test_a_gradebook_holds_no_formula(tmp_path, only_one):
     folder = tmp_path / "=1+1"
     folder.mkdir()
     graded = [grade_submission(folder, tmp_path)]
-    (titles, row) = csv.reader(io.StringIO(as_csv(graded)))
+    (titles, row) = csv.reader(io.StringIO(grades_as_csv(graded)))
     assert titles[0] == "folder" and titles[-2:] == ["points", "note"]
     assert row[:2] == ["'=1+1", "'=1+1"]
     assert "folder's name is used" in row[-1]
     assert (
-        json.loads(as_json(graded))[0]["exercises"][0]["sentence"]
+        json.loads(grades_as_json(graded))[0]["exercises"][0]["sentence"]
         == "ex01_noise.py is missing; expected a file"
     )
 
