@@ -36,6 +36,10 @@ LEVEL = "return 1000 * from_below // steps + 1"
 STEP = "return then.sqrt() * x0 + (1 - then).sqrt() * noise"
 GUIDED = "without + scale * (prompted - without)"
 DECODE = "reversed(controlled)"
+BELOW = """reversed(controlled)):
+        h = block(torch.cat([h, skip], dim=1))"""
+BELOW_TOO = """reversed(list(zip(skips, for_skips)))):
+        h = block(torch.cat([h + skip[1], skip[0]], dim=1))"""
 MEASURED = "return 1 / variance.sqrt().item()"
 
 WRONG = [
@@ -107,6 +111,7 @@ WRONG = [
         ("*for_skips, for_middle", "for_middle, *for_skips", residuals.SAY.MIDDLE_FIRST),
         ("middle + for_middle", "middle", residuals.SAY.NO_MIDDLE),
         ("[h, skip]", "[skip, h]", residuals.SAY.JOINED),
+        (BELOW, BELOW_TOO, residuals.SAY.TO_BELOW),
         ("*for_skips, for_middle = residuals", "*for_skips, for_middle = [2 * x for x in residuals]", residuals.SAY.TWICE),
         (DECODE, "controlled[:0]", residuals.SAY.ONCE),
     ),
