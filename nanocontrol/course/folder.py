@@ -11,6 +11,7 @@ from nanocontrol.plumbing.files import hash_of, make_folder, read_text, write_at
 
 STUDENT = "student.json"
 LONGEST_NAME = 80  # characters
+LARGEST = 2**16  # bytes of student.json
 NO_COURSE = "expected a folder made by `python -m nanocontrol.course start DIR`; cd there first"
 
 
@@ -38,6 +39,8 @@ def remembered(folder: Path) -> dict[str, Any]:
     if not file.is_file() or file.is_symlink():
         raise InputError(f"{file} is missing; {NO_COURSE}")
     try:
+        if file.stat().st_size > LARGEST:
+            raise ValueError
         content = json.loads(read_text(file))
         name = content["name"]
         whole = isinstance(content["passed"], dict) and isinstance(content["hints"], dict)

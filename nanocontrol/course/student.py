@@ -22,6 +22,7 @@ SECONDS = 120.0  # that the grader waits for a file, in all its calls
 STARTING = 300.0  # seconds in which PyTorch has to be imported
 MOST_PRINTED = 2**20  # bytes
 MOST_HANDED_IN = 2**24  # bytes of a file
+KILLED = 9  # SIGKILL, which Windows does not have
 CLOSED = "nanocontrol.course", "tests"
 
 
@@ -109,7 +110,7 @@ class Student:
         if self.bytes_printed > MOST_PRINTED:
             return Failed(f"the file prints more than {MOST_PRINTED // 2**20} MB")
         crash = -(process.returncode or 0)
-        if "ended" in str(failed) and crash > 0 and crash != signal.SIGKILL:
+        if "ended" in str(failed) and crash > 0 and crash != KILLED:
             return Failed(f"the process crashed ({signal.strsignal(crash)})")
         return failed
 

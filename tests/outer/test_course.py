@@ -383,7 +383,10 @@ def test_a_run_that_jumps_elsewhere_than_stored_runs_is_refused(jump, tmp_path):
 
 @pytest.mark.slow
 def test_a_whole_submission_is_graded(solved):
-    """Twelve points; the bonus was not handed in."""
+    """Twelve points; the bonus was not handed in. A file may read what the student was given."""
+    file = solved / exercises()[8].file
+    reading = "import numpy as np\n\nassert np.load('hints.npy').shape[0] == 6\n"
+    file.write_text(reading + solution_of(exercises()[8], NAME))
     graded = grade_submission(solved, solved.parent)
     assert graded.points == 12, [grade for grade in graded.grades if not grade.points]
     assert "control-half.safetensors is missing" in graded.grades[-1].sentence

@@ -17,23 +17,7 @@ from nanocontrol.course.inside import as_numpy
 from nanocontrol.course.student import Student
 
 SAY = sentences("mutants")
-
-# What one would see if a ControlNet had this error.
-SHOWS = {
-    "no_zero_initialisation": "a fresh ControlNet would already change the pictures",
-    "unused_zero_convolutions": "the zero convolutions would be there, and nothing would pass them",
-    "exchanged_residuals": "all residuals would be added, two of them at each other's place",
-    "no_middle_residual": "the residuals of all skips would be added, the middle block's would not",
-    "hint_in_bgr": "a red hint and a blue hint would change places",
-    "hint_from_minus_one": "black would reach the network as -1, and white as 1",
-    "shared_encoder": "training the copy would change the base's own weights, in one memory",
-    "unlocked_base": "base and copy would have their own weights, and both would be trained",
-    "hint_after_second_block": "the shallowest residual would not depend on the hint",
-    "residuals_added_twice": "control would be as strong as at strength 2",
-    "inverted_hint": "black would reach the network as 1, and white as 0",
-    "last_alpha_one": "sampling would end without the last bit of noise",
-    "dropped_for_control_alone": "the base would read prompts that the ControlNet does not get",
-}
+SHOWS = SAY.SHOWS  # what one would see if a ControlNet had this error
 
 
 def order_of(draws: Seeds) -> dict[str, str]:
