@@ -27,7 +27,7 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 1900,
+    "training": 2065,
     "nano": 1385,
     "commands": 330,
     "tools": 750,

@@ -21,8 +21,6 @@ from types import ModuleType
 from typing import Any
 
 from nanocontrol.conformance.cases import VERSION
-from nanocontrol.conformance.mutants import MUTANTS
-from nanocontrol.conformance.ours import Ours
 from nanocontrol.conformance.suite import Result, check_controlnet, counts
 from nanocontrol.plumbing.errors import InputError, blame, one_sentence, say
 from nanocontrol.plumbing.files import write_atomically
@@ -31,17 +29,20 @@ from nanocontrol.plumbing.flags import Parser
 FORM = "expected ours, diffusers, mutants:NAME, FILE.py:CLASS or MODULE:CLASS"
 
 
+PLACES = {
+    "ours": "nanocontrol.conformance.ours:Ours",
+    "diffusers": "nanocontrol.conformance.of_diffusers:OfDiffusers",
+}
+
+
 def adapter_named(name: str) -> Any:
     """The adapter that the command line names. Raises InputError if there is none."""
-    first, _, last = name.rpartition(":")
-    if name == "ours":
-        return Ours()
-    if name == "diffusers":
-        first, last = "nanocontrol.conformance.of_diffusers", "OfDiffusers"
+    first, _, last = PLACES.get(name, name).rpartition(":")
     if first == "mutants":
-        if last not in MUTANTS:
-            raise InputError(f"there is no mutant {last}; expected one of {', '.join(MUTANTS)}")
-        return MUTANTS[last].adapter()
+        mutants = imported("nanocontrol.conformance.mutants").MUTANTS
+        if last not in mutants:
+            raise InputError(f"there is no mutant {last}; expected one of {', '.join(mutants)}")
+        return mutants[last].adapter()
     if not first:
         raise InputError(f"{name}: {FORM}")
     module = imported(first)

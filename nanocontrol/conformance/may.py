@@ -24,7 +24,8 @@ def same_noise_on_every_device(bench: Bench) -> Found:
     """A seed makes the same picture on every device if it starts from the same noise."""
     devices, noise = bench.optional("devices"), bench.optional("initial_noise")
     if len(devices) < 2:
-        raise NotRun(f"there is one device here: {', '.join(devices)}" if devices else "no device")
+        one = f"there is one device here: {devices[0]}" if devices else "the adapter has no devices"
+        raise NotRun(one)
     made = [noise(3, device) for device in devices]
     differ = sum(not np.array_equal(made[0], other) for other in made[1:])
     return differ, 0, "a seed's noise depends on the device"

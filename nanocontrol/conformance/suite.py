@@ -28,7 +28,7 @@ class Result:
         if self.passed is None:
             return "did not run"
         if self.expected:
-            return "PASSED UNEXPECTEDLY" if self.passed else "fails as expected"
+            return "PASSED UNEXPECTEDLY" if self.passed else "failed as expected"
         return "passed" if self.passed else "FAILED"
 
     @property
@@ -98,4 +98,4 @@ def counts(results: Sequence[Result]) -> str:
     return f"{len(results)} checks: {ran} ran, {number['did not run']} did not. {said}."
 
 
-STATUSES = "passed", "fails as expected", "FAILED", "PASSED UNEXPECTEDLY", "did not run"
+STATUSES = "passed", "failed as expected", "FAILED", "PASSED UNEXPECTEDLY", "did not run"

@@ -64,8 +64,7 @@ Named = tuple[str, str, nn.Module]  # network, key, module
 
 def modules_of(unet: UNet, control: ControlNet) -> Iterator[Named]:
     """All parts, in the order of the data flow."""
-    networks: list[tuple[str, UNet | ControlNet]] = [(BASE, unet), (COPY, control)]
-    for network, net in networks:
+    for network, net in ((BASE, unet), (COPY, control)):
         yield network, "time_embed", net.time_embed
         if net is control:
             every = numbered(COPY, "input_hint_block", control.input_hint_block)
@@ -196,8 +195,7 @@ def totals(parts: list[WalkedPart], flops: int, name: str, size: int) -> dict:
         f"The U-Net has {short(base)} parameters, all locked.",
         f"The copy has {short(copy)} parameters, {100 * copy / base:.0f} % of the U-Net's.",
         f"Of these, {n} zero convolutions have {short(zeros)}, the hint's encoder {short(hint)}.",
-        f"A step of sampling multiplies {short(macs[BASE])} times in the U-Net and "
-        f"{short(macs[COPY])} times in the ControlNet.",
+        f"A step needs {short(macs[BASE])} MACs in the U-Net, {short(macs[COPY])} in the copy.",
         f"A training step is {short(flops, 'FLOP')} for one pair.",
     ]
     sums = {"base": base, "control": copy, "zero_convolutions": zeros, "condition_encoder": hint}
@@ -256,8 +254,7 @@ def gradient_norms(sd: StableDiffusion, control: ControlNet) -> dict[str, list[f
     for step in range(STEPS):
         diffusion_loss(sd.unet, control, DDPM(sd.prediction), *pair, t).mean().backward()
         for name, parameter in control.named_parameters():
-            assert parameter.grad is not None
-            found[layer_of(name)][step] += parameter.grad.square().sum().item()
+            found[layer_of(name)][step] += float(torch.linalg.vector_norm(parameter.grad)) ** 2
         optimizer.step()
         optimizer.zero_grad()
     return {layer: [square**0.5 for square in squares] for layer, squares in found.items()}
@@ -332,8 +329,10 @@ def main(argv: list[str] | None = None) -> None:
             return print(json.dumps(found, indent=2))
         for line in text_of(found["parts"], found["totals"], args.run):
             say(line)
-        for layer, norms in found.get("gradients", {}).items():
-            say(f"gradient of {layer:<26}" + "".join(f"{norm:>11.3g}" for norm in norms))
+        if gradients := found.get("gradients"):
+            say("The gradients' norms at the first four training steps:")
+        for layer, norms in (gradients or {}).items():
+            say(f"{layer:<26}" + "".join(f"{norm:>11.3g}" for norm in norms))
 
 
 def walked(base: str | None, file: str | None, run: bool, gradients: bool) -> dict:
