@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from conftest import ROOT, refusal
 from nanocontrol import ControlNet, load_control, load_sd, save_control
 from nanocontrol.course.__main__ import main
+from nanocontrol.course.checks.gain import RUNS as RECORDED
 from nanocontrol.course.checks.gain import names_of_runs
 from nanocontrol.course.checks.hints import FAULTS, faults_of
 from nanocontrol.course.checks.jump import STORED
@@ -367,6 +368,29 @@ def test_another_students_run_is_refused(solved, tmp_path):
             exercises()[10], folder / "ex10_jump.py", student, Seeds("Bob", "grade")
         )
     assert grade.points == 0 and "was trained with seed" in grade.sentence
+
+
+def test_one_run_of_three_follows_and_both_others_have_a_lower_training_loss():
+    step, loss, own, other = (dict(zip(RECORDED, values)) for values in zip(*last_rows()))
+    gain = {run: (other[run] - own[run]) / own[run] for run in RECORDED}
+    assert [run for run in RECORDED if gain[run] > 0.05] == ["follows"]
+    assert all(abs(gain[run]) < 0.01 for run in RECORDED if run != "follows")
+    assert min(loss, key=loss.get) == "memorises" and loss["waits"] < loss["follows"]
+
+
+@pytest.mark.parametrize("run, sentence", [("memorises", "lowest"), ("waits", "a lower")])
+def test_a_run_that_is_chosen_by_its_loss_gets_its_own_sentence(run, sentence, bench, student):
+    letters = {name: letter for letter, name in names_of_runs(Seeds(NAME, "start")).items()}
+    source = solution_of(exercises()[9], NAME)
+    right, wrong = (f"FOLLOWS = {letters[name]!r}" for name in ("follows", run))
+    (bench / exercises()[9].file).write_text(source.replace(right, wrong))
+    points, said = sentence_for(exercises()[9], bench, student)
+    assert points == 0
+    assert f"Run {letters[run]} has {'the ' * (sentence == 'lowest')}{sentence}" in said
+
+
+def last_rows() -> list[list[float]]:
+    return [rows[-1] for rows in RECORDED.values()]
 
 
 @pytest.mark.parametrize("jump", [20, 600])
