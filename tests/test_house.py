@@ -18,7 +18,7 @@ PAPER |= {"checkpoint"}
 # Rooms in their order: a file imports from its own room and from those before it. Ring 1 is the
 # paper and the scripts, ring 2 the other inner rooms, ring 3 what can be deleted.
 INNER = ["plumbing", "formats", "paper", "training", "nano", "commands", "scripts"]
-OUTER = ["tools", "doctor", "experiments", "conformance"]
+OUTER = ["tools", "doctor", "experiments", "conformance", "course"]
 ROOMS = INNER + OUTER
 # Lines of code, at most. The paper has 900 and a margin for bug fixes.
 BUDGETS = {
@@ -34,10 +34,12 @@ BUDGETS = {
     "doctor": 640,
     "experiments": 2130,
     "conformance": 1250,
+    "course": 1900,
 }
 PAGE = 40  # lines of code in a function
 LOOP = 45  # in one that holds the loop of a training
-COMMON_NAMES = {"main", "train", "Settings"}  # may be defined in several files
+# May be defined in several files. The course asks its checks for the last three.
+COMMON_NAMES = {"main", "train", "Settings", "check", "give", "show"}
 FILES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py", ROOT / "sample.py"]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 INNER_TESTS = [file for file in TESTS if "outer" not in file.relative_to(ROOT).parts]
