@@ -2,7 +2,7 @@
 // Rows are connections, so the map next to it has the same rows.
 
 import { $, el, plural, pngUrl, svg } from './dom.js';
-import { mainColumn, onResult, result, shownEvent } from './result.js';
+import { loudness, mainColumn, onResult, result, shownEvent } from './result.js';
 import { state, strengths, subscribe } from './state.js';
 
 export const TOP = 190; // above the first connection
@@ -68,7 +68,7 @@ function grounds(W, H) {
     svg('rect', { x: 0.5, y: 0.5, width: right, height: H - 1, rx: 10, class: 'ground locked' }),
     svg('rect', { x: left, y: 0.5, width: W - left - 0.5, height: H - 1, rx: 10, class: 'ground control' }),
     words(12, 22, small ? 'LOCKED' : 'LOCKED: the picture network', 'title locked', 'start'),
-    words(left + 10, 22, small ? 'TRAINABLE COPY' : 'TRAINABLE: a copy that reads the drawing', 'title control', 'start'),
+    words(left + 10, 22, small ? 'TRAINABLE COPY' : 'TRAINABLE: its copy', 'title control', 'start'),
     words(x.enc, 40, 'encoder', 'dim'), words(x.sum, 40, 'decoder', 'dim'), words(x.copy, 40, 'encoder', 'dim'),
   ];
 }
@@ -154,7 +154,7 @@ function weigh() {
   for (const line of host.querySelectorAll('[data-push]')) {
     const i = Number(line.dataset.push);
     const ratio = connections?.[i]?.ratio ?? 0;
-    line.style.strokeWidth = `${1 + 9 * Math.min(1, Math.sqrt(ratio))}px`;
+    line.style.strokeWidth = `${1 + 10 * loudness(ratio)}px`;
     line.classList.toggle('muted', own[i] === 0);
     host.querySelector(`[data-zero="${i}"]`).classList.toggle('muted', own[i] === 0);
   }

@@ -3,7 +3,7 @@
 
 import { $, clamp, el } from './dom.js';
 import { pitch, TOP } from './diagram.js';
-import { mainColumn, onResult, result, shownStep, stepsOf } from './result.js';
+import { loudness, mainColumn, onResult, result, shownStep, stepsOf } from './result.js';
 import { change, state, strengths, subscribe } from './state.js';
 
 const MOST = 2; // strength at the right end of a row
@@ -72,9 +72,8 @@ function up(event, i) {
 
 // ------------------------------------------------------------------------------------ drawing
 
-/** 1 % of the skip is nearly white, 100 % and more is the darkest. */
 function shade(ratio) {
-  const share = clamp(1 + Math.log10(Math.max(ratio, 1e-6)) / 2, 0, 1);
+  const share = loudness(ratio);
   const mix = (a, b) => Math.round(a + (b - a) * share);
   return `rgb(${mix(252, 122)} ${mix(243, 40)} ${mix(236, 4)})`;
 }

@@ -27,8 +27,8 @@ function showLayers(layers) {
   const last = layers.at(-1)?.share;
   $('layers-text').textContent = last == null ? '' : result.start.empty
     ? 'The drawing is empty, so it differs in nothing from an empty one.'
-    : `Each bar is ten times as large where it is a quarter longer. In this trained encoder ${percent(last)} is left at the end. In a
-      new one of the released kind it is nearly nothing, and training first has to make it louder.`;
+    : `A factor of ten is a quarter of the width. ${last > 1 ? 'This trained encoder makes the drawing louder' : 'This trained encoder keeps part of it'}:
+      ${percent(last)} at the end. A new one, as first released, passes on almost nothing, and training has to amplify that first.`;
 }
 
 function percent(share) {

@@ -100,6 +100,12 @@ function take(request, info) {
   change({ drawing: rest.drawing }, { undoable: false });
 }
 
+/** What a base opens with that has no recorded run. */
+function opening({ defaults, example }) {
+  if (!example) return defaults;
+  return { ...defaults, prompt: example.prompt, drawing: { ...defaults.drawing, scene: example.scene } };
+}
+
 async function start() {
   const [linked, first] = await Promise.all([fromUrl(), get('/first.json').catch(() => null)]);
   if (first) {
@@ -114,12 +120,13 @@ async function start() {
   const info = await untilReady();
   build(info);
   const fits = first && info.name === first.info.name && info.size === first.info.size;
-  live.ready = true;
   if (linked || !fits) {
-    take(linked ?? { ...info.defaults, ...info.example && { prompt: info.example.prompt, drawing: { ...info.defaults.drawing, scene: info.example.scene } } }, info);
+    live.ready = true;
+    take(linked ?? opening(info), info);
   } else {
-    take(state.request, info);
-    cancel();
+    initDrawing(info);
+    change({ drawing: state.request.drawing }, { undoable: false });
+    live.ready = true;
     say('The model is loaded. Draw something, or change anything: the picture follows.', 'live');
   }
   initRun(info);

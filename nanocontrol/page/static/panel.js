@@ -4,7 +4,7 @@
 import { $, debounced, el, pngUrl } from './dom.js';
 import { setCondition, showHint } from './draw.js';
 import { askAboutScene, initScene, roll } from './scene.js';
-import { newest, sendPhoto } from './server.js';
+import { newest, post, sendPhoto } from './server.js';
 import { change, changeDrawing, state, subscribe } from './state.js';
 
 const NAMES = {
@@ -13,7 +13,7 @@ const NAMES = {
 };
 const askDraw = newest('/api/draw');
 const askEdges = newest('/api/edges');
-const now = { info: null, mode: 'draw', hints: {}, picture: null, lastScene: null, photo: null, waiting: 0 };
+const now = { info: null, mode: 'draw', hints: {}, samples: {}, picture: null, lastScene: null, photo: null, waiting: 0 };
 let complain = () => {};
 
 export const nameOf = (condition) => NAMES[condition] ?? condition;
@@ -25,6 +25,7 @@ export function initPanel(info, problem) {
   $('compare-label').hidden = info.conditions.filter((c) => c.available).length < 2;
   now.lastScene ??= info.example?.scene;
   if (info.nano) initScene(info, aboutScene);
+  if (info.nano && info.ready && state.request) takeSamples();
 }
 
 export function listenToPanel() {
@@ -57,7 +58,7 @@ function showMode(mode) {
   now.mode = mode;
   document.querySelector(`[name=mode][value=${mode}]`).checked = true;
   $('scene-bar').hidden = mode !== 'scene';
-  $('pen-bar').hidden = mode === 'scene';
+  for (const id of ['pen-bar', 'clear']) $(id).hidden = mode === 'scene';
   $('photo-bar').hidden = mode !== 'photo';
 }
 
@@ -119,15 +120,23 @@ function tiles(notes = []) {
   $('train').textContent = [`${nameOf(chosen)} (“${chosen}”): ${title}.`, ...notes].join(' ');
 }
 
+/** Small pictures of what each kind looks like: those of an example. */
+async function takeSamples() {
+  const answer = await post('/api/scene', { random: 28, kind: 'figure' }).catch(() => null);
+  if (!answer) return;
+  now.samples = answer.hints;
+  tiles();
+}
+
 function tile({ name, title, available, train }, chosen) {
-  const hint = now.hints[name];
-  const picture = hint ? el('img', { src: pngUrl(hint), alt: '' }) : el('span', { class: `sample ${name}` });
+  const hint = now.hints[name] ?? now.samples[name];
+  const picture = hint ? el('img', { src: pngUrl(hint), alt: '' }) : el('span', { class: 'sample' });
   if (available) {
     return el('label', { class: 'tile', title }, el('input', { type: 'radio', name: 'condition', value: name, checked: chosen, change: () => pick(name) }),
       picture, el('span', {}, nameOf(name)));
   }
   return el('button', { class: 'tile off', value: name, title: `${title}: not trained yet`, click: () => tellTraining(name, train) },
-    el('span', { class: 'sample' }, '+'), el('span', {}, nameOf(name)));
+    el('span', { class: 'sample' }, 'not trained'), el('span', {}, nameOf(name)));
 }
 
 function tellTraining(name, train) {

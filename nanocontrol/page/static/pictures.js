@@ -92,9 +92,9 @@ function sentence(step, all) {
   if (without == null || controlled == null || pictures.length < 2) {
     return `${same} Only the right one was told about the drawing.`;
   }
-  const numbers = `${controlled.toFixed(2)} of 1, against ${without.toFixed(2)}`;
-  if (controlled - without > 0.1) return `${same} Only the right one was told about the drawing, and it follows it: ${numbers} by chance.`;
-  return `${same} The right one was told about the drawing, but hardly follows it: ${numbers} by chance.`;
+  const numbers = `${controlled.toFixed(2)} of 1; the left one meets its lines by chance, ${without.toFixed(2)}`;
+  if (controlled - without > 0.1) return `${same} Only the right one was told about the drawing, and it follows it: ${numbers}.`;
+  return `${same} The right one was told about the drawing, but hardly follows it: ${numbers}.`;
 }
 
 // -------------------------------------------------------------------------------- play again

@@ -9,6 +9,17 @@ export const onResult = (listener) => listeners.add(listener);
 
 const tellAll = (what) => listeners.forEach((listener) => listener(what));
 
+// Steps can come faster than they can be drawn: all that came since the last frame are drawn at once.
+let waiting = false;
+function tellSoon() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    tellAll('step');
+  });
+}
+
 export function begin(request, recorded = false) {
   Object.assign(result, { recorded, request });
 }
@@ -22,7 +33,8 @@ export function collect(event) {
   } else if (event.event === 'step') result.steps[event.column][event.step] = event;
   else if (event.event === 'picture') result.pictures[event.column] = event;
   else if (event.event === 'done') result.finished = true;
-  tellAll(event.event);
+  if (event.event === 'step') tellSoon();
+  else tellAll(event.event);
 }
 
 export function look(step) {
@@ -49,3 +61,6 @@ export function shownEvent() {
   const steps = result.steps[mainColumn()] ?? [];
   return steps[Math.max(0, Math.min(shownStep(), steps.length - 1))];
 }
+
+/** A residual's ratio to its skip on a logarithmic scale: 0 for a tenth and less, 1 for five and more. */
+export const loudness = (ratio) => Math.min(1, Math.max(0, (1 + Math.log10(Math.max(ratio, 1e-6))) / 1.7));

@@ -4,37 +4,38 @@ import { $, debounced, el } from './dom.js';
 import { change, state, subscribe } from './state.js';
 
 const SLIDERS = [
-  ['strength', 'Strength of control', 0, 2, 0.05, 'How loud the ControlNet is. 1 as trained, 0 is off.'],
-  ['scale', 'Guidance', 1, 10, 0.5, 'How much the prompt counts. 1 is without guidance.'],
-  ['steps', 'Steps', 2, 50, 1, 'From noise to picture in so many steps.'],
-  ['control_from', 'Control begins', 0, 1, 0.05, 'Share of the steps before the ControlNet speaks.'],
-  ['control_to', 'Control ends', 0, 1, 0.05, 'Share of the steps after which it is silent.'],
+  ['strength', 'Strength of control', 0, 2, 0.05, 'How loud the drawing is. 1: as trained.'],
+  ['scale', 'Guidance', 1, 10, 0.5, 'How much the prompt counts. 1 is plain.'],
+  ['steps', 'Steps', 2, 50, 1, 'So many steps from noise to picture.'],
+  ['control_from', 'Control begins', 0, 1, 0.05, 'Share of the steps before control acts.'],
+  ['control_to', 'Control ends', 0, 1, 0.05, 'Share of the steps after which it is off.'],
 ];
 const RULES = {
   '': 'As trained',
-  guess: 'Guess mode: deep connections count more',
-  resolution_weighting: 'Resolution weighting: small maps count more',
+  guess: 'Guess mode: deeper counts more',
+  resolution_weighting: 'Resolution weighting',
 };
 let info = null;
+let typing = false; // text that is not in the request yet
 
 export function initSettings(given) {
   info = given;
   const controls = SLIDERS.map(([name, title, low, high, step, help]) => field(name, title, help,
     el('output', { id: `${name}-value`, for: name }),
     el('input', { type: 'range', id: name, min: low, max: high, step, 'aria-describedby': `${name}-help`, input: slide })));
-  const seed = field('seed', 'Seed', 'The same number gives the same noise again.', null,
+  const seed = field('seed', 'Seed', 'The same seed gives the same noise.', null,
     el('span', { class: 'pair' }, el('input', { type: 'number', id: 'seed', min: 0, max: 4294967295, step: 1, 'aria-describedby': 'seed-help', change: slide }),
       el('button', { id: 'new-seed', click: () => change({ seed: Math.floor(Math.random() * 10000) }) }, 'New noise')));
-  const rule = field('rule', 'Where control acts', 'Two rules for drawings without a prompt. Both act only where the prompt does.', null,
+  const rule = field('rule', 'Where control acts', 'Two rules for drawings without a prompt.', null,
     el('select', { id: 'rule', 'aria-describedby': 'rule-help', change: setRule }, ...Object.entries(RULES).map(([value, text]) => el('option', { value }, text))));
-  const negative = field('negative', 'Not this, please', 'A negative prompt: what the picture should not show.', null,
-    el('input', { id: 'negative', maxlength: 400, autocomplete: 'off', 'aria-describedby': 'negative-help', input: debounced(setText, 400) }));
+  const negative = field('negative', 'Not this, please', 'Negative prompt: what it should not show.', null,
+    el('input', { id: 'negative', maxlength: 400, autocomplete: 'off', 'aria-describedby': 'negative-help', input: typed }));
   $('settings').replaceChildren(...[...controls, seed, rule, negative]);
   offerWords();
 }
 
 export function listenToSettings() {
-  $('prompt').addEventListener('input', debounced(() => change({ prompt: $('prompt').value }), 350));
+  $('prompt').addEventListener('input', typed);
   subscribe(render);
 }
 
@@ -56,9 +57,15 @@ function setRule(event) {
   change({ guess: event.target.value === 'guess', resolution_weighting: event.target.value === 'resolution_weighting' });
 }
 
-function setText() {
-  change({ negative: $('negative').value });
+function typed() {
+  typing = true;
+  takeText();
 }
+
+const takeText = debounced(() => {
+  typing = false;
+  change({ prompt: $('prompt').value, negative: $('negative').value });
+}, 350);
 
 function render() {
   const request = state.request;
@@ -71,7 +78,7 @@ function render() {
   $('seed').value = request.seed;
   $('rule').value = request.guess ? 'guess' : request.resolution_weighting ? 'resolution_weighting' : '';
   for (const name of ['prompt', 'negative']) {
-    if (document.activeElement !== $(name)) $(name).value = request[name];
+    if (!typing && $(name).value !== request[name]) $(name).value = request[name];
   }
   $('settings').classList.toggle('guided', request.scale !== 1);
   offerWords();
