@@ -44,7 +44,8 @@ export async function showHint(png) {
 
 function offerTools() {
   const { widths, colours, ink } = condition();
-  if (now.condition !== condition()) Object.assign(now, { condition: condition(), width: widths[0], colour: ink });
+  const usual = widths[0] ?? 2;
+  if (now.condition !== condition()) Object.assign(now, { condition: condition(), width: usual, colour: ink });
   choose('tools', Object.entries(TOOLS), 'tool', (tool) => TOOLS[tool]);
   const all = [...new Set([1, 2, 3, ...widths])].sort((a, b) => a - b);
   choose('widths', all.map((w) => [w, `${w} px`]), 'width',
@@ -154,6 +155,6 @@ export function setCondition(name) {
   const { drawing } = state.request;
   const same = condition().ink === conditions[name].ink && condition().background === conditions[name].background;
   const kept = drawing.scene || same ? {} : { strokes: [], under: null };
-  const strokes = (kept.strokes ?? drawing.strokes).map((stroke) => ({ ...stroke, width: stroke.tool === 'eraser' ? stroke.width : conditions[name].widths[0] }));
+  const strokes = (kept.strokes ?? drawing.strokes).map((stroke) => ({ ...stroke, width: stroke.tool === 'eraser' ? stroke.width : (conditions[name].widths[0] ?? stroke.width) }));
   change({ drawing: { ...drawing, ...kept, strokes, condition: name }, columns: ['none', name] });
 }

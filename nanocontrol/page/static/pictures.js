@@ -21,9 +21,9 @@ export function listenToPictures() {
 }
 
 function title(column) {
-  if (column === 'none') return el('figcaption', {}, el('b', {}, 'Without the drawing'), ' the locked network alone');
+  if (column === 'none') return el('figcaption', {}, el('b', {}, 'Without the drawing'), el('span', {}, 'the locked network alone'));
   const other = column !== result.request.drawing.condition;
-  return el('figcaption', { class: 'control' }, el('b', {}, other ? column : 'With the drawing'), other ? '' : ' with the ControlNet');
+  return el('figcaption', { class: 'control' }, el('b', {}, other ? column : 'With the drawing'), other ? '' : el('span', {}, 'with the ControlNet'));
 }
 
 function build() {
