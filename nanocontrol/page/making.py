@@ -1,6 +1,7 @@
 """A request's pictures, step by step, as the events that the browser shows."""
 
 from collections.abc import Iterator
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ Event = dict[str, Any]
 def made(models: Models, wanted: SimpleNamespace) -> Iterator[Event]:
     """All events of a request. Each `next` takes about as long as a step: the columns' steps are
     interleaved. A column is one picture, a sampling of its own from the same noise."""
-    names = [name for name in wanted.columns if name != NONE]
+    began, names = perf_counter(), [name for name in wanted.columns if name != NONE]
     hints = {name: hint_of(wanted.drawing, name, models.size) for name in names}
     controls: dict[str, list[Control]] = {name: [] for name in wanted.columns}
     for name in names:
@@ -80,7 +81,7 @@ def made(models: Models, wanted: SimpleNamespace) -> Iterator[Event]:
                 yield event
             else:
                 running.remove(one)
-    yield {"event": "done"}
+    yield {"event": "done", "seconds": round(perf_counter() - began, 2)}
 
 
 def sampling(
