@@ -9,57 +9,65 @@ python -m nanocontrol.page --base FILE --control FILE
 """
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 
-from nanocontrol.plumbing.errors import one_sentence, say
+from nanocontrol.plumbing.errors import InputError, one_sentence, say
 from nanocontrol.plumbing.flags import Parser, at_least, device
 from nanocontrol.plumbing.machine import default_device, keep_freed_memory
 
 LOCAL = "127.0.0.1"
-MISSING = 'the extra `page` is not installed: pip install -e ".[page]"'
+MISSING = 'page: the extra `page` is not installed: pip install -e ".[page]"'
 OPEN = (
-    "note: whoever can reach {host} can use this page without a password: draw, let this machine "
-    "compute, and save hints in {out}"
+    "note: with --host everybody who can reach {host} can use this page, without a password: "
+    "draw, let this machine compute, and save hints in {out}"
 )
 
 
-def parse_page_flags(argv: list[str] | None) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser("page", description=__doc__, formatter_class=formatter)
-    add = parser.add_argument
-    host = f"address to listen on (default: {LOCAL}, this machine only)"
-    add("--host", default=LOCAL, help=host)
-    add("--port", type=at_least(1), default=8000, help="default: 8000")
-    add("--run", type=Path, metavar="RUN", help="folder of a run of train.py, to look into")
-    add("--base", type=Path, metavar="FILE", help="default: the run's, or nano")
-    control = "a ControlNet for the base; may be repeated (default: those bundled)"
-    add("--control", type=Path, action="append", default=[], metavar="FILE", help=control)
-    on = default_device()
-    add("--device", type=device, default=on, help="default: a GPU if there is one")
-    add("--out", type=Path, default=Path("out/page"), metavar="DIR", help="for hints of commands")
-    return parser.parse_args(argv)
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at this address. Port 0 is any free one. Raises InputError if it is taken."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--host {host} --port {port}: cannot be listened to ({error})") from None
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_page_flags(argv)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser("page", description=__doc__, formatter_class=formatter)
+    add, on = parser.add_argument, "a GPU if there is one"
+    add("--host", default=LOCAL, help=f"address to listen on (default: {LOCAL}, this machine only)")
+    add("--port", type=at_least(0), default=8000, help="default: 8000; 0: any free one")
+    add("--run", type=Path, metavar="RUN", help="folder of a run of train.py, to look into")
+    add("--base", type=Path, metavar="FILE", help="default: the run's, else nano")
+    control = "a ControlNet for the base; may be repeated (default: those bundled)"
+    add("--control", type=Path, action="append", default=[], metavar="FILE", help=control)
+    add("--device", type=device, default=default_device(), help=f"default: {on}")
+    add("--out", type=Path, default=Path("out/page"), metavar="DIR", help="for hints of commands")
+    args = parser.parse_args(argv)
     try:
         import uvicorn
 
-        from nanocontrol.page.app import Page, known_host, page_app
+        from nanocontrol.page.app import Page, own_hosts, page_app
         from nanocontrol.page.models import Models
     except ModuleNotFoundError as error:
         if error.name not in ("uvicorn", "starlette"):
             raise
-        sys.exit(f"page: {MISSING}")
+        sys.exit(MISSING)
     keep_freed_memory()
     with one_sentence("page"):
-        page = Page(Models(args.base, args.control, args.run, args.device), args.out)
-        if args.host != LOCAL:
-            say(OPEN.format(host=args.host, out=args.out), sys.stderr)
-        say(f"http://{args.host}:{args.port}  (Ctrl-C ends it)")
-        app = page_app(page, known_host(args.host, args.port))
-        uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+        models = Models(args.base, args.control, args.run, args.device)
+        with listening(args.host, args.port) as found:
+            port, page = found.getsockname()[1], Page(models, args.out)
+            if args.host != LOCAL:
+                say(OPEN.format(host=args.host, out=args.out), sys.stderr)
+            name = f"[{args.host}]" if ":" in args.host else args.host
+            print(f"http://{name}:{port}  (Ctrl-C ends it)", flush=True)
+            app = page_app(page, own_hosts(name, port))
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([found])
+            page.worker.pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The HTTP side: what may be asked, by whom, and how long it may be."""
+"""The HTTP side: who may ask for what, and how long it may be."""
 
 import asyncio
-import ipaddress
 import json
-import socket
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,31 +12,22 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanocontrol.doctor.hints import TrainingHints
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.world import KINDS, draw, joints_of, random_scene
-from nanocontrol.page.asked import (
-    Refused,
-    Sent,
-    choice,
-    fields,
-    picture,
-    scene_of,
-    sketch_of,
-    wanted_of,
-    whole,
-)
-from nanocontrol.page.check import check_of, measured_hints
+from nanocontrol.nano.world import KINDS, draw, random_scene
+from nanocontrol.page import asked
+from nanocontrol.page.asked import SCENE, SEED, THRESHOLD, Refused, expect, one_of, record
+from nanocontrol.page.check import check_of, training_hints
 from nanocontrol.page.command import command_for
 from nanocontrol.page.making import made
 from nanocontrol.page.models import Models
-from nanocontrol.page.sketch import as_picture, hint_of, outline_of, png, prompt_of
-from nanocontrol.page.worker import Job, Worker
+from nanocontrol.page.sketch import as_picture, hint_of, png
+from nanocontrol.page.worker import MOST, Worker, internal
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
@@ -45,80 +35,57 @@ from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
 STATIC = Path(__file__).parent / "static"
 BODY, PHOTO = 2**20, 10 * 2**20  # bytes, at most
 PATIENCE = 20  # seconds for a request's body
-JSON_TYPE, BYTES_TYPE = "application/json", "application/octet-stream"
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+THRESHOLDS = {"low": (THRESHOLD, 100), "high": (THRESHOLD, 200)}  # of Canny
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+HEADERS |= {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 
 class Guard:
-    """Answers only to the page itself: by its address, with the right type, and with its headers.
+    """Answers only to the page itself. Another site's page can send requests here, and its name can
+    be made to lead here; but it cannot choose the headers Host and Origin."""
 
-    Another site's page can send requests here, and can even let its own name lead here. It cannot
-    choose the headers Host and Origin, or send JSON without asking first.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: Callable[[str], bool]):
+    def __init__(self, app: ASGIApp, hosts: str):
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if not self.hosts(host) or origin not in (None, f"http://{host}"):
-            refusal = refused(Refused("this page answers only to its own address", 403))
-            return await refusal(scope, receive, sent)
+        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+        host = headers.get("host", "")
+        own = re.fullmatch(self.hosts, host) and headers.get("origin") in (None, f"http://{host}")
+        if scope["type"] == "http" and not own:
+            answer = refused(Refused("this page answers only to its own address", 403))
+            return await answer(scope, receive, sent)
         await self.app(scope, receive, sent)
 
 
-def known_host(address: str, port: int) -> Callable[[str], bool]:
-    """Whether a Host header names this server. A numeric address cannot be another site's name."""
-    names = {"localhost", address, socket.gethostname()}
-
-    def known(host: str) -> bool:
-        name, _, number = host.rpartition(":")
-        if number != str(port):
-            return False
-        try:
-            own = ipaddress.ip_address(name.strip("[]"))
-        except ValueError:
-            return name in names
-        return own.is_loopback or not ipaddress_of(address).is_loopback
-
-    return known
+def own_hosts(address: str, port: int) -> str:
+    """A pattern for the Host headers of a server. If it listens to other machines, every numeric
+    address is one: no other site's name looks like that."""
+    local = address in ("127.0.0.1", "localhost", "::1")
+    names = r"127\.0\.0\.1|localhost|\[::1\]" + ("" if local else r"|[\d.]+|\[[\da-f:]+\]")
+    return rf"({names}|{re.escape(address)}):{port}"
 
 
-def ipaddress_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    try:
-        return ipaddress.ip_address(socket.gethostbyname(address))
-    except (OSError, ValueError):
-        return ipaddress.ip_address("127.0.0.1" if address == "localhost" else address)
-
-
-def refused(error: Refused) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, error.status)
+def refused(error: InputError) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, getattr(error, "status", 400))
 
 
 async def body_of(request: Request, kind: str, most: int) -> bytes:
     """A request's body. Raises Refused if it is of another type, too long or too slow."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != kind:
-        raise Refused(f"expected a body of type {kind}", 415)
-    length = request.headers.get("content-length", "0")
-    data = bytearray()
+        raise Refused(f"the body is of another type: expected {kind}", 415)
     too_long = Refused(f"the body is longer than {most // 2**20} MB", 413)
-    if not length.isdecimal() or int(length) > most:
+    if int(request.headers.get("content-length", "0")) > most:  # the server checked that it is one
         raise too_long
+    data = bytearray()
     try:
         async with asyncio.timeout(PATIENCE):
             async for part in request.stream():
@@ -136,161 +103,118 @@ class Page:
     def __init__(self, models: Models, out: Path):
         self.models, self.out = models, out
         self.training: dict[str, TrainingHints] = {}
-        self.worker = Worker(self.prepare)
+        self.error, self.worker = "", Worker()
+        self.worker.pool.submit(self.load)
 
-    def prepare(self) -> None:
-        self.models.load()
-        if self.models.scenes:
-            for name in self.models.usable():
-                hints = measured_hints(name, self.models.size, self.training)
-                self.worker.start(Job(f"measure {name}", hints))
+    def load(self) -> None:
+        """Load the models, then measure the hints of their trainings."""
+        try:
+            self.models.load()
+            for name in self.models.usable() if self.models.scenes else ():
+                self.training[name] = training_hints(name, self.models.size)
+        except Exception as error:
+            self.error = str(error) if isinstance(error, InputError) else internal(error)
 
     async def json(self, request: Request) -> Any:
-        data = await body_of(request, JSON_TYPE, BODY)
-        if self.worker.error or not self.models.about["ready"]:
-            raise Refused(self.worker.error or "the models are still loading", 503)
+        """The JSON of a request. Raises Refused while there are no models."""
+        data = await body_of(request, "application/json", BODY)
+        if not self.models.about["ready"]:
+            raise Refused(self.error or "the models are still loading", 503)
         try:
             return json.loads(data)
         except (ValueError, RecursionError):
-            raise Refused("expected JSON") from None
-
-    def known(self) -> dict[str, int]:
-        return dict.fromkeys(self.models.conditions(), 0) | self.models.usable()
+            raise Refused("the body is not JSON") from None
 
     async def info(self, request: Request) -> Response:
-        about = self.models.about
-        return JSONResponse(about | ({"error": self.worker.error} if self.worker.error else {}))
-
-    async def draw(self, request: Request) -> Response:
-        given = fields(await self.json(request), "request", ("drawing",), ("drawing",))
-        size = self.models.size
-
-        def answer() -> dict:
-            sketch = sketch_of(given["drawing"], self.known(), size, self.models.scenes)
-            hint = hint_of(sketch, sketch.condition, size)
-            training = self.training.get(sketch.condition)
-            check = training and check_of(hint, sketch.condition, training)
-            return {"hint": png(hint), "empty": bool(hint.std() == 0), "check": check}
-
-        return JSONResponse(await self.worker.call(answer))
-
-    async def scene(self, request: Request) -> Response:
-        given = fields(await self.json(request), "request", ("scene", "random", "kind"))
-        if not self.models.scenes:
-            raise Refused("scenes are nano's: this base has no drawn world", 404)
-        if "random" in given:
-            kinds = (choice(given["kind"], "kind", KINDS),) if "kind" in given else KINDS
-            scene = random_scene(whole(given["random"], "random", 0, 2**31 - 1), kinds)
-        else:
-            scene = scene_of(given.get("scene"))
-        return JSONResponse(await self.worker.call(lambda: seen(scene, self.models)))
-
-    async def photo(self, request: Request) -> Response:
-        data = await body_of(request, BYTES_TYPE, PHOTO)
-        low, high = thresholds(*(request.query_params.get(n, d) for n, d in LOW_HIGH))
-        size = self.models.size
-
-        def answer() -> dict:
-            photo = as_tensor(
-                cut_out(read_image(Sent(data, "the photo")), (size, size), (0.5, 0.5))
-            )
-            return {"picture": png(photo), "hint": png(canny(photo, low, high))}
-
-        return JSONResponse(await self.worker.call(answer))
-
-    async def edges(self, request: Request) -> Response:
-        given = fields(
-            await self.json(request), "request", ("picture", "low", "high"), ("picture",)
-        )
-        low, high = thresholds(*(str(given.get(name, default)) for name, default in LOW_HIGH))
-
-        def answer() -> dict:
-            photo = picture(given["picture"], "picture", self.models.size)
-            return {"hint": png(canny(photo, low, high))}
-
-        return JSONResponse(await self.worker.call(answer))
-
-    def wanted(self, given: Any) -> Any:
-        models = self.models
-        known = self.known()
-        wanted = wanted_of(given, known, models.size, models.scenes, models.sd.guidance)
-        for column in wanted.columns:
-            if column in known:
-                models.control(column, wanted.run_step)  # refuses one without weights
-        return wanted
-
-    async def generate(self, request: Request) -> Response:
-        given = await self.json(request)
-        wanted = await self.worker.call(lambda: self.wanted(given))
-        job = Job(wanted.client, made(self.models, wanted), asyncio.get_running_loop())
-        self.worker.start(job)
-
-        async def lines() -> AsyncIterator[bytes]:
-            async for event in self.worker.stream(job):
-                yield json.dumps(event).encode() + b"\n"
-
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
-
-    async def command(self, request: Request) -> Response:
-        given = await self.json(request)
-        if not isinstance(given, dict) or "column" not in given:
-            raise Refused("request: the field 'column' is missing")
-        column = given.pop("column")
-
-        def answer() -> dict:
-            wanted = self.wanted(given)
-            return command_for(
-                self.models, wanted, choice(column, "column", wanted.columns), self.out
-            )
-
-        return JSONResponse(await self.worker.call(answer))
+        error = {"error": self.error} if self.error else {}
+        return JSONResponse(self.models.about | error)
 
     async def run(self, request: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(self.models.progress))
 
+    def answering(self, function: Callable[[Any], dict]) -> Callable:
+        """The endpoint for a function of a request's JSON."""
 
-LOW_HIGH = ("low", "100"), ("high", "200")
+        async def endpoint(request: Request) -> Response:
+            given = await self.json(request)
+            return JSONResponse(await self.worker.call(lambda: function(given)))
+
+        return endpoint
+
+    def draw(self, given: Any) -> dict:
+        one = record(drawing=lambda given, name: self.models.drawing(given))
+        drawing = one(given, "request").drawing
+        hint = hint_of(drawing, drawing.condition, self.models.size)
+        training = self.training.get(drawing.condition)
+        check = training and check_of(hint, drawing.condition, training)
+        return {"hint": png(hint), "empty": bool(hint.std() == 0), "check": check}
+
+    def scene(self, given: Any) -> dict:
+        """A scene with everything that its editor shows."""
+        if not self.models.scenes:
+            raise Refused("scenes are nano's: this base has no drawn world", 404)
+        parts = {"scene": (SCENE, None), "random": (SEED, None), "kind": (one_of(KINDS), None)}
+        found = record(**parts)(given, "request")
+        kinds = (found.kind,) if found.kind else KINDS
+        expect(found.scene or found.random is not None, "request", "a scene or random")
+        scene = found.scene or random_scene(found.random, kinds)
+        drawing, n = draw(scene, self.models.size), len(scene.things)
+        hints = {name: png(as_picture(CONDITIONS[name](drawing))) for name in self.models.usable()}
+        prompt = scene.prompt.removeprefix(" on ")  # of a scene without objects
+        notes = [] if n in (1, 2) else [f"{n} objects: the training's scenes have one or two"]
+        answer = {"scene": asdict(scene), "prompt": prompt, "hints": hints, "notes": notes}
+        return answer | {"picture": png(as_picture(drawing.image))}
+
+    def edges(self, given: Any) -> dict:
+        parts = record(picture=asked.picture(self.models.size), **THRESHOLDS)
+        found = parts(given, "request")
+        return {"hint": png(canny(found.picture, found.low, found.high))}
+
+    async def photo(self, request: Request) -> Response:
+        data = await body_of(request, "application/octet-stream", PHOTO)
+        given = {name: json.loads(x) for name, x in request.query_params.items() if x.isdecimal()}
+        found, size = record(**THRESHOLDS)(given, "request"), self.models.size
+
+        def answer() -> dict:
+            photo = read_image(asked.Sent(data, "the photo"))
+            pixels = as_tensor(cut_out(photo, (size, size), (0.5, 0.5)))
+            return {"picture": png(pixels), "hint": png(canny(pixels, found.low, found.high))}
+
+        return JSONResponse(await self.worker.call(answer))
+
+    async def generate(self, request: Request) -> Response:
+        given = await self.json(request)
+        wanted = await self.worker.call(lambda: self.models.wanted(given))
+        if len(self.worker.latest) >= MOST:
+            raise Refused("too many pictures are in the making: try again in a moment", 429)
+        events = self.worker.stream(wanted.client, made(self.models, wanted))
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for event in events:
+                yield json.dumps(event).encode() + b"\n"
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    def command(self, given: Any) -> dict:
+        column = str(given.pop("column", None)) if isinstance(given, dict) else ""
+        wanted = self.models.wanted(given)
+        one_of(wanted.columns)(column, "request.column")
+        return command_for(self.models, wanted, column, self.out)
 
 
-def thresholds(low: str, high: str) -> tuple[int, int]:
-    if not (low.isdecimal() and high.isdecimal() and int(low) <= int(high) <= 1000):
-        raise Refused("low, high: expected whole numbers, 0 <= low <= high <= 1000")
-    return int(low), int(high)
-
-
-def seen(scene: Any, models: Models) -> dict[str, Any]:
-    """A scene with everything that its editor shows."""
-    drawing = draw(scene, models.size)
-    hints = {name: hint for name, hint in CONDITIONS.items() if name in models.usable()}
-    n = len(scene.things)
-    notes = [] if n in (1, 2) else [f"{n} objects: the training's scenes have one or two"]
-    return {
-        "scene": asdict(scene),
-        "prompt": prompt_of(scene),
-        "picture": png(as_picture(drawing.image)),
-        "hints": {name: png(as_picture(make(drawing))) for name, make in hints.items()},
-        "joints": [joints_of(t).tolist() if t.kind == "figure" else None for t in scene.things],
-        "outlines": [outline_of(thing) for thing in scene.things],
-        "notes": notes,
-    }
-
-
-def page_app(page: Page, hosts: Callable[[str], bool]) -> ASGIApp:
+def page_app(page: Page, hosts: str) -> ASGIApp:
     async def on_refused(request: Request, error: Any) -> Response:
-        return refused(error if isinstance(error, Refused) else Refused(str(error)))
+        return refused(error)
 
     async def on_http(request: Request, error: Any) -> Response:
-        return JSONResponse({"error": error.detail}, error.status_code)
+        return refused(Refused(error.detail, error.status_code))
 
-    get = {"/": "index.html", "/first.json": "first.json"}
-    routes: list[Any] = [
-        Route(path, lambda request, name=name: FileResponse(STATIC / name))
-        for path, name in get.items()
-    ]
-    for name in "info", "run":
-        routes.append(Route(f"/api/{name}", getattr(page, name)))
-    for name in "draw", "scene", "photo", "edges", "generate", "command":
-        routes.append(Route(f"/api/{name}", getattr(page, name), methods=["POST"]))
-    routes.append(Mount("/static", StaticFiles(directory=STATIC)))
+    routes: list[Any] = [Route("/api/info", page.info), Route("/api/run", page.run)]
+    posts = {"generate": page.generate, "photo": page.photo}
+    for answer in (page.draw, page.scene, page.edges, page.command):
+        posts[answer.__name__] = page.answering(answer)
+    routes += [Route(f"/api/{name}", post, methods=["POST"]) for name, post in posts.items()]
+    routes += [Mount("/static", StaticFiles(directory=STATIC))]
+    routes += [Mount("/", StaticFiles(directory=STATIC, html=True))]
     handlers: Any = {InputError: on_refused, HTTPException: on_http}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)

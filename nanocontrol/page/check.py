@@ -1,6 +1,5 @@
 """Is this a hint that the ControlNet was trained on? And a hint that would be."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,10 @@ MOST = 4  # fixes of one hint
 LINES = ("canny", "hough", "scribble")  # white on black
 
 
-def measured_hints(condition: str, size: int, found: dict[str, TrainingHints]) -> Iterator[dict]:
-    """Measure the hints of a condition's training, one with every step."""
-    scenes, hints = Scenes(condition, size=size), []
-    for i in range(SCENES):
-        hints.append(scenes[i][1])
-        yield {}
-    found[condition] = TrainingHints.of(hints)
+def training_hints(condition: str, size: int) -> TrainingHints:
+    """The appearance of the hints of a condition's training."""
+    scenes = Scenes(condition, size=size)
+    return TrainingHints.of([scenes[i][1] for i in range(SCENES)])
 
 
 def check_of(hint: Tensor, condition: str, training: TrainingHints) -> dict[str, Any]:
@@ -46,14 +42,8 @@ def check_of(hint: Tensor, condition: str, training: TrainingHints) -> dict[str,
         fixes, fixed = [*fixes, fix], changed
         after = differences(fixed, training)
     text = found[0] if found else f"this looks like the hints that {condition} was trained on"
-    return {
-        "fits": not found,
-        "text": text,
-        "differences": found,
-        "fixes": fixes,
-        "fixed": png(fixed) if fixes else None,
-        "after": after,
-    }
+    check = {"fits": not found, "text": text, "differences": found, "fixes": fixes, "after": after}
+    return check | {"fixed": png(fixed) if fixes else None}
 
 
 def repaired(hint: Tensor, fix: str, condition: str, training: TrainingHints) -> Tensor:

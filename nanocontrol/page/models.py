@@ -1,7 +1,9 @@
 """The networks behind the page: a base, its ControlNets, and the weights that a run keeps."""
 
-import re
+import os
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,61 +11,56 @@ import torch
 from nanocontrol.checkpoint import load_control, load_sd, read_base
 from nanocontrol.commands.inputs import build_control
 from nanocontrol.controlnet import ControlNet
-from nanocontrol.doctor.hints import KINDS as LOOKS
+from nanocontrol.doctor import hints
 from nanocontrol.formats.tensors import open_tensors
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.detector import load_detector
 from nanocontrol.nano.model import DETECTOR, NANO, UNET, WEIGHTS, condition_of, name_of
 from nanocontrol.nano.scenes import HELD_OUT
 from nanocontrol.nano.world import COLOURS, KINDS, LIMBS, PIXELS, SIZES, random_scene
-from nanocontrol.page import asked
+from nanocontrol.page import asked, sketch
 from nanocontrol.page.asked import Refused
-from nanocontrol.page.insides import blocks_of
+from nanocontrol.page.insides import blocks_of, connected
 from nanocontrol.page.preview import preview_map
-from nanocontrol.page.sketch import code_of, look_of, palette_of
 from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.plumbing.machine import default_dtype, for_sampling, is_gpu
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.run import read_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NUMBERS = ("loss", "held_out_loss", "control_gain", "score", "follows", "iou")
+NUMBERS = "loss", "held_out_loss", "control_gain", "score", "follows", "iou"  # of a run's log
 KEPT = 4  # weights of a run that stay in memory
-EXAMPLE = HELD_OUT + 14  # the scene of the first drawing
+EXAMPLE = HELD_OUT + 14  # the scene with which the page begins
 
 
 class Models:
     """Files are checked when it is made, and weights are read by `load`.
 
-    control_files: empty for those that are bundled; run: the folder of a run of train.py.
+    files: the ControlNets'; none for those that are bundled; run: the folder of a run of train.py.
     """
 
-    def __init__(self, base: Path | None, control_files: list[Path], run: Path | None, device: str):
-        settings = {} if run is None else self.settings_of(run)
-        self.base, self.run, self.device = base or Path(settings.get("base", NANO)), run, device
+    about: dict[str, Any] = {"ready": False}  # for /api/info
+
+    def __init__(self, base: Path | None, files: list[Path], run: Path | None, device: str):
+        with blame("--run"):
+            settings = read_run(run).settings if run else {}
+        self.base = base or Path(settings.get("base") or NANO)
+        self.run, self.device = run, device
         with blame("--base"):
             _, config = read_base(self.base)
             self.size = open_tensors(self.base).metadata.get("size", 512)
-        self.scenes = config == UNET and self.size in SIZES
-        self.name, self.config = name_of(config), config
-        if not control_files and config == UNET:
-            control_files = sorted(WEIGHTS.glob("nano-control-*.safetensors"))
+        self.name, self.scenes = name_of(config), config == UNET and self.size in SIZES
+        if config == UNET and not files:
+            files = sorted(WEIGHTS.glob("nano-control-*.safetensors"))
         self.files: dict[str, Path] = {}
-        for file in control_files:
+        for file in files:
             with blame("--control"):
                 build_control(open_tensors(file), [1.0], self.base, config)
                 self.files[condition_of(file) if self.scenes else file.stem] = file
         self.trained = settings.get("condition") or settings.get("hints") or ""
-        if run is not None and self.scenes and self.trained not in CONDITIONS:
-            raise InputError(f"--run: {run} trains on no condition that can be drawn")
+        if self.trained not in ("", *self.conditions()):
+            raise InputError(f"--run: {run} trains on hints that the page cannot draw")
         self.kept: dict[int, ControlNet] = {}
-        self.controls: dict[str, ControlNet] = {}
-        self.about: dict[str, Any] = {"ready": False}
-
-    @staticmethod
-    def settings_of(run: Path) -> dict[str, Any]:
-        with blame("--run"):
-            return read_run(run).settings
 
     @torch.no_grad()
     def load(self) -> None:
@@ -76,88 +73,80 @@ class Models:
                 network.to(memory_format=torch.channels_last)
         self.map = preview_map(self.sd, self.base)
         self.detector = load_detector(DETECTOR) if self.scenes else None
-        control = next(iter(self.controls.values()), None)
-        blocks_of(self.sd, control)  # the first pass is slower than all others
-        self.about = self.facts() | {"blocks": blocks_of(self.sd, control)}
+        self.about = self.facts()
 
     def facts(self) -> dict[str, Any]:
-        """Everything for /api/info that does not need a pass through the networks."""
-        unet = self.sd.unet
-        skips = zip([*unet.skip_channels, unet.skip_channels[-1]], self.levels())
-        names = [f"input_blocks.{i}" for i in range(len(unet.input_blocks))] + ["middle_block"]
-        residuals = [
-            {"name": name, "channels": c, "size": -(-self.size // 8 // 2**level)}
-            for name, (c, level) in zip(names, skips)
-        ]
-        return {
+        known, sd = [self.condition(name) for name in self.conditions()], self.sd
+        blocks = blocks_of(sd, next(iter(self.controls.values()), None))
+        own = [b for b in blocks if b["part"] == "unet"][: len(connected(sd.unet, "input_blocks"))]
+        ends = [{"name": b["name"], "channels": b["shape"][0], "size": b["shape"][2]} for b in own]
+        facts: dict[str, Any] = {
             "ready": True,
-            "base": str(self.base),
+            "base": str(near_here(self.base)),
             "name": self.name,
             "size": self.size,
-            "latent": self.size // 8,
-            "guidance": self.sd.guidance,
-            "device": self.device,
-            "nano": self.scenes,
-            "conditions": [self.condition(name) for name in self.conditions()],
-            "connections": len(residuals),
-            "residuals": residuals,
-            "words": ["a", "an", "and", "on", "background", *KINDS, *COLOURS]
-            if self.config == UNET
-            else None,
-            "colours": {name: code_of(colour) for name, colour in COLOURS.items()},
-            "kinds": KINDS,
-            "limbs": LIMBS,
-            "run": self.run and {"folder": str(self.run)},
-            "limits": {
-                "steps": asked.STEPS,
-                "strokes": asked.STROKES,
-                "points": asked.POINTS,
-                "prompt": asked.PROMPT,
-                "things": asked.THINGS,
-            },
         }
+        facts |= {"guidance": sd.guidance, "device": self.device, "nano": self.scenes}
+        facts |= {"conditions": known, "connections": len(ends), "residuals": ends}
+        words = ["a", "an", "and", "on", "background", *KINDS, *COLOURS] if self.scenes else None
+        colours = {name: sketch.code_of(colour) for name, colour in COLOURS.items()}
+        facts |= {"blocks": blocks, "words": words, "colours": colours, "kinds": KINDS}
+        facts |= {"limbs": LIMBS, "run": {"folder": str(self.run)} if self.run else None}
+        drawing = {"condition": next(iter(self.usable()), None)}
+        defaults = vars(self.wanted({"client": "-", "drawing": drawing}, "defaults", len(ends)))
+        defaults["drawing"] = vars(defaults["drawing"])
+        del defaults["client"]
+        scene = random_scene(EXAMPLE, ("pyramid",))
+        example = {"scene": asdict(scene), "prompt": scene.prompt} if self.scenes else None
+        return facts | {"limits": asked.LIMITS, "defaults": defaults, "example": example}
 
-    def levels(self) -> list[int]:
-        return [*self.sd.unet.skip_levels, self.sd.unet.skip_levels[-1]]
+    def drawing(self, given: Any) -> SimpleNamespace:
+        return asked.drawing(self.conditions(), self.size, self.scenes)(given, "drawing")
+
+    def wanted(self, given: Any, name: str = "request", n: int | None = None) -> SimpleNamespace:
+        """A request for pictures. n: connections. Raises Refused for one that cannot be made."""
+        n, known = n or self.about["connections"], self.conditions()
+        check = asked.wanted(known, n, self.size, self.scenes, self.sd.guidance)
+        found = check(given, name)
+        for column in {*found.columns} - {asked.NONE}:
+            self.control(column, found.run_step)
+        return found
 
     def conditions(self) -> list[str]:
         return [*CONDITIONS] if self.scenes else [*self.files]
 
     def condition(self, name: str) -> dict[str, Any]:
-        background, ink, widths = look_of(name)
-        return {
-            "name": name,
-            "title": LOOKS[name][0] if self.scenes else "hints as in its training",
-            "available": name in self.usable(),
-            "control": str(self.files[name]) if name in self.files else None,
+        background, ink, widths = sketch.look_of(name)
+        title = hints.KINDS[name][0] if self.scenes else "hints as in its training"
+        about = {"name": name, "title": title, "available": name in self.usable()}
+        about |= {
             "train": f"python train.py --condition {name}",
-            "antialias": name != "canny",
-            "widths": [width * self.size / PIXELS for width in widths],
-            "colours": palette_of(name),
-            "background": background,
-            "ink": ink,
+            "colours": sketch.palette_of(name),
+        }
+        about |= {"background": background, "ink": ink, "antialias": name != "canny"}
+        return about | {
+            "widths": [w * self.size / PIXELS for w in widths],
             "drawable": bool(widths),
-            "connections": len(self.sd.unet.skip_channels) + 1,
         }
 
-    def usable(self) -> dict[str, int]:
-        """The conditions that have a ControlNet, each with its number of connections."""
-        names = [*self.files, *([self.trained] if self.steps() else [])]
-        return {name: len(self.sd.unet.skip_channels) + 1 for name in names}
+    def usable(self) -> list[str]:
+        """The conditions that have a ControlNet."""
+        return [
+            n for n in self.conditions() if n in self.files or n == self.trained and self.steps()
+        ]
 
-    # ------------------------------------------------------------------------------- the run
+    # ----------------------------------------------------------------------------------- the run
 
     def steps(self) -> dict[int, Path]:
         """The kept weights of the run by step, the first step first."""
         files = sorted((self.run / "weights").glob("control-*.safetensors")) if self.run else []
-        found = {re.fullmatch(r"control-(\d+)", file.stem): file for file in files}
-        return {int(match[1]): file for match, file in found.items() if match}
+        numbers = [(file.stem.removeprefix("control-"), file) for file in files]
+        return {int(number): file for number, file in numbers if number.isdecimal()}
 
     def control(self, condition: str, step: int | None) -> tuple[ControlNet, Path]:
-        """The ControlNet for a condition and its file. step: of the run, where it has the condition.
+        """The ControlNet for a condition and its file. step: of the run, if that is its condition.
         Raises Refused with status 404 if there is none."""
-        own = condition == self.trained
-        if not (own and (step is not None or condition not in self.files)):
+        if condition != self.trained or step is None and condition in self.files:
             if condition not in self.files:
                 train = f"python train.py --condition {condition}"
                 raise Refused(f"{condition} has no ControlNet yet: {train} trains one", 404)
@@ -169,34 +158,25 @@ class Models:
         if step not in self.kept:
             while len(self.kept) >= KEPT:
                 del self.kept[next(iter(self.kept))]
-            self.kept[step] = load_control(files[step], self.sd.unet).requires_grad_(False)
+            self.kept[step] = load_control(files[step], self.sd.unet)
         return self.kept[step], files[step]
 
     def progress(self) -> dict[str, Any]:
         """The run as its folder shows it now. Raises Refused without a run."""
         if self.run is None:
             raise Refused("the page was started without --run RUN", 404)
-        run = read_run(self.run)
-        log = [
-            {"step": entry["step"]} | {n: entry[n] for n in NUMBERS if entry.get(n) is not None}
-            for entry in run.log
-        ]
-        steps = [*self.steps()]
+        run, steps = read_run(self.run), [*self.steps()]
+        names = ("step", *NUMBERS)
+        log = [{n: entry[n] for n in names if entry.get(n) is not None} for entry in run.log]
         total = run.settings.get("steps", run.steps)
-        note = "" if steps else "no kept weights: train with --keep all to see every evaluation"
-        return {
-            "folder": str(self.run),
-            "condition": self.trained,
-            "steps": steps,
-            "done": run.steps,
-            "total": total,
-            "running": not run.metrics and run.steps < total,
-            "log": log,
-            "jump": step_of_jump(run.measured),
-            "note": note,
-        }
+        note = (
+            "" if steps else "no weights are kept yet: train.py --keep all keeps every evaluation's"
+        )
+        about = {"folder": str(self.run), "condition": self.trained, "steps": steps, "note": note}
+        about |= {"done": run.steps, "total": total, "log": log, "jump": step_of_jump(run.measured)}
+        return about | {"running": not run.metrics and run.steps < total}
 
-    def example(self) -> dict[str, Any]:
-        """The scene with which the page begins."""
-        scene = random_scene(EXAMPLE, ("pyramid",))
-        return {"scene": scene, "prompt": scene.prompt}
+
+def near_here(path: Path) -> Path:
+    """The path as one would type it in the current folder."""
+    return Path(os.path.relpath(path)) if path.resolve().is_relative_to(Path.cwd()) else path

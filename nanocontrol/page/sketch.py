@@ -1,7 +1,8 @@
-"""From strokes, scenes and photos to hints, drawn as the hints of the training were."""
+"""From strokes and scenes to hints, drawn as the hints of the training were."""
 
 from base64 import b64encode
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -9,11 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from nanocontrol.nano.conditions import CONDITIONS, OPENPOSE, blurred, line
-from nanocontrol.nano.world import PIXELS, POLYHEDRA, Scene, Thing, corners_of, draw, halved
-from nanocontrol.page.asked import Sketch, Stroke
+from nanocontrol.nano.world import PIXELS, draw, halved
 
-# How a condition's hints are drawn: background, ink, and widths in pixels of a picture of 64. Those
-# without widths are areas: a scene has to be drawn for them.
+# How a condition's hints are drawn: background, ink, and widths in pixels of a picture of 64.
+# The others are areas: a scene has to be drawn for them.
 DRAWN: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "canny": ("#000000", "#ffffff", (0.5,)),
     "hough": ("#000000", "#ffffff", (1.5,)),
@@ -22,27 +22,26 @@ DRAWN: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "pose": ("#000000", "#ff0000", (2, 3)),
     "cartoon": ("#ffffff", "#000000", (1, 3)),
 }
-OTHERS = ("#000000", "#ffffff", (0.5,))  # a ControlNet of another base, whose hints are not known
+UNKNOWN = DRAWN["canny"]  # a ControlNet of another base
+AREAS = "#000000", "#ffffff", ()
 SOFT = 1.5, 0.8  # blur and strength of an outline among soft edges
 
 
 def look_of(condition: str) -> tuple[str, str, tuple[float, ...]]:
     """Background, ink and widths; see DRAWN."""
-    areas = ("#000000", "#ffffff", ())
-    return DRAWN.get(condition, areas if condition in CONDITIONS else OTHERS)
+    return DRAWN.get(condition, AREAS if condition in CONDITIONS else UNKNOWN)
 
 
-def hint_of(sketch: Sketch, condition: str, size: int) -> Tensor:
-    """The hint [3, size, size], multiples of 1/255 as in a PNG file. condition: any if the sketch
-    has a scene, else its own."""
-    background = look_of(condition)[0]
-    hint = np.ones((size, size, 3), np.float32) * colour_of(background)
-    if sketch.under is not None:
-        hint = sketch.under.permute(1, 2, 0).numpy()
-    if sketch.scene is not None:
-        hint = CONDITIONS[condition](draw(sketch.scene, size))
-    if sketch.strokes and condition == sketch.condition:
-        hint = drawn(hint, sketch.strokes, condition)
+def hint_of(drawing: SimpleNamespace, condition: str, size: int) -> Tensor:
+    """The hint [3, size, size], multiples of 1/255 as in a PNG file. condition: the drawing's, or
+    any if it has a scene; strokes belong to the drawing's own."""
+    hint = np.ones((size, size, 3), np.float32) * colour_of(look_of(condition)[0])
+    if drawing.under is not None:
+        hint = drawing.under.permute(1, 2, 0).numpy()
+    if drawing.scene is not None:
+        hint = CONDITIONS[condition](draw(drawing.scene, size))
+    if drawing.strokes and condition == drawing.condition:
+        hint = drawn(hint, drawing.strokes, condition)
     return rounded(as_picture(hint))
 
 
@@ -55,42 +54,42 @@ def rounded(picture: Tensor) -> Tensor:
     return (picture * 255).round().to(torch.uint8).float() / 255
 
 
-def drawn(hint: np.ndarray, strokes: tuple[Stroke, ...], condition: str) -> np.ndarray:
-    """The hint [size, size, 3] with strokes above it."""
-    size, (background, ink, _) = len(hint), look_of(condition)
-    points = np.repeat(np.repeat(hint, 2, axis=0), 2, axis=1)  # as a drawing has: four for a pixel
+def drawn(hint: np.ndarray, strokes: tuple[SimpleNamespace, ...], condition: str) -> np.ndarray:
+    """The hint [size, size, 3] with strokes above it: Canny's on its pixels, others on four points
+    for each."""
+    background, ink, _ = look_of(condition)
+    thin = condition == "canny"
+    picture = hint if thin else np.repeat(np.repeat(hint, 2, axis=0), 2, axis=1)
     for stroke in strokes:
-        colour = background if stroke.tool == "eraser" else stroke.colour or ink
-        if condition == "canny":
-            on = thin(stroke, size) if stroke.width < 2 else halved(cover(stroke, size)) >= 0.5
-            hint = np.where(on[..., None], colour_of(colour), hint)
-            continue
-        on = cover(stroke, size)
-        if condition == "soft" and stroke.tool != "eraser":
-            sigma = SOFT[0] * size / PIXELS
-            soft = SOFT[1] * np.minimum(1, blurred(on, sigma) * SOFT[0])
-            points = np.maximum(points, soft[..., None] * colour_of(colour))
-            continue
-        points = np.where(on[..., None] > 0, colour_of(colour), points)
-    return hint if condition == "canny" else halved(points)
+        erased = stroke.tool == "eraser"
+        colour = colour_of(background if erased else stroke.colour or ink)
+        on = pixels_on(stroke, len(hint)) if thin else points_on(stroke, len(hint))
+        if condition == "soft" and not erased:
+            soft = blurred(on, SOFT[0] * len(hint) / PIXELS) * SOFT[0]
+            picture = np.maximum(picture, SOFT[1] * soft.clip(0, 1)[..., None] * colour)
+        else:
+            picture = np.where(on[..., None] > 0, colour, picture)
+    return picture if thin else halved(picture)
 
 
-def cover(stroke: Stroke, size: int) -> np.ndarray:
-    """The points [2 * size, 2 * size] on a stroke: 1, others 0."""
+def points_on(stroke: SimpleNamespace, size: int) -> np.ndarray:
+    """The points [2 * size, 2 * size] that a stroke covers: 1, others 0."""
     on = np.zeros((2 * size, 2 * size), np.float32)
-    path = stroke.points / size
+    path = np.array(stroke.points) / size
     for a, b in zip(path, path[1:] if len(path) > 1 else path):
         box, found, _ = line(a, b, stroke.width * PIXELS / size, size)
         on[box][found] = 1
     return on
 
 
-def thin(stroke: Stroke, size: int) -> np.ndarray:
-    """The pixels [size, size], bool, of a line as thin as Canny's: one for each row or column."""
+def pixels_on(stroke: SimpleNamespace, size: int) -> np.ndarray:
+    """The pixels [size, size] of a stroke without antialiasing. A narrow one is as thin as Canny's
+    lines: one pixel in each row or column."""
+    if stroke.width >= 2:
+        return halved(points_on(stroke, size)) >= 0.5
     on, path = np.zeros((size, size), bool), np.floor(stroke.points)
     for a, b in zip(path, path[1:] if len(path) > 1 else path):
-        n = int(np.abs(b - a).max()) + 1
-        x, y = np.rint(np.linspace(a, b, n)).astype(int).T
+        x, y = np.rint(np.linspace(a, b, int(np.abs(b - a).max()) + 1)).astype(int).T
         inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
         on[y[inside], x[inside]] = True
     return on
@@ -109,22 +108,6 @@ def palette_of(condition: str) -> list[str]:
     if condition == "pose":
         return [code_of(c) for c in OPENPOSE] + [code_of(0.6 * c) for c in OPENPOSE[:13]]
     return [*look_of(condition)[:2]]
-
-
-def outline_of(thing: Thing) -> list[list[float]]:
-    """Points by which an object is seized: a polyhedron's corners, else a circle or a figure's box,
-    as fractions of the side."""
-    if thing.kind in POLYHEDRA:
-        return corners_of(thing)[:, :2].tolist()
-    angles = np.linspace(0, 2 * np.pi, 4 if thing.kind == "figure" else 24, endpoint=False)
-    if thing.kind == "figure":
-        angles += np.pi / 4
-    around = np.stack([np.cos(angles), np.sin(angles)], axis=1) * thing.size
-    return (around + (thing.x, thing.y)).tolist()
-
-
-def prompt_of(scene: Scene) -> str:
-    return scene.prompt.removeprefix(" on ")  # as of a scene without objects
 
 
 def png(pixels: np.ndarray | Tensor) -> str:
