@@ -8,7 +8,7 @@ const SMALL = new Set(['a', 'an', 'and', 'on']);
 
 export function listenToInside() {
   onResult((what) => {
-    if (what === 'start') showLayers(result.start.encoder[mainColumn()] ?? []);
+    if (what === 'encoder') showLayers(result.encoder[mainColumn()] ?? []);
     showMaps();
   });
   $('attend').addEventListener('change', () => change({ attention: $('attend').checked }));
