@@ -74,6 +74,7 @@ async function replay({ request, events }) {
   for (const event of events) {
     if (!result.recorded || live.busy) return;
     collect(event);
+    if (event.event === 'start') showHint(event.hints[request.drawing.condition]);
     if (event.event === 'step' && event.column !== 'none') await wait(70);
   }
 }
@@ -118,6 +119,7 @@ async function start() {
     }
   }
   const info = await untilReady();
+  state.live = true;
   build(info);
   const fits = first && info.name === first.info.name && info.size === first.info.size;
   if (linked || !fits) {

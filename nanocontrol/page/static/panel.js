@@ -25,7 +25,7 @@ export function initPanel(info, problem) {
   $('compare-label').hidden = info.conditions.filter((c) => c.available).length < 2;
   now.lastScene ??= info.example?.scene;
   if (info.nano) initScene(info, aboutScene);
-  if (info.nano && info.ready && state.request) takeSamples();
+  if (info.nano && state.live) takeSamples();
 }
 
 export function listenToPanel() {
@@ -69,6 +69,7 @@ async function drawingChanged() {
   if (scene && now.mode !== 'scene') showMode('scene');
   if (!scene && now.mode === 'scene') showMode('draw');
   tiles();
+  if (!state.live) return;
   if (scene) askAboutScene();
   else Object.assign(now, { hints: {}, picture: null });
   await askAboutDrawing();
@@ -125,7 +126,7 @@ async function takeSamples() {
   const answer = await post('/api/scene', { random: 28, kind: 'figure' }).catch(() => null);
   if (!answer) return;
   now.samples = answer.hints;
-  tiles();
+  if (state.request) tiles();
 }
 
 function tile({ name, title, available, train }, chosen) {
