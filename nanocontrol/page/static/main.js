@@ -88,14 +88,16 @@ async function untilReady() {
   }
 }
 
-/** A request with every field, also from an older link. */
-function complete(request, info) {
-  const known = Object.fromEntries(Object.keys(info.defaults).filter((key) => key in request).map((key) => [key, request[key]]));
-  return { ...info.defaults, ...known };
+/** A request with every field and no other, also from an older link or for another base. */
+function complete(request, { defaults, conditions }) {
+  const known = Object.keys(defaults).filter((key) => key in request).map((key) => [key, request[key]]);
+  const drawing = { ...defaults.drawing, ...request.drawing };
+  const fits = conditions.some((c) => c.name === drawing.condition && c.available) && Array.isArray(drawing.strokes);
+  return fits ? { ...defaults, ...Object.fromEntries(known), drawing } : defaults;
 }
 
 function take(request, info) {
-  const { client, ...rest } = complete(request, info);
+  const rest = complete(request, info);
   state.request = rest;
   initDrawing(info);
   change({ drawing: rest.drawing }, { undoable: false });
