@@ -1,0 +1,199 @@
+// The left panel around the canvas: draw, arrange objects or use a photo; the kinds of drawings; and
+// whether a drawing looks like those of the training.
+
+import { $, debounced, el, pngUrl } from './dom.js';
+import { setCondition, showHint } from './draw.js';
+import { askAboutScene, initScene, roll } from './scene.js';
+import { newest, post, sendPhoto } from './server.js';
+import { change, changeDrawing, state, subscribe } from './state.js';
+
+const NAMES = {
+  canny: 'Edges', hough: 'Straight lines', soft: 'Soft edges', scribble: 'Scribble', pose: 'Pose',
+  segmentation: 'Areas', depth: 'Depth', normals: 'Surfaces', cartoon: 'Ink',
+};
+const askDraw = newest('/api/draw');
+const askEdges = newest('/api/edges');
+const now = { info: null, mode: 'draw', hints: {}, samples: {}, picture: null, lastScene: null, photo: null, waiting: 0 };
+let complain = () => {};
+
+export const nameOf = (condition) => NAMES[condition] ?? condition;
+
+export function initPanel(info, problem) {
+  now.info = info;
+  complain = problem;
+  $('mode-scene').hidden = !info.nano;
+  $('compare-label').hidden = info.conditions.filter((c) => c.available).length < 2;
+  now.lastScene ??= info.example?.scene;
+  if (info.nano) initScene(info, aboutScene);
+  if (info.nano && info.ready && state.request) takeSamples();
+}
+
+export function listenToPanel() {
+  for (const radio of document.querySelectorAll('[name=mode]')) radio.addEventListener('change', () => setMode(radio.value));
+  $('photo').addEventListener('change', (event) => takePhoto(event.target.files[0]));
+  for (const name of ['low', 'high']) $(name).addEventListener('input', thresholds);
+  $('sheet').addEventListener('dragover', (event) => { event.preventDefault(); $('sheet').classList.add('over'); });
+  $('sheet').addEventListener('dragleave', () => $('sheet').classList.remove('over'));
+  $('sheet').addEventListener('drop', drop);
+  $('compare').addEventListener('change', compare);
+  subscribe((fields) => { if (fields.includes('drawing')) drawingChanged(); });
+  thresholdTexts();
+}
+
+// -------------------------------------------------------------------------------------- modes
+
+async function setMode(mode) {
+  const { drawing } = state.request;
+  if (mode === 'scene' && !drawing.scene) {
+    if (!now.lastScene) return roll();
+    changeDrawing({ scene: now.lastScene, under: null, strokes: [] });
+  } else if (mode !== 'scene' && drawing.scene) {
+    // The scene's lines stay as a drawing, to be changed with the pen.
+    changeDrawing({ scene: null, under: now.hints[drawing.condition] ?? null });
+  }
+  showMode(mode);
+}
+
+function showMode(mode) {
+  now.mode = mode;
+  document.querySelector(`[name=mode][value=${mode}]`).checked = true;
+  $('scene-bar').hidden = mode !== 'scene';
+  for (const id of ['pen-bar', 'clear']) $(id).hidden = mode === 'scene';
+  $('photo-bar').hidden = mode !== 'photo';
+}
+
+/** Show the drawing in the state, wherever it came from. */
+async function drawingChanged() {
+  const { scene } = state.request.drawing;
+  if (scene) now.lastScene = scene;
+  if (scene && now.mode !== 'scene') showMode('scene');
+  if (!scene && now.mode === 'scene') showMode('draw');
+  tiles();
+  if (scene) askAboutScene();
+  else Object.assign(now, { hints: {}, picture: null });
+  await askAboutDrawing();
+}
+
+// -------------------------------------------------------------------- what the server says of it
+
+async function askAboutDrawing() {
+  clearTimeout(now.waiting);
+  try {
+    const answer = await askDraw({ drawing: state.request.drawing });
+    if (!answer) return;
+    showHint(answer.hint);
+    showCheck(answer);
+    if (!answer.check && now.info.nano) now.waiting = setTimeout(askAboutDrawing, 2000);
+  } catch (error) {
+    if (error.status !== 503) complain(error.message);
+  }
+}
+
+function showCheck({ check, empty }) {
+  const place = $('check');
+  place.className = `check ${empty || !check ? '' : check.fits ? 'fits' : 'differs'}`;
+  if (empty) return place.replaceChildren('The canvas is empty. Draw an outline, for example of a pyramid.');
+  if (!check) return place.replaceChildren(now.info.nano ? 'Comparing it with the drawings of the training …' : '');
+  if (check.fits) return place.replaceChildren(el('b', {}, '✓ Like those it was trained on. '), check.text);
+  place.replaceChildren(el('b', {}, 'Not like those it was trained on. '), check.text,
+    check.differences.length ? el('ul', {}, ...check.differences.map((text) => el('li', {}, text))) : '',
+    check.fixed ? el('button', { click: () => changeDrawing({ under: check.fixed, scene: null, strokes: [] }) }, `Fix: ${check.fixes.join(', ')}`) : '');
+}
+
+function aboutScene(answer) {
+  if (answer.error) return complain(answer.error);
+  Object.assign(now, { hints: answer.hints, picture: answer.picture });
+  showHint(answer.hints[state.request.drawing.condition]);
+  tiles(answer.notes);
+}
+
+// ------------------------------------------------------------------------------------- kinds
+
+function tiles(notes = []) {
+  const chosen = state.request.drawing.condition;
+  const focused = $('conditions').contains(document.activeElement) && document.activeElement.value;
+  const shown = now.info.conditions.map((condition) => tile(condition, condition.name === chosen));
+  if (now.picture) shown.unshift(el('div', { class: 'tile' }, el('img', { src: pngUrl(now.picture), alt: 'The scene as drawn' }), el('span', {}, 'Scene')));
+  $('conditions').replaceChildren(...shown);
+  if (focused) $('conditions').querySelector(`[value=${focused}]`)?.focus();
+  const { title } = now.info.conditions.find((c) => c.name === chosen);
+  $('train').textContent = [`${nameOf(chosen)} (“${chosen}”): ${title}.`, ...notes].join(' ');
+}
+
+/** Small pictures of what each kind looks like: those of an example. */
+async function takeSamples() {
+  const answer = await post('/api/scene', { random: 28, kind: 'figure' }).catch(() => null);
+  if (!answer) return;
+  now.samples = answer.hints;
+  tiles();
+}
+
+function tile({ name, title, available, train }, chosen) {
+  const hint = now.hints[name] ?? now.samples[name];
+  const picture = hint ? el('img', { src: pngUrl(hint), alt: '' }) : el('span', { class: 'sample' });
+  if (available) {
+    return el('label', { class: 'tile', title }, el('input', { type: 'radio', name: 'condition', value: name, checked: chosen, change: () => pick(name) }),
+      picture, el('span', {}, nameOf(name)));
+  }
+  return el('button', { class: 'tile off', value: name, title: `${title}: not trained yet`, click: () => tellTraining(name, train) },
+    el('span', { class: 'sample' }, 'not trained'), el('span', {}, nameOf(name)));
+}
+
+function tellTraining(name, train) {
+  $('train').replaceChildren(`There is no ControlNet for “${name}” yet. This trains one in minutes: `, el('code', {}, train));
+}
+
+function pick(name) {
+  setCondition(name);
+  const { drawable } = now.info.conditions.find((c) => c.name === name);
+  if (!drawable && !state.request.drawing.scene && now.info.nano) setMode('scene');
+  if ($('compare').checked) compare();
+}
+
+/** A column for each kind of drawing. That needs a scene, of which all of them are made. */
+function compare() {
+  const { drawing } = state.request;
+  if ($('compare').checked && !drawing.scene) setMode('scene');
+  const others = now.info.conditions.filter((c) => c.available && c.name !== drawing.condition).map((c) => c.name);
+  change({ columns: ['none', drawing.condition, ...($('compare').checked ? others : [])] });
+}
+
+// ------------------------------------------------------------------------------------- photos
+
+async function takePhoto(file) {
+  if (!file) return;
+  try {
+    const answer = await sendPhoto(file, $('low').value, $('high').value);
+    now.photo = answer.picture;
+    changeDrawing({ under: answer.hint, scene: null, strokes: [] });
+    showMode('photo');
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
+function drop(event) {
+  event.preventDefault();
+  $('sheet').classList.remove('over');
+  takePhoto(event.dataTransfer.files[0]);
+}
+
+function thresholdTexts() {
+  for (const name of ['low', 'high']) $(`${name}-value`).value = $(name).value;
+}
+
+function thresholds(event) {
+  const [low, high] = [Number($('low').value), Number($('high').value)];
+  if (low > high) $(event.target.id === 'low' ? 'high' : 'low').value = event.target.value;
+  thresholdTexts();
+  if (now.photo) findEdges();
+}
+
+const findEdges = debounced(async () => {
+  try {
+    const answer = await askEdges({ picture: now.photo, low: Number($('low').value), high: Number($('high').value) });
+    if (answer) changeDrawing({ under: answer.hint });
+  } catch (error) {
+    complain(error.message);
+  }
+}, 120);

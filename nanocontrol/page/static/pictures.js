@@ -1,0 +1,118 @@
+// The pictures with and without control, forming step by step, and what they say.
+
+import { $, el, pngUrl } from './dom.js';
+import { look, onResult, reached, result, shownStep, stepsOf, view } from './result.js';
+
+let scored = false;
+let playing = 0;
+
+export function initPictures(info) {
+  scored = info.nano;
+}
+
+export function listenToPictures() {
+  onResult((what) => {
+    if (what === 'start') build();
+    render();
+  });
+  $('step').addEventListener('input', (event) => { stop(); look(Number(event.target.value)); });
+  $('replay').addEventListener('click', () => (playing ? stop() : play()));
+  $('overlay').addEventListener('change', render);
+}
+
+function title(column) {
+  if (column === 'none') return el('figcaption', {}, el('b', {}, 'Without the drawing'), el('span', {}, 'the locked network alone'));
+  const other = column !== result.request.drawing.condition;
+  return el('figcaption', { class: 'control' }, el('b', {}, other ? column : 'With the drawing'), other ? '' : el('span', {}, 'with the ControlNet'));
+}
+
+function build() {
+  const figures = result.start.columns.map((column) => {
+    const hint = result.start.hints[column === 'none' ? result.request.drawing.condition : column];
+    return el('figure', { 'data-column': column, class: column === 'none' ? 'without' : 'with' },
+      title(column),
+      el('div', { class: 'picture' },
+        el('img', { class: 'made', alt: `Picture, ${column === 'none' ? 'without control' : `controlled by ${column}`}` }),
+        hint ? el('img', { class: lines(column) ? 'hint lines' : 'hint', alt: '', src: pngUrl(hint) }) : null,
+        el('span', { class: 'badge' })),
+      el('p', { class: 'score' }));
+  });
+  $('pictures').classList.toggle('many', figures.length > 2);
+  $('pictures').replaceChildren(...figures);
+}
+
+const lines = (column) => ['none', 'canny', 'hough', 'soft', 'scribble'].includes(column);
+
+function render() {
+  if (!result.start) return;
+  const [all, step] = [stepsOf(), shownStep()];
+  $('pictures').classList.toggle('overlaid', $('overlay').checked);
+  for (const figure of $('pictures').children) renderFigure(figure, step, all);
+  $('step').max = all;
+  $('step').value = Math.max(0, step);
+  const text = step < 0 ? 'starting' : step === all ? 'finished' : `step ${step + 1} of ${all}`;
+  $('step-text').value = text;
+  $('step').setAttribute('aria-valuetext', text);
+  $('says').textContent = sentence(step, all);
+}
+
+function renderFigure(figure, step, all) {
+  const { column } = figure.dataset;
+  const steps = result.steps[column];
+  const picture = result.pictures[column];
+  const event = steps[Math.min(step, steps.length - 1)];
+  const done = step === all && picture;
+  const png = done ? picture.png : event?.preview;
+  const image = figure.querySelector('.made');
+  if (png && image.dataset.png !== png) Object.assign(image, { src: pngUrl(png) }).dataset.png = png;
+  image.classList.toggle('empty', !png);
+  figure.querySelector('.badge').textContent = done || !event ? '' : `guess at step ${event.step + 1}`;
+  renderScore(figure.querySelector('.score'), picture);
+}
+
+function renderScore(place, picture) {
+  if (picture?.score == null) return place.replaceChildren(scored ? '\u00a0' : '');
+  const meter = el('meter', { min: 0, max: 1, value: picture.score });
+  place.replaceChildren('follows the drawing ', el('b', {}, picture.score.toFixed(2)), meter);
+}
+
+/** One sentence that says what one sees. */
+function sentence(step, all) {
+  const { start, request } = result;
+  const pictures = Object.entries(result.pictures);
+  const main = request.drawing.condition;
+  const same = 'Both pictures began as the same noise, with the same prompt.';
+  const silent = Object.values(start.weights).every((weights) => weights.every((w) => w === 0)) || !start.controlled.some(Boolean);
+  if (step < all) {
+    return `${same} At step ${Math.max(0, step) + 1} the noise level is ${start.ts[Math.max(0, step)]} of 999: this is what the network guesses so far.`;
+  }
+  if (silent) return `${same} Nothing of the ControlNet is added now, so they are the same picture.`;
+  if (start.empty) return `${same} The drawing is empty, so the right one has nothing to follow. Draw something.`;
+  const [without, controlled] = [result.pictures.none?.score, result.pictures[main]?.score];
+  if (without == null || controlled == null || pictures.length < 2) {
+    return `${same} Only the right one was told about the drawing.`;
+  }
+  const numbers = `${controlled.toFixed(2)} of 1; the left one meets its lines by chance, ${without.toFixed(2)}`;
+  if (controlled - without > 0.1) return `${same} Only the right one was told about the drawing, and it follows it: ${numbers}.`;
+  return `${same} The right one was told about the drawing, but hardly follows it: ${numbers}.`;
+}
+
+// -------------------------------------------------------------------------------- play again
+
+export function play() {
+  stop();
+  let step = -1;
+  $('replay').textContent = '■ Stop';
+  playing = setInterval(() => {
+    step += 1;
+    if (step >= stepsOf()) stop();
+    look(step >= stepsOf() ? null : Math.min(step, reached() - 1));
+  }, 220);
+}
+
+function stop() {
+  clearInterval(playing);
+  playing = 0;
+  $('replay').textContent = '▶ Play';
+  if (view.step === stepsOf()) view.step = null;
+}
