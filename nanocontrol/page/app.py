@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,6 +33,7 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
 
 STATIC = Path(__file__).parent / "static"
+FILES = {"/": STATIC / "index.html", "/first.json": STATIC / "first.json"}
 BODY, PHOTO = 2**20, 10 * 2**20  # bytes, at most
 PATIENCE = 20  # seconds for a request's body
 THRESHOLDS = {"low": (THRESHOLD, 100), "high": (THRESHOLD, 200)}  # of Canny
@@ -107,13 +108,16 @@ class Page:
         self.worker.pool.submit(self.load)
 
     def load(self) -> None:
-        """Load the models, then measure the hints of their trainings."""
+        """Load the models; later, measure the hints of their trainings."""
         try:
             self.models.load()
             for name in self.models.usable() if self.models.scenes else ():
-                self.training[name] = training_hints(name, self.models.size)
+                self.worker.pool.submit(self.measure, name)
         except Exception as error:
             self.error = str(error) if isinstance(error, InputError) else internal(error)
+
+    def measure(self, condition: str) -> None:
+        self.training[condition] = training_hints(condition, self.models.size)
 
     async def json(self, request: Request) -> Any:
         """The JSON of a request. Raises Refused while there are no models."""
@@ -184,7 +188,7 @@ class Page:
 
     async def generate(self, request: Request) -> Response:
         given = await self.json(request)
-        wanted = await self.worker.call(lambda: self.models.wanted(given))
+        wanted = await self.worker.compute(lambda: self.models.wanted(given))
         if len(self.worker.latest) >= MOST:
             raise Refused("too many pictures are in the making: try again in a moment", 429)
         events = self.worker.stream(wanted.client, made(self.models, wanted))
@@ -215,6 +219,6 @@ def page_app(page: Page, hosts: str) -> ASGIApp:
         posts[answer.__name__] = page.answering(answer)
     routes += [Route(f"/api/{name}", post, methods=["POST"]) for name, post in posts.items()]
     routes += [Mount("/static", StaticFiles(directory=STATIC))]
-    routes += [Mount("/", StaticFiles(directory=STATIC, html=True))]
+    routes += [Route(path, lambda request, f=f: FileResponse(f)) for path, f in FILES.items()]
     handlers: Any = {InputError: on_refused, HTTPException: on_http}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)

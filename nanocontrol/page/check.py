@@ -11,7 +11,7 @@ from nanocontrol.nano.conditions import thick_lines
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.page.sketch import colour_of, palette_of, png, rounded
 
-SCENES = 32  # whose hints a new one is compared with
+SCENES = 16  # whose hints a new one is compared with
 FIXES = {  # how a difference begins, and the fix for it
     "it is inverted": "invert",
     "its red and blue": "swap red and blue",
