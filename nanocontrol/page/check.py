@@ -35,7 +35,8 @@ def check_of(hint: Tensor, condition: str, training: TrainingHints) -> dict[str,
     found, fixed = differences(hint, training), hint
     after, fixes = found, list[str]()
     while after and len(fixes) < MOST:
-        fix = next((f for start, f in FIXES.items() if after[0].startswith(start)), "colours")
+        known = (fix for start, fix in FIXES.items() if any(x.startswith(start) for x in after))
+        fix = next(known, "colours")
         changed = rounded(repaired(fixed, fix, condition, training))
         if fix in fixes or torch.equal(changed, fixed) or after[0].startswith("it is empty"):
             break

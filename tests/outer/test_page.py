@@ -477,7 +477,7 @@ def test_a_scene_is_followed_through_every_condition(served):
     columns = ["none", "canny", "pose", "depth"]
     drawing = {"condition": "canny", "scene": scene["scene"]}
     request = {"client": "test", "drawing": drawing, "columns": columns, "prompt": scene["prompt"]}
-    found = [*served.events(request | {"steps": 8})]
+    found = [*served.events(request | {"steps": 5})]
     scores = {e["column"]: e["score"] for e in found if e["event"] == "picture"}
     assert scores["canny"] > scores["none"] + 0.2 and scores["pose"] > 0.5 < scores["depth"]
     assert found[0]["hints"].keys() == {"canny", "pose", "depth"}
@@ -675,6 +675,7 @@ def test_large_bodies_are_refused(served):
     connection.close()
 
 
+@pytest.mark.slow
 def test_many_quick_requests_harm_nobody(served):
     """Another user's pictures come out right meanwhile."""
     expected, statuses = served.pictures(FEW), []
