@@ -24,9 +24,9 @@ from nanocontrol.page import asked
 from nanocontrol.page.asked import SCENE, SEED, THRESHOLD, Refused, expect, one_of, record
 from nanocontrol.page.check import check_of, training_hints
 from nanocontrol.page.command import command_for
-from nanocontrol.page.making import made
+from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
-from nanocontrol.page.sketch import as_picture, hint_of, png
+from nanocontrol.page.sketch import as_picture, drawn_hint, png
 from nanocontrol.page.worker import MOST, Worker, internal
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
@@ -148,7 +148,7 @@ class Page:
     def draw(self, given: Any) -> dict:
         one = record(drawing=lambda given, name: self.models.drawing(given))
         drawing = one(given, "request").drawing
-        hint = hint_of(drawing, drawing.condition, self.models.size)
+        hint = drawn_hint(drawing, drawing.condition, self.models.size)
         training = self.training.get(drawing.condition)
         check = training and check_of(hint, drawing.condition, training)
         return {"hint": png(hint), "empty": bool(hint.std() == 0), "check": check}
@@ -191,7 +191,7 @@ class Page:
         wanted = await self.worker.compute(lambda: self.models.wanted(given))
         if len(self.worker.latest) >= MOST:
             raise Refused("too many pictures are in the making: try again in a moment", 429)
-        events = self.worker.stream(wanted.client, made(self.models, wanted))
+        events = self.worker.stream(wanted.client, Making(self.models, wanted).events())
 
         async def lines() -> AsyncIterator[bytes]:
             async for event in events:

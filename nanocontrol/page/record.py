@@ -10,7 +10,7 @@ import json
 import torch
 
 from nanocontrol.page.app import STATIC
-from nanocontrol.page.making import made
+from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
 from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import write_atomically
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence("record"), torch.no_grad():
         models = Models(None, [], None, "cpu")
         models.load()
-        events = [*made(models, models.wanted({"client": "record", **request}))]
+        events = [*Making(models, models.wanted({"client": "record", **request})).events()]
         request = models.about["defaults"] | request
         content = {"request": request, "scene": None, "info": models.about, "events": events}
         content["made"] = "python -m nanocontrol.page.record"

@@ -35,7 +35,7 @@ from nanocontrol.page.__main__ import listening
 from nanocontrol.page.__main__ import main as page
 from nanocontrol.page.models import Models
 from nanocontrol.page.preview import FILE, fit_preview, preview
-from nanocontrol.page.sketch import as_picture, rounded
+from nanocontrol.page.sketch import as_picture, in_bytes
 from nanocontrol.sampling import initial_noise, sample, sampling_steps
 from sample import generate
 
@@ -329,7 +329,7 @@ def test_every_number_is_of_the_networks_own_tensors(served, canny_net):
         steps = [*sampling_steps(sd, noise, context, uncond, controls, 3, 2.5, control_to=0.7)]
         for i, event in enumerate(found[:3]):
             (x, _), (_, x0) = steps[i], steps[i + 1]
-            expected = rounded(preview(x0[0], served.models.map))
+            expected = in_bytes(preview(x0[0], served.models.map))
             assert np.array_equal(pixels(event["preview"]), byte_pixels(expected))
             if i == 2:  # 2/3 is below 0.7
                 continue
