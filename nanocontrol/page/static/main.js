@@ -74,6 +74,7 @@ async function replay({ request, events }) {
   for (const event of events) {
     if (!result.recorded || live.busy) return;
     collect(event);
+    if (event.event === 'start') showHint(event.hints[request.drawing.condition]);
     if (event.event === 'step' && event.column !== 'none') await wait(70);
   }
 }
@@ -87,14 +88,16 @@ async function untilReady() {
   }
 }
 
-/** A request with every field, also from an older link. */
-function complete(request, info) {
-  const known = Object.fromEntries(Object.keys(info.defaults).filter((key) => key in request).map((key) => [key, request[key]]));
-  return { ...info.defaults, ...known };
+/** A request with every field and no other, also from an older link or for another base. */
+function complete(request, { defaults, conditions }) {
+  const known = Object.keys(defaults).filter((key) => key in request).map((key) => [key, request[key]]);
+  const drawing = { ...defaults.drawing, ...request.drawing };
+  const fits = conditions.some((c) => c.name === drawing.condition && c.available) && Array.isArray(drawing.strokes);
+  return fits ? { ...defaults, ...Object.fromEntries(known), drawing } : defaults;
 }
 
 function take(request, info) {
-  const { client, ...rest } = complete(request, info);
+  const rest = complete(request, info);
   state.request = rest;
   initDrawing(info);
   change({ drawing: rest.drawing }, { undoable: false });
@@ -118,6 +121,7 @@ async function start() {
     }
   }
   const info = await untilReady();
+  state.live = true;
   build(info);
   const fits = first && info.name === first.info.name && info.size === first.info.size;
   if (linked || !fits) {

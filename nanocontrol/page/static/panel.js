@@ -3,7 +3,7 @@
 
 import { $, debounced, el, pngUrl } from './dom.js';
 import { setCondition, showHint } from './draw.js';
-import { askAboutScene, initScene, roll } from './scene.js';
+import { askAboutScene, initScene, promptIsOwn, roll } from './scene.js';
 import { newest, post, sendPhoto } from './server.js';
 import { change, changeDrawing, state, subscribe } from './state.js';
 
@@ -21,11 +21,11 @@ export const nameOf = (condition) => NAMES[condition] ?? condition;
 export function initPanel(info, problem) {
   now.info = info;
   complain = problem;
-  $('mode-scene').hidden = !info.nano;
+  for (const id of ['mode-scene', 'photo-note']) $(id).hidden = !info.nano;
   $('compare-label').hidden = info.conditions.filter((c) => c.available).length < 2;
   now.lastScene ??= info.example?.scene;
   if (info.nano) initScene(info, aboutScene);
-  if (info.nano && info.ready && state.request) takeSamples();
+  if (info.nano && state.live) takeSamples();
 }
 
 export function listenToPanel() {
@@ -46,6 +46,7 @@ async function setMode(mode) {
   const { drawing } = state.request;
   if (mode === 'scene' && !drawing.scene) {
     if (!now.lastScene) return roll();
+    promptIsOwn(state.request.prompt);
     changeDrawing({ scene: now.lastScene, under: null, strokes: [] });
   } else if (mode !== 'scene' && drawing.scene) {
     // The scene's lines stay as a drawing, to be changed with the pen.
@@ -69,8 +70,10 @@ async function drawingChanged() {
   if (scene && now.mode !== 'scene') showMode('scene');
   if (!scene && now.mode === 'scene') showMode('draw');
   tiles();
+  if (!state.live) return;
   if (scene) askAboutScene();
-  else Object.assign(now, { hints: {}, picture: null });
+  else note([]);
+  if (!scene) Object.assign(now, { hints: {}, picture: null });
   await askAboutDrawing();
 }
 
@@ -94,22 +97,31 @@ function showCheck({ check, empty }) {
   place.className = `check ${empty || !check ? '' : check.fits ? 'fits' : 'differs'}`;
   if (empty) return place.replaceChildren('The canvas is empty. Draw an outline, for example of a pyramid.');
   if (!check) return place.replaceChildren(now.info.nano ? 'Comparing it with the drawings of the training …' : '');
-  if (check.fits) return place.replaceChildren(el('b', {}, '✓ Like those it was trained on. '), check.text);
-  place.replaceChildren(el('b', {}, 'Not like those it was trained on. '), check.text,
-    check.differences.length ? el('ul', {}, ...check.differences.map((text) => el('li', {}, text))) : '',
-    check.fixed ? el('button', { click: () => changeDrawing({ under: check.fixed, scene: null, strokes: [] }) }, `Fix: ${check.fixes.join(', ')}`) : '');
+  if (check.fits) return place.replaceChildren(el('b', {}, '✓ It looks like the drawings of the training.'));
+  place.replaceChildren(el('b', {}, 'It is unlike the drawings of the training:'),
+    el('ul', {}, ...check.differences.map((text) => el('li', {}, text))));
+  if (!check.fixed) return;
+  const fix = () => changeDrawing({ under: check.fixed, scene: null, strokes: [] });
+  place.append(el('button', { click: fix }, `Fix: ${check.fixes.join(', ')}`),
+    check.after.length ? ` Then this remains: ${check.after.join('; ')}.` : '');
+}
+
+function note(notes) {
+  $('notes').hidden = !notes.length;
+  $('notes').textContent = notes.map((text) => `${text}.`).join(' ');
 }
 
 function aboutScene(answer) {
   if (answer.error) return complain(answer.error);
   Object.assign(now, { hints: answer.hints, picture: answer.picture });
   showHint(answer.hints[state.request.drawing.condition]);
-  tiles(answer.notes);
+  tiles();
+  note(answer.notes);
 }
 
 // ------------------------------------------------------------------------------------- kinds
 
-function tiles(notes = []) {
+function tiles() {
   const chosen = state.request.drawing.condition;
   const focused = $('conditions').contains(document.activeElement) && document.activeElement.value;
   const shown = now.info.conditions.map((condition) => tile(condition, condition.name === chosen));
@@ -117,7 +129,7 @@ function tiles(notes = []) {
   $('conditions').replaceChildren(...shown);
   if (focused) $('conditions').querySelector(`[value=${focused}]`)?.focus();
   const { title } = now.info.conditions.find((c) => c.name === chosen);
-  $('train').textContent = [`${nameOf(chosen)} (“${chosen}”): ${title}.`, ...notes].join(' ');
+  $('train').textContent = `${nameOf(chosen)} (“${chosen}”): ${title}.`;
 }
 
 /** Small pictures of what each kind looks like: those of an example. */
@@ -125,7 +137,7 @@ async function takeSamples() {
   const answer = await post('/api/scene', { random: 28, kind: 'figure' }).catch(() => null);
   if (!answer) return;
   now.samples = answer.hints;
-  tiles();
+  if (state.request) tiles();
 }
 
 function tile({ name, title, available, train }, chosen) {

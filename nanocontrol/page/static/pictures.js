@@ -1,6 +1,7 @@
 // The pictures with and without control, forming step by step, and what they say.
 
 import { $, el, pngUrl } from './dom.js';
+import { nameOf } from './panel.js';
 import { look, onResult, reached, result, shownStep, stepsOf, view } from './result.js';
 
 let scored = false;
@@ -23,16 +24,17 @@ export function listenToPictures() {
 function title(column) {
   if (column === 'none') return el('figcaption', {}, el('b', {}, 'Without the drawing'), el('span', {}, 'the locked network alone'));
   const other = column !== result.request.drawing.condition;
-  return el('figcaption', { class: 'control' }, el('b', {}, other ? column : 'With the drawing'), other ? '' : el('span', {}, 'with the ControlNet'));
+  return el('figcaption', { class: 'control' }, el('b', {}, other ? nameOf(column) : 'With the drawing'), other ? '' : el('span', {}, 'with the ControlNet'));
 }
 
 function build() {
+  const before = Object.fromEntries([...$('pictures').children].map((f) => [f.dataset.column, f.querySelector('.made').src]));
   const figures = result.start.columns.map((column) => {
     const hint = result.start.hints[column === 'none' ? result.request.drawing.condition : column];
     return el('figure', { 'data-column': column, class: column === 'none' ? 'without' : 'with' },
       title(column),
       el('div', { class: 'picture' },
-        el('img', { class: 'made', alt: `Picture, ${column === 'none' ? 'without control' : `controlled by ${column}`}` }),
+        el('img', { class: 'made', src: before[column] || false, alt: `Picture, ${column === 'none' ? 'without control' : `controlled by ${column}`}` }),
         hint ? el('img', { class: lines(column) ? 'hint lines' : 'hint', alt: '', src: pngUrl(hint) }) : null,
         el('span', { class: 'badge' })),
       el('p', { class: 'score' }));
@@ -65,7 +67,8 @@ function renderFigure(figure, step, all) {
   const png = done ? picture.png : event?.preview;
   const image = figure.querySelector('.made');
   if (png && image.dataset.png !== png) Object.assign(image, { src: pngUrl(png) }).dataset.png = png;
-  image.classList.toggle('empty', !png);
+  image.classList.toggle('empty', !image.src);
+  image.classList.toggle('stale', !png);
   figure.querySelector('.badge').textContent = done || !event ? '' : `guess at step ${event.step + 1}`;
   renderScore(figure.querySelector('.score'), picture);
 }
@@ -83,11 +86,12 @@ function sentence(step, all) {
   const main = request.drawing.condition;
   const same = 'Both pictures began as the same noise, with the same prompt.';
   const silent = Object.values(start.weights).every((weights) => weights.every((w) => w === 0)) || !start.controlled.some(Boolean);
+  if (step < 0) return same;
   if (step < all) {
-    return `${same} At step ${Math.max(0, step) + 1} the noise level is ${start.ts[Math.max(0, step)]} of 999: this is what the network guesses so far.`;
+    return `${same} At step ${step + 1} the noise level is ${start.ts[step]} of 999: this is what the network guesses so far.`;
   }
   if (silent) return `${same} Nothing of the ControlNet is added now, so they are the same picture.`;
-  if (start.empty) return `${same} The drawing is empty, so the right one has nothing to follow. Draw something.`;
+  if (start.empty && pictures.length < 3) return `${same} The drawing is empty, so the right one has nothing to follow. Draw something.`;
   const [without, controlled] = [result.pictures.none?.score, result.pictures[main]?.score];
   if (without == null || controlled == null || pictures.length < 2) {
     return `${same} Only the right one was told about the drawing.`;

@@ -5,7 +5,8 @@ const LONGEST = 8000; // characters of a fragment
 const listeners = new Set();
 const past = []; // drawings, for undo
 
-export const state = { request: null, leftOut: false };
+// live: whether the server's models are loaded; leftOut: whether the address lacks the photo's edges.
+export const state = { request: null, live: false, leftOut: false };
 
 export function subscribe(listener) {
   listeners.add(listener);
