@@ -130,8 +130,7 @@ class Page:
             raise Refused("the body is not JSON") from None
 
     async def info(self, request: Request) -> Response:
-        error = {"error": self.error} if self.error else {}
-        return JSONResponse(self.models.about | error)
+        return JSONResponse(self.models.info() | ({"error": self.error} if self.error else {}))
 
     async def run(self, request: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(self.models.progress))

@@ -36,51 +36,40 @@ def expect(condition: object, name: str, expected: str) -> None:
 # --------------------------------------------------------------------------- checks of values
 
 
-def real(low: float, high: float) -> Check:
-    def check(given: Any, name: str) -> float:
-        known = type(given) in (int, float) and low <= given <= high
-        expect(known, name, f"a number from {low:g} to {high:g}")
-        return float(given)
+def checked(
+    holds: Callable[[Any], object], expected: str, convert: Callable = lambda given: given
+) -> Check:
+    def check(given: Any, name: str) -> Any:
+        expect(holds(given), name, expected)
+        return convert(given)
 
     return check
+
+
+def real(low: float, high: float) -> Check:
+    expected = f"a number from {low:g} to {high:g}"
+    return checked(lambda x: type(x) in (int, float) and low <= x <= high, expected, float)
 
 
 def integer(most: int, least: int = 0) -> Check:
-    def check(given: Any, name: str) -> int:
-        known = type(given) is int and least <= given <= most
-        expect(known, name, f"a whole number from {least} to {most}")
-        return given
-
-    return check
+    expected = f"a whole number from {least} to {most}"
+    return checked(lambda x: type(x) is int and least <= x <= most, expected)
 
 
 def one_of(known: Collection[str]) -> Check:
-    def check(given: Any, name: str) -> str:
-        expect(isinstance(given, str) and given in known, name, f"one of {', '.join(known)}")
-        return given
-
-    return check
-
-
-def text(given: Any, name: str) -> str:
-    most = LIMITS["prompt"]
-    known = isinstance(given, str) and len(given) <= most and given.isprintable()
-    expect(known, name, f"at most {most} printable characters")
-    return given
+    return checked(lambda x: isinstance(x, str) and x in known, f"one of {', '.join(known)}")
 
 
 def matching(pattern: str) -> Check:
-    def check(given: Any, name: str) -> str:
-        known = isinstance(given, str) and re.fullmatch(pattern, given)
-        expect(known, name, f"a text like {pattern}")
-        return given
-
-    return check
+    return checked(lambda x: isinstance(x, str) and re.fullmatch(pattern, x), f"like {pattern}")
 
 
-def switch(given: Any, name: str) -> bool:
-    expect(isinstance(given, bool), name, "true or false")
-    return given
+def printable(most: int) -> Check:
+    expected = f"at most {most} printable characters"
+    return checked(lambda x: isinstance(x, str) and len(x) <= most and x.isprintable(), expected)
+
+
+switch = checked(lambda x: isinstance(x, bool), "true or false")
 
 
 def many(check: Check, least: int, most: int) -> Check:
@@ -194,7 +183,7 @@ def wanted(conditions: Collection[str], n: int, size: int, scenes: bool, scale: 
         client=matching("[A-Za-z0-9-]{1,64}"),
         drawing=drawing(conditions, size, scenes),
         columns=(many(one_of((NONE, *conditions)), 1, 10), None),
-        **{"prompt": (text, ""), "negative": (text, "")},
+        **dict.fromkeys(("prompt", "negative"), (printable(LIMITS["prompt"]), "")),
         **{"seed": (integer(2**32 - 1), 0), "steps": (integer(LIMITS["steps"], 1), 20)},
         scale=(real(0, 30), scale),
         strength=(lambda x, name: (each if isinstance(x, list) else one)(x, name), 1.0),

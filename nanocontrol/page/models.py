@@ -58,8 +58,10 @@ class Models:
                 build_control(open_tensors(file), [1.0], self.base, config)
                 self.files[condition_of(file) if self.scenes else file.stem] = file
         self.trained = settings.get("condition") or settings.get("hints") or ""
-        if self.trained not in ("", *self.conditions()):
-            raise InputError(f"--run: {run} trains on hints that the page cannot draw")
+        if self.trained not in ("", *CONDITIONS) or run and not self.scenes:
+            raise InputError(f"--run: {run} trains on other hints than the page draws for nano")
+        if not self.conditions():
+            raise InputError(f"--base: {self.base} is not nano: expected a --control for it")
         self.kept: dict[int, ControlNet] = {}
 
     @torch.no_grad()
@@ -75,19 +77,24 @@ class Models:
         self.detector = load_detector(DETECTOR) if self.scenes else None
         self.about = self.facts()
 
+    def info(self) -> dict[str, Any]:
+        """The answer to /api/info. A run that is followed may have its first weights now."""
+        known = [self.condition(name) for name in self.conditions()] if self.about["ready"] else []
+        return self.about | ({"conditions": known} if known else {})
+
     def facts(self) -> dict[str, Any]:
-        known, sd = [self.condition(name) for name in self.conditions()], self.sd
+        sd = self.sd
         blocks = blocks_of(sd, next(iter(self.controls.values()), None))
         own = [b for b in blocks if b["part"] == "unet"][: len(ends_of(sd.unet, "input_blocks"))]
         ends = [{"name": b["name"], "channels": b["shape"][0], "size": b["shape"][2]} for b in own]
-        facts: dict[str, Any] = {
-            "ready": True,
-            "base": str(near_here(self.base)),
-            "name": self.name,
+        facts = {"ready": True, "base": str(near_here(self.base)), "name": self.name}
+        facts |= {
             "size": self.size,
+            "guidance": sd.guidance,
+            "device": self.device,
+            "nano": self.scenes,
         }
-        facts |= {"guidance": sd.guidance, "device": self.device, "nano": self.scenes}
-        facts |= {"conditions": known, "connections": len(ends), "residuals": ends}
+        facts |= {"connections": len(ends), "residuals": ends}
         words = ["a", "an", "and", "on", "background", *KINDS, *COLOURS] if self.scenes else None
         colours = {name: sketch.code_of(colour) for name, colour in COLOURS.items()}
         facts |= {"blocks": blocks, "words": words, "colours": colours, "kinds": KINDS}
@@ -119,15 +126,10 @@ class Models:
         background, ink, widths = sketch.look_of(name)
         title = hints.KINDS[name][0] if self.scenes else "hints as in its training"
         about = {"name": name, "title": title, "available": name in self.usable()}
-        about |= {
-            "train": f"python train.py --condition {name}",
-            "colours": sketch.palette_of(name),
-        }
-        about |= {"background": background, "ink": ink, "antialias": name != "canny"}
-        return about | {
-            "widths": [w * self.size / PIXELS for w in widths],
-            "drawable": bool(widths),
-        }
+        about |= {"train": f"python train.py --condition {name}", "background": background}
+        about |= {"ink": ink, "colours": sketch.palette_of(name)}
+        about |= {"widths": [width * self.size / PIXELS for width in widths]}
+        return about | {"drawable": bool(widths)}
 
     def usable(self) -> list[str]:
         """The conditions that have a ControlNet."""

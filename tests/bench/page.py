@@ -61,10 +61,8 @@ def cancelling(port: int, request: dict) -> float:
 
 
 def tell(name: str, values: list[float], unit: str) -> None:
-    low, high = min(values), max(values)
-    print(
-        f"{name}: {statistics.median(values):.2f} {unit} ({low:.2f} to {high:.2f}, n = {len(values)})"
-    )
+    middle, low, high = statistics.median(values), min(values), max(values)
+    print(f"{name}: {middle:.2f} {unit} ({low:.2f} to {high:.2f}, n = {len(values)})")
 
 
 def measure(port: int, rounds: int) -> None:
