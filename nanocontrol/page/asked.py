@@ -36,7 +36,7 @@ def expect(condition: object, name: str, expected: str) -> None:
 # --------------------------------------------------------------------------- checks of values
 
 
-def checked(
+def checking(
     holds: Callable[[Any], object], expected: str, convert: Callable = lambda given: given
 ) -> Check:
     def check(given: Any, name: str) -> Any:
@@ -48,28 +48,28 @@ def checked(
 
 def real(low: float, high: float) -> Check:
     expected = f"a number from {low:g} to {high:g}"
-    return checked(lambda x: type(x) in (int, float) and low <= x <= high, expected, float)
+    return checking(lambda x: type(x) in (int, float) and low <= x <= high, expected, float)
 
 
 def integer(most: int, least: int = 0) -> Check:
     expected = f"a whole number from {least} to {most}"
-    return checked(lambda x: type(x) is int and least <= x <= most, expected)
+    return checking(lambda x: type(x) is int and least <= x <= most, expected)
 
 
 def one_of(known: Collection[str]) -> Check:
-    return checked(lambda x: isinstance(x, str) and x in known, f"one of {', '.join(known)}")
+    return checking(lambda x: isinstance(x, str) and x in known, f"one of {', '.join(known)}")
 
 
 def matching(pattern: str) -> Check:
-    return checked(lambda x: isinstance(x, str) and re.fullmatch(pattern, x), f"like {pattern}")
+    return checking(lambda x: isinstance(x, str) and re.fullmatch(pattern, x), f"like {pattern}")
 
 
 def printable(most: int) -> Check:
     expected = f"at most {most} printable characters"
-    return checked(lambda x: isinstance(x, str) and len(x) <= most and x.isprintable(), expected)
+    return checking(lambda x: isinstance(x, str) and len(x) <= most and x.isprintable(), expected)
 
 
-switch = checked(lambda x: isinstance(x, bool), "true or false")
+switch = checking(lambda x: isinstance(x, bool), "true or false")
 
 
 def many(check: Check, least: int, most: int) -> Check:

@@ -33,6 +33,7 @@ from nanocontrol.nano.world import draw, random_scene
 from nanocontrol.page import asked, insides
 from nanocontrol.page.__main__ import listening
 from nanocontrol.page.__main__ import main as page
+from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
 from nanocontrol.page.preview import FILE, fit_preview, preview
 from nanocontrol.page.sketch import as_picture, in_bytes
@@ -717,3 +718,27 @@ def test_a_port_that_is_taken_is_refused(served, capsys):
 def test_without_its_packages_the_page_names_them(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert 'pip install -e ".[page]"' in refusal(page, capsys)
+
+
+# ----------------------------------------------------------------------------------------- a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_shows_what_a_cpu_does():
+    """Its steps are recorded graphs: every column has its own, whose tensors stay its own."""
+    found = {}
+    for device in "cpu", "cuda":
+        models = Models(None, [], None, device)
+        models.load()
+        models.sd.unet.float(), models.sd.vae.float(), models.sd.text_encoder.float()
+        for control in models.controls.values():
+            control.float()
+        request = FEW | {"steps": 6, "control_to": 0.7}
+        jobs = [Making(models, models.wanted(request | {"seed": seed})).events() for seed in (0, 1)]
+        with torch.no_grad():
+            rows = [event for pair in zip(*jobs) for event in pair]
+        found[device] = [e["connections"] for e in rows if e.get("connections")]
+    assert len(found["cpu"]) == len(found["cuda"]) == 10
+    for ours, theirs in zip(found["cuda"], found["cpu"]):
+        for a, b in zip(ours, theirs):
+            assert a["ratio"] == pytest.approx(b["ratio"], rel=0.02)
