@@ -64,7 +64,7 @@ def matching(pattern: str) -> Check:
     return checking(lambda x: isinstance(x, str) and re.fullmatch(pattern, x), f"like {pattern}")
 
 
-def printable(most: int) -> Check:
+def text_of(most: int) -> Check:
     expected = f"at most {most} printable characters"
     return checking(lambda x: isinstance(x, str) and len(x) <= most and x.isprintable(), expected)
 
@@ -183,7 +183,7 @@ def wanted(conditions: Collection[str], n: int, size: int, scenes: bool, scale: 
         client=matching("[A-Za-z0-9-]{1,64}"),
         drawing=drawing(conditions, size, scenes),
         columns=(many(one_of((NONE, *conditions)), 1, 10), None),
-        **dict.fromkeys(("prompt", "negative"), (printable(LIMITS["prompt"]), "")),
+        **dict.fromkeys(("prompt", "negative"), (text_of(LIMITS["prompt"]), "")),
         **{"seed": (integer(2**32 - 1), 0), "steps": (integer(LIMITS["steps"], 1), 20)},
         scale=(real(0, 30), scale),
         strength=(lambda x, name: (each if isinstance(x, list) else one)(x, name), 1.0),
