@@ -35,6 +35,7 @@ BUDGETS = {
     "experiments": 2130,
     "page": 1045,
 }
+BROWSER, BROWSER_BUDGET = (".js", ".html", ".css"), 2100
 PAGE = 40  # lines of code in a function
 LOOP = 45  # in one that holds the loop of a training or of sampling
 LOOPS = {"train", "sampling_steps"}
@@ -135,6 +136,16 @@ def test_every_room_keeps_its_budget(room):
     files = {"train.py": [ROOT / room], "sample.py": [ROOT / room], "paper": PACKAGE.glob("*.py")}
     lines = lines_of([*files.get(room, (PACKAGE / room).rglob("*.py"))])
     assert lines <= BUDGETS[room], f"{room} has {lines} lines of code"
+
+
+def test_the_page_in_the_browser_keeps_its_budget():
+    """Lines of JavaScript, HTML and CSS, without blank ones and comments, and none too wide to
+    read."""
+    files = [f for f in (PACKAGE / "page" / "static").rglob("*") if f.suffix in BROWSER]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    code = [line for line in lines if not re.match(r"\s*(//.*|/\*.*)?$", line)]
+    assert 0 < len(code) <= BROWSER_BUDGET, f"{len(code)} lines"
+    assert not [line for line in lines if len(line) > 120]
 
 
 def test_the_front_page_says_how_much_there_is_to_read():

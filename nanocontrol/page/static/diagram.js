@@ -47,7 +47,7 @@ function build() {
   host.setAttribute('viewBox', `0 0 ${W} ${H}`);
   host.setAttribute('height', H);
   host.classList.toggle('small', small);
-  host.replaceChildren(arrowHead(), ...grounds(W, H), ...top(), ...Array.from({ length: n + 1 }, (_, i) => row(i)).flat());
+  host.replaceChildren(arrowHead(), ...grounds(W, H), ...top(), ...now.info.residuals.flatMap((_, i) => row(i)));
   weigh();
   mark();
 }
@@ -55,9 +55,8 @@ function build() {
 const y = (i) => TOP + i * now.step;
 
 function arrowHead() {
-  const marker = svg('marker', { id: 'tip', viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: 'auto-start-reverse' },
-    svg('path', { d: 'M0 0 8 4 0 8Z' }));
-  return svg('defs', {}, marker);
+  const size = { viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: 7, markerHeight: 7 };
+  return svg('defs', {}, svg('marker', { id: 'tip', orient: 'auto', ...size }, svg('path', { d: 'M0 0 8 4 0 8Z' })));
 }
 
 function grounds(W, H) {
@@ -92,7 +91,8 @@ function top() {
     plus(x.copy, y(0), 'control'),
   ];
   const side = Math.min(44, width);
-  if (hint) parts.push(svg('image', { href: pngUrl(hint), x: x.hint - side / 2, y: 47, width: side, height: side, class: 'thumb' }));
+  const place = { x: x.hint - side / 2, y: 47, width: side, height: side };
+  if (hint) parts.push(svg('image', { href: pngUrl(hint), ...place, class: 'thumb' }));
   return parts;
 }
 
@@ -108,18 +108,19 @@ function row(i) {
     words(small ? 12 : x.size, y(i) + 4, small ? size : `${size} × ${size}`, 'size'),
     box(unet, x.enc, y(i), name, 'locked'),
     arrow(x.enc + half, y(i), x.sum - 11, y(i)),
-    svg('line', { x1: (i ? x.copy - half : x.copy - 11), y1: y(i), x2: x.sum + 11, y2: y(i), class: 'arrow push', 'data-push': i }),
+    svg('path', { d: `M${x.copy - (i ? half : 11)} ${y(i)}H${x.sum + 11}`, class: 'arrow push', 'data-push': i }),
     zeroBox(zero, i),
     plus(x.sum, y(i), 'locked'),
   ];
   if (i) parts.push(box(middle ? 'control:middle_block' : `control:input_blocks.${i}`, x.copy, y(i), name, 'control'));
   if (i === 0 && !small) parts.push(words((x.enc + half + x.sum - 11) / 2, y(i) - 7, 'skip', 'dim'));
   if (!middle) {
-    parts.push(arrow(x.enc, y(i) + 13, x.enc, y(i + 1) - 13), arrow(x.copy, y(i) + (i ? 13 : 10), x.copy, y(i + 1) - 13));
-    parts.push(arrow(x.sum, y(i + 1) - 10, x.sum, y(i) + 10));
+    const lift = i ? now.step / 2 : 32;
+    parts.push(
+      arrow(x.enc, y(i) + 13, x.enc, y(i + 1) - 13), arrow(x.sum, y(i + 1) - 10, x.sum, y(i) + 10),
+      arrow(x.copy, y(i) + (i ? 13 : 10), x.copy, y(i + 1) - 13),
+      box(`unet:output_blocks.${n - 1 - i}`, x.sum, y(i) - lift, small ? i + 1 : name, 'locked', 20, 0.8));
   }
-  const lift = i ? now.step / 2 : 32;
-  if (!middle) parts.push(box(`unet:output_blocks.${n - 1 - i}`, x.sum, y(i) - lift, small ? `${i + 1}` : `block ${i + 1}`, 'locked', 20, 0.8));
   return parts;
 }
 
@@ -133,13 +134,15 @@ function box(key, cx, cy, label, kind, height = 26, share = 1) {
 
 function zeroBox(key, i) {
   const width = now.small ? 40 : 78;
-  return svg('g', { class: 'block zero', 'data-block': key, 'data-zero': i, click: () => { choose(indexOf(key)); now.mute(i); } },
+  const click = () => { choose(indexOf(key)); now.mute(i); };
+  return svg('g', { class: 'block zero', 'data-block': key, 'data-zero': i, click },
     svg('title', {}, `Connection ${i + 1}: click to mute`),
     svg('rect', { x: now.x.zero - width / 2, y: y(i) - 11, width, height: 22, rx: 11 }),
     words(now.x.zero, y(i) + 4, now.small ? 'zero' : 'zero conv'));
 }
 
-const words = (x, y, text, kind = '', anchor = 'middle') => svg('text', { x, y, class: kind, 'text-anchor': anchor }, String(text));
+const words = (x, y, text, kind = '', anchor = 'middle') =>
+  svg('text', { x, y, class: kind, 'text-anchor': anchor }, String(text));
 const arrow = (x1, y1, x2, y2) => svg('line', { x1, y1, x2, y2, class: 'arrow', 'marker-end': 'url(#tip)' });
 const plus = (x, y, kind) => svg('g', { class: `plus ${kind}` }, svg('circle', { cx: x, cy: y, r: 9 }),
   svg('path', { d: `M${x - 5} ${y}H${x + 5}M${x} ${y - 5}V${y + 5}` }));
@@ -172,7 +175,8 @@ export function choose(index) {
 function mark() {
   const block = now.blocks[now.chosen];
   for (const group of host.querySelectorAll('.lit')) group.classList.remove('lit');
-  if (!block) return ($('block-text').textContent = 'Click a block, or walk through all of them in the order in which they are computed.');
+  const help = 'Click a block, or walk through all of them in the order in which they are computed.';
+  if (!block) return ($('block-text').textContent = help);
   const key = keyOf(block);
   host.querySelector(`[data-block="${key}"]`)?.classList.add('lit');
   const text = describe(block);
@@ -183,7 +187,8 @@ function mark() {
 function title({ part, name }) {
   const number = Number(name.split('.')[1]);
   if (name.startsWith('input_hint')) return `Condition encoder, layer ${1 + number / 2}`;
-  if (name.startsWith('zero') || name === 'middle_block_out') return `Zero convolution ${name.startsWith('zero') ? number + 1 : now.info.connections}`;
+  if (name === 'middle_block_out') return `Zero convolution ${now.info.connections}`;
+  if (name.startsWith('zero')) return `Zero convolution ${number + 1}`;
   const whose = part === 'control' ? 'Trainable copy' : 'Locked network';
   if (name === 'out') return 'Locked network, output';
   if (name.startsWith('middle')) return `${whose}, middle block`;
@@ -194,7 +199,7 @@ function title({ part, name }) {
 function describe({ type, shape, parameters }) {
   const [channels, height, width] = shape;
   const does = type.split(', ').map((name) => TYPES[name] ?? name).join(' and ');
-  const out = width ? `${plural(channels, 'map')} of ${height} × ${width} numbers come out` : `${channels} numbers come out`;
+  const out = `${plural(channels, 'map')} of ${height} × ${width} numbers come out`;
   return `It is ${does} with ${plural(parameters, 'trained number')}; ${out}.`;
 }
 

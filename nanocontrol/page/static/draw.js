@@ -86,7 +86,8 @@ function down(event) {
 
 function begin(point) {
   now.before = context.getImageData(0, 0, size, size);
-  now.stroke = { tool: now.tool, width: now.tool === 'eraser' ? Math.max(4, 2 * now.width) : now.width, points: [point] };
+  const width = now.tool === 'eraser' ? Math.max(4, 2 * now.width) : now.width;
+  now.stroke = { tool: now.tool, width, points: [point] };
   if (now.tool !== 'eraser' && now.colour) now.stroke.colour = now.colour;
   render();
 }
@@ -153,8 +154,10 @@ function showCursor(point) {
 /** Change what the canvas is drawn for. Strokes stay only if both have the same colours. */
 export function setCondition(name) {
   const { drawing } = state.request;
-  const same = condition().ink === conditions[name].ink && condition().background === conditions[name].background;
+  const { ink, background, widths } = conditions[name];
+  const same = condition().ink === ink && condition().background === background;
   const kept = drawing.scene || same ? {} : { strokes: [], under: null };
-  const strokes = (kept.strokes ?? drawing.strokes).map((stroke) => ({ ...stroke, width: stroke.tool === 'eraser' ? stroke.width : (conditions[name].widths[0] ?? stroke.width) }));
+  const strokes = (kept.strokes ?? drawing.strokes).map((stroke) =>
+    stroke.tool === 'eraser' ? stroke : { ...stroke, width: widths[0] ?? stroke.width });
   change({ drawing: { ...drawing, ...kept, strokes, condition: name }, columns: ['none', name] });
 }

@@ -22,7 +22,8 @@ export function jointsOf(figure) {
   const unit = (figure.size * 2) / 7;
   const joints = [];
   [joints[0], joints[1]] = [[0, -2.8], [0, -1.75]];
-  for (const [side, shoulder, hip, bends] of [[-1, 2, 8, figure.bends.slice(0, 4)], [1, 5, 11, figure.bends.slice(4)]]) {
+  const { bends: b } = figure;
+  for (const [side, shoulder, hip, bends] of [[-1, 2, 8, b.slice(0, 4)], [1, 5, 11, b.slice(4)]]) {
     const from = ([x, y], length, angle) => [x + length * side * Math.sin(angle), y + length * Math.cos(angle)];
     joints[shoulder] = [side * 0.95, -1.6];
     joints[shoulder + 1] = from(joints[shoulder], 1.25, bends[0]);

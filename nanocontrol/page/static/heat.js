@@ -31,8 +31,10 @@ function makeRow({ channels, size }, i) {
     pointerleave: () => read(-1), pointercancel: () => (now.drag = null),
   });
   return el('div', { class: 'row', 'data-row': i },
-    el('button', { class: 'mute', 'aria-pressed': 'false', 'aria-label': `Mute connection ${i + 1}`, title: `${name}: ${channels} maps of ${size} × ${size}`, click: () => mute(i) }, name),
-    el('input', { type: 'range', min: 0, max: MOST, step: 0.05, 'aria-label': `Strength of connection ${i + 1}`, input: (event) => set(i, Number(event.target.value)) }),
+    el('button', { class: 'mute', 'aria-label': `Mute ${name}`, title: `${channels} maps of ${size} × ${size}`,
+      click: () => mute(i) }, name),
+    el('input', { type: 'range', min: 0, max: MOST, step: 0.05, 'aria-label': `Strength of ${name}`,
+      input: (event) => set(i, Number(event.target.value)) }),
     el('output', {}),
     el('div', { class: 'strip' }, cells, el('i', { class: 'now' })));
 }
@@ -114,5 +116,6 @@ function read(i, step) {
   const most = connections.reduce((best, c, j) => (c.ratio > connections[best].ratio ? j : best), 0);
   const j = i < 0 ? most : i;
   const row = $('rows').children[j].querySelector('.mute').textContent;
-  $('heat-text').textContent = `${i < 0 ? `Strongest at step ${k + 1}` : `Step ${k + 1}`}: at ${row} the drawing's part is ${percent(connections[j])} % as large as the picture's own.`;
+  const where = `${i < 0 ? 'Strongest at step' : 'Step'} ${k + 1}: at ${row}`;
+  $('heat-text').textContent = `${where} the drawing's part is ${percent(connections[j])} % as large as the picture's.`;
 }

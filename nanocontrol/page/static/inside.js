@@ -20,15 +20,16 @@ function showLayers(layers) {
     const bar = el('i');
     bar.style.width = `${100 * clamp((3 + Math.log10(Math.max(share, 1e-9))) / 4, 0.004, 1)}%`;
     return el('div', { class: 'layer', title: name },
-      el('span', {}, i ? `layer ${i}` : 'drawing'), el('span', { class: 'dim' }, `${shape[0]} × ${shape[1]} × ${shape[2]}`),
+      el('span', {}, i ? `layer ${i}` : 'drawing'), el('span', { class: 'dim' }, shape.join(' × ')),
       el('div', { class: 'track' }, bar), el('b', {}, percent(share)));
   });
   $('layers').replaceChildren(...bars);
   const last = layers.at(-1)?.share;
-  $('layers-text').textContent = last == null ? '' : result.start.empty
+  const does = last > 1 ? 'makes the drawing louder' : 'keeps part of the drawing';
+  $('layers-text').textContent = result.start.empty
     ? 'The drawing is empty, so it differs in nothing from an empty one.'
-    : `A factor of ten is a quarter of the width. ${last > 1 ? 'This trained encoder makes the drawing louder' : 'This trained encoder keeps part of it'}:
-      ${percent(last)} at the end. A new one, as first released, passes on almost nothing, and training has to amplify that first.`;
+    : `A quarter of the width is a factor of ten. This trained encoder ${does}: ${percent(last)} at the end. A new one
+      of the released kind passes on almost nothing, and training has to amplify that first.`;
 }
 
 function percent(share) {
@@ -47,9 +48,10 @@ function showMaps() {
     return;
   }
   const picture = shownStep() === stepsOf() ? result.pictures[mainColumn()]?.png : event.preview;
-  const shown = result.start.words.map((word, i) => [word, maps[i]]).filter(([word, map]) => map && !SMALL.has(word.text));
+  const shown = result.start.words.map((word, i) => [word, maps[i]]).filter(([{ text }]) => !SMALL.has(text));
   $('maps').replaceChildren(...shown.map(([{ text, known }, map]) => el('figure', {},
-    el('div', { class: 'picture' }, picture ? el('img', { src: pngUrl(picture), alt: '' }) : null, el('img', { class: 'map', src: pngUrl(map), alt: `Where “${text}” looks` })),
+    el('div', { class: 'picture' }, picture ? el('img', { src: pngUrl(picture), alt: '' }) : null,
+      el('img', { class: 'map', src: pngUrl(map), alt: `Where “${text}” looks` })),
     el('figcaption', { class: known ? '' : 'problem' }, text))));
   $('maps-text').textContent = shown.length
     ? `With control, at step ${event.step + 1} of ${event.of}. The picture is dark where a word gets little attention.`

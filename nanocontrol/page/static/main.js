@@ -7,7 +7,7 @@ import { initHeat, listenToHeat, mute } from './heat.js';
 import { listenToInside } from './inside.js';
 import { initPanel, listenToPanel } from './panel.js';
 import { initPictures, listenToPictures } from './pictures.js';
-import { begin, collect, onResult, result, shownStep, stepsOf } from './result.js';
+import { begin, collect, result } from './result.js';
 import { initRun, listenToRun } from './run.js';
 import { listenToGrips, promptIsOwn } from './scene.js';
 import { cancel, command, generate, get } from './server.js';
@@ -48,7 +48,8 @@ function heard(event) {
   if (event.event === 'step') say(`Live: step ${event.step + 1} of ${event.of}`, 'busy');
   if (event.event === 'done') {
     live.busy = false;
-    say(`Live: made in ${event.seconds.toFixed(1)} seconds. ${state.leftOut ? 'The photo’s edges are too large for the address, so a link leaves them out.' : 'Change anything.'}`, 'live');
+    const next = state.leftOut ? 'The edges are too large for a link, which leaves them out.' : 'Change anything.';
+    say(`Live: made in ${event.seconds.toFixed(1)} seconds. ${next}`, 'live');
   }
 }
 
@@ -148,7 +149,6 @@ function listen() {
   listenToRun();
   listenToTour();
   subscribe(() => live.ready && make());
-  onResult(() => document.body.style.setProperty('--done', String(Math.max(0, shownStep()) / (stepsOf() || 1))));
   addEventListener('hashchange', () => location.reload());
   $('cancel').addEventListener('click', stop);
   $('copy-link').addEventListener('click', () => copyText(location.href, $('copy-link')));

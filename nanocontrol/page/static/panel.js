@@ -13,7 +13,7 @@ const NAMES = {
 };
 const askDraw = newest('/api/draw');
 const askEdges = newest('/api/edges');
-const now = { info: null, mode: 'draw', hints: {}, samples: {}, picture: null, lastScene: null, photo: null, waiting: 0 };
+const now = { info: null, mode: 'draw', hints: {}, samples: {}, picture: null, lastScene: null, photo: null };
 let complain = () => {};
 
 export const nameOf = (condition) => NAMES[condition] ?? condition;
@@ -29,7 +29,8 @@ export function initPanel(info, problem) {
 }
 
 export function listenToPanel() {
-  for (const radio of document.querySelectorAll('[name=mode]')) radio.addEventListener('change', () => setMode(radio.value));
+  const modes = document.querySelectorAll('[name=mode]');
+  for (const radio of modes) radio.addEventListener('change', () => setMode(radio.value));
   $('photo').addEventListener('change', (event) => takePhoto(event.target.files[0]));
   for (const name of ['low', 'high']) $(name).addEventListener('input', thresholds);
   $('sheet').addEventListener('dragover', (event) => { event.preventDefault(); $('sheet').classList.add('over'); });
@@ -125,7 +126,8 @@ function tiles() {
   const chosen = state.request.drawing.condition;
   const focused = $('conditions').contains(document.activeElement) && document.activeElement.value;
   const shown = now.info.conditions.map((condition) => tile(condition, condition.name === chosen));
-  if (now.picture) shown.unshift(el('div', { class: 'tile' }, el('img', { src: pngUrl(now.picture), alt: 'The scene as drawn' }), el('span', {}, 'Scene')));
+  const scene = now.picture && el('img', { src: pngUrl(now.picture), alt: 'The scene as drawn' });
+  if (scene) shown.unshift(el('div', { class: 'tile' }, scene, el('span', {}, 'Scene')));
   $('conditions').replaceChildren(...shown);
   if (focused) $('conditions').querySelector(`[value=${focused}]`)?.focus();
   const { title } = now.info.conditions.find((c) => c.name === chosen);
@@ -144,15 +146,16 @@ function tile({ name, title, available, train }, chosen) {
   const hint = now.hints[name] ?? now.samples[name];
   const picture = hint ? el('img', { src: pngUrl(hint), alt: '' }) : el('span', { class: 'sample' });
   if (available) {
-    return el('label', { class: 'tile', title }, el('input', { type: 'radio', name: 'condition', value: name, checked: chosen, change: () => pick(name) }),
-      picture, el('span', {}, nameOf(name)));
+    const radio = { type: 'radio', name: 'condition', value: name, checked: chosen, change: () => pick(name) };
+    return el('label', { class: 'tile', title }, el('input', radio), picture, el('span', {}, nameOf(name)));
   }
-  return el('button', { class: 'tile off', value: name, title: `${title}: not trained yet`, click: () => tellTraining(name, train) },
+  return el('button', { class: 'tile off', value: name, title, click: () => tellTraining(name, train) },
     el('span', { class: 'sample' }, 'not trained'), el('span', {}, nameOf(name)));
 }
 
 function tellTraining(name, train) {
-  $('train').replaceChildren(`There is no ControlNet for “${name}” yet. This trains one in minutes: `, el('code', {}, train));
+  const text = `There is no ControlNet for “${name}” yet. This trains one in minutes: `;
+  $('train').replaceChildren(text, el('code', {}, train));
 }
 
 function pick(name) {

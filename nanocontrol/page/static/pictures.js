@@ -22,19 +22,21 @@ export function listenToPictures() {
 }
 
 function title(column) {
-  if (column === 'none') return el('figcaption', {}, el('b', {}, 'Without the drawing'), el('span', {}, 'the locked network alone'));
   const other = column !== result.request.drawing.condition;
-  return el('figcaption', { class: 'control' }, el('b', {}, other ? nameOf(column) : 'With the drawing'), other ? '' : el('span', {}, 'with the ControlNet'));
+  const [kind, title, text] = column === 'none' ? ['', 'Without the drawing', 'the locked network alone']
+    : ['control', other ? nameOf(column) : 'With the drawing', other ? '' : 'with the ControlNet'];
+  return el('figcaption', { class: kind }, el('b', {}, title), el('span', {}, text));
 }
 
 function build() {
-  const before = Object.fromEntries([...$('pictures').children].map((f) => [f.dataset.column, f.querySelector('.made').src]));
+  const shown = [...$('pictures').children].map((figure) => [figure.dataset.column, figure.querySelector('.made').src]);
+  const before = Object.fromEntries(shown);
   const figures = result.start.columns.map((column) => {
     const hint = result.start.hints[column === 'none' ? result.request.drawing.condition : column];
     return el('figure', { 'data-column': column, class: column === 'none' ? 'without' : 'with' },
       title(column),
       el('div', { class: 'picture' },
-        el('img', { class: 'made', src: before[column] || false, alt: `Picture, ${column === 'none' ? 'without control' : `controlled by ${column}`}` }),
+        el('img', { class: 'made', src: before[column] || false, alt: `Picture, control: ${column}` }),
         hint ? el('img', { class: lines(column) ? 'hint lines' : 'hint', alt: '', src: pngUrl(hint) }) : null,
         el('span', { class: 'badge' })),
       el('p', { class: 'score' }));
@@ -85,20 +87,20 @@ function sentence(step, all) {
   const pictures = Object.entries(result.pictures);
   const main = request.drawing.condition;
   const same = 'Both pictures began as the same noise, with the same prompt.';
-  const silent = Object.values(start.weights).every((weights) => weights.every((w) => w === 0)) || !start.controlled.some(Boolean);
+  const silent = !Object.values(start.weights).flat().some(Boolean) || !start.controlled.some(Boolean);
   if (step < 0) return same;
   if (step < all) {
-    return `${same} At step ${step + 1} the noise level is ${start.ts[step]} of 999: this is what the network guesses so far.`;
+    return `${same} At step ${step + 1} the noise level is ${start.ts[step]} of 999: these are the guesses so far.`;
   }
   if (silent) return `${same} Nothing of the ControlNet is added now, so they are the same picture.`;
-  if (start.empty && pictures.length < 3) return `${same} The drawing is empty, so the right one has nothing to follow. Draw something.`;
+  if (start.empty && pictures.length < 3) return `${same} The drawing is empty: there is nothing to follow yet.`;
   const [without, controlled] = [result.pictures.none?.score, result.pictures[main]?.score];
   if (without == null || controlled == null || pictures.length < 2) {
     return `${same} Only the right one was told about the drawing.`;
   }
-  const numbers = `${controlled.toFixed(2)} of 1; the left one meets its lines by chance, ${without.toFixed(2)}`;
-  if (controlled - without > 0.1) return `${same} Only the right one was told about the drawing, and it follows it: ${numbers}.`;
-  return `${same} The right one was told about the drawing, but hardly follows it: ${numbers}.`;
+  const follows = controlled - without > 0.1 ? 'follows it' : 'hardly follows it';
+  return `${same} Only the right one was told about the drawing, and it ${follows}: ${controlled.toFixed(2)} of 1. ` +
+    `The left one meets its lines by chance: ${without.toFixed(2)}.`;
 }
 
 // -------------------------------------------------------------------------------- play again

@@ -2,7 +2,7 @@
 
 const listeners = new Set();
 
-export const result = { recorded: false, request: null, start: null, steps: {}, encoder: {}, pictures: {}, finished: false };
+export const result = { recorded: false, request: null, start: null, steps: {}, encoder: {}, pictures: {} };
 export const view = { step: null }; // null: the newest; `of`: the finished picture
 
 export const onResult = (listener) => listeners.add(listener);
@@ -28,12 +28,11 @@ export function begin(request, recorded = false) {
 export function collect(event) {
   if (event.event === 'start') {
     const steps = Object.fromEntries(event.columns.map((column) => [column, []]));
-    Object.assign(result, { start: event, steps, encoder: {}, pictures: {}, finished: false });
+    Object.assign(result, { start: event, steps, encoder: {}, pictures: {} });
     view.step = null;
   } else if (event.event === 'step') result.steps[event.column][event.step] = event;
   else if (event.event === 'encoder') result.encoder[event.column] = event.layers;
   else if (event.event === 'picture') result.pictures[event.column] = event;
-  else if (event.event === 'done') result.finished = true;
   if (event.event === 'step') tellSoon();
   else tellAll(event.event);
 }

@@ -6,133 +6,128 @@ import { mainColumn, onResult, result } from './result.js';
 import { get } from './server.js';
 import { change, state, subscribe } from './state.js';
 
-const now = { run: null, made: {}, key: '', playing: false, follow: true, width: 0 };
-const COMMANDS = 'python train.py --keep all --out runs/mine\npython -m nanocontrol.page --run runs/mine';
+const now = { run: null, made: {}, key: '', playing: false };
 
 export async function initRun(info) {
-  if (!info.run) return showNothing();
-  await read();
+  $('run-how').hidden = Boolean(info.run);
+  if (info.run) await read();
 }
 
 export function listenToRun() {
   onResult((what) => (what === 'picture' || what === 'done') && remember(what));
-  subscribe(() => now.run && render());
-  new ResizeObserver(() => now.run && render()).observe($('run'));
-}
-
-function showNothing() {
-  $('run').replaceChildren(
-    el('p', { class: 'intro' }, 'A ControlNet does not learn to follow drawings bit by bit. For a while nothing seems to happen; then, within few steps, it follows. ',
-      'To see that moment on your own drawing, train one and keep its weights. That takes minutes, and this page follows while it runs:'),
-    el('pre', { tabindex: 0 }, COMMANDS));
+  subscribe(render);
+  new ResizeObserver(render).observe($('training'));
+  $('run-step').addEventListener('input', () => choose(now.run.steps[$('run-step').value]));
+  $('run-bundled').addEventListener('click', () => choose(null));
+  $('run-play').addEventListener('click', play);
 }
 
 async function read() {
   try {
-    const { folder, done } = now.run ?? {};
-    const run = await get('/api/run');
-    const news = run.steps.at(-1) !== now.run?.steps.at(-1);
-    now.run = run;
-    if (news && folder && now.follow && state.request?.run_step != null) goTo(run.steps.at(-1));
+    const before = now.run?.steps.at(-1);
+    const run = (now.run = await get('/api/run'));
+    $('run').hidden = false;
+    $('run-follow').parentElement.hidden = !run.running;
     if (run.running) setTimeout(read, 2000);
-    if (news || done !== run.done) render();
+    const newest = run.steps.at(-1);
+    if (run.running && newest !== before && $('run-follow').checked) goTo(newest);
+    render();
   } catch (error) {
-    $('run').replaceChildren(el('p', { class: 'problem' }, error.message));
+    $('run-says').textContent = error.message;
   }
 }
 
+/** Draw with the weights of a step of the run; null: with the bundled ones. */
 function goTo(step) {
   const { condition } = now.run;
+  const other = step != null && condition !== state.request.drawing.condition;
   const drawing = { ...state.request.drawing, condition };
-  const fields = condition === state.request.drawing.condition ? {} : { drawing, columns: ['none', condition] };
-  change({ ...fields, run_step: step });
+  change({ run_step: step, ...other && { drawing, columns: ['none', condition] } });
+}
+
+function choose(step) {
+  now.playing = $('run-follow').checked = false;
+  goTo(step);
+}
+
+function play() {
+  const starts = !now.playing;
+  if (starts) choose(now.run.steps[0]);
+  now.playing = starts;
+  render();
 }
 
 /** Keep the picture of each saved step, as long as nothing else has changed. */
 function remember(what) {
   const { request } = result;
-  if (!now.run || !request || result.recorded) return;
+  if (!now.run || result.recorded) return;
   const key = JSON.stringify({ ...request, run_step: 0 });
   if (key !== now.key) Object.assign(now, { key, made: {} });
   const picture = result.pictures[mainColumn()];
   if (request.run_step != null && picture) now.made[request.run_step] = picture;
-  if (what === 'done' && now.playing) advance();
-  render();
-}
-
-function advance() {
-  const next = now.run.steps.find((step) => step > (state.request.run_step ?? -1));
-  if (next === undefined) now.playing = false;
-  else goTo(next);
-}
-
-function play() {
-  now.playing = !now.playing;
-  if (now.playing) goTo(now.run.steps[0]);
+  if (what === 'done' && now.playing) {
+    const next = now.run.steps.find((step) => step > request.run_step);
+    now.playing = next !== undefined;
+    if (now.playing) goTo(next);
+  }
   render();
 }
 
 // ------------------------------------------------------------------------------------ drawing
 
 function render() {
-  const { run } = now;
-  const { steps, running, folder, done, total, note } = run;
-  const index = steps.indexOf(state.request?.run_step);
-  const focused = $('run').contains(document.activeElement) && document.activeElement.id;
-  const at = index < 0 ? null : steps[index];
-  const says = running ? `${folder} is training: step ${done} of ${total}.` : `${folder} was trained for ${done} steps.`;
-  const slider = el('input', { type: 'range', id: 'run-step', min: 0, max: steps.length - 1, value: index < 0 ? steps.length - 1 : index,
-    'aria-label': 'Training step', 'aria-valuetext': at == null ? 'the bundled weights' : `step ${at}`, disabled: !steps.length,
-    input: (event) => { now.playing = false; goTo(steps[event.target.value]); } });
-  $('run').replaceChildren(
-    el('p', { class: 'intro' }, `${says} The slider redraws your drawing with the weights that it had at each saved step. `,
-      run.jump ? `It began to follow its hints around step ${run.jump}.` : 'Watch for the moment when it begins to follow.'),
-    note ? el('p', { class: 'note problem' }, note) : '',
-    el('div', { class: 'scrub' },
-      el('button', { id: 'run-play', disabled: !steps.length, click: play }, now.playing ? '■ Stop' : '▶ Play the training'), slider,
-      el('output', {}, at == null ? 'bundled weights' : `step ${at}`),
-      el('button', { id: 'run-bundled', disabled: at == null, click: () => { now.playing = false; change({ run_step: null }); } }, 'Bundled weights')),
-    running ? el('label', {}, el('input', { type: 'checkbox', id: 'run-follow', checked: now.follow, change: (event) => (now.follow = event.target.checked) }), ' Follow the training') : '',
-    film(steps, at), plot(run, at));
-  if (focused) $(focused)?.focus({ preventScroll: true });
+  if (!now.run || !state.request) return;
+  const { steps, running, folder, done, total, note, jump } = now.run;
+  const at = state.request.run_step;
+  const index = steps.indexOf(at);
+  $('run-says').textContent = running
+    ? `${folder} is training: step ${done} of ${total}. Watch for the moment when it begins to follow.`
+    : `${folder} was trained for ${done} steps.${jump ? ` It began to follow around step ${jump}.` : ''}`;
+  $('run-note').textContent = note;
+  $('run-step').max = steps.length - 1;
+  $('run-step').value = index < 0 ? steps.length - 1 : index;
+  $('run-at').value = at == null ? 'bundled weights' : `step ${at}`;
+  $('run-step').setAttribute('aria-valuetext', $('run-at').value);
+  $('run-bundled').disabled = at == null;
+  for (const id of ['run-step', 'run-play']) $(id).disabled = !steps.length;
+  $('run-play').textContent = now.playing ? '■ Stop' : '▶ Play the training';
+  $('film').replaceChildren(...steps.filter((step) => now.made[step]).map((step) => frame(step, step === at)));
+  plot(at);
 }
 
-function film(steps, at) {
-  const made = steps.filter((step) => now.made[step]);
-  const figures = made.map((step) => el('figure', { class: step === at ? 'chosen' : '' },
-    el('img', { src: pngUrl(now.made[step].png), alt: `Your drawing at step ${step}` }), el('figcaption', {}, `step ${step}`)));
-  return el('div', { class: 'film' }, ...figures);
+function frame(step, chosen) {
+  const image = el('img', { src: pngUrl(now.made[step].png), alt: `Your drawing at step ${step}` });
+  return el('figure', { class: chosen ? 'chosen' : '' }, image, el('figcaption', {}, `step ${step}`));
 }
 
-/** Loss and score over the steps, one below the other, with one's own drawing as dots. */
-function plot({ log, steps, total, jump }, at) {
-  const W = $('run').clientWidth;
-  const [left, right, high] = [52, 16, 120];
-  const last = Math.max(total || 0, ...steps, ...log.map((entry) => entry.step), 1);
+/** Score and loss over the steps, one below the other, with one's own drawing as dots. */
+function plot(at) {
+  const { log, steps, total, jump, running } = now.run;
+  const [W, left, right, high] = [$('run').clientWidth, 52, 16, 120];
+  const last = Math.max(total, ...steps, 1);
   const x = (step) => left + ((W - left - right) * step) / last;
-  const own = Object.entries(now.made).map(([step, { score }]) => [Number(step), score]).filter(([, score]) => score != null);
-  const rows = [
-    ['score: how well pictures follow', log.filter((e) => e.score != null).map((e) => [e.step, e.score]), [0, 1], own],
-    ['loss: error of the predicted noise', log.filter((e) => (e.held_out_loss ?? e.loss) != null).map((e) => [e.step, e.held_out_loss ?? e.loss]), null, []],
-  ].filter(([, points]) => points.length);
-  const parts = rows.flatMap(([title, points, range, dots], i) => {
-    const [low, top] = range ?? [Math.min(...points.map((p) => p[1])), Math.max(...points.map((p) => p[1]))];
-    const base = 26 + i * (high + 46);
+  const values = (name) => log.filter((entry) => entry[name] != null).map((entry) => [entry.step, entry[name]]);
+  const losses = values('held_out_loss');
+  const own = Object.entries(now.made).filter(([, { score }]) => score != null).map(([k, { score }]) => [k, score]);
+  const extent = losses.map(([, loss]) => loss);
+  const marks = [[running ? null : jump, 'jump'], [at, 'at']].filter(([step]) => step != null);
+  const graph = (base, title, points, [low, top], dots) => {
     const y = (value) => base + high - (high * (value - low)) / (top - low || 1);
     const line = points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(' ');
     return [
       svg('text', { x: left, y: base - 9, class: 'title' }, title),
       svg('line', { x1: left, x2: W - right, y1: base + high, y2: base + high, class: 'axis' }),
-      ...[low, top].map((v) => svg('text', { x: left - 6, y: y(v) + 4, 'text-anchor': 'end', class: 'dim' }, range ? v : v.toPrecision(2))),
-      jump ? svg('line', { x1: x(jump), x2: x(jump), y1: base, y2: base + high, class: 'jump' }) : null,
-      at != null ? svg('line', { x1: x(at), x2: x(at), y1: base, y2: base + high, class: 'at' }) : null,
+      ...[low, top].map((v) => label(left - 6, y(v) + 4, String(Number(v.toPrecision(3))), 'end')),
+      ...marks.map(([k, kind]) => svg('line', { x1: x(k), x2: x(k), y1: base, y2: base + high, class: kind })),
       svg('polyline', { points: line }),
-      ...dots.map(([step, score]) => svg('circle', { cx: x(step), cy: y(score), r: 4.5 }, svg('title', {}, `your drawing at step ${step}: ${score.toFixed(2)}`))),
-    ].filter(Boolean);
-  });
-  const H = 26 + rows.length * (high + 46);
-  const ends = [0, last].map((step) => svg('text', { x: x(step), y: H - 6, 'text-anchor': step ? 'end' : 'start', class: 'dim' }, step ? `step ${step}` : '0'));
-  const label = 'Score and loss over the training steps. Dots: your drawing.';
-  return el('div', { class: 'plot' }, svg('svg', { viewBox: `0 0 ${W} ${H}`, height: H, role: 'img', 'aria-label': label }, ...parts, ...ends),
-    own.length ? el('p', { class: 'note' }, 'Dots: how well the picture of your own drawing follows it.') : '');
+      ...dots.map(([step, score]) => svg('circle', { cx: x(step), cy: y(score), r: 4.5 })),
+    ];
+  };
+  const label = (x, y, text, anchor) => svg('text', { x, y, 'text-anchor': anchor, class: 'dim' }, text);
+  $('plot').setAttribute('viewBox', `0 0 ${W} 350`);
+  $('plot').replaceChildren(
+    ...graph(26, 'score: how well pictures follow their drawings (dots: yours)', values('score'), [0, 1], own),
+    ...losses.length ? graph(190, 'loss: error of the predicted noise, on pictures that it was not trained on',
+      losses, [Math.min(...extent), Math.max(...extent)], []) : [],
+    label(x(0), 332, '0', 'start'), label(x(last), 332, `step ${last}`, 'end'));
 }

@@ -15,7 +15,8 @@ let tell = () => {};
 export function initScene(info, answered) {
   Object.assign(now, { info });
   tell = answered;
-  $('add').replaceChildren(el('span', {}, 'Add:'), ...info.kinds.map((kind) => el('button', { click: () => add(kind) }, kind)));
+  const buttons = info.kinds.map((kind) => el('button', { click: () => add(kind) }, kind));
+  $('add').replaceChildren('Add:', ...buttons);
 }
 
 export function listenToGrips() {
@@ -46,7 +47,8 @@ export async function roll() {
 function use(answer) {
   now.selected = 0;
   now.prompt = answer.prompt;
-  change({ prompt: answer.prompt, drawing: { ...state.request.drawing, scene: answer.scene, under: null, strokes: [] } });
+  const drawing = { ...state.request.drawing, scene: answer.scene, under: null, strokes: [] };
+  change({ prompt: answer.prompt, drawing });
 }
 
 /** Ask for the scene's hints, its prompt and what is unusual about it. */
@@ -78,7 +80,8 @@ function edit(number, fields, undoable) {
 
 function add(kind) {
   const { things } = scene();
-  if (things.length >= now.info.limits.things) return tell({ error: `A scene holds at most ${now.info.limits.things} objects.` });
+  const most = now.info.limits.things;
+  if (things.length >= most) return tell({ error: `A scene holds at most ${most} objects.` });
   const used = [scene().background, ...things.map((thing) => thing.colour)];
   const colour = Object.keys(now.info.colours).find((name) => !used.includes(name));
   const bends = [0.6, 1.1, 0.2, 0.1, 0.6, 1.1, 0.2, 0.1];
@@ -114,18 +117,19 @@ function drawThing(thing, i) {
   const chosen = i === now.selected;
   const name = `${thing.colour} ${thing.kind}`;
   const keys = 'Arrow keys move it, plus and minus resize it, brackets turn it, delete removes it.';
+  const turns = thing.kind === 'cube' || thing.kind === 'pyramid';
   const parts = [];
   if (thing.kind === 'figure') {
     const joints = jointsOf(thing);
     parts.push(...now.info.limbs.map(([a, b]) => line(joints[a], joints[b])));
     if (chosen) parts.push(...MOVABLE.map((m) => grip(`joint-${m.bend}`, joints[m.joint], m.name, i)));
-  } else if (thing.kind === 'cube' || thing.kind === 'pyramid') {
+  } else if (turns) {
     parts.push(...edgesOf(thing).map(([a, b]) => line(a, b)));
   } else {
     parts.push(svg('circle', { cx: x, cy: y, r: size, class: 'line' }));
     if (thing.kind === 'ring') parts.push(svg('circle', { cx: x, cy: y, r: 0.36 * size, class: 'line' }));
   }
-  if (chosen && ['cube', 'pyramid'].includes(thing.kind)) parts.push(grip('turn', [x, clamp(y - 1.15 * size, 0.03, 1)], 'turn and tilt', i));
+  if (chosen && turns) parts.push(grip('turn', [x, clamp(y - 1.15 * size, 0.03, 1)], 'turn and tilt', i));
   if (chosen) parts.push(grip('size', sizeGrip(thing), 'size', i));
   const body = svg('circle', { cx: x, cy: y, r: 0.8 * size, class: 'body' });
   return svg('g', {
@@ -144,15 +148,18 @@ function sizeGrip({ x, y, size }) {
 const MARKS = { size: '↔', turn: '↻' };
 
 function grip(kind, [cx, cy], name, i) {
-  return svg('g', { class: `grip ${kind.split('-')[0]}`, tabindex: 0, role: 'slider', 'aria-label': name, 'aria-valuetext': name, 'aria-valuenow': 0,
-    'data-grip': kind, 'data-thing': i },
+  return svg('g', { class: 'grip', tabindex: 0, role: 'slider', 'aria-label': name, 'aria-valuetext': name,
+    'aria-valuenow': 0, 'data-grip': kind, 'data-thing': i },
     svg('circle', { cx, cy, r: 0.034, class: 'reach' }), svg('circle', { cx, cy, r: kind in MARKS ? 0.028 : 0.019 }),
     kind in MARKS ? svg('text', { x: cx, y: cy + 0.014, 'text-anchor': 'middle' }, MARKS[kind]) : null);
 }
 
 function drawPanel(thing) {
-  const select = (label, options, value, use) => el('label', {}, `${label} `,
-    el('select', { change: (event) => use(event.target.value) }, ...options.map((o) => el('option', { selected: o === value }, o))));
+  const select = (label, options, value, use) => {
+    const shown = options.map((option) => el('option', { selected: option === value }, option));
+    return el('label', {}, `${label} `, el('select', { change: (event) => use(event.target.value) }, ...shown));
+  };
+  const paper = (background) => changeDrawing({ scene: { ...scene(), background } });
   const colours = Object.keys(now.info.colours);
   const own = !thing ? [] : [
     select('Object', now.info.kinds, thing.kind, (kind) => edit(now.selected, { kind })),
@@ -161,8 +168,7 @@ function drawPanel(thing) {
       input: (event) => edit(now.selected, { z: Number(event.target.value) }, false) })),
     el('button', { click: () => remove(now.selected) }, 'Remove'),
   ];
-  $('object').replaceChildren(...own,
-    select('Background', colours, scene().background, (background) => changeDrawing({ scene: { ...scene(), background } })));
+  $('object').replaceChildren(...own, select('Background', colours, scene().background, paper));
 }
 
 function select(number) {

@@ -22,14 +22,17 @@ export function initSettings(given) {
   info = given;
   const controls = SLIDERS.map(([name, title, low, high, step, help]) => field(name, title, help,
     el('output', { id: `${name}-value`, for: name }),
-    el('input', { type: 'range', id: name, min: low, max: high, step, 'aria-describedby': `${name}-help`, input: slide })));
+    el('input', { type: 'range', id: name, min: low, max: high, step, 'aria-describedby': `${name}-help`,
+      input: slide })));
+  const again = () => change({ seed: Math.floor(Math.random() * 10000) });
+  const number = { type: 'number', id: 'seed', min: 0, max: 1e9, 'aria-describedby': 'seed-help', change: slide };
   const seed = field('seed', 'Seed', 'The same seed gives the same noise.', null,
-    el('span', { class: 'pair' }, el('input', { type: 'number', id: 'seed', min: 0, max: 4294967295, step: 1, 'aria-describedby': 'seed-help', change: slide }),
-      el('button', { id: 'new-seed', click: () => change({ seed: Math.floor(Math.random() * 10000) }) }, 'New noise')));
+    el('span', { class: 'pair' }, el('input', number), el('button', { id: 'new-seed', click: again }, 'New noise')));
+  const rules = Object.entries(RULES).map(([value, text]) => el('option', { value }, text));
   const rule = field('rule', 'Where control acts', 'Two rules for drawings without a prompt.', null,
-    el('select', { id: 'rule', 'aria-describedby': 'rule-help', change: setRule }, ...Object.entries(RULES).map(([value, text]) => el('option', { value }, text))));
+    el('select', { id: 'rule', 'aria-describedby': 'rule-help', change: setRule }, ...rules));
   const negative = field('negative', 'Not this, please', 'Negative prompt: what it should not show.', null,
-    el('input', { id: 'negative', maxlength: 400, autocomplete: 'off', 'aria-describedby': 'negative-help', input: typed }));
+    el('input', { id: 'negative', maxlength: 400, 'aria-describedby': 'negative-help', input: typed }));
   $('settings').replaceChildren(...[...controls, seed, rule, negative]);
   offerWords();
 }
@@ -54,7 +57,8 @@ function slide(event) {
 }
 
 function setRule(event) {
-  change({ guess: event.target.value === 'guess', resolution_weighting: event.target.value === 'resolution_weighting' });
+  const { value } = event.target;
+  change({ guess: value === 'guess', resolution_weighting: value === 'resolution_weighting' });
 }
 
 function typed() {
@@ -72,7 +76,8 @@ function render() {
   const values = { ...request, strength: meanStrength(request.strength) };
   for (const [name] of SLIDERS) {
     $(name).value = values[name];
-    const text = name.startsWith('control_') ? `${Math.round(100 * values[name])} %` : String(Math.round(100 * values[name]) / 100);
+    const hundredths = Math.round(100 * values[name]);
+    const text = name.startsWith('control_') ? `${hundredths} %` : String(hundredths / 100);
     $(`${name}-value`).value = name === 'strength' && Array.isArray(request.strength) ? 'different' : text;
   }
   $('seed').value = request.seed;
@@ -80,7 +85,6 @@ function render() {
   for (const name of ['prompt', 'negative']) {
     if (!typing && $(name).value !== request[name]) $(name).value = request[name];
   }
-  $('settings').classList.toggle('guided', request.scale !== 1);
   offerWords();
 }
 
@@ -104,13 +108,14 @@ function offerWords() {
     return el('mark', { title: 'The model never saw this word: it has no effect.' }, word);
   });
   const unknown = shown.some((part) => part.nodeName === 'MARK');
-  place.replaceChildren(el('span', {}, ...shown),
-    unknown ? el('p', { class: 'note problem' }, 'The marked words were never in its training, so they have no effect. It knows ',
-      el('b', {}, [...colours, ...info.kinds].join(', ')), '.') : '');
+  const help = 'The marked words were never in its training, so they have no effect. It knows ';
+  place.replaceChildren(el('span', {}, ...shown), unknown ? el('p', { class: 'note problem' }, help,
+    el('b', {}, [...colours, ...info.kinds].join(', ')), '.') : '');
 }
 
 function chooser(options, value, use) {
-  return el('select', { 'aria-label': `Instead of ${value}`, change: (event) => { event.target.blur(); use(event.target.value); } },
+  const chosen = ({ target }) => { target.blur(); use(target.value); };
+  return el('select', { 'aria-label': `Instead of ${value}`, change: chosen },
     ...options.map((option) => el('option', { selected: option === value }, option)));
 }
 
