@@ -11,9 +11,8 @@ import torch
 from nanocontrol.checkpoint import load_control, load_sd, read_base
 from nanocontrol.commands.inputs import build_control
 from nanocontrol.controlnet import ControlNet
-from nanocontrol.doctor import hints
 from nanocontrol.formats.tensors import open_tensors
-from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.conditions import APPEARANCE, CONDITIONS
 from nanocontrol.nano.detector import load_detector
 from nanocontrol.nano.model import DETECTOR, NANO, UNET, WEIGHTS, condition_of, name_of
 from nanocontrol.nano.scenes import HELD_OUT
@@ -124,7 +123,7 @@ class Models:
 
     def condition(self, name: str) -> dict[str, Any]:
         background, ink, widths = sketch.look_of(name)
-        title = hints.KINDS[name][0] if self.scenes else "hints as in its training"
+        title = APPEARANCE[name][0] if self.scenes else "hints as in its training"
         about = {"name": name, "title": title, "available": name in self.usable()}
         about |= {"train": f"python train.py --condition {name}", "background": background}
         about |= {"ink": ink, "colours": sketch.palette_of(name)}

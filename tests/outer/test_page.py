@@ -11,6 +11,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPResponse
 from io import BytesIO
 from itertools import pairwise
@@ -24,10 +25,12 @@ from PIL import Image
 from torch import Tensor
 
 import train
-from conftest import NANO, ROOT, opened, refusal
+from conftest import NANO, ROOT, opened, randomise, refusal
 from in_float64 import no_pictures
+from nanocontrol.checkpoint import save_control, save_sd
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.nano.conditions import CONDITIONS, grey, line, thick_lines
+from nanocontrol.nano.model import UNET, new_nano
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import draw, random_scene
 from nanocontrol.page import asked, insides
@@ -38,6 +41,7 @@ from nanocontrol.page.models import Models
 from nanocontrol.page.preview import FILE, fit_preview, preview
 from nanocontrol.page.sketch import as_picture, in_bytes
 from nanocontrol.sampling import initial_noise, sample, sampling_steps
+from nanocontrol.unet import UNet
 from sample import generate
 
 NO_PAGE = 'the extra `page` is not installed: pip install -e ".[page]"'
@@ -69,7 +73,9 @@ class Served:
         self.server = uvicorn.Server(uvicorn.Config(answers, log_level="warning"))
         self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
         self.thread.start()
-        while len(self.page.training) < len(models.files):
+        trainings = len(models.files) if models.scenes else 0
+        while not models.about["ready"] or len(self.page.training) < trainings:
+            assert not self.page.error, self.page.error
             time.sleep(0.05)
 
     def close(self) -> None:
@@ -563,6 +569,41 @@ def test_a_run_that_is_still_training_grows(served, run, tmp_path):
         (copy / "log.jsonl").write_text(json.dumps({"step": n, "loss": 0.1}) + "\n")
         shown = models.progress()
         assert len(shown["steps"]) == n and shown["running"] == (n < 2)
+
+
+# ----------------------------------------------------------------------------------- another base
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Iterator[Served]:
+    """A base that is not nano, with random weights, and a ControlNet for it."""
+    folder = tmp_path_factory.mktemp("other")
+    sd = new_nano(64)
+    unet = randomise(UNet(replace(UNET, norm_groups=8)))
+    save_sd(replace(sd, unet=unet, guidance=5.0), folder / "base.safetensors")
+    save_control(randomise(ControlNet(unet.config), 1), folder / "lines.safetensors")
+    files = folder / "base.safetensors", [folder / "lines.safetensors"]
+    served = Served(Models(*files, None, "cpu"), folder / "out")
+    yield served
+    served.close()
+
+
+def test_another_base_is_behind_the_same_page(other):
+    info = other.get("/api/info")
+    assert (info["nano"], info["size"], info["words"], info["example"]) == (False, 64, None, None)
+    (condition,) = info["conditions"]
+    assert condition["name"] == "lines" and condition["available"]
+    strokes = [{"tool": "pen", "width": 2, "points": [[5, 5], [50, 40]]}]
+    request = FEW | {"drawing": {"condition": "lines", "strokes": strokes}}
+    start, *found = other.events(request | {"attention": True})
+    assert found[-1]["event"] == "done"
+    made = {e["column"]: pixels(e["png"]) for e in found if e["event"] == "picture"}
+    control, _ = other.models.control("lines", None)
+    controls = [(control, as_hint(start["hints"]["lines"]), 1.0)]
+    (expected,) = generate(other.models.sd, PROMPT, controls=controls, n=1, steps=3)
+    assert np.array_equal(made["lines"], expected)
+    assert other.ask("/api/scene", {"random": 1})[0] == 404
+    assert other.post("/api/draw", {"drawing": request["drawing"]})["check"] is None
 
 
 # ---------------------------------------------------------------------------------------- safety
