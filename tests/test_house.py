@@ -33,7 +33,7 @@ BUDGETS = {
     "tools": 480,
     "doctor": 640,
     "experiments": 2130,
-    "page": 1045,
+    "page": 1050,
 }
 BROWSER, BROWSER_BUDGET = (".js", ".html", ".css"), 2100
 PAGE = 40  # lines of code in a function

@@ -30,11 +30,12 @@ from nanocontrol.page.sketch import as_picture, drawn_hint, png
 from nanocontrol.page.worker import MOST, Worker, internal
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
+from nanocontrol.plumbing.pictures import as_tensor, cut_out, picture_size, read_image
 
 STATIC = Path(__file__).parent / "static"
 FILES = {"/": STATIC / "index.html", "/first.json": STATIC / "first.json"}
 BODY, PHOTO = 2**20, 10 * 2**20  # bytes, at most
+LARGEST = 50 * 10**6  # pixels of a photo
 PATIENCE = 20  # seconds for a request's body
 THRESHOLDS = {"low": (THRESHOLD, 100), "high": (THRESHOLD, 200)}  # of Canny
 POLICY = (
@@ -72,7 +73,7 @@ def own_hosts(address: str, port: int) -> str:
     address is one: no other site's name looks like that."""
     local = address in ("127.0.0.1", "localhost", "::1")
     names = r"127\.0\.0\.1|localhost|\[::1\]" + ("" if local else r"|[\d.]+|\[[\da-f:]+\]")
-    return rf"({names}|{re.escape(address)}):{port}"
+    return rf"({names}|{re.escape(address)}){'(:80)?' if port == 80 else f':{port}'}"
 
 
 def refused(error: InputError) -> JSONResponse:
@@ -179,8 +180,10 @@ class Page:
         found, size = record(**THRESHOLDS)(given, "request"), self.models.size
 
         def answer() -> dict:
-            photo = read_image(asked.Sent(data, "the photo"))
-            pixels = as_tensor(cut_out(photo, (size, size), (0.5, 0.5)))
+            photo = asked.Sent(data, "the photo")
+            width, height = picture_size(photo)  # before it is decoded
+            expect(width * height <= LARGEST, str(photo), f"at most {LARGEST // 10**6} megapixels")
+            pixels = as_tensor(cut_out(read_image(photo), (size, size), (0.5, 0.5)))
             return {"picture": png(pixels), "hint": png(canny(pixels, found.low, found.high))}
 
         return JSONResponse(await self.worker.call(answer))

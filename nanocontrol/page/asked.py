@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanocontrol.nano.world import COLOURS, KINDS, Scene, Thing
 from nanocontrol.plumbing.errors import InputError, one_line
-from nanocontrol.plumbing.pictures import as_tensor, read_image
+from nanocontrol.plumbing.pictures import as_tensor, picture_size, read_image
 
 LIMITS = {"strokes": 500, "points": 20_000, "prompt": 400, "things": 4, "steps": 100}
 NONE = "none"  # the column without control
@@ -118,9 +118,9 @@ def picture(size: int) -> Check:
             data = b64decode(given, validate=True)
         except (TypeError, ValueError):
             raise Refused(f"{name}: expected a PNG file in base64") from None
-        image = read_image(Sent(data, name))
-        expect(image.size == (size, size), name, f"a picture of {size}x{size}")
-        return as_tensor(image)
+        sent = Sent(data, name)
+        expect(picture_size(sent) == (size, size), name, f"a picture of {size}x{size}")
+        return as_tensor(read_image(sent))
 
     return check
 

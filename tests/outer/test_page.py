@@ -697,6 +697,9 @@ def test_nonsense_gets_a_status_and_a_sentence(served):
     kind = "application/octet-stream"
     assert served.ask("/api/photo", b"GIF89a", Content_Type=kind)[0] == 400
     assert served.ask("/api/photo?low=5&high=x", b"GIF89a", Content_Type=kind)[0] == 400
+    bomb = b64decode(as_png(np.zeros((8000, 8000), "u1")))  # 64 megapixels in 63 KB
+    status, answer = served.ask("/api/photo", bomb, Content_Type=kind)
+    assert status == 400 and "megapixels" in answer["error"]
     assert served.ask("/api/draw", b"{}", Content_Type="text/plain")[0] == 415
     with served.asking("GET", "/static/..%2fapp.py") as response:
         assert response.status == 404
