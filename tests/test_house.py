@@ -28,10 +28,10 @@ BUDGETS = {
     "plumbing": 640,
     "formats": 810,
     "training": 1900,
-    "nano": 1370,
+    "nano": 1385,
     "commands": 330,
     "tools": 480,
-    "doctor": 650,
+    "doctor": 640,
     "experiments": 2130,
     "page": 1050,
 }

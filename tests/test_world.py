@@ -9,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from nanocontrol.nano.conditions import CONDITIONS, NEEDED, OPENPOSE, SEGMENT, outlines_of
+from nanocontrol.nano.conditions import (
+    APPEARANCE,
+    CONDITIONS,
+    NEEDED,
+    OPENPOSE,
+    SEGMENT,
+    outlines_of,
+)
 from nanocontrol.nano.scenes import HELD_OUT, Scenes, sheet
 from nanocontrol.nano.world import (
     COLOURS,
@@ -155,6 +162,7 @@ def test_every_map_shows_something():
         for i in range(25):
             assert Scenes(condition)[i][1].std() > 0.02, (condition, i)
     assert NEEDED.keys() <= CONDITIONS.keys()
+    assert APPEARANCE.keys() == CONDITIONS.keys()
 
 
 def test_canny_edges_depend_on_the_picture_only_and_have_random_thresholds():

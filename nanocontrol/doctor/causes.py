@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from nanocontrol.doctor.hints import KINDS, Looks, Place, could_be, looks_of, place_of, usual
+from nanocontrol.doctor.hints import Looks, Place, could_be, looks_of, place_of, usual
 from nanocontrol.doctor.past_run import PastRun, SomePairs
+from nanocontrol.nano.conditions import APPEARANCE
 from nanocontrol.training.check import FLAT, OTHERS, WHITE, agreement, edge_map
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.watch import TOO_MANY
@@ -102,16 +103,16 @@ def is_above_zero(values: np.ndarray) -> bool:
 def about_looks(common: Looks, n: int, condition: str | None, learnt: bool) -> Iterator[Finding]:
     """Faults in the appearance of the hints. common: the medians of n hints. The other arguments
     are those of `about_hints`."""
-    if condition in KINDS and could_be(condition, common):
+    if condition in APPEARANCE and could_be(condition, common):
         return
     evidence = [f"the {n} hints look like {described(common)}"]
-    if condition in KINDS:
-        kind, (thin, thick) = KINDS[condition]
+    if condition in APPEARANCE:
+        kind, (thin, thick) = APPEARANCE[condition]
         width = f", {thin:g} or more pixels wide" * (thin > 0) or ", thin" * (thick < 100)
         evidence.append(f"the run's condition is {condition}: {kind}{width}")
     inverted = common._replace(mean=1 - common.mean, white=common.black, black=common.white)
     if common.white > WHITE and not learnt:
-        fits = condition in KINDS and could_be(condition, inverted)
+        fits = condition in APPEARANCE and could_be(condition, inverted)
         evidence += ["inverted, they would fit"] if fits else []
         yield Finding(
             "The hints are mostly white: they are probably inverted.",
@@ -119,7 +120,7 @@ def about_looks(common: Looks, n: int, condition: str | None, learnt: bool) -> I
             "invert the hints, because lines should be white on black; if dark lines on white are "
             "intended, give sample.py such hints too",
         )
-    elif condition in KINDS:
+    elif condition in APPEARANCE:
         yield Finding(
             "The hints are of another condition than the run's.",
             evidence,
@@ -130,7 +131,7 @@ def about_looks(common: Looks, n: int, condition: str | None, learnt: bool) -> I
 
 def described(looks: Looks) -> str:
     """The appearance of hints in words and numbers."""
-    names = [name for name in KINDS if could_be(name, looks)]
+    names = [name for name in APPEARANCE if could_be(name, looks)]
     of = f" (as for {' or '.join(names)})" if names else ""
     lines = f", {looks.width:.1f} pixels wide" if looks.has_lines else ""
     return f"{looks.kind}{lines}{of}; mean {looks.mean:.2f}"

@@ -10,22 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanocontrol.nano.conditions import APPEARANCE
 from nanocontrol.training.check import FLAT
 
-# The appearance of each condition's hints: `Looks.kind`, and the range of line widths in pixels.
-# The lower limit is included, the upper one is not.
-ANY = 0.0, 1e9
-KINDS: dict[str, tuple[str, tuple[float, float]]] = {
-    "canny": ("white lines on black", (0, 1.6)),  # as thin as possible
-    "hough": ("white lines on black", ANY),
-    "scribble": ("white lines on black", (1.6, 1e9)),
-    "cartoon": ("black lines on white", ANY),
-    "soft": ("grey lines on black", ANY),
-    "depth": ("grey areas", ANY),
-    "pose": ("colours on black", ANY),
-    "segmentation": ("areas of colours", ANY),
-    "normals": ("normals", ANY),
-}
 SCALES = 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 2.0
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
 NEAR = 0.05  # share of a side by which the shifts of two halves of the pairs may differ
@@ -54,7 +41,7 @@ class Looks(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The kind of hint: one of those in KINDS, the inverse of one, or EMPTY."""
+        """The kind of hint: one of those in APPEARANCE, the inverse of one, or EMPTY."""
         if self.deviation < FLAT:
             return EMPTY
         if self.normals > 0.6:
@@ -109,7 +96,7 @@ def usual(looks: Sequence[Looks]) -> Looks:
 
 def could_be(condition: str, looks: Looks) -> bool:
     """Whether the measurements fit a condition's hints."""
-    kind, (least, most) = KINDS[condition]
+    kind, (least, most) = APPEARANCE[condition]
     return looks.kind == kind and least <= looks.width < most
 
 

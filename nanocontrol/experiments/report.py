@@ -140,16 +140,18 @@ def front_table(found: Found) -> str:
         experiment, own = experiment_of(row["experiment"]), found[row["experiment"]]
         claim = next(claim for claim in experiment.claims if claim.claim == row["claim"])
         link = f"[{claim.claim}](nanocontrol/experiments/RESULTS.md#{anchor_of(experiment)})"
-        pair = row["compared"]
+        pair, number = row["compared"], row["number"]
         results = next((x for x in [*own.values()][::-1] if x.has(*pair)), None)
-        cells = [
-            f"{title}: {results.spoken(name, row['number']) if results else 'not run'}"
-            for name, title in pair.items()
-        ]
+        cells = [f"{title}: {spoken_with_n(results, name, number)}" for name, title in pair.items()]
         verdict = joint(judged_on(bases, claim, experiment, own))
         rows.append([link, row["measured"], *cells, verdict])
     table = markdown_table(["claim", "measured on nano", "", "", "verdict"], rows)
     return table if len(bases) == 1 else f"{table}\n\n{FRONT_BASES}"
+
+
+def spoken_with_n(results: Results | None, name: str, number: str) -> str:
+    n = len(results.both[name]["runs"]) if results else 0
+    return f"{results.spoken(name, number)}, n = {n}" if results else "not run"
 
 
 def anchor_of(experiment: Experiment) -> str:

@@ -127,6 +127,21 @@ CONDITIONS: dict[str, Callable[[Drawing], np.ndarray]] = {
 # The kinds of objects that a condition shows, if not all. Every scene for it has one of them.
 NEEDED = {"hough": tuple(POLYHEDRA), "pose": ("figure",)}
 
+# How each condition's hints look, for the diagnosis of a run: the kind of picture, and the range of
+# line widths in pixels. The lower limit is included, the upper one is not.
+ANY = 0.0, 1e9
+APPEARANCE: dict[str, tuple[str, tuple[float, float]]] = {
+    "canny": ("white lines on black", (0, 1.6)),  # as thin as possible
+    "hough": ("white lines on black", ANY),
+    "scribble": ("white lines on black", (1.6, 1e9)),
+    "cartoon": ("black lines on white", ANY),
+    "soft": ("grey lines on black", ANY),
+    "depth": ("grey areas", ANY),
+    "pose": ("colours on black", ANY),
+    "segmentation": ("areas of colours", ANY),
+    "normals": ("normals", ANY),
+}
+
 # OpenPose's colours: those of the first 14 joints and, dimmed, of the limbs in OpenPose's order.
 OPENPOSE = (
     np.array(

@@ -66,8 +66,11 @@ def main(argv: list[str] | None = None) -> None:
             name = f"[{args.host}]" if ":" in args.host else args.host
             print(f"http://{name}:{port}  (Ctrl-C ends it)", flush=True)
             app = page_app(page, own_hosts(name, port))
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([found])
-            page.worker.pool.shutdown(cancel_futures=True)
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+            try:
+                uvicorn.Server(config).run([found])
+            finally:
+                page.worker.pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

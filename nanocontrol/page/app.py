@@ -24,17 +24,18 @@ from nanocontrol.page import asked
 from nanocontrol.page.asked import SCENE, SEED, THRESHOLD, Refused, expect, one_of, record
 from nanocontrol.page.check import check_of, training_hints
 from nanocontrol.page.command import command_for
-from nanocontrol.page.making import made
+from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
-from nanocontrol.page.sketch import as_picture, hint_of, png
+from nanocontrol.page.sketch import as_picture, drawn_hint, png
 from nanocontrol.page.worker import MOST, Worker, internal
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
+from nanocontrol.plumbing.pictures import as_tensor, cut_out, picture_size, read_image
 
 STATIC = Path(__file__).parent / "static"
 FILES = {"/": STATIC / "index.html", "/first.json": STATIC / "first.json"}
 BODY, PHOTO = 2**20, 10 * 2**20  # bytes, at most
+LARGEST = 50 * 10**6  # pixels of a photo
 PATIENCE = 20  # seconds for a request's body
 THRESHOLDS = {"low": (THRESHOLD, 100), "high": (THRESHOLD, 200)}  # of Canny
 POLICY = (
@@ -72,7 +73,7 @@ def own_hosts(address: str, port: int) -> str:
     address is one: no other site's name looks like that."""
     local = address in ("127.0.0.1", "localhost", "::1")
     names = r"127\.0\.0\.1|localhost|\[::1\]" + ("" if local else r"|[\d.]+|\[[\da-f:]+\]")
-    return rf"({names}|{re.escape(address)}):{port}"
+    return rf"({names}|{re.escape(address)}){'(:80)?' if port == 80 else f':{port}'}"
 
 
 def refused(error: InputError) -> JSONResponse:
@@ -130,8 +131,7 @@ class Page:
             raise Refused("the body is not JSON") from None
 
     async def info(self, request: Request) -> Response:
-        error = {"error": self.error} if self.error else {}
-        return JSONResponse(self.models.about | error)
+        return JSONResponse(self.models.info() | ({"error": self.error} if self.error else {}))
 
     async def run(self, request: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(self.models.progress))
@@ -148,7 +148,7 @@ class Page:
     def draw(self, given: Any) -> dict:
         one = record(drawing=lambda given, name: self.models.drawing(given))
         drawing = one(given, "request").drawing
-        hint = hint_of(drawing, drawing.condition, self.models.size)
+        hint = drawn_hint(drawing, drawing.condition, self.models.size)
         training = self.training.get(drawing.condition)
         check = training and check_of(hint, drawing.condition, training)
         return {"hint": png(hint), "empty": bool(hint.std() == 0), "check": check}
@@ -180,8 +180,10 @@ class Page:
         found, size = record(**THRESHOLDS)(given, "request"), self.models.size
 
         def answer() -> dict:
-            photo = read_image(asked.Sent(data, "the photo"))
-            pixels = as_tensor(cut_out(photo, (size, size), (0.5, 0.5)))
+            photo = asked.Sent(data, "the photo")
+            width, height = picture_size(photo)  # before it is decoded
+            expect(width * height <= LARGEST, str(photo), f"at most {LARGEST // 10**6} megapixels")
+            pixels = as_tensor(cut_out(read_image(photo), (size, size), (0.5, 0.5)))
             return {"picture": png(pixels), "hint": png(canny(pixels, found.low, found.high))}
 
         return JSONResponse(await self.worker.call(answer))
@@ -191,7 +193,7 @@ class Page:
         wanted = await self.worker.compute(lambda: self.models.wanted(given))
         if len(self.worker.latest) >= MOST:
             raise Refused("too many pictures are in the making: try again in a moment", 429)
-        events = self.worker.stream(wanted.client, made(self.models, wanted))
+        events = self.worker.stream(wanted.client, Making(self.models, wanted).events())
 
         async def lines() -> AsyncIterator[bytes]:
             async for event in events:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanocontrol.nano.world import COLOURS, KINDS, Scene, Thing
 from nanocontrol.plumbing.errors import InputError, one_line
-from nanocontrol.plumbing.pictures import as_tensor, read_image
+from nanocontrol.plumbing.pictures import as_tensor, picture_size, read_image
 
 LIMITS = {"strokes": 500, "points": 20_000, "prompt": 400, "things": 4, "steps": 100}
 NONE = "none"  # the column without control
@@ -36,51 +36,40 @@ def expect(condition: object, name: str, expected: str) -> None:
 # --------------------------------------------------------------------------- checks of values
 
 
-def number(low: float, high: float) -> Check:
-    def check(given: Any, name: str) -> float:
-        known = type(given) in (int, float) and low <= given <= high
-        expect(known, name, f"a number from {low:g} to {high:g}")
-        return float(given)
+def checking(
+    holds: Callable[[Any], object], expected: str, convert: Callable = lambda given: given
+) -> Check:
+    def check(given: Any, name: str) -> Any:
+        expect(holds(given), name, expected)
+        return convert(given)
 
     return check
 
 
-def whole(most: int, least: int = 0) -> Check:
-    def check(given: Any, name: str) -> int:
-        known = type(given) is int and least <= given <= most
-        expect(known, name, f"a whole number from {least} to {most}")
-        return given
+def real(low: float, high: float) -> Check:
+    expected = f"a number from {low:g} to {high:g}"
+    return checking(lambda x: type(x) in (int, float) and low <= x <= high, expected, float)
 
-    return check
+
+def integer(most: int, least: int = 0) -> Check:
+    expected = f"a whole number from {least} to {most}"
+    return checking(lambda x: type(x) is int and least <= x <= most, expected)
 
 
 def one_of(known: Collection[str]) -> Check:
-    def check(given: Any, name: str) -> str:
-        expect(isinstance(given, str) and given in known, name, f"one of {', '.join(known)}")
-        return given
-
-    return check
-
-
-def text(given: Any, name: str) -> str:
-    most = LIMITS["prompt"]
-    known = isinstance(given, str) and len(given) <= most and given.isprintable()
-    expect(known, name, f"at most {most} printable characters")
-    return given
+    return checking(lambda x: isinstance(x, str) and x in known, f"one of {', '.join(known)}")
 
 
 def matching(pattern: str) -> Check:
-    def check(given: Any, name: str) -> str:
-        known = isinstance(given, str) and re.fullmatch(pattern, given)
-        expect(known, name, f"a text like {pattern}")
-        return given
-
-    return check
+    return checking(lambda x: isinstance(x, str) and re.fullmatch(pattern, x), f"like {pattern}")
 
 
-def switch(given: Any, name: str) -> bool:
-    expect(isinstance(given, bool), name, "true or false")
-    return given
+def text_of(most: int) -> Check:
+    expected = f"at most {most} printable characters"
+    return checking(lambda x: isinstance(x, str) and len(x) <= most and x.isprintable(), expected)
+
+
+switch = checking(lambda x: isinstance(x, bool), "true or false")
 
 
 def many(check: Check, least: int, most: int) -> Check:
@@ -129,15 +118,15 @@ def picture(size: int) -> Check:
             data = b64decode(given, validate=True)
         except (TypeError, ValueError):
             raise Refused(f"{name}: expected a PNG file in base64") from None
-        image = read_image(Sent(data, name))
-        expect(image.size == (size, size), name, f"a picture of {size}x{size}")
-        return as_tensor(image)
+        sent = Sent(data, name)
+        expect(picture_size(sent) == (size, size), name, f"a picture of {size}x{size}")
+        return as_tensor(read_image(sent))
 
     return check
 
 
 def direction(given: Any, name: str) -> tuple[float, ...]:
-    vector = many(number(-1e3, 1e3), 3, 3)(given, name)
+    vector = many(real(-1e3, 1e3), 3, 3)(given, name)
     length = math.hypot(*vector)
     expect(length > 1e-6, name, "a direction, not 0, 0, 0")
     return tuple(x / length for x in vector)
@@ -145,26 +134,26 @@ def direction(given: Any, name: str) -> tuple[float, ...]:
 
 # ------------------------------------------------------------------------------ what is asked
 
-ANGLE, PLACE, SEED = number(-6.3, 6.3), number(0, 1), whole(2**31 - 1)
+ANGLE, PLACE, SEED = real(-6.3, 6.3), real(0, 1), integer(2**31 - 1)
 THING = record(
     Thing,
     **{"kind": one_of(KINDS), "colour": one_of(COLOURS), "x": PLACE, "y": PLACE, "z": PLACE},
-    **{"size": number(0.05, 0.6), "turn": ANGLE, "tilt": ANGLE, "bends": many(ANGLE, 8, 8)},
+    **{"size": real(0.05, 0.6), "turn": ANGLE, "tilt": ANGLE, "bends": many(ANGLE, 8, 8)},
 )
 SCENE = record(
     Scene,
     **{"background": one_of(COLOURS), "light": direction, "seed": SEED},
     things=many(THING, 0, LIMITS["things"]),
 )
-THRESHOLD = whole(1000)
+THRESHOLD = integer(1000)
 
 
 def drawing(conditions: Collection[str], size: int, scenes: bool) -> Check:
     """size: the picture's side; scenes: whether the base knows the drawn world."""
-    point = many(number(-size, 2 * size), 2, 2)
+    point = many(real(-size, 2 * size), 2, 2)
     stroke = record(
         tool=one_of(("pen", "line", "eraser")),
-        width=(number(1, 12), 1.0),
+        width=(real(1, 12), 1.0),
         colour=(matching("#[0-9a-f]{6}"), None),
         points=many(point, 1, LIMITS["points"]),
     )
@@ -189,18 +178,18 @@ def drawing(conditions: Collection[str], size: int, scenes: bool) -> Check:
 def wanted(conditions: Collection[str], n: int, size: int, scenes: bool, scale: float) -> Check:
     """The pictures that are asked for. n: connections; scale: the base's guidance; the others are
     as in `drawing`."""
-    one, each = number(-4, 4), many(number(-4, 4), n, n)
+    one, each = real(-4, 4), many(real(-4, 4), n, n)
     parts = record(
         client=matching("[A-Za-z0-9-]{1,64}"),
         drawing=drawing(conditions, size, scenes),
         columns=(many(one_of((NONE, *conditions)), 1, 10), None),
-        **{"prompt": (text, ""), "negative": (text, "")},
-        **{"seed": (whole(2**32 - 1), 0), "steps": (whole(LIMITS["steps"], 1), 20)},
-        scale=(number(0, 30), scale),
+        **dict.fromkeys(("prompt", "negative"), (text_of(LIMITS["prompt"]), "")),
+        **{"seed": (integer(2**32 - 1), 0), "steps": (integer(LIMITS["steps"], 1), 20)},
+        scale=(real(0, 30), scale),
         strength=(lambda x, name: (each if isinstance(x, list) else one)(x, name), 1.0),
         **{"control_from": (PLACE, 0.0), "control_to": (PLACE, 1.0)},
         **dict.fromkeys((*RULES, "attention"), (switch, False)),
-        run_step=(whole(10**7 - 1), None),
+        run_step=(integer(10**7 - 1), None),
     )
 
     def check(given: Any, name: str) -> SimpleNamespace:

@@ -9,7 +9,7 @@ from torch import Tensor
 from nanocontrol.doctor.hints import TrainingHints, differences
 from nanocontrol.nano.conditions import thick_lines
 from nanocontrol.nano.scenes import Scenes
-from nanocontrol.page.sketch import colour_of, palette_of, png, rounded
+from nanocontrol.page.sketch import colour_of, in_bytes, palette_of, png
 
 SCENES = 16  # whose hints a new one is compared with
 FIXES = {  # how a difference begins, and the fix for it
@@ -35,8 +35,9 @@ def check_of(hint: Tensor, condition: str, training: TrainingHints) -> dict[str,
     found, fixed = differences(hint, training), hint
     after, fixes = found, list[str]()
     while after and len(fixes) < MOST:
-        fix = next((f for start, f in FIXES.items() if after[0].startswith(start)), "colours")
-        changed = rounded(repaired(fixed, fix, condition, training))
+        known = (fix for start, fix in FIXES.items() if any(x.startswith(start) for x in after))
+        fix = next(known, "colours")
+        changed = in_bytes(repaired(fixed, fix, condition, training))
         if fix in fixes or torch.equal(changed, fixed) or after[0].startswith("it is empty"):
             break
         fixes, fixed = [*fixes, fix], changed

@@ -10,7 +10,7 @@ from typing import Any
 from nanocontrol.commands.inputs import joined
 from nanocontrol.page.asked import NONE, RULES, Refused
 from nanocontrol.page.models import Models, near_here
-from nanocontrol.page.sketch import hint_of, png
+from nanocontrol.page.sketch import drawn_hint, png
 from nanocontrol.plumbing.files import make_folder, write_atomically
 
 MOST = 1000  # hints in the folder
@@ -28,7 +28,7 @@ def command_for(models: Models, wanted: SimpleNamespace, column: str, out: Path)
     flags += [f"--seed={wanted.seed}", f"--steps={wanted.steps}", f"--scale={wanted.scale}"]
     file = None
     if column != NONE:
-        file = saved_hint(png(hint_of(wanted.drawing, column, models.size)), out)
+        file = saved_hint(png(drawn_hint(wanted.drawing, column, models.size)), out)
         control = near_here(models.control(column, wanted.run_step)[1])
         each = wanted.strength if isinstance(wanted.strength, tuple) else [wanted.strength]
         flags += [f"--control={control}", f"--hint={file}", f"--strength={joined([*each])}"]

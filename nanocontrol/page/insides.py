@@ -48,7 +48,7 @@ def parts_of(network: nn.Module) -> Named:
     return found
 
 
-def connected(network: nn.Module, blocks: str) -> list[nn.Module]:
+def ends_of(network: nn.Module, blocks: str) -> list[nn.Module]:
     """The connections' ends, shallowest first: `input_blocks` or `zero_convs`, and the middle's."""
     return [m for name, m in parts_of(network) if name.startswith((blocks, END[blocks]))]
 
@@ -64,8 +64,8 @@ def parts_to_watch(unet: UNet, control: ControlNet | None, attention: bool) -> l
     layers = cross_attentions(unet) if attention else []
     found: list[nn.Module] = [module for layer in layers for module in (layer.to_q, layer.to_k)]
     if control is not None:
-        found += [*control.input_hint_block, *connected(control, "zero_convs")]
-        found += connected(unet, "input_blocks")
+        found += [*control.input_hint_block, *ends_of(control, "zero_convs")]
+        found += ends_of(unet, "input_blocks")
     return found
 
 
@@ -76,7 +76,7 @@ def connections(taken: Taken, unet: UNet, applied: Applied) -> list[dict[str, fl
     """The norms of each weighted residual and of the skip that it is added to, in the row with the
     prompt, which is the last."""
     found = []
-    ends = zip(connected(applied.net, "zero_convs"), connected(unet, "input_blocks"))
+    ends = zip(ends_of(applied.net, "zero_convs"), ends_of(unet, "input_blocks"))
     for (zero, block), weight in zip(ends, applied.weights):
         residual = (weight * taken[zero][-1].float()).norm().item()
         skip = taken[block][-1].float().norm().item()

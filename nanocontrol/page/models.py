@@ -11,16 +11,15 @@ import torch
 from nanocontrol.checkpoint import load_control, load_sd, read_base
 from nanocontrol.commands.inputs import build_control
 from nanocontrol.controlnet import ControlNet
-from nanocontrol.doctor import hints
 from nanocontrol.formats.tensors import open_tensors
-from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.conditions import APPEARANCE, CONDITIONS
 from nanocontrol.nano.detector import load_detector
 from nanocontrol.nano.model import DETECTOR, NANO, UNET, WEIGHTS, condition_of, name_of
 from nanocontrol.nano.scenes import HELD_OUT
 from nanocontrol.nano.world import COLOURS, KINDS, LIMBS, PIXELS, SIZES, random_scene
 from nanocontrol.page import asked, sketch
 from nanocontrol.page.asked import Refused
-from nanocontrol.page.insides import blocks_of, connected
+from nanocontrol.page.insides import blocks_of, ends_of
 from nanocontrol.page.preview import preview_map
 from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.plumbing.machine import default_dtype, for_sampling, is_gpu
@@ -58,8 +57,10 @@ class Models:
                 build_control(open_tensors(file), [1.0], self.base, config)
                 self.files[condition_of(file) if self.scenes else file.stem] = file
         self.trained = settings.get("condition") or settings.get("hints") or ""
-        if self.trained not in ("", *self.conditions()):
-            raise InputError(f"--run: {run} trains on hints that the page cannot draw")
+        if self.trained not in ("", *CONDITIONS) or run and not self.scenes:
+            raise InputError(f"--run: {run} trains on other hints than the page draws for nano")
+        if not self.conditions():
+            raise InputError(f"--base: {self.base} is not nano: expected a --control for it")
         self.kept: dict[int, ControlNet] = {}
 
     @torch.no_grad()
@@ -75,19 +76,24 @@ class Models:
         self.detector = load_detector(DETECTOR) if self.scenes else None
         self.about = self.facts()
 
+    def info(self) -> dict[str, Any]:
+        """The answer to /api/info. A run that is followed may have its first weights now."""
+        known = [self.condition(name) for name in self.conditions()] if self.about["ready"] else []
+        return self.about | ({"conditions": known} if known else {})
+
     def facts(self) -> dict[str, Any]:
-        known, sd = [self.condition(name) for name in self.conditions()], self.sd
+        sd = self.sd
         blocks = blocks_of(sd, next(iter(self.controls.values()), None))
-        own = [b for b in blocks if b["part"] == "unet"][: len(connected(sd.unet, "input_blocks"))]
+        own = [b for b in blocks if b["part"] == "unet"][: len(ends_of(sd.unet, "input_blocks"))]
         ends = [{"name": b["name"], "channels": b["shape"][0], "size": b["shape"][2]} for b in own]
-        facts: dict[str, Any] = {
-            "ready": True,
-            "base": str(near_here(self.base)),
-            "name": self.name,
+        facts = {"ready": True, "base": str(near_here(self.base)), "name": self.name}
+        facts |= {
             "size": self.size,
+            "guidance": sd.guidance,
+            "device": self.device,
+            "nano": self.scenes,
         }
-        facts |= {"guidance": sd.guidance, "device": self.device, "nano": self.scenes}
-        facts |= {"conditions": known, "connections": len(ends), "residuals": ends}
+        facts |= {"connections": len(ends), "residuals": ends}
         words = ["a", "an", "and", "on", "background", *KINDS, *COLOURS] if self.scenes else None
         colours = {name: sketch.code_of(colour) for name, colour in COLOURS.items()}
         facts |= {"blocks": blocks, "words": words, "colours": colours, "kinds": KINDS}
@@ -117,17 +123,12 @@ class Models:
 
     def condition(self, name: str) -> dict[str, Any]:
         background, ink, widths = sketch.look_of(name)
-        title = hints.KINDS[name][0] if self.scenes else "hints as in its training"
+        title = APPEARANCE[name][0] if self.scenes else "hints as in its training"
         about = {"name": name, "title": title, "available": name in self.usable()}
-        about |= {
-            "train": f"python train.py --condition {name}",
-            "colours": sketch.palette_of(name),
-        }
-        about |= {"background": background, "ink": ink, "antialias": name != "canny"}
-        return about | {
-            "widths": [w * self.size / PIXELS for w in widths],
-            "drawable": bool(widths),
-        }
+        about |= {"train": f"python train.py --condition {name}", "background": background}
+        about |= {"ink": ink, "colours": sketch.palette_of(name)}
+        about |= {"widths": [width * self.size / PIXELS for width in widths]}
+        return about | {"drawable": bool(widths)}
 
     def usable(self) -> list[str]:
         """The conditions that have a ControlNet."""

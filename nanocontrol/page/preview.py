@@ -1,27 +1,18 @@
-"""A preview of a latent without the VAE: RGB as a linear map of its four channels.
+"""A preview of a latent without the VAE: RGB as a linear map of its four channels, fitted by least
+squares. preview.json has nano's; record.py makes it."""
 
-    python -m nanocontrol.page.preview [--base FILE] [--scenes 256]
-
-fits the map by least squares on drawn scenes and writes it, with how it was made, to preview.json.
-"""
-
-import argparse
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanocontrol.checkpoint import load_sd
-from nanocontrol.nano.model import NANO
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.nano.world import SIZES
-from nanocontrol.plumbing.errors import blame, one_sentence, say
 from nanocontrol.plumbing.files import hash_of
-from nanocontrol.plumbing.flags import Parser, at_least
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.measure import mean_latents
-from nanocontrol.training.run import read_json, write_json
+from nanocontrol.training.run import read_json
 
 FILE = Path(__file__).parent / "preview.json"
 
@@ -51,22 +42,3 @@ def preview(x0: Tensor, mapped: Tensor) -> Tensor:
     """A latent [4, h, w] -> RGB [3, h, w] in [0, 1]."""
     x = x0.float().cpu()
     return (torch.einsum("chw,cr->rhw", x, mapped[:4]) + mapped[4, :, None, None]).clamp(0, 1)
-
-
-def main(argv: list[str] | None = None) -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--base", default=NANO, type=Path, metavar="FILE")
-    parser.add_argument("--scenes", type=at_least(1), default=256, metavar="N")
-    args = parser.parse_args(argv)
-    with one_sentence("preview"):
-        with blame("--base"):
-            sd, base = load_sd(args.base), hash_of(args.base)
-        found, error = fit_preview(sd, args.scenes)
-        how = f"python -m nanocontrol.page.preview --scenes {args.scenes}"
-        write_json(FILE, {"map": found.tolist(), "made": how, "base": base, "error": error})
-        say(f"{FILE}: root mean square error {error:.3f} of 1")
-
-
-if __name__ == "__main__":
-    main()

@@ -32,7 +32,7 @@ def look_of(condition: str) -> tuple[str, str, tuple[float, ...]]:
     return DRAWN.get(condition, AREAS if condition in CONDITIONS else UNKNOWN)
 
 
-def hint_of(drawing: SimpleNamespace, condition: str, size: int) -> Tensor:
+def drawn_hint(drawing: SimpleNamespace, condition: str, size: int) -> Tensor:
     """The hint [3, size, size], multiples of 1/255 as in a PNG file. condition: the drawing's, or
     any if it has a scene; strokes belong to the drawing's own."""
     hint = np.ones((size, size, 3), np.float32) * colour_of(look_of(condition)[0])
@@ -41,20 +41,22 @@ def hint_of(drawing: SimpleNamespace, condition: str, size: int) -> Tensor:
     if drawing.scene is not None:
         hint = CONDITIONS[condition](draw(drawing.scene, size))
     if drawing.strokes and condition == drawing.condition:
-        hint = drawn(hint, drawing.strokes, condition)
-    return rounded(as_picture(hint))
+        hint = with_strokes(hint, drawing.strokes, condition)
+    return in_bytes(as_picture(hint))
 
 
 def as_picture(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
-def rounded(picture: Tensor) -> Tensor:
+def in_bytes(picture: Tensor) -> Tensor:
     """A picture in [0, 1] as it is read from a file of bytes."""
     return (picture * 255).round().to(torch.uint8).float() / 255
 
 
-def drawn(hint: np.ndarray, strokes: tuple[SimpleNamespace, ...], condition: str) -> np.ndarray:
+def with_strokes(
+    hint: np.ndarray, strokes: tuple[SimpleNamespace, ...], condition: str
+) -> np.ndarray:
     """The hint [size, size, 3] with strokes above it: Canny's on its pixels, others on four points
     for each."""
     background, ink, _ = look_of(condition)

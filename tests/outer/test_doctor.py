@@ -18,8 +18,9 @@ from conftest import CONTROL, NANO, refusal
 from nanocontrol.doctor import past_run
 from nanocontrol.doctor.__main__ import main as doctor
 from nanocontrol.doctor.causes import NANO_COURSE, about_hints, about_rate, about_steps, course_of
-from nanocontrol.doctor.hints import KINDS, TrainingHints, could_be, differences, looks_of, usual
+from nanocontrol.doctor.hints import TrainingHints, could_be, differences, looks_of, usual
 from nanocontrol.doctor.past_run import SomePairs, pairs_of_run, read_past_run, some_pairs
+from nanocontrol.nano.conditions import APPEARANCE
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.pictures import to_pixels
 from nanocontrol.training.run import write_json
@@ -50,7 +51,7 @@ def report(capsys, *flags: object) -> str:
 # ------------------------------------------------------------------------------------------ hints
 
 
-@pytest.mark.parametrize("condition", KINDS)
+@pytest.mark.parametrize("condition", APPEARANCE)
 def test_hints_of_every_condition_are_recognised(condition):
     seen = scenes(condition, 64)
     common = usual([looks_of(hint) for hint in seen.hints])
@@ -114,7 +115,7 @@ def new(condition: str, size: int = 128) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("condition", KINDS)
+@pytest.mark.parametrize("condition", APPEARANCE)
 def test_a_new_hint_of_the_same_condition_is_accepted(condition):
     for hint in scenes(condition, 128, first=SEED, n=4).hints:
         assert not differences(hint, training(condition))
@@ -375,7 +376,7 @@ def test_a_planted_fault_is_reported(tmp_path, capsys, hasty, fault, seed):
         pytest.param("canny", 0, [*SHORT, "--init-control", CONTROL, "--lr", "1e-5"], marks=FIRST),
         *(
             pytest.param(name, seed, ["--steps", "200"], marks=MORE)
-            for seed, name in enumerate(KINDS, 3)
+            for seed, name in enumerate(APPEARANCE, 3)
             if name != "cartoon"  # white hints are suspicious if the run names no condition
         ),
         pytest.param("canny", 1, ["--steps", "100"], marks=MORE),

@@ -1052,7 +1052,7 @@ def test_claims_are_judged_by_their_rules():
     assert judge(one)[1] == "reproduced with scaled initialisation only"
     level = made_up({name: [0.5, 0.6, 0.7] for name in zero.names})
     assert judge(level)[1] == "not reproduced"
-    like = judges["With Gaussian convolutions a ControlNet is as good as ControlNet-lite"]
+    like = judges["A ControlNet with Gaussian convolutions performs like ControlNet-lite"]
     assert like(level)[1] == "reproduced" and like(lower)[1] == "not reproduced"
 
 

@@ -11,6 +11,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPResponse
 from io import BytesIO
 from itertools import pairwise
@@ -24,19 +25,23 @@ from PIL import Image
 from torch import Tensor
 
 import train
-from conftest import NANO, ROOT, opened, refusal
+from conftest import NANO, ROOT, opened, randomise, refusal
 from in_float64 import no_pictures
+from nanocontrol.checkpoint import save_control, save_sd
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.nano.conditions import CONDITIONS, grey, line, thick_lines
+from nanocontrol.nano.model import UNET, new_nano
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import draw, random_scene
 from nanocontrol.page import asked, insides
 from nanocontrol.page.__main__ import listening
 from nanocontrol.page.__main__ import main as page
+from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
 from nanocontrol.page.preview import FILE, fit_preview, preview
-from nanocontrol.page.sketch import as_picture, rounded
+from nanocontrol.page.sketch import as_picture, in_bytes
 from nanocontrol.sampling import initial_noise, sample, sampling_steps
+from nanocontrol.unet import UNet
 from sample import generate
 
 NO_PAGE = 'the extra `page` is not installed: pip install -e ".[page]"'
@@ -68,7 +73,9 @@ class Served:
         self.server = uvicorn.Server(uvicorn.Config(answers, log_level="warning"))
         self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
         self.thread.start()
-        while len(self.page.training) < len(models.files):
+        trainings = len(models.files) if models.scenes else 0
+        while not models.about["ready"] or len(self.page.training) < trainings:
+            assert not self.page.error, self.page.error
             time.sleep(0.05)
 
     def close(self) -> None:
@@ -329,7 +336,7 @@ def test_every_number_is_of_the_networks_own_tensors(served, canny_net):
         steps = [*sampling_steps(sd, noise, context, uncond, controls, 3, 2.5, control_to=0.7)]
         for i, event in enumerate(found[:3]):
             (x, _), (_, x0) = steps[i], steps[i + 1]
-            expected = rounded(preview(x0[0], served.models.map))
+            expected = in_bytes(preview(x0[0], served.models.map))
             assert np.array_equal(pixels(event["preview"]), byte_pixels(expected))
             if i == 2:  # 2/3 is below 0.7
                 continue
@@ -477,7 +484,7 @@ def test_a_scene_is_followed_through_every_condition(served):
     columns = ["none", "canny", "pose", "depth"]
     drawing = {"condition": "canny", "scene": scene["scene"]}
     request = {"client": "test", "drawing": drawing, "columns": columns, "prompt": scene["prompt"]}
-    found = [*served.events(request | {"steps": 8})]
+    found = [*served.events(request | {"steps": 5})]
     scores = {e["column"]: e["score"] for e in found if e["event"] == "picture"}
     assert scores["canny"] > scores["none"] + 0.2 and scores["pose"] > 0.5 < scores["depth"]
     assert found[0]["hints"].keys() == {"canny", "pose", "depth"}
@@ -562,6 +569,41 @@ def test_a_run_that_is_still_training_grows(served, run, tmp_path):
         (copy / "log.jsonl").write_text(json.dumps({"step": n, "loss": 0.1}) + "\n")
         shown = models.progress()
         assert len(shown["steps"]) == n and shown["running"] == (n < 2)
+
+
+# ----------------------------------------------------------------------------------- another base
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Iterator[Served]:
+    """A base that is not nano, with random weights, and a ControlNet for it."""
+    folder = tmp_path_factory.mktemp("other")
+    sd = new_nano(64)
+    unet = randomise(UNet(replace(UNET, norm_groups=8)))
+    save_sd(replace(sd, unet=unet, guidance=5.0), folder / "base.safetensors")
+    save_control(randomise(ControlNet(unet.config), 1), folder / "lines.safetensors")
+    files = folder / "base.safetensors", [folder / "lines.safetensors"]
+    served = Served(Models(*files, None, "cpu"), folder / "out")
+    yield served
+    served.close()
+
+
+def test_another_base_is_behind_the_same_page(other):
+    info = other.get("/api/info")
+    assert (info["nano"], info["size"], info["words"], info["example"]) == (False, 64, None, None)
+    (condition,) = info["conditions"]
+    assert condition["name"] == "lines" and condition["available"]
+    strokes = [{"tool": "pen", "width": 2, "points": [[5, 5], [50, 40]]}]
+    request = FEW | {"drawing": {"condition": "lines", "strokes": strokes}}
+    start, *found = other.events(request | {"attention": True})
+    assert found[-1]["event"] == "done"
+    made = {e["column"]: pixels(e["png"]) for e in found if e["event"] == "picture"}
+    control, _ = other.models.control("lines", None)
+    controls = [(control, as_hint(start["hints"]["lines"]), 1.0)]
+    (expected,) = generate(other.models.sd, PROMPT, controls=controls, n=1, steps=3)
+    assert np.array_equal(made["lines"], expected)
+    assert other.ask("/api/scene", {"random": 1})[0] == 404
+    assert other.post("/api/draw", {"drawing": request["drawing"]})["check"] is None
 
 
 # ---------------------------------------------------------------------------------------- safety
@@ -655,6 +697,9 @@ def test_nonsense_gets_a_status_and_a_sentence(served):
     kind = "application/octet-stream"
     assert served.ask("/api/photo", b"GIF89a", Content_Type=kind)[0] == 400
     assert served.ask("/api/photo?low=5&high=x", b"GIF89a", Content_Type=kind)[0] == 400
+    bomb = b64decode(as_png(np.zeros((8000, 8000), "u1")))  # 64 megapixels in 63 KB
+    status, answer = served.ask("/api/photo", bomb, Content_Type=kind)
+    assert status == 400 and "megapixels" in answer["error"]
     assert served.ask("/api/draw", b"{}", Content_Type="text/plain")[0] == 415
     with served.asking("GET", "/static/..%2fapp.py") as response:
         assert response.status == 404
@@ -675,6 +720,7 @@ def test_large_bodies_are_refused(served):
     connection.close()
 
 
+@pytest.mark.slow
 def test_many_quick_requests_harm_nobody(served):
     """Another user's pictures come out right meanwhile."""
     expected, statuses = served.pictures(FEW), []
@@ -716,3 +762,27 @@ def test_a_port_that_is_taken_is_refused(served, capsys):
 def test_without_its_packages_the_page_names_them(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert 'pip install -e ".[page]"' in refusal(page, capsys)
+
+
+# ----------------------------------------------------------------------------------------- a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_shows_what_a_cpu_does():
+    """Its steps are recorded graphs: every column has its own, whose tensors stay its own."""
+    found = {}
+    for device in "cpu", "cuda":
+        models = Models(None, [], None, device)
+        models.load()
+        models.sd.unet.float(), models.sd.vae.float(), models.sd.text_encoder.float()
+        for control in models.controls.values():
+            control.float()
+        request = FEW | {"steps": 6, "control_to": 0.7}
+        jobs = [Making(models, models.wanted(request | {"seed": seed})).events() for seed in (0, 1)]
+        with torch.no_grad():
+            rows = [event for pair in zip(*jobs) for event in pair]
+        found[device] = [e["connections"] for e in rows if e.get("connections")]
+    assert len(found["cpu"]) == len(found["cuda"]) == 10
+    for ours, theirs in zip(found["cuda"], found["cpu"]):
+        for a, b in zip(ours, theirs):
+            assert a["ratio"] == pytest.approx(b["ratio"], rel=0.02)

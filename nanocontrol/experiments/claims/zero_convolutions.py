@@ -192,7 +192,7 @@ def with_both(*names: str) -> tuple[str, ...]:
 
 @claim("section 4.2, figure 8", with_both("gaussian", "lite"))
 def gaussian_is_like_lite(results: Results) -> tuple[str, str]:
-    """With Gaussian convolutions a ControlNet is as good as ControlNet-lite."""
+    """A ControlNet with Gaussian convolutions performs like ControlNet-lite."""
     ours, found = by_start(results, "gaussian", "lite")
     return ours, verdict(not any(all_below(a, b) or all_below(b, a) for a, b in found.values()))
 
