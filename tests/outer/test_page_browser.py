@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -250,6 +249,17 @@ def test_a_dragged_solid_moves_the_picture(page):
     page.made(lambda: page.click("#compare"))
     page.keep("compare")
     assert {*page.pictures()} == {"none", "canny", "depth", "pose"}
+
+
+@pytest.mark.slow
+def test_a_link_that_cannot_be_read_opens_the_page(page):
+    page.open("#1this-is-no-request")
+    page.wait(lambda: page.find_text("#step-text") == "finished")
+    page.open()
+    page.made(lambda: page.set("#steps", 4))
+    script = "const s = (await import('/static/state.js')).state; return s.request"
+    request = page.js(f"return (async () => {{{script}}})()")
+    assert request["steps"] == 4 and request["drawing"]["condition"] == "canny"
 
 
 @pytest.mark.slow

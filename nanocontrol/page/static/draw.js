@@ -15,10 +15,10 @@ export function initDrawing(info) {
   size = info.size;
   conditions = Object.fromEntries(info.conditions.map((c) => [c.name, c]));
   offerTools();
-  subscribe((fields) => fields.includes('drawing') && offerTools());
 }
 
 export function listenToPen() {
+  subscribe((fields) => fields.includes('drawing') && offerTools());
   canvas.addEventListener('pointerdown', down);
   canvas.addEventListener('pointermove', move);
   for (const name of ['pointerup', 'pointercancel']) canvas.addEventListener(name, up);

@@ -106,17 +106,20 @@ function opening({ defaults, example }) {
 }
 
 async function start() {
+  let shown = null; // the recorded request
   const [linked, first] = await Promise.all([fromUrl(), get('/first.json').catch(() => null)]);
   if (first) {
     build(first.info);
     if (!linked) {
       promptIsOwn(first.scene?.prompt);
       take(first.request, first.info);
-      say('A recorded run, while the model loads …', 'recorded');
+      shown = state.request;
+      say('A recorded run of the small model nano, while the models load …', 'recorded');
       replay(first);
     }
   }
   const info = await untilReady();
+  const touched = shown && state.request !== shown;
   state.live = true;
   build(info);
   const fits = first && info.name === first.info.name && info.size === first.info.size;
@@ -127,7 +130,8 @@ async function start() {
     initDrawing(info);
     change({ drawing: state.request.drawing }, { undoable: false });
     making = true;
-    say('The model is loaded. Draw something, or change anything: the picture follows.', 'live');
+    if (touched) make();
+    else say('The model is loaded. Draw something, or change anything: the picture follows.', 'live');
   }
   initRun(info);
 }
