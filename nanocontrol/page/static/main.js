@@ -21,6 +21,7 @@ const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 function say(text, kind = '') {
   $('status-text').textContent = text;
   $('status').className = kind;
+  $('status').role = kind === 'problem' ? 'alert' : 'none';
   $('cancel').hidden = kind !== 'busy';
 }
 
@@ -141,6 +142,7 @@ function listen() {
   for (const start of [listenToDiagram, listenToHeat, listenToInside, listenToRun, listenToTour]) start();
   subscribe(() => making && make());
   addEventListener('hashchange', () => location.reload());
+  for (const name of ['dragover', 'drop']) addEventListener(name, (event) => event.preventDefault());
   $('cancel').addEventListener('click', stop);
   $('copy-link').addEventListener('click', () => copyText(location.href, $('copy-link')));
   $('copy-command').addEventListener('click', showCommand);
