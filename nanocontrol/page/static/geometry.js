@@ -37,15 +37,9 @@ export function jointsOf(figure) {
 
 // A figure's joints that can be dragged: the angle that each one sets, and the joint it hangs from.
 export const MOVABLE = [
-  { joint: 3, from: 2, bend: 0, side: -1, name: 'right elbow' },
-  { joint: 4, from: 3, bend: 1, side: -1, name: 'right hand' },
-  { joint: 9, from: 8, bend: 2, side: -1, name: 'right knee' },
-  { joint: 10, from: 9, bend: 3, side: -1, name: 'right foot' },
-  { joint: 6, from: 5, bend: 4, side: 1, name: 'left elbow' },
-  { joint: 7, from: 6, bend: 5, side: 1, name: 'left hand' },
-  { joint: 12, from: 11, bend: 6, side: 1, name: 'left knee' },
-  { joint: 13, from: 12, bend: 7, side: 1, name: 'left foot' },
-];
+  [3, 2, 'right elbow'], [4, 3, 'right hand'], [9, 8, 'right knee'], [10, 9, 'right foot'],
+  [6, 5, 'left elbow'], [7, 6, 'left hand'], [12, 11, 'left knee'], [13, 12, 'left foot'],
+].map(([joint, from, name], bend) => ({ joint, from, name, bend, side: bend < 4 ? -1 : 1 }));
 
 /** The angle of a limb that points from a joint to a place. */
 export const bendTo = (side, [ax, ay], [x, y]) => Math.atan2(side * (x - ax), y - ay);

@@ -15,7 +15,7 @@ import { initSettings, listenToSettings } from './settings.js';
 import { change, fromUrl, state, subscribe } from './state.js';
 import { listenToTour } from './tour.js';
 
-const live = { ready: false, busy: false };
+let making = false; // whether a change makes pictures: not while the recorded run is shown
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
 function say(text, kind = '') {
@@ -29,16 +29,13 @@ const problem = (text) => say(text, 'problem');
 // ---------------------------------------------------------------------------------- pictures
 
 const make = debounced(() => {
-  live.busy = true;
-  const { request } = state;
-  begin(request);
+  begin(state.request);
   say('Starting …', 'busy');
-  generate(request, (event) => heard(event));
+  generate(state.request, heard);
 }, 40);
 
 function heard(event) {
   if (event.event === 'error') {
-    live.busy = false;
     if (event.status === 429 || event.status === 503) setTimeout(make, 700);
     return problem(event.error);
   }
@@ -47,7 +44,6 @@ function heard(event) {
   collect(event);
   if (event.event === 'step') say(`Live: step ${event.step + 1} of ${event.of}`, 'busy');
   if (event.event === 'done') {
-    live.busy = false;
     const next = state.leftOut ? 'The edges are too large for a link, which leaves them out.' : 'Change anything.';
     say(`Live: made in ${event.seconds.toFixed(1)} seconds. ${next}`, 'live');
   }
@@ -55,7 +51,6 @@ function heard(event) {
 
 function stop() {
   cancel();
-  live.busy = false;
   say('Stopped. Change anything to make a new picture.', 'stopped');
 }
 
@@ -73,7 +68,7 @@ function build(info) {
 async function replay({ request, events }) {
   begin(request, true);
   for (const event of events) {
-    if (!result.recorded || live.busy) return;
+    if (!result.recorded) return;
     collect(event);
     if (event.event === 'start') showHint(event.hints[request.drawing.condition]);
     if (event.event === 'step' && event.column !== 'none') await wait(70);
@@ -126,29 +121,21 @@ async function start() {
   build(info);
   const fits = first && info.name === first.info.name && info.size === first.info.size;
   if (linked || !fits) {
-    live.ready = true;
+    making = true;
     take(linked ?? opening(info), info);
   } else {
     initDrawing(info);
     change({ drawing: state.request.drawing }, { undoable: false });
-    live.ready = true;
+    making = true;
     say('The model is loaded. Draw something, or change anything: the picture follows.', 'live');
   }
   initRun(info);
 }
 
 function listen() {
-  listenToPen();
-  listenToGrips();
-  listenToPanel();
-  listenToPictures();
-  listenToSettings();
-  listenToDiagram();
-  listenToHeat();
-  listenToInside();
-  listenToRun();
-  listenToTour();
-  subscribe(() => live.ready && make());
+  for (const start of [listenToPen, listenToGrips, listenToPanel, listenToPictures, listenToSettings]) start();
+  for (const start of [listenToDiagram, listenToHeat, listenToInside, listenToRun, listenToTour]) start();
+  subscribe(() => making && make());
   addEventListener('hashchange', () => location.reload());
   $('cancel').addEventListener('click', stop);
   $('copy-link').addEventListener('click', () => copyText(location.href, $('copy-link')));

@@ -34,17 +34,20 @@ export function listenToGrips() {
 
 const scene = () => state.request.drawing.scene;
 
-/** A random scene, which replaces the drawing. */
-export async function roll() {
+/** The server's answer about a scene, or null where it was overtaken or failed. */
+async function asked(body) {
   try {
-    const answer = await askScene({ random: Math.floor(Math.random() * 2 ** 31) });
-    if (answer) use(answer);
+    return await askScene(body);
   } catch (error) {
     tell({ error: error.message });
+    return null;
   }
 }
 
-function use(answer) {
+/** A random scene, which replaces the drawing. */
+export async function roll() {
+  const answer = await asked({ random: Math.floor(Math.random() * 2 ** 31) });
+  if (!answer) return;
   now.selected = 0;
   now.prompt = answer.prompt;
   const drawing = { ...state.request.drawing, scene: answer.scene, under: null, strokes: [] };
@@ -53,16 +56,12 @@ function use(answer) {
 
 /** Ask for the scene's hints, its prompt and what is unusual about it. */
 export async function askAboutScene() {
-  try {
-    const answer = await askScene({ scene: scene() });
-    if (!answer || !scene()) return;
-    const follows = state.request.prompt === now.prompt || !state.request.prompt;
-    now.prompt = answer.prompt;
-    if (follows && state.request.prompt !== answer.prompt) change({ prompt: answer.prompt });
-    tell(answer);
-  } catch (error) {
-    tell({ error: error.message });
-  }
+  const answer = await asked({ scene: scene() });
+  if (!answer || !scene()) return;
+  const follows = state.request.prompt === now.prompt || !state.request.prompt;
+  now.prompt = answer.prompt;
+  if (follows && state.request.prompt !== answer.prompt) change({ prompt: answer.prompt });
+  tell(answer);
 }
 
 /** The scene's own prompt is kept up to date while nobody has typed another one. */

@@ -29,7 +29,7 @@ const STOPS = [
     `At every ⊕ the copy’s output is added to what the locked encoder passes on to the decoder. Each row here is one of
     them: the first are fine detail, the last are coarse layout.`,
     `Mute some and see what the picture loses. Is one of them enough?`,
-    ['Mute all but the middle', () => change({ strength: strengths(count()).map((_, i) => Number(i === count() - 1)) })]],
+    ['Mute all but the middle', () => change({ strength: strengths(count()).map((_, i) => +(i === count() - 1)) })]],
   ['Guidance', '#scale',
     `Every step predicts the noise twice: once without the prompt and once with it. Guidance takes the difference and
     exaggerates it, so the prompt counts more.`,
