@@ -176,7 +176,7 @@ class Page:
 
     async def photo(self, request: Request) -> Response:
         data = await body_of(request, "application/octet-stream", PHOTO)
-        given = {name: json.loads(x) for name, x in request.query_params.items() if x.isdecimal()}
+        given = {n: int(x[:9]) for n, x in request.query_params.items() if x.isdecimal()}
         found, size = record(**THRESHOLDS)(given, "request"), self.models.size
 
         def answer() -> dict:
@@ -190,10 +190,10 @@ class Page:
 
     async def generate(self, request: Request) -> Response:
         given = await self.json(request)
-        wanted = await self.worker.compute(lambda: self.models.wanted(given))
+        making = await self.worker.compute(lambda: Making(self.models, self.models.wanted(given)))
         if len(self.worker.latest) >= MOST:
             raise Refused("too many pictures are in the making: try again in a moment", 429)
-        events = self.worker.stream(wanted.client, Making(self.models, wanted).events())
+        events = self.worker.stream(making.wanted.client, making.events())
 
         async def lines() -> AsyncIterator[bytes]:
             async for event in events:

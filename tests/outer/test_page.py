@@ -32,7 +32,7 @@ from nanocontrol.controlnet import ControlNet
 from nanocontrol.nano.conditions import CONDITIONS, grey, line, thick_lines
 from nanocontrol.nano.model import UNET, new_nano
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
-from nanocontrol.nano.world import draw, random_scene
+from nanocontrol.nano.world import Drawing, draw, random_scene
 from nanocontrol.page import asked, insides
 from nanocontrol.page.__main__ import listening
 from nanocontrol.page.__main__ import main as page
@@ -454,6 +454,17 @@ def test_other_lines_are_drawn_as_in_training(served, condition):
     box, found, _ = line(np.array([10, 20]) / SIZE, np.array([90, 70]) / SIZE, width, SIZE)
     on[box][found] = 1
     assert np.array_equal(pixels(drawn["hint"]), np.rint(grey(on) * 255))
+
+
+def test_a_soft_line_is_as_soft_as_an_outline_of_the_training(served):
+    """Compared with the hint of a picture of two halves."""
+    index = np.repeat(np.arange(2 * SIZE)[None] >= SIZE, 2 * SIZE, axis=0).astype(np.uint8)
+    flat, scene = np.zeros(index.shape, np.float32), random_scene(0)
+    normal = np.stack([flat, flat, flat + 1])
+    drawing = Drawing(scene, index, flat, normal, np.zeros((SIZE, SIZE, 3), np.float32))
+    stroke = {"tool": "line", "width": 2, "points": [[64, -20], [64, 148]]}
+    drawn = served.post("/api/draw", {"drawing": {"condition": "soft", "strokes": [stroke]}})
+    assert np.array_equal(pixels(drawn["hint"]), np.rint(CONDITIONS["soft"](drawing) * 255))
 
 
 def test_an_eraser_takes_away_what_was_drawn(served):
