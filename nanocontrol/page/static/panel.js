@@ -35,7 +35,8 @@ export function listenToPanel() {
   for (const name of ['low', 'high']) $(name).addEventListener('input', thresholds);
   $('sheet').addEventListener('dragover', () => $('sheet').classList.add('over'));
   $('sheet').addEventListener('drop', ({ dataTransfer }) => takePhoto(dataTransfer.files[0]));
-  for (const name of ['dragleave', 'drop']) $('sheet').addEventListener(name, () => $('sheet').classList.remove('over'));
+  const leave = () => $('sheet').classList.remove('over');
+  for (const name of ['dragleave', 'drop']) $('sheet').addEventListener(name, leave);
   $('compare').addEventListener('change', compare);
   subscribe((fields) => { if (fields.includes('drawing')) drawingChanged(); });
   thresholdTexts();
