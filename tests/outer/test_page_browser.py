@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 from PIL import Image
 
+import train
 from conftest import ROOT
+from in_float64 import no_pictures
 
 STATIC = ROOT / "nanocontrol" / "page" / "static"
 FILES = sorted(
     file for file in STATIC.rglob("*") if file.suffix in (".js", ".css", ".html", ".svg")
 )
+NO_PAGE = 'the extra `page` is missing: pip install -e ".[page]"'
 SHOTS = ROOT / "out" / "page"
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -141,17 +144,22 @@ class Chromium:
         self.driver.save_screenshot(str(SHOTS / f"{name}.png"))
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory) -> Iterator[str]:
-    pytest.importorskip("uvicorn", reason='the extra `page` is missing: pip install -e ".[page]"')
-    pytest.importorskip("starlette", reason='the extra `page` is missing: pip install -e ".[page]"')
-    out = tmp_path_factory.mktemp("hints")
-    command = [sys.executable, "-m", "nanocontrol.page", "--port", "0", "--device", "cpu"]
-    command += ["--out", str(out)]
+@contextmanager
+def serving(*flags: str) -> Iterator[str]:
+    """The address of a page's server."""
+    pytest.importorskip("uvicorn", reason=NO_PAGE)
+    pytest.importorskip("starlette", reason=NO_PAGE)
+    command = [sys.executable, "-m", "nanocontrol.page", "--port", "0", "--device", "cpu", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield server.stdout.readline().split()[0]
         server.terminate()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    with serving("--out", str(tmp_path_factory.mktemp("hints"))) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +261,17 @@ def test_a_dragged_solid_moves_the_picture(page):
 
 
 @pytest.mark.slow
+def test_a_link_that_cannot_be_read_opens_the_page(page):
+    page.open("#1this-is-no-request")
+    page.wait(lambda: page.find_text("#step-text") == "finished")
+    page.open()
+    page.made(lambda: page.set("#steps", 4))
+    script = "const s = (await import('/static/state.js')).state; return s.request"
+    request = page.js(f"return (async () => {{{script}}})()")
+    assert request["steps"] == 4 and request["drawing"]["condition"] == "canny"
+
+
+@pytest.mark.slow
 def test_the_keyboard_draws_and_undoes(page):
     page.open()
     page.made(lambda: page.set("#steps", 4))
@@ -312,6 +331,27 @@ def test_the_tour_has_ten_stops_and_puts_back_what_it_tried(page):
     assert len({*titles}) == 10 and titles[0] == "The locked copy"
     assert page.js("return document.querySelector('#strength').value") == before
     assert page.js("return document.querySelector('#tour').hidden")
+
+
+@pytest.mark.slow
+def test_one_drawing_through_the_weights_of_a_run(driver, tmp_path):
+    flags = ["--steps", "2", "--batch-size", "2", "--scenes", "4", "--sample-every", "1"]
+    flags += ["--keep", "all", "--device", "cpu", "--out", str(tmp_path / "run")]
+    with no_pictures():
+        train.main(flags)
+    with serving("--run", str(tmp_path / "run"), "--out", str(tmp_path / "hints")) as address:
+        page = Chromium(driver, address)
+        page.open()
+        bundled = page.made(lambda: page.set("#steps", 4))
+        page.wait(lambda: "was trained for 2 steps" in page.find_text("#run-says"))
+        untrained = page.made(lambda: page.set("#run-step", 0))
+        assert page.find_text("#run-at") == "step 0"
+        assert untrained["none"] == untrained["canny"] == bundled["none"]
+        page.click("#run-play")
+        page.wait(lambda: page.js("return document.querySelectorAll('#film figure').length") == 3)
+        page.wait(lambda: page.find_text("#run-at") == "step 2")
+        page.keep("run")
+        assert page.made(lambda: page.click("#run-bundled")) == bundled
 
 
 @pytest.mark.slow

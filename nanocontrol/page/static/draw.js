@@ -15,10 +15,10 @@ export function initDrawing(info) {
   size = info.size;
   conditions = Object.fromEntries(info.conditions.map((c) => [c.name, c]));
   offerTools();
-  subscribe((fields) => fields.includes('drawing') && offerTools());
 }
 
 export function listenToPen() {
+  subscribe((fields) => fields.includes('drawing') && offerTools());
   canvas.addEventListener('pointerdown', down);
   canvas.addEventListener('pointermove', move);
   for (const name of ['pointerup', 'pointercancel']) canvas.addEventListener(name, up);
@@ -43,7 +43,8 @@ export async function showHint(png) {
 // ------------------------------------------------------------------------------------ tools
 
 function offerTools() {
-  const { widths, colours, ink } = condition();
+  const { colours, ink } = condition();
+  const widths = condition().widths.map((w) => clamp(w, 1, 12));
   const usual = widths[0] ?? 2;
   if (now.condition !== condition()) Object.assign(now, { condition: condition(), width: usual, colour: ink });
   choose('tools', Object.entries(TOOLS), 'tool', (tool) => TOOLS[tool]);
@@ -136,7 +137,7 @@ function key(event) {
   const [x, y] = now.cursor ?? [size / 2, size / 2];
   if (event.key === 'Escape') { if (now.stroke) up(); return showCursor(null); }
   if (way) {
-    const far = event.shiftKey ? 8 : 2;
+    const far = ((event.shiftKey ? 8 : 2) * size) / 128;
     showCursor([clamp(x + way[0] * far, 0, size), clamp(y + way[1] * far, 0, size)]);
     if (now.stroke) { extend(now.cursor); render(); }
   } else if (now.stroke) up();
@@ -158,6 +159,6 @@ export function setCondition(name) {
   const same = condition().ink === ink && condition().background === background;
   const kept = drawing.scene || same ? {} : { strokes: [], under: null };
   const strokes = (kept.strokes ?? drawing.strokes).map((stroke) =>
-    stroke.tool === 'eraser' ? stroke : { ...stroke, width: widths[0] ?? stroke.width });
+    stroke.tool === 'eraser' ? stroke : { ...stroke, width: Math.max(1, widths[0] ?? stroke.width) });
   change({ drawing: { ...drawing, ...kept, strokes, condition: name }, columns: ['none', name] });
 }

@@ -21,6 +21,7 @@ const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 function say(text, kind = '') {
   $('status-text').textContent = text;
   $('status').className = kind;
+  $('status').role = kind === 'problem' ? 'alert' : 'none';
   $('cancel').hidden = kind !== 'busy';
 }
 
@@ -106,17 +107,20 @@ function opening({ defaults, example }) {
 }
 
 async function start() {
+  let shown = null; // the recorded request
   const [linked, first] = await Promise.all([fromUrl(), get('/first.json').catch(() => null)]);
   if (first) {
     build(first.info);
     if (!linked) {
       promptIsOwn(first.scene?.prompt);
       take(first.request, first.info);
-      say('A recorded run, while the model loads …', 'recorded');
+      shown = state.request;
+      say('A recorded run of the small model nano, while the models load …', 'recorded');
       replay(first);
     }
   }
   const info = await untilReady();
+  const touched = shown && state.request !== shown;
   state.live = true;
   build(info);
   const fits = first && info.name === first.info.name && info.size === first.info.size;
@@ -127,7 +131,8 @@ async function start() {
     initDrawing(info);
     change({ drawing: state.request.drawing }, { undoable: false });
     making = true;
-    say('The model is loaded. Draw something, or change anything: the picture follows.', 'live');
+    if (touched) make();
+    else say('The model is loaded. Draw something, or change anything: the picture follows.', 'live');
   }
   initRun(info);
 }
@@ -137,6 +142,7 @@ function listen() {
   for (const start of [listenToDiagram, listenToHeat, listenToInside, listenToRun, listenToTour]) start();
   subscribe(() => making && make());
   addEventListener('hashchange', () => location.reload());
+  for (const name of ['dragover', 'drop']) addEventListener(name, (event) => event.preventDefault());
   $('cancel').addEventListener('click', stop);
   $('copy-link').addEventListener('click', () => copyText(location.href, $('copy-link')));
   $('copy-command').addEventListener('click', showCommand);

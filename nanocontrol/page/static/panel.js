@@ -33,9 +33,10 @@ export function listenToPanel() {
   for (const radio of modes) radio.addEventListener('change', () => setMode(radio.value));
   $('photo').addEventListener('change', (event) => takePhoto(event.target.files[0]));
   for (const name of ['low', 'high']) $(name).addEventListener('input', thresholds);
-  $('sheet').addEventListener('dragover', (event) => { event.preventDefault(); $('sheet').classList.add('over'); });
-  $('sheet').addEventListener('dragleave', () => $('sheet').classList.remove('over'));
-  $('sheet').addEventListener('drop', drop);
+  $('sheet').addEventListener('dragover', () => $('sheet').classList.add('over'));
+  $('sheet').addEventListener('drop', ({ dataTransfer }) => takePhoto(dataTransfer.files[0]));
+  const leave = () => $('sheet').classList.remove('over');
+  for (const name of ['dragleave', 'drop']) $('sheet').addEventListener(name, leave);
   $('compare').addEventListener('change', compare);
   subscribe((fields) => { if (fields.includes('drawing')) drawingChanged(); });
   thresholdTexts();
@@ -185,12 +186,6 @@ async function takePhoto(file) {
   } catch (error) {
     complain(error.message);
   }
-}
-
-function drop(event) {
-  event.preventDefault();
-  $('sheet').classList.remove('over');
-  takePhoto(event.dataTransfer.files[0]);
 }
 
 function thresholdTexts() {

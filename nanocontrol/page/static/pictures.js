@@ -57,6 +57,7 @@ function render() {
   const text = step < 0 ? 'starting' : step === all ? 'finished' : `step ${step + 1} of ${all}`;
   $('step-text').value = text;
   $('step').setAttribute('aria-valuetext', text);
+  $('says').ariaBusy = String(step < all); // read out when the pictures are finished
   $('says').textContent = sentence(step, all);
 }
 

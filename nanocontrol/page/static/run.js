@@ -126,8 +126,8 @@ function plot(at) {
   const label = (x, y, text, anchor) => svg('text', { x, y, 'text-anchor': anchor, class: 'dim' }, text);
   $('plot').setAttribute('viewBox', `0 0 ${W} 350`);
   $('plot').replaceChildren(
-    ...graph(26, 'score: how well pictures follow their drawings (dots: yours)', values('score'), [0, 1], own),
-    ...losses.length ? graph(190, 'loss: error of the predicted noise, on pictures that it was not trained on',
-      losses, [Math.min(...extent), Math.max(...extent)], []) : [],
+    ...graph(26, 'score, with dots for your drawing', values('score'), [0, 1], own),
+    ...losses.length ? graph(190, 'loss, on pictures not trained on', losses,
+      [Math.min(...extent), Math.max(...extent)], []) : [],
     label(x(0), 332, '0', 'start'), label(x(last), 332, `step ${last}`, 'end'));
 }

@@ -147,8 +147,8 @@ function sizeGrip({ x, y, size }) {
 const MARKS = { size: '↔', turn: '↻' };
 
 function grip(kind, [cx, cy], name, i) {
-  return svg('g', { class: 'grip', tabindex: 0, role: 'slider', 'aria-label': name, 'aria-valuetext': name,
-    'aria-valuenow': 0, 'data-grip': kind, 'data-thing': i },
+  const data = { 'aria-label': `${name}: arrow keys`, 'data-grip': kind, 'data-thing': i };
+  return svg('g', { class: 'grip', tabindex: 0, role: 'button', ...data },
     svg('circle', { cx, cy, r: 0.034, class: 'reach' }), svg('circle', { cx, cy, r: kind in MARKS ? 0.028 : 0.019 }),
     kind in MARKS ? svg('text', { x: cx, y: cy + 0.014, 'text-anchor': 'middle' }, MARKS[kind]) : null);
 }

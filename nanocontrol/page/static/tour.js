@@ -90,7 +90,7 @@ function show(at) {
   const found = document.querySelector(target);
   now.spot = found?.closest('.field') ?? found;
   now.spot?.classList.add('spot');
-  now.spot?.scrollIntoView({ block: innerWidth < 520 ? 'start' : 'center', behavior: 'smooth' });
+  now.spot?.scrollIntoView({ block: innerWidth < 520 ? 'start' : 'center' });
   const box = now.spot?.getBoundingClientRect();
   $('tour').classList.toggle('left', Boolean(box) && box.left + box.width / 2 > innerWidth / 2);
   $('tour-title').focus({ preventScroll: true });
@@ -109,7 +109,7 @@ function tryOut() {
   if (state.request === before) return;
   now.before = before;
   $('tour-try').textContent = 'Put it back';
-  document.querySelector('#pictures').scrollIntoView({ block: 'start', behavior: 'smooth' });
+  document.querySelector('#pictures').scrollIntoView();
 }
 
 function end() {
