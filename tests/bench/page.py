@@ -5,11 +5,13 @@
 
 It starts the page on a free port and asks for a drawn pyramid, 20 steps, with and without control.
 Then it does so with two users at once, and measures how long an older request of a client runs
-after a newer one. Printed are medians and ranges.
+after a newer one. Printed are medians and ranges; on Linux also the server's CPU time for a pair,
+which other work on the machine changes less.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -65,12 +67,21 @@ def tell(name: str, values: list[float], unit: str) -> None:
     print(f"{name}: {middle:.2f} {unit} ({low:.2f} to {high:.2f}, n = {len(values)})")
 
 
-def measure(port: int, rounds: int) -> None:
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far; 0 where there is no /proc."""
+    file = Path(f"/proc/{pid}/stat")
+    fields = file.read_text().rpartition(")")[2].split() if file.exists() else ["0"] * 13
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(port: int, rounds: int, pid: int) -> None:
     request = json.loads((STATIC / "first.json").read_text())["request"]
     request |= {"client": "bench", "attention": False}
     once(port, request)  # the first one is slower
     for name, more in ("pair", {}), ("pair with attention", {"attention": True}):
+        before = cpu_seconds(pid)
         first, pair = zip(*(once(port, request | more) for _ in range(rounds)))
+        print(f"{name}: {(cpu_seconds(pid) - before) / rounds:.2f} s of CPU time")
         tell(f"{name}: first preview", [*first], "s")
         tell(f"{name}: both pictures", [*pair], "s")
     found: list[tuple[float, float]] = []
@@ -105,7 +116,7 @@ def main() -> None:
                     break
                 time.sleep(0.2)
             time.sleep(5)  # while it measures the hints of the training
-            measure(port, args.rounds)
+            measure(port, args.rounds, server.pid)
         finally:
             server.terminate()
 
