@@ -69,6 +69,7 @@ function showMode(mode) {
 async function drawingChanged() {
   const { scene } = state.request.drawing;
   if (scene) now.lastScene = scene;
+  $('compare').checked = state.request.columns.length > 2;
   if (scene && now.mode !== 'scene') showMode('scene');
   if (!scene && now.mode === 'scene') showMode('draw');
   tiles();
