@@ -24,20 +24,21 @@ from nanocontrol import DDPM, ControlNet, StableDiffusion, UNet
 from nanocontrol.checkpoint import load_control, load_sd, save_control, save_sd
 from nanocontrol.controlnet import initialise_condition_encoder, zero_module
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.data import Source, check_data_flags
+from nanocontrol.nano.data import Source, check_training_flags
 from nanocontrol.nano.healthy import bands_for
 from nanocontrol.nano.model import NANO, UNET, hint_channels_for
 from nanocontrol.plumbing import flags, machine
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.flags import absolute, at_least, fraction, positive
 from nanocontrol.training.batches import Batch, Draws, batches_from, random_draws
+from nanocontrol.training.graph import replayed
 from nanocontrol.training.measure import HeldOut, Scores, how_made, measure
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.place import checked, compiled, place
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.settings import check_together, knob, parser_for, settings_of_run
-from nanocontrol.training.start import Signals, check_new, run_alone, typed
+from nanocontrol.training.settings import knob, parser_for, settings_of_run
+from nanocontrol.training.start import Signals, run_alone, typed
 from nanocontrol.training.watch import Watch
 
 # ----------------------------------------------------------------------------------- settings
@@ -46,6 +47,7 @@ SIZE_HELP = "size of the crop from each --data picture: 512 or 768x512 (default:
 DTYPE_HELP = "default: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU"
 HINTS_HELP = "canny: made from the pictures; or a folder with a hint of each picture's name"
 KEEP_HELP = "how many of the last evaluations' weights to keep, in half precision; or all"
+VALIDATION_HELP = "a hint picture, to sample with a prompt at every evaluation; can be repeated"
 LOW_MEMORY_HELP = "for small GPUs: gradient checkpointing; with bf16 or fp16 also AdamW on the CPU"
 
 
@@ -78,8 +80,10 @@ class Settings:
     dtype: Literal["fp32", "bf16", "fp16"] = knob(None, DTYPE_HELP, learnt=False)
     low_memory: bool = knob(False, LOW_MEMORY_HELP, learnt=False)
     compile: bool = knob(False, "compile the networks with torch.compile", learnt=False)
+    graph: bool = knob(False, "replay steps as a CUDA graph, on one GPU", learnt=False)
     cache: str = knob("cache", "folder for encoded pairs; or --no-cache", absolute, learnt=False)
     keep: int = knob(0, KEEP_HELP, flags.number_or_all, learnt=False)
+    validation: list[list[str]] | None = knob(None, VALIDATION_HELP, flags.utf8, learnt=False)
     save_every: int = knob(1000, "steps between saves", at_least(1), learnt=False)
     sample_every: int = knob(500, "steps between evaluations", at_least(1), learnt=False)
 
@@ -116,14 +120,11 @@ def diffusion_loss(
     """Equation 5 of the paper: the mean squared error of the predicted noise, for each pair [B].
 
     x0: scaled latents [B, 4, h, w]; noise [B, 4, h, w]; hint [B, 3, 8h, 8w] in [0, 1]; context
-    [B, 77, D].
-    t: [B] in 0..999, on the CPU like the noise schedule that it indexes. If t were on a GPU, the
-    CPU would have to wait for it.
+    [B, 77, D]; t [B] in 0..999. All are on one device, and so is the noise schedule of diffusion.
     """
     x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
     dtype = next(control.parameters()).dtype  # the precision of the networks
     x_t, hint, context = x_t.to(dtype), hint.to(dtype), context.to(dtype)
-    t = machine.to_device(t, x0.device)
     residuals = control(x_t, hint, t, context)
     # In a locked base neither the encoder's weights nor its inputs require gradients, so autograd
     # stores none of its activations. Gradients pass through the locked decoder to reach the
@@ -142,14 +143,10 @@ def training_loss(
     empty: Tensor,
 ) -> Tensor:
     """The losses of one pass, one per pair [B]. empty [1, 77, D]: the encoded empty prompt."""
-    posterior, noise, no_prompt = (
-        machine.to_device(x, batch.hint.device)
-        for x in (draws.posterior, draws.noise, draws.no_prompt)
-    )
-    x0 = scale_factor * (batch.mean.float() + batch.deviation.float() * posterior)
+    x0 = scale_factor * (batch.mean.float() + batch.deviation.float() * draws.posterior)
     # Without a prompt, the copy has to recognise the content in the hint (section 3.3).
-    context = torch.where(no_prompt[:, None, None], empty, batch.context)
-    return diffusion_loss(unet, control, diffusion, x0, batch.hint, context, noise, draws.t)
+    context = torch.where(draws.no_prompt[:, None, None], empty, batch.context)
+    return diffusion_loss(unet, control, diffusion, x0, batch.hint, context, draws.noise, draws.t)
 
 
 def models(settings: Settings) -> tuple[StableDiffusion, ControlNet, dict[str, nn.Module]]:
@@ -200,8 +197,8 @@ def evaluate(
 ) -> tuple[list[Tensor], dict]:
     """Rows of pictures, and numbers that say how well held-out hints are followed."""
 
-    def mean_loss(*inputs: Tensor) -> Tensor:
-        return diffusion_loss(sd.unet, control, DDPM(sd.prediction), *inputs).mean()
+    def mean_loss(x0: Tensor, *rest: Tensor) -> Tensor:
+        return diffusion_loss(sd.unet, control, DDPM(sd.prediction, x0.device), x0, *rest).mean()
 
     return measure(sd, control, held_out, mean_loss, scores, batch_size)
 
@@ -221,7 +218,7 @@ def train(
     processes = Processes(settings.device)
     sd, controlnet, trained = models(settings)
     optimizer = optimizer_for(settings, trained)
-    diffusion = DDPM(sd.prediction)
+    diffusion = DDPM(sd.prediction, settings.device)
     with torch.no_grad():
         pairs, held_out, scores = pairs_of(settings, sd)
         empty, size = sd.encode_prompts(""), held_out.size
@@ -234,13 +231,21 @@ def train(
         with machine.moved([sd.vae, sd.text_encoder], settings.device):
             return evaluate(sd, controlnet, held_out.first(n), scores, settings.batch_size)
 
+    def add_gradients(batch: Batch, draws: Draws) -> Tensor:
+        """Add the gradients of a pass -> its part of the step's loss."""
+        losses = loss(unet, control, diffusion, sd.scale_factor, batch, draws, empty)
+        optimizer.backward(losses.mean() / passes)
+        return losses.detach().mean() / passes
+
     save = partial(save_weights, sd, trained, settings.condition)
     where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
-    watch = Watch(*where, optimizer, processes, signals)
-    start = watch.begin(asdict(settings), resume, pairs.digest(), look, how_made(sd), save)
+    watch = Watch(*where, optimizer, processes, signals, bands_for(settings))
+    start = watch.begin(asdict(settings), resume, pairs, look, how_made(sd), save)
     how = settings.seed, settings.steps, settings.batch_size, settings.accumulate
     batches = batches_from(start, sd, pairs, processes, settings.device, *how, settings.cache)
     passes, n = settings.accumulate, settings.accumulate * settings.batch_size * processes.size
+    own_loss = loss is not training_loss
+    backward, take_step = replayed(settings.graph, add_gradients, optimizer, processes, own_loss)
 
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
@@ -248,12 +253,10 @@ def train(
         total = torch.zeros((), device=settings.device)
         for i in range(passes):
             processes.average_next(i + 1 == passes, unet, control)
-            batch, mine = next(batches), draws.of(processes.share(i, settings.batch_size))
-            losses = loss(unet, control, diffusion, sd.scale_factor, batch, mine, empty)
-            optimizer.backward(losses.mean() / passes)
-            total += losses.detach().mean() / passes
-        watch.done(step, optimizer.step(processes.mean(total)))
-    return watch.finish(partial(look, len(held_out.images)), size, bands_for(settings))
+            mine = draws.of(processes.share(i, settings.batch_size), settings.device)
+            total += backward(next(batches), mine)
+        watch.done(step, take_step(processes.mean(total)))
+    return watch.finish(partial(look, len(held_out.images)), size)
 
 
 def pairs_of(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Scores | None]:
@@ -279,9 +282,7 @@ def save_weights(sd: StableDiffusion, trained: dict, condition: str | None, run:
 
 def resolve(given: dict[str, Any]) -> Settings:
     """All settings: those given, then nano's preset, then defaults and what this machine has."""
-    check_data_flags(given)
-    check_together(given)
-    check_new(given.get("out"))
+    check_training_flags(given)
     settings = Settings(**({} if "base" in given else NANO_PRESET) | given)
     on = settings.device or machine.default_device()
     pairs_seen = settings.steps * settings.accumulate * settings.batch_size
@@ -299,7 +300,7 @@ def resolve(given: dict[str, Any]) -> Settings:
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
     """The settings, whether to resume, and whether to stop after the checks."""
-    continued = "; other flags must not change, but --steps may grow with --schedule constant"
+    continued = "; of what is learnt only --steps may grow, with --schedule constant; data may move"
     parser = parser_for(Settings, __doc__, {"nano": NANO_PRESET}, continued)
     parser.add_argument("--dry-run", action="store_true", help="check, print the settings, stop")
     given = vars(parser.parse_args(argv))

@@ -16,17 +16,18 @@ class DDPM:
 
     prediction: what the network makes of x_t: "eps", the noise, or
     "v" = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0.
+    device: of every t in a tensor.
     """
 
     adds_noise = True
 
-    def __init__(self, prediction: str = "eps"):
+    def __init__(self, prediction: str = "eps", device: str | torch.device = "cpu"):
         if prediction not in ("eps", "v"):
             raise ValueError(f"prediction is 'eps' or 'v', not {prediction!r}")
         self.prediction = prediction
         # Evenly spaced square roots, in float64 as in the original.
         self.betas = torch.linspace(0.00085**0.5, 0.0120**0.5, STEPS, dtype=torch.float64) ** 2
-        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0).to(device)
 
     def timesteps(self, steps: int) -> list[int]:
         """The t to visit, noisiest first: floor(1000 i / steps) + 1, or all of 0..999.
@@ -42,7 +43,7 @@ class DDPM:
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t) for t [B], shaped to multiply like [B, 4, h, w]."""
-        abar = self.alphas_cumprod[t.cpu()].view(-1, 1, 1, 1)
+        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         signal, sigma = abar.sqrt(), (1 - abar).sqrt()
         return signal.to(like, non_blocking=True), sigma.to(like, non_blocking=True)
 

@@ -128,6 +128,9 @@ def rehearse_training(gpu: FakeGPU, base: str) -> dict:
             "waits": dict(waits_after - waits),
             "launches": (launches_after - launches).total(),
         }
+    with counting_steps(gpu, train.training_loss):
+        train.main([*flags, "--graph", "--out", "graph"])
+    found["graphs"] = gpu.recorded
     found["scale_on"] = str(optimizer_with_cpu_weights().scaler._scale.device)
     return found
 

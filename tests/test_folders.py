@@ -1,6 +1,7 @@
 """Your own pictures: folder formats, crops, and the data check."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from nanocontrol.training.check import agreement, edge_map, evenly_spaced, look_
 from nanocontrol.training.loader import in_unit
 from nanocontrol.training.pairs import Folder, View, split
 from nanocontrol.training.processes import Processes
+from nanocontrol.training.run import read_run
 
 SQUARE = View((64, 64))
 
@@ -365,6 +367,51 @@ def test_a_run_resumes_with_the_same_pairs_only(tmp_path, capsys, blind):
     assert "run began with other pairs than --data has now" in message
     write_pairs(tmp_path / "pairs", n=5)
     train.main(["--resume", "run", "--steps", "2"])
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_its_data_in_another_folder(tmp_path, capsys, blind):
+    write_pairs(tmp_path / "pairs", n=8)
+    (tmp_path / "hints").mkdir()
+    for hint in [*(tmp_path / "pairs").glob("hint*")]:
+        hint.rename(tmp_path / "hints" / hint.name.replace("hint", "image"))
+    flags = ["--base", NANO, "--data", "pairs", "--hints", "hints", "--size", "64"]
+    flags += ["--device", "cpu", "--batch-size", "2", "--save-every", "1", "--out"]
+    train.main([*flags, "whole", "--steps", "6"])
+    train.main([*flags, "run", "--steps", "3"])
+    shutil.move("pairs", "new"), shutil.move("hints", "elsewhere")
+    shutil.move("cache", "new-cache"), shutil.move("run", "new-run")
+    moved = ["--resume", "new-run", "--steps", "6", "--data", "new", "--hints", "elsewhere"]
+    moved += ["--cache", "new-cache"]
+
+    def refused_with(file: str, content: bytes) -> str:
+        kept = Path(file).read_bytes()
+        Path(file).write_bytes(content)
+        message = refusal(train.main, capsys, *moved)
+        Path(file).write_bytes(kept)
+        return message
+
+    for folder in ("new", "elsewhere"):  # the same pixels in other bytes
+        other = Path(folder, "image7.png").read_bytes() + b"more"
+        message = refused_with(f"{folder}/image7.png", other)
+        assert f"{folder}/image7.png has another content than when" in message
+    lines = Path("new/prompt.json").read_bytes().splitlines(keepends=True)
+    other = lines[3].replace(b"background", b"sky")
+    text = b"".join([*lines[:3], other, *lines[4:]])
+    assert "prompt.json, line 4 is another pair than" in refused_with("new/prompt.json", text)
+    text = b"".join(lines[:7])
+    assert "began with 8 pairs; these are 7" in refused_with("new/prompt.json", text)
+    message = refusal(train.main, capsys, *moved[:4], "--hints", "canny")
+    assert "--hints canny contradicts" in message
+    assert "cannot be read, or is no folder" in refusal(train.main, capsys, *moved[:4])
+    train.main(moved)
+    losses = [read_run(Path(run)).measured("loss") for run in ("whole", "new-run")]
+    assert (
+        losses[0] == losses[1]
+        and len(losses[0]) == 6
+        and len([*Path("new-cache").rglob("*.safetensors")]) == 1
+    )
+    train.main(["--resume", "new-run", "--steps", "7"])  # the new places are kept
 
 
 @pytest.mark.slow

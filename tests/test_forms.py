@@ -230,7 +230,7 @@ def test_what_would_be_misread_is_refused(original, tmp_path):
     assert "-condlabel" in wrong_with(folder, "canny")[0]
     folder = copied(original, tmp_path / "csv")
     (folder / "statistics.csv").write_text("a,b\n1,2\n")
-    assert "lack `target`; they have: a, b" in wrong_with(folder, "canny")[0]
+    assert "lack `target` or `file_name`; they have: a, b" in wrong_with(folder, "canny")[0]
     (folder / "others.jsonl").write_text("{}")
     assert "has 2 lists: others.jsonl, statistics.csv" in wrong_with(folder, "canny")[0]
     assert "pictures without hints" in wrong_with(copied(original, tmp_path / "bare"))[0]
@@ -250,8 +250,8 @@ def test_errors_of_one_kind_are_one_line(original, tmp_path):
         "\n".join(map(json.dumps, rows))
     )
     (wrong,) = wrong_with(folder)
-    assert "line 1," in wrong and "and 997 more: 1,000 pairs lack `source`" in wrong
-    assert wrong.endswith("they have: caption, image")
+    assert "line 1," in wrong and "and 997 more: 1,000 pairs lack `source` or" in wrong
+    assert wrong.endswith("`conditioning_image`; they have: caption, image")
 
 
 def test_damaged_archives_are_refused(original, tmp_path):

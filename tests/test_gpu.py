@@ -73,8 +73,9 @@ def test_a_gpu_learns_what_a_cpu_does(exact):
         optimizer = train.optimizer_for(settings, trained)
         with torch.no_grad():
             context = sd.encode_prompts(["a red ball", ""])
-        pairs = (x.to(device) for x in (x0, hints, context, noise))
-        given = sd.unet, control, DDPM(sd.prediction), *pairs, torch.tensor([100, 800])
+        t = torch.tensor([100, 800])
+        pairs = (x.to(device) for x in (x0, hints, context, noise, t))
+        given = sd.unet, control, DDPM(sd.prediction, device), *pairs
         for _ in range(3):
             loss = train.diffusion_loss(*given).mean()
             optimizer.backward(loss)

@@ -18,7 +18,7 @@ PAPER |= {"checkpoint"}
 # Rooms in their order: a file imports from its own room and from those before it. Ring 1 is the
 # paper and the scripts, ring 2 the other inner rooms, ring 3 what can be deleted.
 INNER = ["plumbing", "formats", "paper", "training", "nano", "commands", "scripts"]
-OUTER = ["tools", "doctor", "experiments", "page"]
+OUTER = ["tools", "doctor", "experiments", "conformance", "page"]
 ROOMS = INNER + OUTER
 # Lines of code, at most. The paper has 900 and a margin for bug fixes.
 BUDGETS = {
@@ -27,12 +27,13 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 1900,
+    "training": 2065,
     "nano": 1385,
     "commands": 330,
-    "tools": 480,
+    "tools": 750,
     "doctor": 640,
     "experiments": 2130,
+    "conformance": 1250,
     "page": 1050,
 }
 BROWSER, BROWSER_BUDGET = (".js", ".html", ".css"), 2100

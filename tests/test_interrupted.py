@@ -11,6 +11,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -235,6 +236,40 @@ def test_ten_kills_with_accumulation(begin, flags):
     kill_and_compare(begin, [*flags, "--accumulate", "2"], kills=2, runs=5, seed=2)
 
 
+def kept_steps(run: Path) -> list[int]:
+    """The steps whose weights are kept as the last evaluations'. All files, the
+    best's too, can be read, and each step has those of its whole model."""
+    steps: dict[str, list[int]] = {}
+    for file in [*run.glob("*-best.safetensors"), *run.glob("weights/*.safetensors")]:
+        tensors, metadata = content(file)
+        step = json.loads(metadata["nanocontrol"])["step"]
+        assert tensors and (file.stem.endswith("-best") or int(file.stem[-7:]) == step)
+        steps.setdefault(file.name.partition("-")[0], []).append(step)
+    of_control, of_base = (steps.get(name, []) for name in ("control", "base"))
+    assert of_control[:1] == of_base[:1]  # of the best
+    return sorted({*of_control[1:]} & {*of_base[1:]})
+
+
+@pytest.mark.slow
+def test_kept_weights_are_whole_after_any_kill(begin, flags):
+    flags = [*flags, "--keep", "2", "--sample-every", "2", "--save-every", "5", "--unlock", "all"]
+    whole, _ = finished(begin, *flags)
+    assert kept_steps(whole) == [10, 12]
+    generator, before = random.Random(5), 0
+    for _ in range(5):
+        process = continued(begin, flags, "run")
+        places = [Path("run"), Path("run/weights"), Path("run/keeping"), Path("run/samples")]
+        await_files(process, places, generator.randint(10, 40))
+        process.kill()
+        ended(process)
+        steps = kept_steps(Path("run"))
+        assert 2 <= len(steps) <= 3 or before < 2 and len(steps) >= before
+        before = len(steps)
+    assert before >= 2
+    assert ended(continued(begin, flags, "run")) == 0, said(Path())
+    assert_same(Path("run"), whole)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("part", PARTS)
 def test_ten_kills_of_each_of_nanos_trainings(begin, part):
@@ -250,12 +285,13 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def begin_two(begin, *argv, second: list | None = None) -> list[BaseProcess]:
-    """Start two processes as torchrun does. second: the second one's flags, if others."""
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    both |= {"MASTER_PORT": free_port()}
+def begin_two(begin, *argv, second: list | None = None, machines: int = 1) -> list[BaseProcess]:
+    """Start two processes as torchrun does, in the folders p0 and p1. second: the second one's
+    flags, if others; machines: two for a process on each."""
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(2 // machines), "MASTER_ADDR": "127.0.0.1"}
+    both |= {"GROUP_WORLD_SIZE": str(machines), "MASTER_PORT": free_port()}
     return [
-        begin(*own, **both, RANK=str(i), LOCAL_RANK=str(i), folder=Path(f"p{i}"))
+        begin(*own, **both, RANK=str(i), LOCAL_RANK=str(i // machines), folder=Path(f"p{i}"))
         for i, own in enumerate((argv, second or argv))
     ]
 
@@ -353,15 +389,19 @@ def losses_of(run: str) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_two_processes_can_be_resumed_as_one(begin, flags):
+def test_two_processes_can_be_resumed_as_one_elsewhere(begin, flags, pairs):
+    """On a machine where data, cache and run have other places."""
     flags = [*flags, "--cache", Path("cache").resolve(), "--schedule", "constant"]
     for name, steps in (("whole", "12"), ("run", "6")):
         out = Path(name).resolve()
         pair = begin_two(begin, *flags, "--steps", steps, "--out", out)
         assert [ended(process) for process in pair] == [0, 0], said(Path("p0"))
-    more = ["--steps", "12", "--accumulate", "2"]
-    assert ended(begin("--resume", Path("run").resolve(), *more)) == 0, said(Path())
-    whole, run = losses_of("whole"), losses_of("run")
+    shutil.copytree(pairs, "same-pairs")
+    shutil.move("cache", "same-cache"), shutil.move("run", "same-run")
+    more = ["--steps", "12", "--accumulate", "2", "--data", "same-pairs", "--cache", "same-cache"]
+    assert ended(begin("--resume", "same-run", *more)) == 0, said(Path())
+    assert not Path("cache").exists() and len([*Path("same-cache").rglob("*.safetensors")]) == 1
+    whole, run = losses_of("whole"), losses_of("same-run")
     assert whole.keys() == run.keys() and len(whole) == 12
     assert all(whole[step] == pytest.approx(run[step], rel=1e-4) for step in whole)
 
@@ -380,6 +420,53 @@ def test_processes_with_other_data_or_flags_end_in_one_sentence(begin):
             assert f"the processes differ in {words}: expected the same" in said(folder)
 
 
+# The same path on two machines leads to each one's own disk, as this one to a process's own folder.
+OWN_DISK = "/proc/self/cwd"
+
+
+@pytest.mark.slow
+def test_two_machines_with_disks_of_their_own_end_in_one_sentence(begin):
+    flags = ["--base", NANO, "--steps", "2", "--batch-size", "3", "--size", "64", "--no-cache"]
+    flags += ["--data", f"{OWN_DISK}/pairs", "--out", f"{OWN_DISK}/run"]
+    for name in ("p0", "p1"):
+        Path(name).mkdir()
+        write_pairs(Path(name, "pairs"), n=8)
+    pair = begin_two(begin, *flags, machines=2)
+    assert [ended(process) for process in pair] == [2, 2]
+    for folder in (Path("p0"), Path("p1")):
+        assert f"{OWN_DISK}/run is not the same folder on all machines" in said(folder)
+    assert "8 pairs; 2 steps of 6 will see each 1.5 times" in Path("p0/output").read_text()
+    shutil.rmtree("p1/pairs")
+    pair = begin_two(begin, *flags, machines=2)
+    assert [ended(process) for process in pair] == [2, 2]
+    assert f"--data: {OWN_DISK}/pairs cannot be read" in said(Path("p1"))
+    assert "another process ended" in said(Path("p0"))
+
+
+@pytest.mark.slow
+def test_when_a_machine_is_lost_the_other_prints_the_whole_command(begin, flags):
+    flags = [*flags, "--steps", "500", "--cache", Path("cache").resolve()]
+    pair = begin_two(begin, *flags, "--out", Path("run").resolve(), machines=2)
+    wait_until(saved("run"), pair[0])
+    pair[1].kill()
+    assert ended(pair[0]) == 2
+    command = "torchrun --nproc-per-node 1 --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT"
+    assert "another process ended" in said(Path("p0")) and command in said(Path("p0"))
+    whole = torch.load("run/state.pt", weights_only=True)
+    assert 0 < whole["step"] < 500
+
+
+def of_another_version(rank: int, port: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = Processes("cpu")
+    both.compare(Path("shared"), {})
+    with mock.patch.object(torch, "__version__", f"2.{rank}"):
+        with pytest.raises(InputError, match="differ in their versions of nanocontrol or PyTorch"):
+            both.compare(Path("shared"), {})
+    both.leave()
+
+
 def compared(rank: int, port: str) -> None:
     """In a process of its own: its folder is not the other one's."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -393,10 +480,11 @@ def compared(rank: int, port: str) -> None:
 
 
 @pytest.mark.slow
-def test_processes_without_a_shared_folder_end_in_one_sentence():
+@pytest.mark.parametrize("function", [compared, of_another_version])
+def test_processes_without_a_shared_folder_or_version_end_in_one_sentence(function):
     port = free_port()
     pair = [
-        multiprocessing.get_context("spawn").Process(target=compared, args=(i, port))
+        multiprocessing.get_context("spawn").Process(target=function, args=(i, port))
         for i in (0, 1)
     ]
     for process in pair:

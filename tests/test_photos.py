@@ -8,7 +8,11 @@ import pytest
 
 import sample
 import train
-from conftest import opened
+from conftest import CONTROL, NANO, opened
+from nanocontrol import load_control, load_sd
+from nanocontrol.formats.tensors import read_tensors
+from nanocontrol.nano.data import Source
+from nanocontrol.training.run import read_run
 
 pytestmark = pytest.mark.slow  # importing the packages takes seconds
 
@@ -20,6 +24,36 @@ def test_a_training_on_photographs_runs(photos, hasty):
     assert metrics["held_out_loss"] > 0 and 0 <= metrics["score"] <= 1 and metrics["skipped"] == 0
     sheet = np.asarray(opened("run/samples/000003.png"))
     assert sheet.shape[1] == 2 * 128  # two of eight photographs are held out
+
+
+def test_the_best_weights_have_the_lowest_held_out_loss(photos, hasty):
+    """In a short run of the training on photographs of training/README.md."""
+    flags = ["--data", str(photos), "--hints", "canny", "--crop", "random", "--mirror"]
+    flags += ["--unlock", "all", "--init-control", CONTROL, "--lr", "3e-4", "--batch-size", "2"]
+    short = ["--steps", "5", "--sample-every", "1", "--keep", "all", "--device", "cpu"]
+    train.main([*flags, *short, "--dtype", "fp32", "--out", "run"])
+    run = read_run(Path("run"))
+    losses = dict(run.measured("held_out_loss"))
+    best = min(losses, key=losses.__getitem__)
+    assert len({*losses.values()}) == 6
+
+    def loss_of(base: Path, control: Path) -> float:
+        sd = load_sd(base)
+        _, held_out, _ = Source.of(run.settings).read(sd, NANO, 1, 1)
+        return train.evaluate(sd, load_control(control, sd.unet), held_out, None, 2)[1][
+            "held_out_loss"
+        ]
+
+    names = {step: f"-{step:07d}.safetensors" for step in losses}
+    measured = {
+        step: loss_of(*(Path(f"run/weights/{part}{name}") for part in ("base", "control")))
+        for step, name in names.items()
+    }
+    away = sorted(losses.values())[1] - losses[best]  # the second best
+    assert measured == pytest.approx(losses, abs=away / 4)
+    kept = loss_of(Path("run/base-best.safetensors"), Path("run/control-best.safetensors"))
+    assert kept == measured[best] == min(measured.values())
+    assert read_tensors(Path("run/control-best.safetensors"))[1]["step"] == best
 
 
 def test_pictures_are_sampled_from_the_edges_of_photographs(photos):

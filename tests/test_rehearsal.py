@@ -43,5 +43,8 @@ def test_a_training_step_never_waits_for_the_gpu():
     found = counted("training")
     assert found["bf16"]["waits"] == found["fp16"]["waits"] == {}
     assert found["mistake"]["waits"] == {"_local_scalar_dense": 1}
+    # A pass and AdamW's step are recorded. The rest of a step has few launches.
+    of_pass, of_optimizer = found["graphs"]
+    assert of_pass > 500 and of_optimizer > 3, found
     # The loss scale has to be on the gradients' device; elsewhere it would be read too early.
     assert found["scale_on"] == "cpu"

@@ -78,6 +78,18 @@ def test_what_is_not_learnt_may_change_when_a_run_is_resumed():
             settings_of_run(train.Settings, run, changed)
 
 
+def test_data_may_be_in_another_folder_when_a_run_is_resumed():
+    """Their content is compared later. But they stay data, and hints stay files."""
+    resumed_with(**OWN | {"hints": "/hints"})
+    moved = {"data": ["/elsewhere/others"], "hints": "/elsewhere/lines"}
+    assert asdict(settings_of_run(train.Settings, Path("run"), moved)).items() >= moved.items()
+    with pytest.raises(InputError, match="--hints canny contradicts"):
+        settings_of_run(train.Settings, Path("run"), {"hints": "canny"})
+    resumed_with(**DRAWN)
+    with pytest.raises(InputError, match=r"--data \['/photos'\] contradicts"):
+        settings_of_run(train.Settings, Path("run"), {"data": ["/photos"]})
+
+
 def resumed_with(**changed: Any) -> Any:
     """The settings of a run whose settings.json was changed."""
     run = Path("run")

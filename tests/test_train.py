@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import chdir
 from functools import partial
 from pathlib import Path
 
@@ -297,6 +298,33 @@ def test_a_film_needs_sheets(filmed):
     assert not (filmed.path / "film.png").exists()
 
 
+@pytest.mark.slow
+def test_ones_own_hints_are_sampled_next_to_the_held_out_pairs(flags, pairs, tmp_path, hasty):
+    """They come first in sheets and film, and change neither the numbers nor the other pictures."""
+    Image.open(pairs / "hint3.png").resize((128, 64)).save("wide.png")
+    flags += ["--steps", "2", "--sample-every", "1", "--unlock", "all"]
+    own = ["--validation", str(pairs / "hint3.png"), "a cup", "--validation", "wide.png", ""]
+    train.main([*flags, "--out", "plain"])
+    train.main([*flags, *own, "--out", "own"])
+    assert log(Path("plain")) == log(Path("own"))
+    sheets = [np.asarray(opened(f"{run}/samples/000002.png")) for run in ("plain", "own")]
+    rows = [sheet[: 3 * 64].reshape(3, 64, -1, 64, 3).swapaxes(1, 2) for sheet in sheets]
+    assert [row.shape[1] for row in rows] == [2, 4] and (rows[1][:, 2:] == rows[0]).all()
+    hints, targets, made = rows[1][:, :2]
+    assert (hints[0] == np.asarray(opened(pairs / "hint3.png").convert("RGB"))).all()
+    assert hints[1].any() and (targets == 255).all() and (made[0] != made[1]).any()
+
+    elsewhere = tmp_path / "elsewhere"  # a path in settings.json does not depend on the folder
+    elsewhere.mkdir()
+    shutil.copytree("own", elsewhere / "own")
+    with chdir(elsewhere):
+        train.main(["--resume", "own", "--steps", "3"])
+        assert opened("own/samples/000003.png").width == 4 * 64
+        other = ["--validation", str(pairs / "hint1.png"), "a dog"]
+        train.main(["--resume", "own", "--steps", "4", *other])
+        assert opened("own/samples/000004.png").width == 3 * 64
+
+
 def test_a_sheet_that_is_cut_off_is_named(filmed):
     sheet = filmed.sheets()[1]
     sheet.write_bytes(sheet.read_bytes()[:900])
@@ -465,6 +493,9 @@ def test_train_refuses_bad_input(tmp_path, capsys, flags, pairs):
         (["--hint-init", "zero"], "--hint-init"),
         (["--lr", "1e39", "--save-every", "1", "--out", str(tmp_path / "hotter")], "not finite"),
         (["--low-memory", "--unlock", "decoder"], "--low-memory is for a locked base"),
+        (["--validation", "nowhere.png", "a cat"], "--validation: "),
+        (["--validation", str(pairs / "prompt.json"), "a cat"], "cannot be read as a picture"),
+        (["--validation", str(pairs / "hint0.png")], "--validation: expected 2 arguments"),
     ]:
         assert words in refusal(train.main, capsys, *short, *more), more
     for alone in (["--size", "64"], ["--crop", "random"], ["--mirror"], ["--hints", "canny"]):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -307,6 +308,51 @@ def test_the_cache_holds_each_context_once(sd, tmp_path, monkeypatch, prompts, k
         monkeypatch.setattr(cache.shutil, "disk_usage", lambda _, usage=usage: usage)
         with pytest.raises(InputError) if free < needed else nullcontext():
             fill(sd, folder, tmp_path / "cache")
+
+
+def with_captions(pairs: Path, folder: Path, captions: Callable[[int], object]) -> Path:
+    """A copy of the pairs with other captions: a text or a list for each number."""
+    shutil.copytree(pairs, folder)
+    lines = [json.loads(x) for x in (pairs / "prompt.json").read_text().splitlines()]
+    lines = [json.dumps(x | {"prompt": captions(i)}) for i, x in enumerate(lines)]
+    (folder / "prompt.json").write_text("\n".join(lines))
+    return folder
+
+
+def test_one_of_several_captions_is_drawn_from_the_cache(sd, pairs, tmp_path):
+    texts = ["a cat", ["a cat", "a dog"], ["", "a dog", "a cup"]]
+    data = with_captions(pairs, tmp_path / "pairs", lambda i: texts[i % 3])
+    folder = Folder([data], View((64, 64)))
+    cached = cache.Cached(folder, fill(sd, folder, tmp_path / "cache"))
+    assert len(cached.parts[0]["context"]) == 4
+    drawn = set()
+    for seen in range(40):
+        i = seen % len(folder)
+        prompt = folder[i, seen][2]
+        drawn.add((i % 3, prompt))
+        context = sd.encode_prompts(prompt)[0]
+        torch.testing.assert_close(cached[i, seen][2], context, rtol=1e-5, atol=1e-5)
+    assert len(drawn) == 6
+    torch.testing.assert_close(cached[2][2], sd.encode_prompts("")[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_cache_changes_no_draw_of_captions(flags, pairs, tmp_path):
+    """Nor do captions change another draw: several equal ones are as good as one."""
+    several = with_captions(pairs, tmp_path / "several", lambda i: [f"cat {i}", "a dog", "a cup"])
+    one = with_captions(pairs, tmp_path / "one", lambda i: f"cat {i}")
+    equal = with_captions(pairs, tmp_path / "equal", lambda i: [f"cat {i}"] * 3)
+    flags += ["--steps", "3", "--batch-size", "5", "--drop-prompt", "0.2", "--mirror"]
+    for run, data, more in [
+        ("without", several, ["--no-cache"]),
+        ("with", several, []),
+        ("one", one, []),
+        ("equal", equal, []),
+    ]:
+        flags[flags.index("--data") + 1] = str(data)
+        in_float64.main([*flags, *more, "--out", run])
+    assert losses("with") == pytest.approx(losses("without"), rel=10 * ROUNDING)
+    assert losses("equal") == losses("one") != losses("with")
 
 
 @pytest.mark.slow

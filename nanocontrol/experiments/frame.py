@@ -110,10 +110,10 @@ def first_steps(variant: Variant, n: int) -> Iterator[ControlNet]:
         empty = sd.encode_prompts("")
     order = settings.seed, n, pairs, 1, ""
     batches = batches_from(0, sd, scenes, Processes(settings.device), settings.device, *order)
-    given = variant, sd.unet, control, DDPM(sd.prediction), sd.scale_factor
+    given = variant, sd.unet, control, DDPM(sd.prediction, settings.device), sd.scale_factor
     for step, batch in enumerate(cycle([*islice(batches, n)])):
         draws = train.random_draws(0, step, pairs, (sd.size, sd.size), settings.drop_prompt)
-        loss = loss_of(*given, batch, draws, empty).mean()
+        loss = loss_of(*given, batch, draws.of(slice(None), settings.device), empty).mean()
         optimizer.backward(loss)
         yield control
         optimizer.step(loss.detach()).item()  # which waits for a GPU

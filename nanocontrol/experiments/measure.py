@@ -119,10 +119,10 @@ def gradient_by_part(sd: StableDiffusion, control: ControlNet, pairs: HeldOut) -
     device, n = next(control.parameters()).device, len(pairs.images)
     noise = torch.randn(pairs.x0.shape, generator=torch.Generator().manual_seed(0))
     t = ((torch.arange(n) + 0.5) / n * STEPS).long()
-    x0, hints, noise = (x.to(device) for x in (pairs.x0, pairs.hints, noise))
+    x0, hints, noise, t = (x.to(device) for x in (pairs.x0, pairs.hints, noise, t))
     with torch.no_grad():
         context = sd.encode_prompts(pairs.prompts).to(device)
-    given = sd.unet, control, DDPM(sd.prediction), x0, hints, context, noise, t
+    given = sd.unet, control, DDPM(sd.prediction, device), x0, hints, context, noise, t
     loss = train.diffusion_loss(*given).mean()
     parts = weights_of(control)
     found = iter(torch.autograd.grad(loss, sum(parts.values(), []), allow_unused=True))

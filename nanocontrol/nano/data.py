@@ -11,8 +11,11 @@ from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.check import tell_or_refuse
-from nanocontrol.training.measure import HeldOut, Scores
+from nanocontrol.training.measure import HeldOut, Scores, read_own
+from nanocontrol.training.moved import check_moved
 from nanocontrol.training.pairs import Folder, Pairs, View, split
+from nanocontrol.training.settings import check_together
+from nanocontrol.training.start import check_new
 
 MEASURED = 32  # drawn scenes that are held out
 
@@ -29,6 +32,8 @@ class Source(NamedTuple):
     scenes: int = HELD_OUT
     seed: int = 0
     cache: str = ""
+    validation: list[list[str]] | None = None  # files of hints, and prompts
+    out: str = ""  # the run's folder
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -54,23 +59,27 @@ class Source(NamedTuple):
         if not self.data and sd.size not in SIZES:
             drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}: expected --data DIR"
             raise InputError(f"--base: {base} is for pictures of {sd.size} pixels, but {drawn}")
+        own = read_own(self.validation, self.view(sd.size).size)
         with blame("--data"):
             pairs = all_pairs(self, sd.size)
             if isinstance(pairs, Folder):
                 tell_or_refuse(pairs, steps, n)
+                if not len(pairs):  # on this machine: the first process has some
+                    raise InputError(pairs.wrong[0])
+                folders = {"data": self.data, "hints": self.hints}
+                if self.out:
+                    check_moved(Path(self.out), folders, pairs.entries)
             trained, others, scores = divided(self, pairs)
-            return trained, HeldOut.of(sd, others), scores
+            return trained, HeldOut.of(sd, others)._replace(own=own), scores
 
 
-def check_data_flags(given: Mapping[str, Any]) -> None:
-    """Raises InputError for data flags of train.py that contradict each other."""
-    if "condition" in given and "data" in given:
-        raise InputError("--condition is for drawn scenes: it cannot be used with --data")
+def check_training_flags(given: Mapping[str, Any]) -> None:
+    """Raises InputError for flags of a new run that contradict each other, or name an old run."""
+    check_together(given)
+    check_new(given.get("out"))
     for name in ("hints", "size", "crop", "mirror"):
         if name in given and "data" not in given:
             raise InputError(f"--{name} is for your own pictures: expected --data DIR")
-    if len(given.get("data", [])) > 1 and given.get("hints", "canny") != "canny":
-        raise InputError("--hints DIR is for one --data: join the folders, or train with one")
     if "data" in given and "base" not in given:
         note = "--data without --base: training a ControlNet for nano, the bundled small model"
         print(note, file=sys.stderr)

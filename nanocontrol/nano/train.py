@@ -127,7 +127,7 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     where = Path(settings.out), settings.steps, settings.sample_every, settings.save_every
     watch = Watch(*where, optimizer, processes, signals)
     look = partial(part.look, SHEET)
-    start = watch.begin(asdict(settings), resume, "", look, part.caption, part.save)
+    start = watch.begin(asdict(settings), resume, None, look, part.caption, part.save)
     order = shuffled(len(part.data), settings.seed, start * settings.batch_size)
     batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
     for step in watch.steps(start):
@@ -235,12 +235,12 @@ def base_part(settings: Settings) -> Part:
     sd = load_base(settings)
     for network in (sd.unet, sd.text_encoder):
         network.requires_grad_(True)
-    diffusion = DDPM(sd.prediction)
+    diffusion = DDPM(sd.prediction, settings.device)
 
     def denoising_loss(x0: Tensor, context: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Equation 3 of Rombach et al. 2022: train.py's diffusion_loss without a ControlNet."""
         x_t, target = diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
-        output = sd.unet(x_t.to(context.dtype), t.to(x0.device), context)
+        output = sd.unet(x_t.to(context.dtype), t, context)
         return F.mse_loss(output.float(), target)
 
     def loss(step: int, batch: tuple, generator: Generator) -> Tensor:
@@ -249,7 +249,7 @@ def base_part(settings: Settings) -> Part:
         t = torch.randint(STEPS, (len(x0),), generator=generator)
         dropped = torch.rand(len(x0), generator=generator) < settings.drop_prompt
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts)]
-        x0, noise = x0.to(settings.device), noise.to(settings.device)
+        x0, noise, t = (x.to(settings.device) for x in (x0, noise, t))
         return denoising_loss(x0, sd.encode_prompts(prompts), noise, t)
 
     def without_hint(x0: Tensor, hint: Tensor, *rest: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class Replayed:
     in it.
     """
 
-    MOST = 2  # recorded calls to keep: a step with control, and one without
+    MOST = 2  # recorded calls to keep: sampling has a step with control, and one without
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function

@@ -111,7 +111,7 @@ def read_image(path: PictureFile, behind: str = "black") -> Image.Image:
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, behind)
             image = Image.alpha_composite(ground, image.convert("RGBA"))
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     except InputError:
         raise
     except Exception as error:  # in a broken file, a decoder finds nearly anything

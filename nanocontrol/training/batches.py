@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nanocontrol.plumbing.machine import to_device
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.cache import encoded_once
@@ -23,8 +24,9 @@ class Draws(NamedTuple):
     t: Tensor  # [n], 0..999
     no_prompt: Tensor  # [n], bool: whether the prompt is dropped
 
-    def of(self, pairs: slice) -> "Draws":
-        return Draws(*(drawn[pairs] for drawn in self))
+    def of(self, pairs: slice, device: str) -> "Draws":
+        """The draws for some of the pairs, on the device."""
+        return Draws(*(to_device(drawn[pairs], device) for drawn in self))
 
 
 def random_draws(seed: int, step: int, n: int, size: tuple[int, int], drop_prompt: float) -> Draws:
@@ -56,7 +58,7 @@ def batches_from(
     n = batch_size * processes.size  # pairs in a pass
     seen = start * accumulate * n
     dataset: Any = pairs
-    if cache and not pairs.changes and steps * accumulate * n > len(pairs):
+    if cache and not pairs.moves and steps * accumulate * n > len(pairs):
         dataset = encoded_once(sd, pairs, cache, batch_size, processes)
     order: Iterator = shuffled(len(dataset), seed, seen)
     if pairs.changes:  # the count of pairs seen before is part of the index: crop, caption

@@ -49,10 +49,12 @@ class Cached(Dataset):
         """The state that a worker process gets: the files' names, not their mapped contents."""
         return self.__dict__ | {"parts": []}
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __getitem__(self, i: int | tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        i, seen = i if isinstance(i, tuple) else (i, None)
         self.parts = self.parts or [read_part(some) for some in self.files]
         part, row = self.parts[i // IN_FILE], i % IN_FILE
-        context = part["context"][int(part["prompt"][row])]
+        numbers = part["prompt"][row].view(-1)
+        context = part["context"][int(numbers[0 if seen is None else self.pairs.drawn(i, seen)])]
         hint = unpacked(part["edges"][row]) if "edges" in part else self.pairs.hint(i)
         return part["mean"][row], part["deviation"][row], context, hint
 
@@ -71,8 +73,8 @@ class Pictures(Dataset):
 
 
 def read_part(files: Files) -> Tensors:
-    """The columns of 256 pairs. `context` has a row for each different prompt, `prompt` the number
-    of every pair's row."""
+    """The columns of 256 pairs. `context` has a row for each different caption, `prompt` the
+    numbers of every pair's rows: [n], or [n, m] where a pair has up to m captions."""
     return {name: rows for file in files for name, rows in read_safetensors(file)[0].items()}
 
 
@@ -113,21 +115,21 @@ def encode_all(
         bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
         for i, part in zip(missing, parts):
             some = itertools.islice(batches, math.ceil(len(part) / batch_size))
-            write_part(files[i], sd, some)
+            write_part(files[i], sd, some, [pairs.captions(i) for i in part])
             bar.update(min(len(part) * processes, len(pairs) - bar.n))
     return files
 
 
+@torch.no_grad()
 def write_part(
-    files: Files, sd: StableDiffusion, batches: Iterable[tuple[Tensor, list[str], Tensor]]
+    files: Files, sd: StableDiffusion, batches: Iterable[tuple], captions: list[list[str]]
 ) -> None:
-    """Write a part's files, its encodings only if they are missing. batches: of its `Pictures`."""
+    """Write a part's files, its encodings only if they are missing. batches: of its `Pictures`;
+    captions: each pair's."""
     encodes = not is_whole(files[0])
-    prompts: list[str] = []
     contexts: Tensors = {}
     edges, latents = [], []
     for images, texts, bits in batches:
-        prompts += texts
         edges.append(bits)
         if encodes:
             *latent, context = encode(sd, images, texts)
@@ -136,8 +138,11 @@ def write_part(
                 contexts.setdefault(prompt, row)
     if encodes:
         mean, deviation = map(torch.cat, zip(*latents))
-        rows = {prompt: i for i, prompt in enumerate(contexts)}
-        numbers = torch.tensor([rows[prompt] for prompt in prompts])
+        for text in (text for some in captions for text in some if text not in contexts):
+            contexts[text] = sd.encode_prompts(text)[0].to(mean.dtype)
+        rows, most = {text: i for i, text in enumerate(contexts)}, max(map(len, captions))
+        numbers = torch.tensor([[rows[x] for x in (some * most)[:most]] for some in captions])
+        numbers = numbers[:, 0] if most == 1 else numbers
         context = torch.stack([*contexts.values()])
         columns = {"mean": mean, "deviation": deviation, "context": context, "prompt": numbers}
         write_tensors(files[0], columns, {})
@@ -228,7 +233,7 @@ def check_space(
         needed += len(edges) * len(part) * image[0].numel() // 8
         if not is_whole(encodings):
             needed += len(part) * (mean + deviation)
-            needed += len({pairs.prompt(i) for i in part}) * context
+            needed += len({text for i in part for text in pairs.captions(i)}) * context
     needed *= processes
     free = shutil.disk_usage(folder).free
     if needed > free:

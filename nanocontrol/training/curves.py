@@ -22,14 +22,15 @@ COLOURS = {"loss": "#b0b0b0", "follows": "#c00000", "iou": "#909090"}  # all oth
 SMOOTH = 20  # steps whose losses are averaged into one point
 
 
-def draw_curves(history: list[dict], path: Path, bands: dict[str, dict]) -> None:
-    """Write the plots to `path`. Without matplotlib, print a note instead.
+def draw_curves(history: list[dict], path: Path, bands: dict[str, dict], note: bool) -> None:
+    """Write the plots to `path`. Without matplotlib, do nothing, or print a `note`.
 
     history: the entries of log.jsonl; bands: for each number, its range over healthy runs with the
     same settings, as `steps`, `lowest`, `highest` and the number of `runs`.
     """
     if find_spec("matplotlib") is None:
-        print('no curves.png: matplotlib is missing (pip install -e ".[plots]")', file=sys.stderr)
+        if note:
+            print('no curves.png: pip install -e ".[plots]" brings matplotlib', file=sys.stderr)
         return
     from matplotlib.figure import Figure  # takes a second
 

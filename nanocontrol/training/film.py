@@ -24,15 +24,15 @@ def chosen(steps: Sequence[int]) -> list[int]:
 
 
 def film(
-    hints: np.ndarray, made: dict[int, np.ndarray], width: int, curves: dict[str, Curve]
+    hints: np.ndarray, made: dict[int, np.ndarray], width: int, curves: dict[str, Curve], first: int
 ) -> Image.Image:
     """A column of hints, a column of pictures for every step, and next to them a plot per curve.
 
     hints: n pictures side by side [H, n * width, 3], bytes, of which the first ROWS are shown.
     made: the pictures made at each step, in the same form.
-    curves: numbers measured on all n pairs, by name.
+    curves: numbers measured on all pairs but the `first` ones, by name.
     """
-    pairs, shown = hints.shape[1] // width, slice(ROWS * width)
+    pairs, shown = hints.shape[1] // width - first, slice(ROWS * width)
     strips = [hints[:, shown], *(with_lines(p[:, shown], hints[:, shown]) for p in made.values())]
     pictures = columns_with_titles(strips, ["hint", *(f"step {step}" for step in made)], width)
     height = max(3 * BORDER, pictures.height // max(1, len(curves)))  # of a plot

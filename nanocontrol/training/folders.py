@@ -62,8 +62,8 @@ def read_folder(folder: Path, hints: str | None, cache: Path) -> Listed:
     by_name = hints_by_name(Path(hints)) if hints and not made else None
     if form == "pictures" and hints is None:
         raise InputError(
-            f"{folder} has pictures without hints: expected a list of pairs (prompt.json, "
-            "metadata.jsonl), --hints DIR with a hint for each, or --hints canny, which makes them"
+            f"{folder} has pictures without hints: expected a list of pairs (prompt.json, metadata."
+            "jsonl or .csv), --hints DIR with a hint for each, or --hints canny, which makes them"
         )
     entries, wrong = [], []
     lacking: dict[str, list[str]] = {}
@@ -129,7 +129,8 @@ def value_of(sample: Sample, names: tuple[str, ...], kinds: tuple[type, ...]) ->
     name = first_key(sample.values, names)
     if name is None or not isinstance(sample.values[name], kinds):
         keys = ", ".join(sorted(map(str, sample.values))) or "nothing"
-        raise Lacking(f"lack `{name or names[0]}`; they have: {keys}")
+        wanted = name or "` or `".join(names[:2])
+        raise Lacking(f"lack `{wanted}`; they have: {keys}")
     return sample.values[name]
 
 

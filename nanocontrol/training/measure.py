@@ -6,6 +6,7 @@ that pairs are memorised, because it is measured on held-out pairs.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from nanocontrol.controlnet import ControlNet
+from nanocontrol.plumbing.errors import blame
 from nanocontrol.plumbing.machine import forget_recorded
+from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image
 from nanocontrol.sampling import Control, initial_noise, sample
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.pairs import Pairs
+from nanocontrol.training.pairs import MIDDLE, Pairs
 
 # The mean loss for x0, hint, context, noise and t; see diffusion_loss in train.py.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -109,6 +112,7 @@ class HeldOut(NamedTuple):
     hints: Tensor  # [n, 3, H, W] in [0, 1]
     prompts: Sequence[str]
     x0: Tensor  # [n, 4, H/8, W/8], scaled latents
+    own: tuple[Tensor, Sequence[str]] | None = None  # hints and prompts without a true picture
 
     @classmethod
     def of(cls, sd: StableDiffusion, pairs: Pairs) -> Self:
@@ -122,7 +126,18 @@ class HeldOut(NamedTuple):
         return self.images.shape[-2], self.images.shape[-1]
 
     def first(self, n: int) -> "HeldOut":
-        return HeldOut(self.images[:n], self.hints[:n], self.prompts[:n], self.x0[:n])
+        return HeldOut(self.images[:n], self.hints[:n], self.prompts[:n], self.x0[:n], self.own)
+
+
+def read_own(
+    validation: list[list[str]] | None, size: tuple[int, int]
+) -> tuple[Tensor, list[str]] | None:
+    """The hints and prompts that the user asked for. validation: the hints' files, and prompts;
+    size: width and height of the pictures, to which hints are cropped like those of --data."""
+    files, prompts = [Path(x) for x, _ in validation or []], [text for _, text in validation or []]
+    with blame("--validation"):
+        hints = [as_tensor(cut_out(read_image(file), size, MIDDLE)) for file in files]
+    return (torch.stack(hints), prompts) if hints else None
 
 
 @torch.no_grad()
@@ -143,11 +158,13 @@ def measure(
 ) -> tuple[list[Tensor], dict]:
     """Rows of pictures (hints, targets, pictures made from the hints), and numbers.
 
+    The rows begin with the hints that the user asked for, `held_out.own`, whose true pictures are
+    white.
     `held_out_loss` is the loss with the right hints. `control_gain` is the loss with other pairs'
     hints minus `held_out_loss`, or None for a single pair. `iou` is as in `mean_iou`.
     scores: a function for more numbers, where the condition can be measured in pictures.
     """
-    images, hints, prompts, _ = held_out
+    images, hints, prompts, *_ = held_out
     made = make_pictures(sd, prompts, [(control, hints, 1.0)], at_once=2 * batch_size)
     own_hints = held_out_loss(sd, held_out, loss, batch_size)
     gain = None  # a single pair has no wrong hint
@@ -155,7 +172,12 @@ def measure(
         swapped = held_out._replace(hints=hints.roll(1, dims=0))
         gain = held_out_loss(sd, swapped, loss, batch_size) - own_hints
     numbers = {"held_out_loss": own_hints, "control_gain": gain, "iou": mean_iou(made, images)}
-    return [hints * 2 - 1, images, made], numbers | (scores(made) if scores else {})
+    rows = [hints * 2 - 1, images, made]
+    if held_out.own:
+        own, texts = held_out.own
+        pictures = make_pictures(sd, texts, [(control, own, 1.0)], at_once=2 * batch_size)
+        rows = [*map(torch.cat, zip([own * 2 - 1, torch.ones_like(own), pictures], rows))]
+    return rows, numbers | (scores(made) if scores else {})
 
 
 @torch.no_grad()
@@ -166,9 +188,9 @@ def held_out_loss(sd: StableDiffusion, held_out: HeldOut, loss: Loss, batch_size
     t = ((torch.arange(n) + 0.5) / n * STEPS).long()
     total = 0.0
     for part in torch.arange(n).split(batch_size):  # to need no more memory than training does
-        x0, hints, eps = (x[part].to(device) for x in (held_out.x0, held_out.hints, noise))
+        x0, hints, eps, ts = (x[part].to(device) for x in (held_out.x0, held_out.hints, noise, t))
         context = sd.encode_prompts([held_out.prompts[i] for i in part])
-        total += len(part) / n * loss(x0, hints, context, eps, t[part]).item()
+        total += len(part) / n * loss(x0, hints, context, eps, ts).item()
     return total
 
 

@@ -53,13 +53,24 @@ class Optimizer:
             shared = (torch.empty_like(p, device="cpu", pin_memory=True) for p in self.computing)
             self.between = list(shared)
         self.adamw = torch.optim.AdamW(self.weights, lr, fused=True, **adamw)
+        self.rate: Tensor | None = None  # the learning rate on the device; see keep_places
         self.scaler = torch.amp.GradScaler(torch.device(home).type, enabled=dtype == "fp16")
         # The first call creates the scale on the device where the gradients will be.
         self.scaler.scale(torch.ones((), device=home))
 
     def set_lr(self, lr: float) -> None:
+        if self.rate is not None:
+            self.rate.fill_(lr)
         for group in self.adamw.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr if self.rate is None else self.rate
+
+    def keep_places(self) -> None:
+        """From now on keep gradients and learning rate in the same memory, because a CUDA graph
+        reads and writes fixed addresses."""
+        self.rate = torch.empty((), device=self.weights[0].device)
+        for group in self.adamw.param_groups:
+            group["capturable"] = True
+        self.set_lr(self.lr)
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to the step's."""
@@ -85,10 +96,18 @@ class Optimizer:
         self.adamw.found_inf = bad.float()  # type: ignore[attr-defined]
         self.adamw.step()
         self.scaler.update()
-        for parameter in (*self.weights, *self.computing):
-            parameter.grad = None
+        self.clear_gradients()
         self.round_weights()
         return torch.where(bad.to(loss.device), math.nan, loss)
+
+    def clear_gradients(self) -> None:
+        if self.weights is not self.computing:
+            self.adamw.zero_grad()
+        if self.rate is None:
+            for parameter in self.computing:
+                parameter.grad = None
+        else:
+            torch._foreach_zero_([p.grad for p in self.computing if p.grad is not None])
 
     def collect_gradients(self) -> list[Tensor]:
         """Copy the networks' gradients to the exact weights -> the copies."""
@@ -118,8 +137,10 @@ class Optimizer:
 
     def state(self) -> dict:
         weights = {name: network.state_dict() for name, network in self.networks.items()}
-        own = {"optimizer": self.adamw.state_dict(), "scaler": self.scaler.state_dict()}
-        return {"weights": weights} | own
+        adamw = self.adamw.state_dict()
+        for group in adamw["param_groups"]:  # the same whether steps are replayed or not
+            group.update(lr=float(group["lr"]), capturable=False)
+        return {"weights": weights, "optimizer": adamw, "scaler": self.scaler.state_dict()}
 
     @torch.no_grad()
     def restore(self, state: dict) -> None:

@@ -30,6 +30,7 @@ class Pairs(Dataset, ABC):
 
     def __init__(self) -> None:
         self.kept: dict[int, Tensor] = {}  # cached hints
+        self.listed: list[Entry] = []  # those of the whole, of which this may be a part
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -49,12 +50,25 @@ class Pairs(Dataset, ABC):
 
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
-        """Bytes that change whenever the image or the prompt does."""
+        """Bytes that change whenever the image or a caption does."""
 
     @property
     def changes(self) -> bool:
         """Whether a pair differs from one time that it is seen to the next."""
         return False
+
+    @property
+    def moves(self) -> bool:
+        """Whether its image does, so that the cache cannot have it."""
+        return False
+
+    def captions(self, i: int) -> list[str]:
+        """The captions of which one is drawn whenever training sees the pair."""
+        return [self.prompt(i)]
+
+    def drawn(self, i: int, seen: int) -> int:
+        """The number of the caption that is drawn for the n-th pair that training sees."""
+        return 0
 
     def edges(self, i: int) -> str:
         """How hint i is made if it consists of edges of its image, else "". The cache on disk keeps
@@ -119,6 +133,7 @@ class Folder(Pairs):
             self.entries += entries
             self.wrong += wrong + [f"{folder} is given twice"] * (times > 1)
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
+        self.listed = self.entries
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -140,16 +155,16 @@ class Folder(Pairs):
         random = self.view.crop == "random"
         place = MIDDLE if seen is None or not random else self.random_place(seen)
         image = self.image(i, place)
-        return image * 2 - 1, in_unit(self.hint_at(i, place, image)), self.caption(i, seen)
+        caption = self.captions(i)[0 if seen is None else self.drawn(i, seen)]
+        return image * 2 - 1, in_unit(self.hint_at(i, place, image)), caption
 
-    def caption(self, i: int, seen: int | None) -> str:
-        """The prompt of pair i. Where it has several captions, the one drawn for the n-th pair that
-        training sees."""
-        prompt, others = self.entries[i].prompt, self.entries[i].others
-        if seen is None or not others:
-            return prompt
+    def captions(self, i: int) -> list[str]:
+        return [self.entries[i].prompt, *self.entries[i].others]
+
+    def drawn(self, i: int, seen: int) -> int:
+        n = len(self.entries[i].others) + 1
         generator = generator_of(self.view.seed, seen, CAPTION)
-        return (prompt, *others)[int(torch.randint(1 + len(others), (), generator=generator))]
+        return int(torch.randint(n, (), generator=generator)) if n > 1 else 0
 
     def picture(self, i: int) -> tuple[Tensor, str]:
         return self.image(i, MIDDLE) * 2 - 1, self.entries[i].prompt
@@ -189,7 +204,11 @@ class Folder(Pairs):
 
     @property
     def changes(self) -> bool:
-        return self.view.crop == "random" or any(entry.others for entry in self.entries)
+        return self.moves or any(entry.others for entry in self.entries)
+
+    @property
+    def moves(self) -> bool:
+        return self.view.crop == "random"
 
     def random_place(self, seen: int) -> tuple[float, float]:
         right, down = torch.rand(2, generator=generator_of(self.view.seed, seen, CROP)).tolist()
@@ -212,7 +231,9 @@ class Folder(Pairs):
             digest = hashlib.sha256(entry.picture.read_bytes()).digest()
         except OSError as error:
             raise InputError(f"{entry.picture} cannot be read: {error.strerror}") from None
-        return digest + f"{self.view.size} {MIDDLE} {entry.mirrored} {entry.prompt}".encode()
+        others = repr(entry.others) if entry.others else ""
+        text = f"{self.view.size} {MIDDLE} {entry.mirrored} {entry.prompt}{others}"
+        return digest + text.encode()
 
 
 def held_out_of(n: int) -> int:

@@ -1,5 +1,6 @@
 """Training with several processes, one per GPU."""
 
+import hashlib
 import os
 import secrets
 import time
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import nanocontrol
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder
@@ -25,6 +27,18 @@ N = TypeVar("N", bound=nn.Module)
 def is_first() -> bool:
     """Whether this process prints and writes: the first that torchrun started, or the only one."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def code_here() -> str:
+    """A hash of the project's code and of PyTorch's version."""
+    files = sorted(Path(nanocontrol.__file__).parent.rglob("*.py"))
+    code = b"".join([torch.__version__.encode(), *(file.read_bytes() for file in files)])
+    return hashlib.sha256(code).hexdigest()
+
+
+def is_of_others(error: Exception) -> bool:
+    """Whether an error means that another process ended, or did not answer in time."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def appears(file: Path) -> bool:
@@ -100,10 +114,11 @@ class Processes:
             dist.barrier(self.patient)
 
     def compare(self, folder: Path, facts: dict[str, str]) -> None:
-        """Raises InputError in every process if they differ in a fact, by its name, or if they do
-        not share the folder."""
+        """Raises InputError in every process if they differ in their code or in a fact, by its
+        name, or if they do not share the folder."""
         if self.size == 1:
             return
+        facts = {"their versions of nanocontrol or PyTorch": code_here()} | facts
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, facts, self.patient)
         for name in facts:

@@ -80,8 +80,8 @@ class RunFolder:
         """Prepare the folder for a run that begins after step `start`. Log entries and sheets of
         later steps, which a killed run left, are removed."""
         make_folder("--out", self.path / "samples")
-        for folder in (self.path, self.path / "samples"):
-            remove_temporary_files(folder)
+        for name in ("", "samples", "weights"):
+            remove_temporary_files(self.path / name)
         if (self.path / "settings.json").exists():  # in any other folder, files are the user's
             for file in self.path.glob(".tmp??????"):  # safetensors' temporary files
                 file.unlink()
@@ -158,10 +158,11 @@ class RunFolder:
         files = [file for file in (self.path / "samples").glob("*.png") if file.is_file()]
         return sorted((f for f in files if f.stem.isdecimal()), key=lambda file: int(file.stem))
 
-    def film(self, height: int, width: int) -> None:
+    def film(self, height: int, width: int, first: int = 0) -> None:
         """Save the film, made from the log and the contact sheets. A sheet's first row has the
-        hints, its last row the model's output. height, width: of a picture, in pixels. Sheets of
-        another size than the last one's are left out. Without sheets there is no film."""
+        hints, its last row the model's output. height, width: of a picture, in pixels; first: how
+        many columns of a sheet come before the held-out pairs. Sheets of another size than the
+        last one's are left out. Without sheets there is no film."""
         best = next((name for name in FOLLOWED if self.measured(name)), "control_gain")
         # Sheets of steps that this run did not evaluate are not its own.
         looked = {e["step"] for e in self.history if not e.keys() & {"loss", "skipped"}}
@@ -174,7 +175,7 @@ class RunFolder:
         hints = next(iter(sheets.values()))[:height]
         made = {step: sheet[-height - CAPTION : -CAPTION] for step, sheet in sheets.items()}
         curves = {name: x for name in (best, "held_out_loss") if (x := self.measured(name))}
-        save_picture(film(hints, made, width, curves), self.path / "film.png")
+        save_picture(film(hints, made, width, curves, first), self.path / "film.png")
 
 
 def measured(history: Sequence[dict], name: str) -> list[tuple[int, float]]:

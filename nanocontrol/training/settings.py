@@ -12,9 +12,17 @@ from nanocontrol.plumbing.flags import Parser, absolute, canny_or_folder, device
 from nanocontrol.plumbing.machine import available
 from nanocontrol.training.run import read_json
 
+SEVERAL = list[list[str]]  # the type of a flag that takes a file and a text, and may be repeated
 DIVISION = "batch_size", "accumulate"  # may change together: Watch compares the pairs in a step
 # Readers of what may exist elsewhere only: of their values from a file, only the type counts.
 PLACES = (absolute, canny_or_folder, device)
+
+
+class FileAndText(argparse.Action):
+    """Collects the values of such a flag, the file as an absolute path."""
+
+    def __call__(self, parser: Any, into: Any, values: Any, flag: str | None = None) -> None:
+        setattr(into, self.dest, [*getattr(into, self.dest, []), [absolute(values[0]), values[1]]])
 
 
 def knob(
@@ -99,6 +107,8 @@ def parser_for(
             if get_origin(literal) is list:
                 argument["action"] = "append"
                 del argument["choices"]
+        if SEVERAL in kinds:
+            argument |= {"action": FileAndText, "nargs": 2, "metavar": ("FILE", "PROMPT")}
         if argument.get("type") is absolute:
             argument["metavar"] = "PATH"
         add = partial(parser.add_argument, default=argparse.SUPPRESS)
@@ -123,6 +133,10 @@ def is_possible(setting: Field, value: Any) -> bool:
     kinds = [setting.type, *get_args(setting.type)]
     if value is None or bool in kinds:
         return type(value) in kinds
+    if SEVERAL in kinds:
+        return type(value) is list and all(
+            type(x) is list and [*map(type, x)] == [str, str] for x in value
+        )
     literals = [x for kind in kinds if get_origin(kind) is Literal for x in get_args(kind)]
     allowed = literals or list(setting.metadata.get("choices") or [value])
     several, reader = list in map(get_origin, kinds), setting.metadata.get("type", str)
@@ -150,6 +164,11 @@ def check_together(settings: Mapping[str, Any]) -> None:
         raise InputError("drawn scenes have --condition, not --hints, --size, --crop, --mirror")
 
 
+def may_have_moved(name: str, before: Any, now: Any) -> bool:
+    """Whether data can be in another folder now. Their content is compared later."""
+    return name in ("data", "hints") and before not in (None, "canny") and now != "canny"
+
+
 def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: str = "") -> Any:
     """The settings of a run to resume, with the flags that are given now. These may not change what
     is learnt, with one exception: `steps` may grow if the run's `schedule` is `longer`, because
@@ -171,7 +190,7 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
     for name, value in given.items():
         grows = name == "steps" and old.get("schedule") == longer and value > old["steps"]
         before, after = (what_is_learnt(every, settings) for every in (old, old | {name: value}))
-        same = before == after or name in DIVISION
+        same = before == after or name in DIVISION or may_have_moved(name, old[name], value)
         if not grows and not (same and (name != "out" or value == old["out"])):
             fixed = name == "steps" and old.get("schedule") != longer
             why = "; its learning rate depends on --steps" if fixed else ""

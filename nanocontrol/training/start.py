@@ -11,9 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nanocontrol.plumbing.errors import InputError, Stopped
+from nanocontrol.plumbing.errors import LONGEST_LINE, InputError, Stopped
 from nanocontrol.plumbing.locked_folder import folder_held
-from nanocontrol.training.processes import is_first
+from nanocontrol.training.processes import is_first, is_of_others
 
 
 class Signals:
@@ -62,6 +62,11 @@ def run_alone(train: Callable, settings: Any, resume: bool, kind: str, command: 
             if not first:  # the first process prints the message
                 sys.exit(128 + number)
             raise Stopped(number, how_to_go_on(Path(out), command)) from None
+        except RuntimeError as error:
+            if not is_of_others(error):
+                raise
+            what = "another process ended, or did not answer in time; its output says why"
+            raise InputError(f"{what}; {how_to_go_on(Path(out), command)}", LONGEST_LINE) from None
 
 
 def how_to_go_on(out: Path, command: str) -> str:

@@ -15,7 +15,9 @@ from nanocontrol.plumbing.errors import LONGEST, InputError, Stopped, say
 from nanocontrol.training.curves import draw_curves
 from nanocontrol.training.keep import keep_weights
 from nanocontrol.training.measure import step_of_jump
+from nanocontrol.training.moved import record
 from nanocontrol.training.optimizer import Optimizer
+from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.run import RunFolder, finite_or_none, read_json
 from nanocontrol.training.start import Signals
@@ -26,13 +28,15 @@ HALVINGS = 16  # more steps that fp16 may skip, one for each halving of its loss
 
 Look = Callable[[], tuple[list[Tensor], dict]]  # rows of pictures, and numbers
 Save = Callable[[Path], None]  # into a folder
+Data = Pairs | None
 
 
 class Watch:
     """Logs, evaluates and saves a run. Of several processes, only the first evaluates and writes.
 
     steps: the run's length; look_every, save_every: steps between evaluations and between saves;
-    signals: the first one stops the run after the current step.
+    signals: the first one stops the run after the current step; bands: for a ControlNet, ranges of
+    healthy runs, drawn behind its curves.
     """
 
     def __init__(
@@ -44,9 +48,11 @@ class Watch:
         optimizer: Optimizer,
         processes: Processes,
         signals: Signals,
+        bands: dict | None = None,
     ):
         self.total, self.look_every, self.save_every = steps, look_every, save_every
         self.optimizer, self.processes, self.signals = optimizer, processes, signals
+        self.bands = bands
         self.run = RunFolder(folder)
         self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # not logged yet
@@ -55,17 +61,18 @@ class Watch:
         self.began = time.monotonic()
 
     def begin(
-        self, settings: dict, resume: bool, pairs: str, look: Look, caption: str, save: Save
+        self, settings: dict, resume: bool, pairs: Data, look: Look, caption: str, save: Save
     ) -> int:
         """Write the folder with these settings, or restore its last save -> the first step.
 
-        pairs: from Pairs.digest; look: evaluates the networks; caption: how its pictures are made;
-        save: writes the weights, as sample.py reads them, into the folder.
+        pairs: the training's, which must not change; look: evaluates the networks; caption: how
+        its pictures are made; save: writes the weights, as sample.py reads them, into the folder.
         """
-        self.pairs, self.look, self.caption, self.save = pairs, look, caption, save
+        self.data, self.look, self.caption, self.save = pairs, look, caption, save
+        self.pairs = pairs.digest() if pairs is not None else ""
         self.began_with = settings["base"], settings.get("init_control")
-        self.keep = settings.get("keep", 0)
-        facts = {"their data": pairs, "their flags": json.dumps(settings, sort_keys=True)}
+        self.keep, self.own = settings.get("keep", 0), len(settings.get("validation") or [])
+        facts = {"their data": self.pairs, "their flags": json.dumps(settings, sort_keys=True)}
         for folder in filter(None, (str(self.run.path), settings.get("cache"))):
             self.processes.compare(Path(folder), facts)
         progress = self.progress(0)
@@ -113,6 +120,9 @@ class Watch:
 
     def steps(self, start: int) -> Iterator[int]:
         """The remaining steps, from `start` on, with a progress bar. Call `done` after each."""
+        if self.writes and self.data is not None:
+            record(self.run.path, self.data.listed)
+        self.processes.wait()
         self.signals.noting = True
         if start == 0 and self.writes:
             self.observe(0)
@@ -126,7 +136,7 @@ class Watch:
 
         step: counted from 0. loss: from Optimizer.step, averaged over the processes.
         """
-        self.losses.append(loss)
+        self.losses.append(loss.clone())  # a replayed step overwrites its output
         done = step + 1
         last, stopped = done == self.total, self.processes.largest(self.signals.noted)
         looks = last or done % self.look_every == 0
@@ -170,8 +180,13 @@ class Watch:
         before = [loss for _, loss in self.run.measured("held_out_loss")]
         loss = numbers.get("held_out_loss", math.nan)  # not measured: never the lowest
         self.run.log(step, **numbers)
+        self.draw_curves(note=False)
         best = math.isfinite(loss) and all(loss < other for other in before)
         keep_weights(self.save, self.run.path, step, best, self.keep)
+
+    def draw_curves(self, note: bool) -> None:
+        if self.bands is not None:
+            draw_curves(self.run.history, self.run.path / "curves.png", self.bands, note)
 
     def write(self, step: int) -> None:
         if not all(weight.isfinite().all() for weight in self.optimizer.weights):
@@ -182,14 +197,11 @@ class Watch:
         self.save(self.run.path)
         self.run.save(self.progress(step), self.optimizer)
 
-    def finish(
-        self, look: Look, film_size: tuple[int, int] | None = None, bands: dict | None = None
-    ) -> dict:
+    def finish(self, look: Look, film_size: tuple[int, int] | None = None) -> dict:
         """Evaluate once more and write metrics.json -> the final numbers.
 
         film_size: height and width of the pictures. For a ControlNet, where it is given, the step
-        of the jump, the film and the curves are written too. bands: ranges of healthy runs, drawn
-        behind the curves.
+        of the jump and the film are written too.
         """
         if self.signals.noted:  # during the last evaluation
             raise Stopped(self.signals.noted)
@@ -198,8 +210,8 @@ class Watch:
             metrics = finite_or_none(look()[1])
             if film_size:
                 metrics["step_of_jump"] = step_of_jump(self.run.measured)
-                self.run.film(*film_size)
-                draw_curves(self.run.history, self.run.path / "curves.png", bands or {})
+                self.run.film(*film_size, self.own)
+                self.draw_curves(note=True)
             seconds = round(time.monotonic() - self.began, 1)
             self.run.finish(metrics | {"skipped": self.run.skipped, "seconds": seconds})
             say(f"{self.run.path}: {json.dumps(metrics)}")

@@ -39,8 +39,10 @@ from nanocontrol import (
 from nanocontrol.clip import CLIPTextEncoder
 from nanocontrol.plumbing import machine
 from nanocontrol.training.batches import Draws, random_draws
+from nanocontrol.training.graph import replayed
 from nanocontrol.training.loader import Batch, encoded
 from nanocontrol.training.optimizer import PRECISIONS, Optimizer
+from nanocontrol.training.processes import Processes
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a pale golden circle"
@@ -106,11 +108,13 @@ class Training:
         self.sd, self.control, trained = train.models(self.settings)
         job.fastest(self.sd.unet, self.control)
         self.optimizer = train.optimizer_for(self.settings, trained)
-        self.diffusion = DDPM(self.sd.prediction)
+        self.diffusion = DDPM(self.sd.prediction, job.device)
         with torch.no_grad():
             self.empty = self.sd.encode_prompts("")
         if self.settings.cache:
             self.sd.vae.cpu(), self.sd.text_encoder.cpu()
+        parts = self.add_gradients, self.optimizer, Processes(job.device), False
+        self.backward, self.take_step = replayed(self.settings.graph, *parts)
 
     def __call__(self, n: int) -> Callable[[], object]:
         return partial(self.step, self.batches(n), n)
@@ -132,21 +136,25 @@ class Training:
         n = n * settings.accumulate
         return random_draws(settings.seed, 0, n, size, settings.drop_prompt)
 
-    def loss(self, batches: Iterator[Batch], draws: Draws) -> Tensor:
+    def loss(self, batch: Batch, draws: Draws) -> Tensor:
         """The mean loss of one pass."""
-        given = self.sd.scale_factor, next(batches), draws, self.empty
+        given = self.sd.scale_factor, batch, draws, self.empty
         networks = self.sd.unet, self.control
         return train.training_loss(*networks, self.diffusion, *given).mean()
+
+    def add_gradients(self, batch: Batch, draws: Draws) -> Tensor:
+        loss, passes = self.loss(batch, draws), self.settings.accumulate
+        self.optimizer.backward(loss / passes)
+        return loss.detach() / passes
 
     def step(self, batches: Iterator[Batch], n: int) -> Tensor:
         """A step as in train.py's loop."""
         draws, passes = self.draws(n), self.settings.accumulate
         total = torch.zeros((), device=self.job.device)
         for i in range(passes):
-            loss = self.loss(batches, draws.of(slice(i * n, (i + 1) * n)))
-            self.optimizer.backward(loss / passes)
-            total += loss.detach() / passes
-        return self.optimizer.step(total)
+            mine = draws.of(slice(i * n, (i + 1) * n), self.job.device)
+            total += self.backward(next(batches), mine)
+        return self.take_step(total)
 
 
 def fine_tuning(job: Job) -> Contender:
@@ -156,19 +164,19 @@ def fine_tuning(job: Job) -> Contender:
     job.fastest(sd.unet)
     precision = machine.default_dtype(job.device)
     optimizer = Optimizer({"unet": sd.unet}, 1e-5, job.device, precision)
-    diffusion = DDPM(sd.prediction)
+    diffusion = DDPM(sd.prediction, job.device)
 
     def step(x: Tensor, noise: Tensor, context: Tensor, t: Tensor) -> None:
         x_t, target = diffusion.add_noise(x, noise, t), diffusion.target(x, noise, t)
-        output = sd.unet(x_t.to(job.dtype), machine.to_device(t, job.device), context)
+        output = sd.unet(x_t.to(job.dtype), t, context)
         loss = F.mse_loss(output.float(), target)
         optimizer.backward(loss)
         optimizer.step(loss.detach())
 
     def of(n: int) -> Callable[[], object]:
         given = job.inputs(n)
-        x, noise, context = (given[k].to(job.device) for k in ("x", "noise", "context"))
-        return partial(step, x, noise, context.to(job.dtype), given["t"])
+        x, noise, context, t = (given[k].to(job.device) for k in ("x", "noise", "context", "t"))
+        return partial(step, x, noise, context.to(job.dtype), t)
 
     return of
 

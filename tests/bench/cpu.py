@@ -138,7 +138,7 @@ def counted_memory(job: Job, flags: list[str]) -> dict:
     gc.collect()
     with profile(profile_memory=True) as profiler:
         # Not optimizer.backward: gradients that it moves to the CPU's memory leave the device.
-        training.loss(batches, draws).backward()
+        training.loss(next(batches), draws).backward()
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return {"held": held, "tensors": held + max(itertools.accumulate(n for _, n in changes))}

@@ -52,6 +52,10 @@ from nanocontrol.plumbing.flags import device, positive
 CONTENDERS: dict[str, Callable[[Job], Contender]] = {
     "ours": Training,
     "diffusers' networks": diffusers_training,
+    "ours, as a graph": lambda job: Training(job, "--graph"),
+    "ours, as a graph, compiled by block": lambda job: Training(
+        replace(job, blocks=True), "--graph"
+    ),
     "ours, compiled by block": lambda job: Training(replace(job, blocks=True)),
     "diffusers' networks, compiled by block": lambda job: diffusers_training(
         replace(job, blocks=True)
@@ -83,6 +87,8 @@ class Row(NamedTuple):
 ROWS = [
     Row("training", "ours", 4, 15),
     Row("training", "ours", 16, 6),
+    Row("training", "ours, as a graph", 4, 15, True),
+    Row("training", "ours, as a graph", 16, 6, True),
     Row("training", "diffusers' networks", 4, 15),
     Row("training", "diffusers' networks", 16, 7),
     Row("picture", "our picture", 1, 15),
@@ -96,6 +102,8 @@ ROWS = [
     Row("cold_start", "", 16, 30),
     Row("training", "ours, compiled by block", 4, 70, True),
     Row("training", "ours, compiled by block", 16, 40, True),
+    Row("training", "ours, as a graph, compiled by block", 4, 70, True),
+    Row("training", "ours, as a graph, compiled by block", 16, 40, True),
     Row("training", "diffusers' networks, compiled by block", 4, 70, True),
     Row("training", "diffusers' networks, compiled by block", 16, 40, True),
     Row("training", "ours", 32, 16),
@@ -115,6 +123,7 @@ ROWS = [
     Row("picture", "diffusers' picture", 16, 25),
     Row("picture", "diffusers' picture, compiled by block", 1, 60, True),
     Row("cold_start", "--compile", 16, 110, True),
+    Row("steady", "ours, as a graph", 4, 200, True),
     Row("steady", "ours", 4, 200),
 ]
 NANO_ROWS = [row._replace(n=max(1, row.n // 4), plan=row.plan / 2) for row in ROWS if row.n <= 16]
@@ -283,7 +292,7 @@ def useful_flop(row: Row, flop: dict) -> float | None:
     """Operations of a row that its result needs, by the arithmetic of our networks."""
     if row.kind == "picture":
         return row.n * (20 * flop["guided"] + flop["decode"])
-    kind = row.what.removesuffix(", compiled by block")
+    kind = row.what.removesuffix(", compiled by block").removesuffix(", as a graph")
     each = {"fine-tuning the base": "fine-tuning"} | dict.fromkeys(CACHED, "training")
     return row.n * flop[each[kind]] if row.kind == "training" and kind in each else None
 

@@ -102,8 +102,8 @@ def test_a_key_that_lines_lack_is_named_once(tmp_path, capsys):
     text, status = report(capsys, tmp_path)
     wrong = [line for line in text.splitlines() if line.startswith("wrong: ")]
     assert status == 1 and len(wrong) == 2 and "2 pairs" in text
-    assert "line 5: 3 pairs lack `prompt`; they have: prompt, source, target" in wrong[0]
-    assert "line 4: 1 pair lack `source`; they have: prompt, target" in wrong[1]
+    assert "line 5: 3 pairs lack `prompt` or `text`; they have: prompt, source, target" in wrong[0]
+    assert "line 4: 1 pair lack `source` or `conditioning_image`; they have:" in wrong[1]
 
 
 def test_names_are_escaped_and_pipes_are_left_out(tmp_path, capsys):

@@ -69,7 +69,7 @@ TINY = {"steps": 2, "batch_size": 2, "scenes": 4, "sample_every": 1, "save_every
 def cheap(monkeypatch):
     """Trainings draw few scenes to measure with, and no curves."""
     monkeypatch.setattr(data, "MEASURED", train.SHEET + 1)
-    monkeypatch.setattr(watch, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(watch, "draw_curves", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ from nanocontrol.schedulers import STEPS
 
 
 def signal_to_noise(t: Tensor) -> Tensor:
-    abar = DDPM().alphas_cumprod[t.cpu()]
+    abar = DDPM(device=t.device).alphas_cumprod[t]
     return abar / (1 - abar)
 
 

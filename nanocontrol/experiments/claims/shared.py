@@ -125,8 +125,8 @@ def loss_of_base(
     sd: StableDiffusion, x0: Tensor, hint: Tensor, context: Tensor, noise: Tensor, t: Tensor
 ) -> Tensor:
     """As train.diffusion_loss, without a ControlNet."""
-    diffusion = DDPM(sd.prediction)
-    output = sd.unet(diffusion.add_noise(x0, noise, t), t.to(x0.device), context)
+    diffusion = DDPM(sd.prediction, t.device)
+    output = sd.unet(diffusion.add_noise(x0, noise, t), t, context)
     return F.mse_loss(output, diffusion.target(x0, noise, t))
 
 

@@ -80,7 +80,7 @@ function top() {
     words(x.enc, 62, small ? 'noise' : 'noisy picture,', 'flow'), words(x.enc, 77, small ? '' : 'prompt', 'flow'),
     words(x.sum, 62, small ? 'noise?' : 'predicted', 'flow'), words(x.sum, 77, small ? '' : 'noise', 'flow'),
     words(x.copy, 62, small ? 'noise' : 'noisy picture,', 'flow'), words(x.copy, 77, small ? '' : 'prompt', 'flow'),
-    arrow(x.enc, 84, x.enc, y(0) - 16), arrow(x.sum, y(0) - 82, x.sum, 84),
+    arrow(x.enc, 84, x.enc, y(0) - 16), arrow(x.sum, y(0) - 82, x.sum, 84), arrow(x.sum, y(0) - 10, x.sum, y(0) - 58),
     arrow(x.copy, 84, x.copy, y(0) - 64), arrow(x.copy, y(0) - 38, x.copy, y(0) - 10),
     box('unet:out', x.sum, y(0) - 70, small ? 'out' : 'output', 'locked', 24),
     box('control:input_blocks.0', x.copy, y(0) - 51, 'block 1', 'control'),

@@ -1,0 +1,113 @@
+"""Check an implementation of ControlNet:
+
+    python -m nanocontrol.conformance ours
+    python -m nanocontrol.conformance diffusers
+    python -m nanocontrol.conformance mutants:shared_encoder
+    python -m nanocontrol.conformance my_adapter.py:MyAdapter --json results.json
+
+prints a table, and how many checks ran and how many did not. The exit status is 1 if a must fails
+unexpectedly or an expected failure passes, and 2 if there is no such adapter.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nanocontrol.conformance.cases import VERSION
+from nanocontrol.conformance.suite import Result, check_controlnet, counts
+from nanocontrol.plumbing.errors import InputError, blame, one_sentence, say
+from nanocontrol.plumbing.files import write_atomically
+from nanocontrol.plumbing.flags import Parser
+
+FORM = "expected ours, diffusers, mutants:NAME, FILE.py:CLASS or MODULE:CLASS"
+
+
+PLACES = {
+    "ours": "nanocontrol.conformance.ours:Ours",
+    "diffusers": "nanocontrol.conformance.of_diffusers:OfDiffusers",
+}
+
+
+def adapter_named(name: str) -> Any:
+    """The adapter that the command line names. Raises InputError if there is none."""
+    first, _, last = PLACES.get(name, name).rpartition(":")
+    if first == "mutants":
+        mutants = imported("nanocontrol.conformance.mutants").MUTANTS
+        if last not in mutants:
+            raise InputError(f"there is no mutant {last}; expected one of {', '.join(mutants)}")
+        return mutants[last].adapter()
+    if not first:
+        raise InputError(f"{name}: {FORM}")
+    module = imported(first)
+    if not hasattr(module, last):
+        raise InputError(f"{first} has no class {last}")
+    return getattr(module, last)()
+
+
+def imported(name: str) -> ModuleType:
+    """A module by its name or by its file."""
+    if name.endswith(".py") and not Path(name).is_file():
+        raise InputError(f"{name}: there is no such file")
+    try:
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        assert spec and spec.loader
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except ModuleNotFoundError as error:
+        extra = '; pip install -e ".[bench]"' if error.name in ("diffusers", "transformers") else ""
+        raise InputError(
+            f"{name} cannot be imported: there is no module {error.name}{extra}"
+        ) from None
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """A line for each check, and one below it for what went wrong."""
+    lines = [f"{'level':<8}{'check':<36}{'result':<21}{'measured':>10}  {'allowed':>8}"]
+    for r in results:
+        numbers = "".join(
+            f"{'' if x is None else format(x, '.2g'):>10}" for x in (r.measured, r.allowed)
+        )
+        lines.append(f"{r.level:<8}{r.name:<36}{r.status:<21}{numbers}".rstrip())
+        for text in (r.message, r.expected and f"expected: {r.expected}"):
+            if text:
+                lines.append(f"{'':<8}{text}")
+    return lines
+
+
+def as_json(results: Sequence[Result]) -> dict:
+    """The results as JSON."""
+    each = [asdict(result) | {"status": result.status} for result in results]
+    return {"version": VERSION, "summary": counts(results), "checks": each}
+
+
+def main(argv: list[str] | None = None) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser("conformance", description=__doc__, formatter_class=formatter)
+    parser.add_argument("adapter", metavar="ADAPTER", help=FORM.removeprefix("expected "))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+    args = parser.parse_args(argv)
+    with one_sentence("conformance"):
+        with blame("ADAPTER"):
+            adapter = adapter_named(args.adapter)
+        results = check_controlnet(adapter, getattr(adapter, "expected_failures", {}))
+        for line in table(results):
+            say(line)
+        if args.json:
+            text = json.dumps(as_json(results), indent=2) + "\n"
+            write_atomically(args.json, lambda temporary: temporary.write_text(text))
+        say(counts(results))
+    sys.exit(any(result.wrong for result in results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Run the checks, and count them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanocontrol.conformance import may, must, should
+from nanocontrol.conformance.bench import Bench, Check, NotRun
+from nanocontrol.plumbing.errors import one_line
+
+CHECKS: list[Check] = [*must.CHECKS, *should.CHECKS, *may.CHECKS]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a check went. passed is None if it did not run; then message is the reason."""
+
+    name: str
+    level: str  # must, should or may
+    passed: bool | None
+    measured: float | None
+    allowed: float | None
+    message: str  # the idea that is missed, or "" if it passed
+    expected: str = ""  # why it is expected to fail
+
+    @property
+    def status(self) -> str:
+        if self.passed is None:
+            return "did not run"
+        if self.expected:
+            return "PASSED UNEXPECTEDLY" if self.passed else "failed as expected"
+        return "passed" if self.passed else "FAILED"
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it makes the suite fail: a must that fails, or an expected failure that
+        passes."""
+        if self.expected:
+            return self.passed is True
+        return self.level == "must" and self.passed is False
+
+
+def check_controlnet(
+    adapter: Any, expected_failures: Mapping[str, str] = {}, only: Sequence[str] = ()
+) -> list[Result]:
+    """Run all checks, or only those named, on an adapter.
+
+    expected_failures: names of checks and why they are expected to fail.
+    Raises ValueError for the name of a check that does not exist.
+    """
+    names = [check.name for check in CHECKS]
+    for name in [*expected_failures, *only]:
+        if name not in names:
+            raise ValueError(f"there is no check {name!r}; expected one of {', '.join(names)}")
+    bench = Bench(adapter)
+    chosen = [check for check in CHECKS if not only or check.name in only]
+    return [run_check(check, bench, expected_failures.get(check.name, "")) for check in chosen]
+
+
+REQUIRED = "make", "load", "base", "residuals", "predict", "parameters"
+
+
+def run_check(check: Check, bench: Bench, expected: str) -> Result:
+    """A check's result. A check that raises an error fails; it does not run without an optional
+    function that it needs."""
+    passed, measured, allowed = None, None, None
+    try:
+        measured, allowed, message = check.function(bench)
+        passed = bool(measured <= allowed)  # a NaN fails
+        message = "" if passed else message
+    except NotRun as reason:
+        message = str(reason)
+    except Exception as error:  # the implementation's, of any type
+        missing = missing_function(error, bench.adapter)
+        if missing is None:
+            passed, message = False, one_line(f"it raised {type(error).__name__}: {error}")
+        elif missing in REQUIRED:
+            passed, message = False, f"the adapter must have {missing}"
+        else:
+            message = f"the adapter has no {missing}"
+    return Result(check.name, check.level, passed, measured, allowed, message, expected)
+
+
+def missing_function(error: Exception, adapter: Any) -> str | None:
+    """The function that the adapter lacks, or what it says that it has not implemented."""
+    if isinstance(error, NotImplementedError):
+        return str(error) or "such function"
+    if isinstance(error, AttributeError) and error.obj is adapter:
+        return error.name
+    return None
+
+
+def counts(results: Sequence[Result]) -> str:
+    """How many checks ran and how many did not, in a sentence that is always printed."""
+    number = {status: sum(r.status == status for r in results) for status in STATUSES}
+    ran = len(results) - number["did not run"]
+    said = ", ".join(f"{n} {status}" for status, n in number.items() if n)
+    return f"{len(results)} checks: {ran} ran, {number['did not run']} did not. {said}."
+
+
+STATUSES = "passed", "failed as expected", "FAILED", "PASSED UNEXPECTEDLY", "did not run"

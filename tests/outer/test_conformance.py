@@ -1,0 +1,372 @@
+"""The conformance suite: the reference passes it, and each mutant fails on its own check."""
+
+import json
+import re
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT, refusal
+from nanocontrol.conformance import Adapter, Result, check_controlnet
+from nanocontrol.conformance.__main__ import as_json, main, table
+from nanocontrol.conformance.bench import RULES, Bench, Check, NotRun
+from nanocontrol.conformance.cases import (
+    STORED,
+    VERSION,
+    error,
+    normal,
+    shapes,
+    stored,
+    tolerance,
+    unit_of,
+    weights,
+)
+from nanocontrol.conformance.mutants import MUTANTS, InvertedHint
+from nanocontrol.conformance.ours import Ours
+from nanocontrol.conformance.suite import CHECKS, counts, run_check
+from nanocontrol.schedulers import DDIM
+
+LATENTS = 5e-5  # the original computes its time embedding and its schedule with rounding of its own
+
+
+@pytest.mark.slow
+def test_the_reference_passes_every_check():
+    results = check_controlnet(Ours())
+    assert [r.name for r in results] == [check.name for check in CHECKS]
+    not_run = {r.name for r in results if r.passed is None}
+    assert not_run == (set() if torch.cuda.is_available() else {"same_noise_on_every_device"})
+    assert not [r for r in results if r.passed is False]
+
+
+def test_the_reference_passes_quick_checks():
+    names = ["zero_at_start", "copy_equals_base", "stored_residuals", "stored_controlled"]
+    assert all(r.passed for r in check_controlnet(Ours(), only=names))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_mutant_fails_on_its_own_check_with_its_sentence(name):
+    mutant = MUTANTS[name]
+    (result,) = check_controlnet(mutant.adapter(), only=[mutant.check])
+    assert result.passed is False and mutant.sentence in result.message
+    assert result.measured > result.allowed  # it did not fail with an exception
+
+
+def test_ten_mutants_were_asked_for_and_three_more():
+    assert len(MUTANTS) == 13
+    assert all(mutant.check in {check.name for check in CHECKS} for mutant in MUTANTS.values())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_passes_but_for_the_listed_differences():
+    pytest.importorskip("diffusers", reason='the extra `bench`: pip install -e ".[bench]"')
+    from nanocontrol.conformance.of_diffusers import OfDiffusers
+
+    results = check_controlnet(OfDiffusers(), OfDiffusers.expected_failures)
+    found = {r.name: r.status for r in results}
+    expected = {check.name: "passed" for check in CHECKS}
+    expected |= {name: "failed as expected" for name in OfDiffusers.expected_failures}
+    expected |= {"exact_resume": "did not run", "same_noise_on_every_device": "did not run"}
+    assert found == expected
+
+
+# ------------------------------------------------------------------------------ the stored cases
+
+
+def test_the_formula_is_frozen():
+    """Other programs make the same weights: a change needs new stored outputs and a version."""
+    assert normal("x", 2, 4, 8, 16).ravel()[:2].tolist() == FIRST_OF_X
+    assert sum(array.size for array in weights().values()) == 12_634_516
+    assert VERSION == stored()["version"] == 1
+    assert STORED.stat().st_size < 2e6
+    assert all(a.dtype == np.float64 for name, a in stored().items() if name != "version")
+
+
+FIRST_OF_X = [-2.313544071276628, 0.7954852175063206]
+
+
+def test_names_and_shapes_are_those_of_the_released_files():
+    names = set(shapes())
+    assert len(names) == 686 + 340  # as in Stable Diffusion 1 and its ControlNets
+    assert "control_model.zero_convs.11.0.weight" in names
+    assert "model.diffusion_model.output_blocks.11.1.proj_out.bias" in names
+
+
+@torch.no_grad()
+def test_in_float64_the_stored_outputs_differ_by_the_time_embedding_alone():
+    bench = Bench(Ours("float64"))
+    bench.loaded()
+    worst = max(error(r, stored()[f"residual.{k}"]) for k, r in enumerate(bench.residuals()))
+    assert worst < 1000 * unit_of("float32") < tolerance(unit_of("float64"))
+
+
+@pytest.mark.parametrize("wrong", ["eps of norms", "eps of transformers", "GELU", "heads"])
+def test_the_stored_outputs_show_small_differences(wrong, monkeypatch):
+    """They are far above the tolerance."""
+    # The approximate GELU is below the tolerance of float32.
+    adapter = Bench(Ours("float64" if wrong == "GELU" else "float32")).loaded()
+    for name, module in adapter.unet.named_modules():
+        if wrong == "eps of norms" and isinstance(module, torch.nn.GroupNorm):
+            module.eps = 1e-6
+        if wrong == "eps of transformers" and isinstance(module, torch.nn.GroupNorm):
+            module.eps = 1e-5
+        if wrong == "heads" and name.endswith("attn2"):
+            module.heads = 4
+    if wrong == "GELU":
+        exact = torch.nn.functional.gelu
+        monkeypatch.setattr("torch.nn.functional.gelu", lambda x: exact(x, approximate="tanh"))
+    bench = Bench(adapter)
+    assert error(bench.base(), stored()["base"]) > 2 * bench.tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddim", "guess"])
+def test_the_suites_own_sampling_is_the_originals(name):
+    """The checks of sampling compare with this loop. It has to give the original's latents."""
+    bench = Bench(Ours("float64"))
+    bench.loaded()
+    powers = 0.825 ** np.arange(12, -1, -1.0)
+    scales, without = (powers, None) if name == "guess" else (1.0, 1.0)
+
+    def output(x, t):
+        prompt = bench.controlled(x, t, bench.given.context, scales)
+        return 3 * prompt - 2 * bench.controlled(x, t, bench.uncond, without)
+
+    assert error(bench.reference(RULES[0], output, 5), stored()[name]) < LATENTS
+
+
+# --------------------------------------------------------------------------- running and counting
+
+
+def fails(bench):
+    return 1.0, 0.5, "an idea"
+
+
+def passes(bench):
+    return 0.5, 0.5, "an idea"
+
+
+def is_nan(bench):
+    return float("nan"), 1.0, "an idea"
+
+
+def crashes(bench):
+    raise ZeroDivisionError("a division")
+
+
+def is_missing(bench):
+    raise NotImplementedError("loss")
+
+
+def has_one_device(bench):
+    raise NotRun("there is one device here: cpu")
+
+
+def outcome(function, level="must", expected="") -> Result:
+    return run_check(Check("a name", level, function), Bench(Adapter()), expected)
+
+
+def test_what_makes_the_suite_fail():
+    assert outcome(fails).wrong and outcome(is_nan).wrong and outcome(crashes).wrong
+    assert not outcome(passes).wrong and not outcome(fails, "should").wrong
+    assert not outcome(fails, expected="a reason").wrong
+    assert outcome(passes, "may", expected="a reason").wrong
+    assert "ZeroDivisionError: a division" in outcome(crashes).message
+
+
+def test_a_check_that_does_not_run_is_never_green_and_always_counted():
+    for function in (is_missing, has_one_device):
+        result = outcome(function, expected="a reason")
+        assert result.passed is None and result.status == "did not run" and not result.wrong
+    results = [outcome(passes), outcome(fails), outcome(is_missing)]
+    assert counts(results) == "3 checks: 2 ran, 1 did not. 1 passed, 1 FAILED, 1 did not run."
+
+
+def test_without_the_required_functions_all_musts_fail():
+    results = check_controlnet(Adapter())
+    required = {r.name for r in results if r.passed is False}
+    assert {"zero_at_start", "stored_residuals"} <= required
+    assert not [r for r in results if r.passed]
+
+
+def test_a_class_without_the_optional_functions_is_an_adapter_too():
+    class Six:
+        dtype = "float32"
+
+        def __init__(self):
+            inner = Ours()
+            for name in ("make", "load", "base", "residuals", "predict", "parameters"):
+                setattr(self, name, getattr(inner, name))
+
+    names = ["zero_at_start", "loss_for_eps", "guess_mode", "exact_resume", "hint_in_0_1"]
+    found = {r.name: r.passed for r in check_controlnet(Six(), only=names)}
+    expected = {"loss_for_eps": None, "guess_mode": None, "exact_resume": None}
+    assert found == expected | {"zero_at_start": True, "hint_in_0_1": True}
+
+
+def test_a_name_that_no_check_has_is_an_error():
+    with pytest.raises(ValueError, match="no check 'zero_at_strat'; expected one of zero_at_start"):
+        check_controlnet(Ours(), {"zero_at_strat": "a reason"})
+
+
+def test_equal_bits_become_rounding_for_an_adapter_that_compiles():
+    class Compiled(Ours):
+        compiles = True
+
+        def predict(self, *given):
+            return super().predict(*given) * (1 + 1e-6)
+
+    (result,) = check_controlnet(Compiled(), only=["base_unchanged_at_start"])
+    assert result.passed and 0 < result.measured <= result.allowed
+    Compiled.compiles = False
+    (result,) = check_controlnet(Compiled(), only=["base_unchanged_at_start"])
+    assert result.passed is False
+
+
+class FromZero(DDIM):
+    def timesteps(self, steps):
+        return [t - 1 for t in super().timesteps(steps)]
+
+
+class Broken(Ours):
+    """An adapter in which the named function's result is changed."""
+
+    def __init__(self, function: str, change):
+        super().__init__()
+        own = getattr(self, function)
+        setattr(self, function, lambda *given: change(self, own, *given))
+
+
+def spoil(adapter, make, config):
+    make(config)
+    adapter.control.input_blocks[1][0].in_layers[2].weight.data += 1e-3
+    torch.nn.init.normal_(adapter.control.input_hint_block[14].weight)
+
+
+def count_five(adapter, sample, run):
+    made, adapter.hints_encoded = sample(run), 5
+    return made
+
+
+BROKEN = {  # the check, the function, its change, and words of the message
+    "copy_equals_base": ("make", spoil, "1 tensors are not copies"),
+    "gradient_order": ("make", spoil, "at step 2 the condition encoder already"),
+    "number_and_shapes": ("residuals", lambda a, f, *x: f(*x)[:12], "there are 12 residuals"),
+    "one_residual_per_zero_convolution": (
+        "residuals",
+        lambda a, f, *x: (lambda r: [r[0], r[2], r[1], *r[3:]])(f(*x)),
+        "blocks 2 and 3 are exchanged",
+    ),
+    "loss_for_v": ("make", lambda a, f, c: f(replace(c, prediction="eps")), "the target is eps"),
+    "loss_for_eps": ("loss", lambda a, f, b: 1024 * f(b), "a sum, not a mean"),
+    "guidance": ("sample", lambda a, f, r: f(replace(r, scale=r.scale + 1)), "one too large"),
+    "guess_mode": ("sample", lambda a, f, r: f(replace(r, guess=False)), "guess mode's weights"),
+    "hint_encoded_once": ("sample", count_five, "5 times"),
+    "rows_do_not_mix": ("base", lambda a, f, x, *o: f(x - x.mean(0) / 100, *o), "depends on the"),
+    "stored_base": ("base", lambda a, f, *x: 1.001 * f(*x), "not the original's network"),
+    "stored_residuals": ("residuals", lambda a, f, *x: [1.001 * r for r in f(*x)], "for block 1"),
+    "stored_controlled": ("predict", lambda a, f, *x: 1.001 * f(*x), "is not the original's"),
+    "exact_resume": ("resume", lambda a, f, saved: None, "tensors differ"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", BROKEN)
+def test_the_other_checks_can_fail(check):
+    function, change, words = BROKEN[check]
+    (result,) = check_controlnet(Broken(function, change), only=[check])
+    assert result.passed is False and result.measured > result.allowed
+    assert words in result.message
+
+
+@pytest.mark.slow
+def test_wrong_steps_and_noise_that_depends_on_the_device_are_found():
+    adapter = Ours()
+    adapter.scheduler = FromZero
+    adapter.devices = "cpu", "another"
+    adapter.initial_noise = lambda seed, device: np.full(3, len(device))
+    names = ["ddim_steps", "ddim_last_alpha", "same_noise_on_every_device"]
+    steps, last, noise = check_controlnet(adapter, only=names)
+    assert steps.passed is False and "begin at 0" in steps.message
+    assert last.passed and noise.passed is False
+
+
+def test_a_writing_sampler_is_found():
+    class Writes(Ours):
+        def sample(self, run):
+            run.noise *= 2
+            return super().sample(run)
+
+    (result,) = check_controlnet(Writes(), only=["sampling_leaves_its_inputs"])
+    assert result.passed is False and "1 arrays of the caller" in result.message
+
+
+# ----------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.slow
+def test_the_command_prints_counts_and_writes_json(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["mutants:inverted_hint", "--json", str(tmp_path / "a.json")])
+    assert end.value.code == 1  # the stored residuals are a must
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert said.splitlines()[-1] == found["summary"] and "1 did not" in found["summary"]
+    failed = {r["name"]: r["message"] for r in found["checks"] if r["status"] == "FAILED"}
+    assert "inverted" in failed["hint_in_0_1"] and "hint_is_rgb" not in failed
+    assert all(len(line) <= 100 for line in said.splitlines() if not line.startswith(" "))
+
+
+@pytest.mark.slow
+def test_the_code_in_the_readme_runs(capsys):
+    readme = ROOT / "nanocontrol" / "conformance" / "README.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
+    for block in (block for block in blocks if "my_code" not in block):
+        exec(block, {})
+    assert "('zero_at_start', 'must', True, 0.0, 0.0, '')" in capsys.readouterr().out
+
+
+def test_the_table_and_the_json_say_what_failed():
+    results = [outcome(fails, expected="a reason"), outcome(has_one_device)]
+    lines = table(results)
+    assert "failed as expected" in lines[1] and lines[2].strip() == "an idea"
+    assert lines[3].strip() == "expected: a reason" and "one device" in lines[5]
+    assert as_json(results)["checks"][1]["passed"] is None
+
+
+def test_unknown_adapters_are_refused(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text("import no_such_module_at_all\n")
+    for name, expected in {
+        "theirs": "expected ours, diffusers, mutants:NAME",
+        "mutants:none": "no mutant none; expected one of no_zero_initialisation",
+        "missing.py:Mine": "missing.py: there is no such file",
+        "nanocontrol.nothing:Mine": "no module nanocontrol.nothing",
+        "nanocontrol.conformance.ours:Theirs": "has no class Theirs",
+        f"{tmp_path}/mine.py:Mine": "there is no module no_such_module_at_all",
+    }.items():
+        assert expected in refusal(main, capsys, name)
+
+
+def test_an_adapter_is_found_in_a_file(tmp_path):
+    from nanocontrol.conformance.__main__ import adapter_named
+
+    text = "from nanocontrol.conformance.mutants import InvertedHint\n\n"
+    (tmp_path / "mine.py").write_text(text + "class Mine(InvertedHint):\n    dtype = 'float64'\n")
+    adapter = adapter_named(f"{tmp_path}/mine.py:Mine")
+    assert isinstance(adapter, InvertedHint)
+
+
+def test_diffusers_names_are_diffusers_own():
+    pytest.importorskip("diffusers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nanocontrol.conformance.of_diffusers import OfDiffusers
+    adapter = OfDiffusers()
+    Bench(adapter).fresh()
+    own = [*adapter.unet.named_parameters(), *adapter.control.named_parameters()]
+    names = [adapter.names[name] for name in shapes()]
+    assert sorted(names) == sorted(name for name, _ in own)
