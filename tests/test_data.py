@@ -188,7 +188,7 @@ def test_a_film_shows_hints_pictures_with_the_hints_lines_and_a_plot():
     hints[:, 10::64] = 255  # a line in every hint
     made = {step: np.full_like(hints, grey) for step, grey in ((0, 100), (50, 100), (100, 200))}
     leap = [(0, 0.0), (50, 0.0), (100, 0.8)]
-    picture = np.asarray(film(hints, made, 64, {"follows": leap}))
+    picture = np.asarray(film(hints, made, 64, {"follows": leap}, 0))
     height, left = 16 + ROWS * 64, 4 * 64  # four of the five pairs, and the plot to the right
     assert picture.shape == (height, left + PLOT, 3)
     columns = [picture[16:, 64 * i : 64 * (i + 1)] for i in range(4)]
@@ -216,7 +216,7 @@ def test_hints_that_are_not_lines_are_not_laid_over_the_pictures():
 def test_a_low_film_has_room_for_its_plots():
     strip = np.zeros((64, 64, 3), np.uint8)
     curves = {"follows": [(0, 0.0), (9, 0.8)], "held_out_loss": [(0, 0.1), (9, 0.1)]}
-    picture = np.asarray(film(strip, {0: strip}, 64, curves))
+    picture = np.asarray(film(strip, {0: strip}, 64, curves, 0))
     red = (picture[..., 0] > 150) & (picture[..., 1] < 60)
     first, last = (np.flatnonzero(red[BORDER // 2 :, x]).mean() for x in (200, -BORDER // 2 - 3))
     assert picture.shape[0] >= 6 * BORDER and first > last + BORDER  # it rises

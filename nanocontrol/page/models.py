@@ -1,6 +1,7 @@
 """The networks behind the page: a base, its ControlNets, and the weights that a run keeps."""
 
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +25,12 @@ from nanocontrol.page.preview import preview_map
 from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.plumbing.machine import default_dtype, for_sampling, is_gpu
 from nanocontrol.training.measure import step_of_jump
+from nanocontrol.training.optimizer import PRECISIONS
 from nanocontrol.training.run import read_run
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NUMBERS = "loss", "held_out_loss", "control_gain", "score", "follows", "iou"  # of a run's log
+# The numbers of a run's log that the page shows.
+NUMBERS = "step", "loss", "held_out_loss", "control_gain", "score", "follows", "iou"
+SILENT = 600  # seconds without a line in the log after which a run counts as stopped
 KEPT = 4  # weights of a run that stay in memory
 EXAMPLE = HELD_OUT + 14  # the scene with which the page begins
 
@@ -66,7 +69,7 @@ class Models:
     @torch.no_grad()
     def load(self) -> None:
         """Read the weights, as sample.py does, and measure what the page shows of the networks."""
-        self.sd = load_sd(self.base, self.device, DTYPES[default_dtype(self.device)])
+        self.sd = load_sd(self.base, self.device, PRECISIONS[default_dtype(self.device)])
         self.controls = {name: load_control(f, self.sd.unet) for name, f in self.files.items()}
         if is_gpu(self.device):
             for_sampling()
@@ -167,15 +170,16 @@ class Models:
         if self.run is None:
             raise Refused("the page was started without --run RUN", 404)
         run, steps = read_run(self.run), [*self.steps()]
-        names = ("step", *NUMBERS)
-        log = [{n: entry[n] for n in names if entry.get(n) is not None} for entry in run.log]
+        log = [{n: entry[n] for n in NUMBERS if entry.get(n) is not None} for entry in run.log]
         total = run.settings.get("steps", run.steps)
         note = (
             "" if steps else "no weights are kept yet: train.py --keep all keeps every evaluation's"
         )
         about = {"folder": str(self.run), "condition": self.trained, "steps": steps, "note": note}
         about |= {"done": run.steps, "total": total, "log": log, "jump": step_of_jump(run.measured)}
-        return about | {"running": not run.metrics and run.steps < total}
+        files = [self.run / name for name in ("settings.json", "log.jsonl")]
+        newest = max(file.stat().st_mtime for file in files if file.exists())
+        return about | {"running": not run.metrics and time.time() - newest < SILENT}
 
 
 def near_here(path: Path) -> Path:
