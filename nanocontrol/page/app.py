@@ -21,7 +21,7 @@ from nanocontrol.doctor.hints import TrainingHints
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.world import KINDS, draw, random_scene
 from nanocontrol.page import asked
-from nanocontrol.page.asked import SCENE, SEED, THRESHOLD, Refused, expect, one_of, record
+from nanocontrol.page.asked import SCENE, SEED, THRESHOLD, Refused, expect, fields_of, one_of
 from nanocontrol.page.check import check_of, training_hints
 from nanocontrol.page.command import command_for
 from nanocontrol.page.making import Making
@@ -146,7 +146,7 @@ class Page:
         return endpoint
 
     def draw(self, given: Any) -> dict:
-        one = record(drawing=lambda given, name: self.models.drawing(given))
+        one = fields_of(drawing=lambda given, name: self.models.drawing(given))
         drawing = one(given, "request").drawing
         hint = drawn_hint(drawing, drawing.condition, self.models.size)
         training = self.training.get(drawing.condition)
@@ -158,7 +158,7 @@ class Page:
         if not self.models.scenes:
             raise Refused("scenes are nano's: this base has no drawn world", 404)
         parts = {"scene": (SCENE, None), "random": (SEED, None), "kind": (one_of(KINDS), None)}
-        found = record(**parts)(given, "request")
+        found = fields_of(**parts)(given, "request")
         kinds = (found.kind,) if found.kind else KINDS
         expect(found.scene or found.random is not None, "request", "a scene or random")
         scene = found.scene or random_scene(found.random, kinds)
@@ -170,14 +170,14 @@ class Page:
         return answer | {"picture": png(as_picture(drawing.image))}
 
     def edges(self, given: Any) -> dict:
-        parts = record(picture=asked.picture(self.models.size), **THRESHOLDS)
+        parts = fields_of(picture=asked.picture(self.models.size), **THRESHOLDS)
         found = parts(given, "request")
         return {"hint": png(canny(found.picture, found.low, found.high))}
 
     async def photo(self, request: Request) -> Response:
         data = await body_of(request, "application/octet-stream", PHOTO)
         given = {n: int(x[:9]) for n, x in request.query_params.items() if x.isdecimal()}
-        found, size = record(**THRESHOLDS)(given, "request"), self.models.size
+        found, size = fields_of(**THRESHOLDS)(given, "request"), self.models.size
 
         def answer() -> dict:
             photo = asked.Sent(data, "the photo")

@@ -64,7 +64,7 @@ def matching(pattern: str) -> Check:
     return checking(lambda x: isinstance(x, str) and re.fullmatch(pattern, x), f"like {pattern}")
 
 
-def text_of(most: int) -> Check:
+def prose(most: int) -> Check:
     expected = f"at most {most} printable characters"
     return checking(lambda x: isinstance(x, str) and len(x) <= most and x.isprintable(), expected)
 
@@ -81,7 +81,7 @@ def many(check: Check, least: int, most: int) -> Check:
     return check_all
 
 
-def record(make: Callable = SimpleNamespace, /, **parts: Any) -> Check:
+def fields_of(make: Callable = SimpleNamespace, /, **parts: Any) -> Check:
     """An object with these fields: a check for each, or a check and the default."""
 
     def check(given: Any, name: str) -> Any:
@@ -135,12 +135,12 @@ def direction(given: Any, name: str) -> tuple[float, ...]:
 # ------------------------------------------------------------------------------ what is asked
 
 ANGLE, PLACE, SEED = real(-6.3, 6.3), real(0, 1), integer(2**31 - 1)
-THING = record(
+THING = fields_of(
     Thing,
     **{"kind": one_of(KINDS), "colour": one_of(COLOURS), "x": PLACE, "y": PLACE, "z": PLACE},
     **{"size": real(0.05, 0.6), "turn": ANGLE, "tilt": ANGLE, "bends": many(ANGLE, 8, 8)},
 )
-SCENE = record(
+SCENE = fields_of(
     Scene,
     **{"background": one_of(COLOURS), "light": direction, "seed": SEED},
     things=many(THING, 0, LIMITS["things"]),
@@ -151,13 +151,13 @@ THRESHOLD = integer(1000)
 def drawing(conditions: Collection[str], size: int, scenes: bool) -> Check:
     """size: the picture's side; scenes: whether the base knows the drawn world."""
     point = many(real(-size, 2 * size), 2, 2)
-    stroke = record(
+    stroke = fields_of(
         tool=one_of(("pen", "line", "eraser")),
         width=(real(1, 12), 1.0),
         colour=(matching("#[0-9a-f]{6}"), None),
         points=many(point, 1, LIMITS["points"]),
     )
-    parts = record(
+    parts = fields_of(
         condition=one_of(conditions),
         under=(picture(size), None),
         scene=(SCENE, None),
@@ -179,11 +179,11 @@ def wanted(conditions: Collection[str], n: int, size: int, scenes: bool, scale: 
     """The pictures that are asked for. n: connections; scale: the base's guidance; the others are
     as in `drawing`."""
     one, each = real(-4, 4), many(real(-4, 4), n, n)
-    parts = record(
+    parts = fields_of(
         client=matching("[A-Za-z0-9-]{1,64}"),
         drawing=drawing(conditions, size, scenes),
         columns=(many(one_of((NONE, *conditions)), 1, 10), None),
-        **dict.fromkeys(("prompt", "negative"), (text_of(LIMITS["prompt"]), "")),
+        **dict.fromkeys(("prompt", "negative"), (prose(LIMITS["prompt"]), "")),
         **{"seed": (integer(2**32 - 1), 0), "steps": (integer(LIMITS["steps"], 1), 20)},
         scale=(real(0, 30), scale),
         strength=(lambda x, name: (each if isinstance(x, list) else one)(x, name), 1.0),

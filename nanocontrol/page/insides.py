@@ -139,7 +139,7 @@ def is_known(sd: StableDiffusion, word: str) -> bool:
 
 
 @torch.no_grad()
-def blocks_of(sd: StableDiffusion, control: ControlNet | None) -> list[dict]:
+def diagram_of(sd: StableDiffusion, control: ControlNet | None) -> list[dict]:
     """The blocks of both networks in the order of their computation, with their outputs' shapes."""
     taken: Taken = {}
     weight, n = next(sd.unet.parameters()), sd.size // 8

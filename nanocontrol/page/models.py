@@ -20,7 +20,7 @@ from nanocontrol.nano.scenes import HELD_OUT
 from nanocontrol.nano.world import COLOURS, KINDS, LIMBS, PIXELS, SIZES, random_scene
 from nanocontrol.page import asked, sketch
 from nanocontrol.page.asked import Refused
-from nanocontrol.page.insides import blocks_of, ends_of
+from nanocontrol.page.insides import diagram_of, ends_of
 from nanocontrol.page.preview import preview_map
 from nanocontrol.plumbing.errors import InputError, blame
 from nanocontrol.plumbing.machine import default_dtype, for_sampling, is_gpu
@@ -86,7 +86,7 @@ class Models:
 
     def facts(self) -> dict[str, Any]:
         sd = self.sd
-        blocks = blocks_of(sd, next(iter(self.controls.values()), None))
+        blocks = diagram_of(sd, next(iter(self.controls.values()), None))
         own = [b for b in blocks if b["part"] == "unet"][: len(ends_of(sd.unet, "input_blocks"))]
         ends = [{"name": b["name"], "channels": b["shape"][0], "size": b["shape"][2]} for b in own]
         facts = {"ready": True, "base": str(near_here(self.base)), "name": self.name}
