@@ -18,7 +18,7 @@ PAPER |= {"checkpoint"}
 # Rooms in their order: a file imports from its own room and from those before it. Ring 1 is the
 # paper and the scripts, ring 2 the other inner rooms, ring 3 what can be deleted.
 INNER = ["plumbing", "formats", "paper", "training", "nano", "commands", "scripts"]
-OUTER = ["tools", "doctor", "experiments", "conformance", "page"]
+OUTER = ["tools", "doctor", "experiments", "conformance", "course", "page"]
 ROOMS = INNER + OUTER
 # Lines of code, at most. The paper has 900 and a margin for bug fixes.
 BUDGETS = {
@@ -27,20 +27,22 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 2065,
-    "nano": 1385,
+    "training": 2424,
+    "nano": 1400,
     "commands": 330,
-    "tools": 750,
+    "tools": 790,
     "doctor": 640,
     "experiments": 2130,
     "conformance": 1250,
+    "course": 1900,
     "page": 1050,
 }
 BROWSER, BROWSER_BUDGET = (".js", ".html", ".css"), 2100
 PAGE = 40  # lines of code in a function
 LOOP = 45  # in one that holds the loop of a training or of sampling
 LOOPS = {"train", "sampling_steps"}
-COMMON_NAMES = {"main", "train", "Settings"}  # may be defined in several files
+# May be defined in several files. The course asks its checks for the last three.
+COMMON_NAMES = {"main", "train", "Settings", "check", "give", "show"}
 FILES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py", ROOT / "sample.py"]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 INNER_TESTS = [file for file in TESTS if "outer" not in file.relative_to(ROOT).parts]
