@@ -62,6 +62,9 @@ class Settings:
     size: str | None = knob(None, SIZE_HELP, flags.width_and_height)
     crop: Literal["middle", "random"] = knob("middle", "crop position; random: a new one each time")
     mirror: bool = knob(False, "also train on every pair of --data mirrored")
+    skip_wrong: bool = knob(
+        False, "skip pairs that cannot be used; the run's skipped.json has them"
+    )
     condition: str | None = knob(None, "hint of drawn scenes (default: canny)", choices=CONDITIONS)
     scenes: int = knob(None, "scenes to draw (default: 1600, more in long runs)", at_least(1))
     out: str = knob(None, "the run's folder (default: runs/canny-1, ...)", absolute, learnt=False)
@@ -216,12 +219,12 @@ def train(
     A variant of the method passes its own functions for models, loss and evaluate.
     """
     processes = Processes(settings.device)
+    pairs, others, scores = pairs_of(settings, processes)  # checked while no GPU waits
     sd, controlnet, trained = models(settings)
     optimizer = optimizer_for(settings, trained)
     diffusion = DDPM(sd.prediction, settings.device)
     with torch.no_grad():
-        pairs, held_out, scores = pairs_of(settings, sd)
-        empty, size = sd.encode_prompts(""), held_out.size
+        held_out, empty = HeldOut.of(sd, others), sd.encode_prompts("")
     # Training uses compiled networks, whose gradients are averaged if there are several processes.
     # Evaluation uses the plain networks.
     networks = (compiled(network, settings.compile) for network in (sd.unet, controlnet))
@@ -249,19 +252,19 @@ def train(
 
     for step in watch.steps(start):
         optimizer.set_lr(learning_rate(settings.lr, settings.schedule, step, settings.steps))
-        draws = random_draws(settings.seed, step, n, size, settings.drop_prompt)
+        draws = random_draws(settings.seed, step, n, held_out.size, settings.drop_prompt)
         total = torch.zeros((), device=settings.device)
         for i in range(passes):
             processes.average_next(i + 1 == passes, unet, control)
             mine = draws.of(processes.share(i, settings.batch_size), settings.device)
-            total += backward(next(batches), mine)
+            total += backward(watch.next(batches), mine)
         watch.done(step, take_step(processes.mean(total)))
-    return watch.finish(partial(look, len(held_out.images)), size)
+    return watch.finish(partial(look, len(held_out.images)), held_out.size)
 
 
-def pairs_of(settings: Settings, sd: StableDiffusion) -> tuple[Pairs, HeldOut, Scores | None]:
+def pairs_of(settings: Settings, processes: Any = None) -> tuple[Pairs, Pairs, Scores | None]:
     source, n = Source.of(asdict(settings)), settings.batch_size * settings.accumulate
-    return source.read(sd, settings.base, settings.steps, n)
+    return source.read(settings.base, settings.steps, n, processes)
 
 
 def optimizer_for(settings: Settings, trained: dict[str, nn.Module]) -> Optimizer:
@@ -312,11 +315,9 @@ def parse(argv: list[str] | None) -> tuple[Settings, bool, bool]:
 
 def print_settings(settings: Settings) -> None:
     """Read all inputs of a training, then print its settings and sizes."""
-    sd, _, trained = models(settings)
-    with torch.no_grad():
-        pairs, held_out, _ = pairs_of(settings, sd)
+    (pairs, held_out, _), (_, _, trained) = pairs_of(settings), models(settings)
     weights = (p.numel() for net in trained.values() for p in net.parameters() if p.requires_grad)
-    sizes = {"pairs": len(pairs), "held_out": len(held_out.images), "weights_trained": sum(weights)}
+    sizes = {"pairs": len(pairs), "held_out": len(held_out), "weights_trained": sum(weights)}
     print(json.dumps(asdict(settings) | sizes, indent=2))
 
 
@@ -326,10 +327,9 @@ def main(argv: list[str] | None = None, **functions: Any) -> None:
     with one_sentence("train.py", "use a smaller --batch-size, or --low-memory"):
         settings, resume, dry_run = parse(argv)
         if dry_run:
-            print_settings(settings)
-        else:
-            kind, script = settings.condition or "control", typed(__file__)
-            run_alone(partial(train, **functions), settings, resume, kind, script)
+            return print_settings(settings)
+        kind, script = settings.condition or "control", typed(__file__)
+        run_alone(partial(train, **functions), settings, resume, kind, script)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ and the error message of a command."""
 import json
 import os
 import re
+import sys
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -177,3 +178,27 @@ def refusal(main, capsys, *flags: str) -> str:
     message = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == (130 if re.search("stopped(;| before)", message) else 2)
     return message
+
+
+class Opened:
+    """Names of the files that this process opens between `start` and `names`."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] | None = None
+        sys.addaudithook(self.note)  # it cannot be removed
+
+    def note(self, event: str, args: tuple) -> None:
+        if self.seen is not None and event == "open":
+            self.seen.append(str(args[0]))
+
+    def start(self) -> None:
+        self.seen = []
+
+    def names(self) -> list[str]:
+        seen, self.seen = self.seen, None
+        return [Path(name).name for name in seen or []]
+
+
+@pytest.fixture(scope="session")
+def opened_files() -> Opened:
+    return Opened()

@@ -42,10 +42,19 @@ def test_readers_are_measured_before_and_now():
     for name, bits in ("--hints canny", 64 * 64), ("hint files", 0):
         row = rows[name]
         assert row["before"] > 0 and row["now"] > 0 and f"| {name} |" in done.stdout
-        # bf16 latents, the number of a context, edges; then contexts. Headers have 4 KB at most.
-        each, context = 2 * 2 * 4 * 8 * 8 + 8 + bits / 8, 2 * 77 * 768
+        # bf16 latents, two numbers, edges; then contexts. A key has 32 bytes, a header under 4 KB.
+        keys = 32 * (3 if bits else 2)
+        each, context = 2 * 2 * 4 * 8 * 8 + 16 + bits / 8 + keys, 2 * 77 * 768
         assert each + context < row["bytes"] < each + context + 256
         assert each + context / 16 < row["bytes_with_equal_prompts"] < each + context / 16 + 256
+
+
+def test_second_starts_open_no_picture():
+    done = called("starts.py", "--pairs", "300", "--files", "20")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(Path("starts.json").read_text())
+    opened = [row["opened_before_the_batch"] for name, row in rows.items() if name != "machine"]
+    assert opened == [40, 0, 0] and all(f"| {name} |" in done.stdout for name in [*rows][:3])
 
 
 def test_a_base_is_trained_for_some_seconds_and_comes_in_parts():

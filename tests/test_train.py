@@ -25,7 +25,7 @@ from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import scorer
 from nanocontrol.plumbing.pictures import CAPTION
 from nanocontrol.training import measure
-from nanocontrol.training.measure import step_of_jump
+from nanocontrol.training.measure import HeldOut, step_of_jump
 from nanocontrol.training.run import RunFolder, read_log, read_run
 
 pytestmark = pytest.mark.usefixtures("blind")
@@ -391,9 +391,12 @@ def test_a_controlnet_file_names_its_condition(tmp_path, monkeypatch, hasty):
 
 @pytest.mark.slow
 def test_scenes_are_drawn_at_the_bases_size(tmp_path, capsys):
-    sd, settings = load_sd(NANO), train.resolve({"condition": "pose", "out": str(tmp_path / "run")})
+    sd = load_sd(NANO)
     sd.size = 64
-    pairs, held_out, scores = train.pairs_of(settings, sd)
+    save_sd(sd, base := tmp_path / "small.safetensors")
+    settings = train.resolve({"condition": "pose", "base": str(base), "out": str(tmp_path / "run")})
+    pairs, others, scores = train.pairs_of(settings)
+    held_out = HeldOut.of(sd, others)
     assert pairs[0][0].shape == pairs.hint(0).shape == (3, 64, 64)
     assert held_out.images.shape == (32, 3, 64, 64) and held_out.x0.shape == (32, 4, 8, 8)
     assert scores(held_out.images[:8])["follows"] > 0.9

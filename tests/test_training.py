@@ -89,18 +89,18 @@ def test_training_with_the_cache_equals_training_without(flags, tmp_path):
     in_float64.main([*flags, "--no-cache", "--out", "without"])
     assert not (tmp_path / "cache").exists()
     in_float64.main([*flags, "--out", "with"])
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "encoded").iterdir())) == 1
     assert losses("with") == pytest.approx(losses("without"), rel=10 * ROUNDING)
-    times = [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
+    times = [file.stat().st_mtime_ns for file in (tmp_path / "cache/encoded").iterdir()]
     in_float64.main([*flags, "--out", "again"])  # the cache is reused
-    assert times == [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
+    assert times == [file.stat().st_mtime_ns for file in (tmp_path / "cache/encoded").iterdir()]
     assert losses("again") == losses("with")
 
 
 @pytest.mark.slow
 def test_pairs_that_are_seen_once_are_not_cached(flags, tmp_path):
     train.main([*flags, "--steps", "2", "--batch-size", "4", "--out", "run"])
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache/encoded").exists()
 
 
 @pytest.fixture(scope="module")
@@ -114,18 +114,40 @@ def sd(nano):
     return replace(nano, vae=copy.deepcopy(nano.vae), text_encoder=copy.deepcopy(nano.text_encoder))
 
 
-def fill(sd, dataset, folder: Path, *team: int) -> list[cache.Files]:
+def fill(sd, dataset, folder: Path) -> cache.Cached:
     with torch.no_grad():
-        return cache.encode_all(sd, dataset, folder, 4, *team)
+        keys, found = cache.encode_all(sd, dataset, folder, 4)
+    keys.update(found)
+    return cache.Cached(dataset, folder, keys)
+
+
+def files_in(folder: Path) -> dict[Path, int]:
+    """The cache's files with their times."""
+    return {file: file.stat().st_mtime_ns for file in (folder / cache.FOLDER).iterdir()}
+
+
+def rows_in(folder: Path) -> dict[str, int]:
+    """The number of rows of each kind in the cache's files."""
+    parts = [load_file(file) for file in files_in(folder)]
+    return {kind: sum(len(part[kind]) for part in parts if kind in part) for kind in cache.KINDS}
 
 
 def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "IN_FILE", 2)
     scenes = Scenes("canny", n=9)
-    second = fill(sd, scenes, tmp_path, 1, 2)
-    assert [file.exists() for (file,) in second] == [False, True, False, True, False]
-    assert fill(sd, scenes, tmp_path, 0, 2) == second
-    assert all(file.exists() for (file,) in second) and len(cache.Cached(scenes, second)) == 9
+    with torch.no_grad():
+        keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, 1, 2)
+    found = cache.Rows(tmp_path / cache.FOLDER).find(keys.every["latents"]) >= 0
+    assert found.tolist() == [False, False, True, True, False, False, True, True, False]
+    with pytest.raises(InputError, match="files disappeared"):
+        cache.Cached(scenes, tmp_path, keys)
+    own = files_in(tmp_path)
+    with torch.no_grad():
+        keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, 0, 2)
+    assert rows_in(tmp_path)["latents"] == 9 and own.items() <= files_in(tmp_path).items()
+    alone = fill(sd, scenes, tmp_path / "alone")
+    for ours, theirs in zip(cache.Cached(scenes, tmp_path, keys), alone):
+        assert all(map(torch.equal, ours, theirs))
 
 
 def test_the_cache_holds_the_encoders_outputs(sd, tmp_path, monkeypatch):
@@ -133,13 +155,11 @@ def test_the_cache_holds_the_encoders_outputs(sd, tmp_path, monkeypatch):
     scenes = Scenes("depth", n=10)
     # In float64 a batch differs from its single pictures by 1e-13 only.
     sd.vae.double(), sd.text_encoder.double()
-    files = fill(sd, scenes, tmp_path)
-    assert len(files) == 3
-    cached = cache.Cached(scenes, files)
-    assert len(cached) == 10
+    cached = fill(sd, scenes, tmp_path)
+    assert len(cached) == 10 and len(files_in(tmp_path)) == 3
     # Reader processes receive the file names and open the files themselves.
     elsewhere = pickle.loads(pickle.dumps(cached))
-    assert not elsewhere.parts and torch.equal(elsewhere[5][0], cached[5][0])
+    assert not elsewhere.rows.parts and torch.equal(elsewhere[5][0], cached[5][0])
     for i in (0, 5, 9):
         mean, deviation, context, hint = cached[i]
         image, true_hint, prompt = scenes[i]
@@ -155,27 +175,29 @@ def test_the_cache_holds_the_encoders_outputs(sd, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_changed_input_gets_another_cache_file(sd, tmp_path, monkeypatch):
-    """The cache depends on pictures, prompts, encoder weights, size, precision and version."""
+def test_a_changed_input_gets_other_rows(sd, tmp_path, monkeypatch):
+    """Latents and contexts depend on what they are computed from, and on nothing else."""
     view = View((64, 64))
     pairs = write_pairs(tmp_path / "first", n=4)
-    (file,) = fill(sd, Folder([pairs], view), tmp_path / "cache")
+    fill(sd, Folder([pairs], view), tmp_path / "cache")
     changed = tmp_path / "pairs"
     write_pairs(changed, n=4)
-    assert fill(sd, Folder([changed], view), tmp_path / "cache") == [
-        file
-    ]  # equal pairs in another folder
-    names = {file}
-
-    def another(view: View) -> bool:
-        names.update(fill(sd, Folder([changed], view), tmp_path / "cache"))
-        return len(names) > another.made
-
-    another.made = 1
+    before = rows_in(tmp_path / "cache")
+    assert before == {"latents": 4, "contexts": 4, "edges": 0}
+    fill(sd, Folder([changed], view), tmp_path / "cache")  # equal pairs in another folder
+    assert rows_in(tmp_path / "cache") == before
     list_of_pairs = (changed / "prompt.json").read_text()
-    for change in ("prompt", "picture", "vae", "text", "size", "version", "precision"):
+    for change, latents, contexts in [
+        ("prompt", 0, 1),
+        ("picture", 1, 0),
+        ("vae", 4, 4),
+        ("text", 4, 4),
+        ("size", 4, 0),
+        ("version", 4, 4),
+        ("precision", 4, 4),
+    ]:
         if change == "prompt":
-            (changed / "prompt.json").write_text(list_of_pairs.replace("ball", "cube"))
+            (changed / "prompt.json").write_text(list_of_pairs.replace("ball", "cube", 1))
         if change == "picture":
             entry = json.loads(list_of_pairs.splitlines()[3])
             (changed / entry["target"]).write_bytes((changed / entry["source"]).read_bytes())
@@ -189,14 +211,25 @@ def test_a_changed_input_gets_another_cache_file(sd, tmp_path, monkeypatch):
             monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
         if change == "precision":
             sd.vae.bfloat16(), sd.text_encoder.bfloat16()
-        assert another(view), change
-        another.made = len(names)
+        folder = Folder([changed], view)
+        cached = fill(sd, folder, tmp_path / "cache")
+        after = rows_in(tmp_path / "cache")
+        made = after["latents"] - before["latents"], after["contexts"] - before["contexts"]
+        assert made == (latents, contexts), change
+        with torch.no_grad():
+            for i in range(4):
+                mean, *_ = encode(sd, folder[i][0][None], [folder[i][2]])
+                torch.testing.assert_close(cached[i][0], mean[0], rtol=1e-2, atol=1e-2)
+        before = after
 
 
 def test_other_hints_use_the_same_cache(sd, tmp_path):
-    a, b = (fill(sd, Scenes(condition, n=3), tmp_path) for condition in ("depth", "canny"))
-    assert a == b
-    assert fill(sd, Scenes("canny", first=1, n=3), tmp_path) != a
+    fill(sd, Scenes("depth", n=3), tmp_path)
+    before = files_in(tmp_path)
+    fill(sd, Scenes("canny", n=3), tmp_path)
+    assert files_in(tmp_path) == before
+    fill(sd, Scenes("canny", first=1, n=3), tmp_path)
+    assert rows_in(tmp_path)["latents"] == 4  # two are the same scenes
 
 
 def test_an_interrupted_or_damaged_cache_is_completed(sd, tmp_path, monkeypatch):
@@ -205,7 +238,7 @@ def test_an_interrupted_or_damaged_cache_is_completed(sd, tmp_path, monkeypatch)
 
     def power_fails(*args):
         calls.append(args)
-        if len(calls) == 4:  # the first call measures the size
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return encode(*args)
 
@@ -213,15 +246,14 @@ def test_an_interrupted_or_damaged_cache_is_completed(sd, tmp_path, monkeypatch)
         patch.setattr(cache, "encode", power_fails)
         with pytest.raises(KeyboardInterrupt):
             fill(sd, scenes, tmp_path)
-    kept = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    kept = files_in(tmp_path)
     assert len(kept) == 2
     first = next(iter(kept))
     first.write_bytes(first.read_bytes()[:-8])
-    files = fill(sd, scenes, tmp_path)
-    assert len(files) == 4 == len(list(tmp_path.iterdir()))
-    rewritten = [file for file in kept if file.stat().st_mtime_ns != kept[file]]
-    assert rewritten == [first]
-    assert len(cache.Cached(scenes, files)) == 8
+    cached = fill(sd, scenes, tmp_path)
+    now = files_in(tmp_path)
+    assert len(now) == 4 and len(cached) == 8
+    assert [file for file in kept if now[file] != kept[file]] == [first]
 
 
 def test_too_little_disk_space_is_reported_before_anything_is_written(
@@ -232,31 +264,7 @@ def test_too_little_disk_space_is_reported_before_anything_is_written(
         train.main, capsys, *flags, "--steps", "6", "--batch-size", "4", "--out", "run"
     )
     assert "--cache" in message and "needs 0.0 GB" in message and "--no-cache" in message
-    assert not list((tmp_path / "cache").iterdir())
-
-
-class Opened:
-    """Names of the files that this process opens between `start` and `names`."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] | None = None
-        sys.addaudithook(self.note)  # it cannot be removed
-
-    def note(self, event: str, args: tuple) -> None:
-        if self.seen is not None and event == "open":
-            self.seen.append(str(args[0]))
-
-    def start(self) -> None:
-        self.seen = []
-
-    def names(self) -> set[str]:
-        seen, self.seen = self.seen, None
-        return {Path(name).name for name in seen or []}
-
-
-@pytest.fixture(scope="module")
-def opened_files() -> Opened:
-    return Opened()
+    assert not list((tmp_path / "cache/encoded").iterdir())
 
 
 @pytest.mark.parametrize("hints", ["canny", None])
@@ -269,22 +277,18 @@ def test_a_cached_step_opens_hint_files_only(sd, pairs, tmp_path, opened_files, 
     for _ in range(5):  # an epoch
         next(batches)
     expected = set() if hints else {f"hint{i}.png" for i in range(10)}
-    assert opened_files.names() == expected
+    assert {*opened_files.names()} == expected
 
 
 def test_edges_depend_on_the_seed_and_encodings_do_not(sd, pairs, tmp_path):
-    made = []
-    for seed in (0, 0, 1):
+    for seed, rows in (0, 10), (0, 10), (1, 20):
         folder = Folder([pairs], View((64, 64), hints="canny", seed=seed))
-        (files,) = fill(sd, folder, tmp_path)
-        made.append((files, [file.stat().st_mtime_ns for file in files]))
-        for i, (*_, hint) in enumerate(map(cache.Cached(folder, [files]).__getitem__, range(10))):
-            assert torch.equal(in_unit(hint).repeat(3, 1, 1), folder.make_hint(i))
-    (first, times), again, (other, new_times) = made
-    assert again == (first, times)
-    assert (other[0], new_times[0]) == (first[0], times[0]) and other[1] != first[1]
-    # One bit per pixel, next to an 8-byte number of the prompt's row.
-    assert cache.read_part(first)["edges"].shape == (10, 64, 8)
+        cached = fill(sd, folder, tmp_path)
+        assert rows_in(tmp_path) == {"latents": 10, "contexts": 10, "edges": rows}
+        for i in range(10):
+            assert torch.equal(in_unit(cached[i][3]).repeat(3, 1, 1), folder.make_hint(i))
+    for file in files_in(tmp_path):
+        assert load_file(file)["bits"].shape == (10, 64, 8)  # a bit per pixel
 
 
 @pytest.mark.parametrize(("prompts", "kept"), [([""] * 6, 1), (["a", "", "a", "b", "", "b"], 3)])
@@ -294,14 +298,14 @@ def test_the_cache_holds_each_context_once(sd, tmp_path, monkeypatch, prompts, k
     lines = [json.dumps(json.loads(x) | {"prompt": p}) for x, p in zip(lines, prompts)]
     (tmp_path / "pairs/prompt.json").write_text("\n".join(lines))
     folder = Folder([tmp_path / "pairs"], View((64, 64)))
-    (files,) = fill(sd, folder, tmp_path / "cache")
-    assert len(cache.read_part(files)["context"]) == kept
-    for prompt, (_, _, context, _) in zip(
-        prompts, map(cache.Cached(folder, [files]).__getitem__, range(6))
-    ):
+    cached = fill(sd, folder, tmp_path / "cache")
+    assert rows_in(tmp_path / "cache")["contexts"] == kept
+    for prompt, (_, _, context, _) in zip(prompts, cached):
         torch.testing.assert_close(context, sd.encode_prompts(prompt)[0], rtol=1e-5, atol=1e-5)
     # The space that is asked for is that of the files, without their headers.
-    needed = sum(x.nbytes for x in cache.read_part(files).values()) - 8 * len(folder)
+    needed = sum(
+        x.nbytes for file in files_in(tmp_path / "cache") for x in load_file(file).values()
+    )
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     for free in (needed - 1, needed):
         usage = type("Usage", (), {"free": free})
@@ -323,8 +327,8 @@ def test_one_of_several_captions_is_drawn_from_the_cache(sd, pairs, tmp_path):
     texts = ["a cat", ["a cat", "a dog"], ["", "a dog", "a cup"]]
     data = with_captions(pairs, tmp_path / "pairs", lambda i: texts[i % 3])
     folder = Folder([data], View((64, 64)))
-    cached = cache.Cached(folder, fill(sd, folder, tmp_path / "cache"))
-    assert len(cached.parts[0]["context"]) == 4
+    cached = fill(sd, folder, tmp_path / "cache")
+    assert len({*cached.places["contexts"].tolist()}) == 4
     drawn = set()
     for seen in range(40):
         i = seen % len(folder)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nanocontrol import InputError
 from nanocontrol.formats.tensors import open_tensors
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.data import Source, all_pairs
+from nanocontrol.nano.data import Source, all_pairs, size_of_base
 from nanocontrol.plumbing.errors import blame
 from nanocontrol.plumbing.flags import at_least, positive, seed, width_and_height
 from nanocontrol.training.check import evenly_spaced
@@ -105,8 +105,7 @@ def can_be(name: str, value: Any) -> bool:
 
 
 def base_size(past: PastRun) -> int:
-    with blame("--base"):
-        return open_tensors(past.settings["base"]).metadata.get("size", 512)
+    return size_of_base(past.settings["base"])
 
 
 def pairs_of_run(past: PastRun) -> Pairs:

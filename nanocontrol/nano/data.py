@@ -5,19 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from nanocontrol.formats.tensors import open_tensors
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import edge_scores, scorer
 from nanocontrol.nano.world import SIZES
 from nanocontrol.plumbing.errors import InputError, blame
-from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.check import tell_or_refuse
-from nanocontrol.training.measure import HeldOut, Scores, read_own
+from nanocontrol.training.check import usable
+from nanocontrol.training.known import Known
+from nanocontrol.training.measure import Scores, read_own
 from nanocontrol.training.moved import check_moved
 from nanocontrol.training.pairs import Folder, Pairs, View, split
+from nanocontrol.training.processes import Processes
 from nanocontrol.training.settings import check_together
 from nanocontrol.training.start import check_new
 
 MEASURED = 32  # drawn scenes that are held out
+ROOM = 10**9  # bytes of pictures that stay in memory from their check until they are encoded
 
 
 class Source(NamedTuple):
@@ -28,12 +31,13 @@ class Source(NamedTuple):
     size: str | None = None
     crop: str = "middle"
     mirror: bool = False
+    skip_wrong: bool = False
+    out: str = ""
     condition: str | None = None
     scenes: int = HELD_OUT
     seed: int = 0
     cache: str = ""
     validation: list[list[str]] | None = None  # files of hints, and prompts
-    out: str = ""  # the run's folder
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -48,37 +52,46 @@ class Source(NamedTuple):
         return View((int(width), int(height)), self.crop, self.hints, self.seed, cache)
 
     def read(
-        self, sd: StableDiffusion, base: str, steps: int, n: int
-    ) -> tuple[Pairs, HeldOut, Scores | None]:
+        self, base: str, steps: int, n: int, processes: Processes | None = None
+    ) -> tuple[Pairs, Pairs, Scores | None]:
         """The training pairs, the held-out pairs, and a function that scores pictures of the first
         held-out pairs. The function is None if the condition cannot be measured in pictures.
 
         base: its file; steps, n: the training's steps, and pairs per step. Notes are printed.
         Raises InputError for pairs that cannot be used.
         """
-        if not self.data and sd.size not in SIZES:
+        size = size_of_base(base)
+        if not self.data and size not in SIZES:
             drawn = f"scenes are drawn at {', '.join(map(str, SIZES))}: expected --data DIR"
-            raise InputError(f"--base: {base} is for pictures of {sd.size} pixels, but {drawn}")
-        own = read_own(self.validation, self.view(sd.size).size)
+            raise InputError(f"--base: {base} is for pictures of {size} pixels, but {drawn}")
+        own = read_own(self.validation, self.view(size).size)
         with blame("--data"):
-            pairs = all_pairs(self, sd.size)
+            pairs = all_pairs(self, size)
             if isinstance(pairs, Folder):
-                tell_or_refuse(pairs, steps, n)
+                pairs.known, pairs.room = Known(Path(self.cache) if self.cache else None), ROOM
+                run = Path(self.out) if self.out else None
+                pairs = usable(pairs, steps, n, self.skip_wrong, run, processes)
                 if not len(pairs):  # on this machine: the first process has some
                     raise InputError(pairs.wrong[0])
-                folders = {"data": self.data, "hints": self.hints}
                 if self.out:
-                    check_moved(Path(self.out), folders, pairs.entries)
-            trained, others, scores = divided(self, pairs)
-            return trained, HeldOut.of(sd, others)._replace(own=own), scores
+                    check_moved(Path(self.out), {"data": self.data, "hints": self.hints}, pairs)
+            trained, kept, scores = divided(self, pairs)
+            kept.own = own
+            return trained, kept, scores
+
+
+def size_of_base(base: str) -> int:
+    """The width and height of the pictures that a base model was trained on."""
+    with blame("--base"):
+        return open_tensors(base).metadata.get("size", 512)
 
 
 def check_training_flags(given: Mapping[str, Any]) -> None:
     """Raises InputError for flags of a new run that contradict each other, or name an old run."""
     check_together(given)
     check_new(given.get("out"))
-    for name in ("hints", "size", "crop", "mirror"):
-        if name in given and "data" not in given:
+    for name in ("hints", "size", "crop", "mirror", "skip-wrong"):
+        if name.replace("-", "_") in given and "data" not in given:
             raise InputError(f"--{name} is for your own pictures: expected --data DIR")
     if "data" in given and "base" not in given:
         note = "--data without --base: training a ControlNet for nano, the bundled small model"

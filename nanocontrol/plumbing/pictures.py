@@ -45,7 +45,7 @@ def open_picture(path: PictureFile) -> Image.Image:
     """Open a picture; only its header is decoded. Raises InputError if the file is no picture."""
     try:
         # Reading from a pipe would wait for ever.
-        if isinstance(path, Path) and os.path.exists(path) and not os.path.isfile(path):
+        if os.path.exists(str(path)) and not os.path.isfile(str(path)):
             raise InputError(f"{path} is not a regular file; expected a picture")
         data = path.read_bytes()
         return opened(data)

@@ -24,7 +24,7 @@ def check_data(args: argparse.Namespace) -> Findings:
     width, height = map(int, args.size.split("x"))
     folder = Folder(args.folders, View((width, height), args.crop, args.hints))
     found = look_through(folder, args.steps, args.batch_size, show=True)
-    for line in found.wrong:
+    for line in found.wrong.values():
         say(f"wrong: {line}")
     for line in found.notes:
         say(line)

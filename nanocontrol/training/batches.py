@@ -1,12 +1,15 @@
 """The batches and random draws of a training. Both depend on the seed and the step alone."""
 
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.machine import to_device
 from nanocontrol.schedulers import STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
@@ -14,6 +17,23 @@ from nanocontrol.training.cache import encoded_once
 from nanocontrol.training.loader import Batch, encoded, generator_of, groups, loader, shuffled
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
+
+PAUSES = 1, 5  # seconds before a picture that cannot be read is tried again
+
+
+class Patient(Dataset):
+    """A data set whose items are tried again if they cannot be read, as on a network's disk."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, i: Any) -> tuple:
+        for pause in PAUSES:
+            try:
+                return self.dataset[i]
+            except InputError:
+                time.sleep(pause)
+        return self.dataset[i]
 
 
 class Draws(NamedTuple):
@@ -60,9 +80,9 @@ def batches_from(
     dataset: Any = pairs
     if cache and not pairs.moves and steps * accumulate * n > len(pairs):
         dataset = encoded_once(sd, pairs, cache, batch_size, processes)
-    order: Iterator = shuffled(len(dataset), seed, seen)
+    pairs.learnt({})
+    order: Iterator = shuffled(len(pairs), seed, seen)
     if pairs.changes:  # the count of pairs seen before is part of the index: crop, caption
         order = zip(order, itertools.count(seen))
-    return encoded(
-        sd, loader(dataset, groups(order, n, processes.share(0, batch_size)), device), device
-    )
+    indices = groups(order, n, processes.share(0, batch_size))
+    return encoded(sd, loader(Patient(dataset), indices, device), device)

@@ -1,17 +1,19 @@
-"""The cache: outputs of the locked VAE and text encoder, computed once per pair and kept on disk.
+"""The cache: outputs of the locked VAE and text encoder, computed once and kept on disk.
 
-A file holds 256 pairs. Its name is a hash of everything it was computed from: the pictures, the
-prompts, the weights and the precision. If one of these changes, so does the name, so a stale file
-is never read. Missing files are computed. The files are memory-mapped. Edges made by --hints canny
-have files of their own, because they depend on the seed and encodings do not.
+A row is found by its key, a hash of everything it was computed from: the picture's bytes or the
+prompt, the weights and the precision. If one of these changes, so does the key, so a stale row is
+never read. There are three kinds of rows: latents, contexts, and edges made by --hints canny. A
+file holds up to 256 of each kind with their keys, and is complete or absent. The files are
+memory-mapped. Missing rows are computed.
 """
 
 import hashlib
 import itertools
-import math
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,58 +26,76 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.loader import encode, ignore_ctrl_c, readers
-from nanocontrol.training.pairs import Pairs
+from nanocontrol.training.pairs import Pairs, Taken
 from nanocontrol.training.processes import Processes
 
-VERSION = 2  # raise it when a change of the code changes the numbers in the files
-IN_FILE = 256  # pairs
-COLUMNS = {"mean", "deviation", "context", "prompt"}, {"edges"}  # in the two kinds of files
+VERSION = 3  # raise it when a change of the code changes the numbers in the files
+FOLDER = "encoded"
+IN_FILE = 256  # rows of a kind, at most; a multiple of common batch sizes
+# The columns of a kind. `size` is the whole picture's, width and height.
+KINDS = {"latents": ("mean", "deviation", "size"), "contexts": ("context",), "edges": ("bits",)}
 AN_HOUR = 3600  # seconds: no running process still writes to a temporary file of this age
-Files = tuple[Path, ...]  # of 256 pairs: encodings and, where hints are edges, edges
+KEY = "S32"  # NumPy's type of a SHA-256
+
+
+class Rows:
+    """The rows in the cache's files."""
+
+    def __init__(self, folder: Path):
+        self.files = sorted(folder.glob("*.safetensors"))
+        self.parts: dict[int, Tensors] = {}  # by the number of the file
+        found = [(np.empty(0, KEY), np.empty(0, int))]
+        for number in range(len(self.files)):
+            with suppress(InputError):  # cut off: its rows are computed again
+                for kind in KINDS.keys() & self.part(number).keys():
+                    keys = self.part(number)[kind].numpy().view(KEY).ravel()
+                    found.append((keys, (number << 32) + np.arange(len(keys))))
+        keys, places = map(np.concatenate, zip(*found))
+        order = keys.argsort()
+        self.keys, self.places = keys[order], places[order]
+
+    def __getstate__(self) -> dict:
+        """The state that a reader process gets: the files' names, not their mapped contents."""
+        return {"files": self.files, "parts": {}}
+
+    def part(self, number: int) -> Tensors:
+        if number not in self.parts:
+            self.parts[number] = read_safetensors(self.files[number])[0]
+        return self.parts[number]
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """The places of rows with these keys; -1 for a missing one."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, self.places[at], -1)
+
+    def row(self, kind: str, place: int) -> list[Tensor]:
+        part = self.part(place >> 32)
+        return [part[name][place & 0xFFFFFFFF] for name in KINDS[kind]]
 
 
 class Cached(Dataset):
     """The pairs of a data set, each as mean, deviation, context (see `encode`) and hint: edges as
     bytes [H, W, 1], other hints as in `Pairs.hint`."""
 
-    def __init__(self, pairs: Pairs, files: list[Files]):
-        self.pairs, self.files = pairs, files
-        self.parts = [read_part(some) for some in files]
+    def __init__(self, pairs: Pairs, folder: Path, keys: "Keys"):
+        self.pairs, self.rows, self.first = pairs, Rows(folder / FOLDER), keys.first
+        self.places = {kind: self.rows.find(every) for kind, every in keys.every.items()}
+        if any((places < 0).any() for places in self.places.values()):
+            raise InputError(f"--cache {folder}: files disappeared; expected to use it alone")
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getstate__(self) -> dict:
-        """The state that a worker process gets: the files' names, not their mapped contents."""
-        return self.__dict__ | {"parts": []}
-
     def __getitem__(self, i: int | tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         i, seen = i if isinstance(i, tuple) else (i, None)
-        self.parts = self.parts or [read_part(some) for some in self.files]
-        part, row = self.parts[i // IN_FILE], i % IN_FILE
-        numbers = part["prompt"][row].view(-1)
-        context = part["context"][int(numbers[0 if seen is None else self.pairs.drawn(i, seen)])]
-        hint = unpacked(part["edges"][row]) if "edges" in part else self.pairs.hint(i)
-        return part["mean"][row], part["deviation"][row], context, hint
-
-
-class Pictures(Dataset):
-    """A data set's images and prompts, and those hints that are edges, packed."""
-
-    def __init__(self, pairs: Pairs):
-        self.pairs = pairs
-
-    def __getitem__(self, i: int) -> tuple[Tensor, str, Tensor]:
-        if not self.pairs.edges(i):
-            return *self.pairs.picture(i), torch.empty(0)
-        image, hint, prompt = self.pairs[i]
-        return image, prompt, packed(hint)
-
-
-def read_part(files: Files) -> Tensors:
-    """The columns of 256 pairs. `context` has a row for each different caption, `prompt` the
-    numbers of every pair's rows: [n], or [n, m] where a pair has up to m captions."""
-    return {name: rows for file in files for name, rows in read_safetensors(file)[0].items()}
+        caption = self.first[i] + (0 if seen is None else self.pairs.drawn(i, seen))
+        at = dict.fromkeys(self.places, i) | {"contexts": caption}
+        row = {kind: self.rows.row(kind, int(x[at[kind]])) for kind, x in self.places.items()}
+        (mean, deviation, size), (context,) = row["latents"], row["contexts"]
+        hint = unpacked(*row["edges"]) if "edges" in row else self.pairs.hint(i, size.tolist())
+        return mean, deviation, context, hint
 
 
 def packed(edges: Tensor) -> Tensor:
@@ -88,6 +108,97 @@ def unpacked(bits: Tensor) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1) * 255)[..., None]
 
 
+class Keys:
+    """The keys of a data set's rows, an array for each kind. A picture that has to be read first
+    has none yet. Contexts have a key for each caption of each pair: pair i's begin at first[i]."""
+
+    def __init__(self, sd: StableDiffusion, pairs: Pairs, show: bool):
+        self.pairs, self.encoders = pairs, encoders_hash(sd)
+        kinds = KINDS if pairs.edges(0) else ("latents", "contexts")
+        self.every = {kind: np.zeros(len(pairs), KEY) for kind in kinds}
+        self.texts: list[str] = []
+        self.first = np.zeros(len(pairs), int)
+        bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
+        for i in bar:
+            self.first[i] = len(self.texts)
+            self.texts += pairs.captions(i)
+            if found := pairs.fingerprint(i):
+                self.put(i, found)
+
+        self.every["contexts"] = np.array([*map(self.of_text, self.texts)], KEY)
+
+    def of_text(self, text: str) -> bytes:
+        return key_of("contexts", self.encoders, text)
+
+    def of_image(self, i: int, fingerprint: bytes) -> dict[str, bytes]:
+        """The keys of pair i's latents and edges."""
+        edges = key_of("edges", self.pairs.edges(i), fingerprint)
+        return {"latents": key_of("latents", self.encoders, fingerprint), "edges": edges}
+
+    def put(self, i: int, fingerprint: bytes) -> None:
+        for kind, key in self.of_image(i, fingerprint).items():
+            if kind in self.every:
+                self.every[kind][i] = key
+
+    def update(self, fingerprints: dict[int, bytes]) -> None:
+        """Put those that were read, by the number of one of their pairs."""
+        by_image = {self.pairs.image_id(i): found for i, found in fingerprints.items()}
+        for i in range(len(self.pairs)) if by_image else ():
+            if found := by_image.get(self.pairs.image_id(i)):
+                self.put(i, found)
+
+
+def key_of(*what: object) -> bytes:
+    return hashlib.sha256(repr((VERSION, *what)).encode()).digest()
+
+
+class Pictures(Dataset):
+    """A data set's pairs as they are read for the cache."""
+
+    def __init__(self, pairs: Pairs):
+        self.pairs = pairs
+
+    def __getitem__(self, i: int) -> Taken:
+        taken = self.pairs.take(i)
+        return taken._replace(edges=None if taken.edges is None else packed(taken.edges))
+
+
+class Writer:
+    """Adds rows to the cache."""
+
+    def __init__(self, folder: Path, rows: Rows):
+        self.folder, self.rows = folder, rows
+        self.new: dict[bytes, tuple[str, tuple[Tensor, ...]]] = {}  # kind and columns, by key
+        self.written: set[bytes] = set()
+
+    def lacks(self, key: bytes) -> bool:
+        known = key in self.written or key in self.new
+        return not known and self.rows.find(np.array([key], KEY))[0] < 0
+
+    def add(self, kind: str, key: bytes, *columns: Tensor) -> None:
+        if self.lacks(key):
+            self.new[key] = kind, columns
+
+    def write(self, share_done: float) -> None:
+        """Write the new rows into a file. share_done: of the work, to ask for space before the
+        first one."""
+        tensors: Tensors = {}
+        for kind, names in KINDS.items():
+            rows = {key: columns for key, (own, columns) in self.new.items() if own == kind}
+            if rows:
+                keys = np.array([*rows], KEY).view(np.uint8).reshape(len(rows), -1)
+                columns = map(torch.stack, zip(*rows.values()))
+                tensors |= {kind: torch.from_numpy(keys), **dict(zip(names, columns))}
+        if tensors and not self.written:
+            needed = sum(tensor.nbytes for tensor in tensors.values()) / share_done
+            check_space(self.folder, int(needed))
+        if tensors:
+            name = hashlib.sha256(b"".join(self.new)).hexdigest()
+            write_tensors(self.folder / f"{name}.safetensors", tensors, {})
+        self.written |= self.new.keys()
+        self.new.clear()
+
+
 def encode_all(
     sd: StableDiffusion,
     pairs: Pairs,
@@ -95,72 +206,95 @@ def encode_all(
     batch_size: int,
     rank: int = 0,
     processes: int = 1,
-) -> list[Files]:
-    """The cache's files for a data set, in order. Missing ones are written first.
+) -> tuple[Keys, dict[int, bytes]]:
+    """Write the rows that the cache in this folder lacks -> all keys, and the fingerprints of the
+    images that were read, by the number of a pair.
 
-    Each process writes its own share, so other processes' files may still be missing on return. An
-    interruption loses one file at most. Raises InputError if the disk has too little space.
+    Each process reads and writes its own share of the pairs, so other processes' rows may still be
+    missing on return. An interruption loses one file at most. Raises InputError if the disk has too
+    little space.
     """
-    make_folder("--cache", folder)
-    remove_temporary_files(folder, AN_HOUR)
-    every = [range(len(pairs))[i : i + IN_FILE] for i in range(0, len(pairs), IN_FILE)]
-    hashes = names(sd, pairs, rank == 0)
-    files = [files_of(folder, name, pairs, part) for name, part in zip(hashes, every)]
-    # Each process checks only its own share, because the others may be writing theirs.
-    missing = [i for i in range(rank, len(files), processes) if not all(map(is_whole, files[i]))]
-    parts = [every[i] for i in missing]
-    check_space(folder, sd, pairs, [(every[i], files[i]) for i in missing], processes)
-    batches = iter(pictures_of(sd, pairs, parts, batch_size))
-    with tqdm(desc="encoding pairs", total=len(pairs), disable=rank > 0) as bar:
-        bar.update(max(0, len(pairs) - IN_FILE * len(missing) * processes))
-        for i, part in zip(missing, parts):
-            some = itertools.islice(batches, math.ceil(len(part) / batch_size))
-            write_part(files[i], sd, some, [pairs.captions(i) for i in part])
-            bar.update(min(len(part) * processes, len(pairs) - bar.n))
-    return files
+    inner = make_folder("--cache", folder / FOLDER)
+    remove_temporary_files(inner, AN_HOUR)
+    keys, rows = Keys(sd, pairs, rank == 0), Rows(inner)
+    lacking = {
+        kind: (np.arange(len(x)) // IN_FILE % processes == rank) & (rows.find(x) < 0)
+        for kind, x in keys.every.items()
+    }
+    writer, done = Writer(inner, rows), 0
+    found: dict[int, Taken] = {}
+    batches = batches_of(unread(pairs, lacking), batch_size)
+    n = sum(map(len, batches))
+    with tqdm(desc="encoding pairs", total=n, disable=rank > 0) as bar:
+        for numbers, taken in zip(batches, pictures_of(sd, pairs, batches)):
+            encode_batch(sd, keys, writer, numbers, taken)
+            found |= {i: one._replace(image=None, edges=None) for i, one in zip(numbers, taken)}
+            bar.update(len(numbers))
+            done += len(numbers)
+            if done % IN_FILE < len(numbers):
+                writer.write(done / n / processes)
+    others = {keys.texts[i]: i for i in np.flatnonzero(lacking["contexts"]).tolist()}
+    left = [i for text, i in others.items() if writer.lacks(keys.of_text(text))]
+    for numbers in batches_of(left, batch_size):
+        encode_texts(sd, keys, writer, [keys.texts[i] for i in numbers])
+    writer.write(1 / processes)
+    pairs.learnt({i: one.facts for i, one in found.items() if one.facts})
+    return keys, {i: one.fingerprint for i, one in found.items()}
+
+
+def unread(pairs: Pairs, lacking: dict[str, np.ndarray]) -> Iterator[int]:
+    """The pairs that have to be read, each picture and its edges once. lacking: whether each pair's
+    row is missing, by its kind."""
+    seen = set()
+    wanted = np.logical_or.reduce([x for kind, x in lacking.items() if kind != "contexts"])
+    for i in np.flatnonzero(wanted).tolist():
+        if (what := (pairs.image_id(i), pairs.edges(i))) not in seen:
+            seen.add(what)
+            yield i
+
+
+def batches_of(numbers: Iterable[int], batch_size: int) -> list[list[int]]:
+    """Batches of pairs. None crosses the end of a part of 256 pairs, so that batches, and the
+    rounding in them, do not depend on the number of processes."""
+    parts = [[*part] for _, part in itertools.groupby(numbers, lambda i: i // IN_FILE)]
+    return [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
+
+
+def pictures_of(sd: StableDiffusion, pairs: Pairs, batches: list[list[int]]) -> DataLoader:
+    workers = readers(str(next(sd.vae.parameters()).device)) if batches else 0
+    ways: Any = {"num_workers": workers, "worker_init_fn": ignore_ctrl_c, "collate_fn": list}
+    return DataLoader(Pictures(pairs), batch_sampler=batches, **ways)
+
+
+def encode_batch(
+    sd: StableDiffusion, keys: Keys, writer: Writer, numbers: list[int], taken: list[Taken]
+) -> None:
+    """Add the rows of some pairs. Images whose latents the cache has are not encoded again."""
+    some = []
+    for i, one in zip(numbers, taken):
+        key = keys.of_image(i, one.fingerprint)
+        if one.edges is not None:
+            writer.add("edges", key["edges"], one.edges)
+        if writer.lacks(key["latents"]):
+            some.append((i, one, key["latents"]))
+    if not some:
+        return
+    prompts = [keys.pairs.prompt(i) for i, *_ in some]
+    rows = zip(*encode(sd, torch.stack([one.image for _, one, _ in some]), prompts))
+    for (i, one, latents), (mean, deviation, context) in zip(some, rows):
+        size = torch.tensor(one.facts.size if one.facts else (0, 0))
+        writer.add("latents", latents, mean, deviation, size)
+        writer.add("contexts", keys.of_text(keys.pairs.prompt(i)), context)
 
 
 @torch.no_grad()
-def write_part(
-    files: Files, sd: StableDiffusion, batches: Iterable[tuple], captions: list[list[str]]
-) -> None:
-    """Write a part's files, its encodings only if they are missing. batches: of its `Pictures`;
-    captions: each pair's."""
-    encodes = not is_whole(files[0])
-    contexts: Tensors = {}
-    edges, latents = [], []
-    for images, texts, bits in batches:
-        edges.append(bits)
-        if encodes:
-            *latent, context = encode(sd, images, texts)
-            latents.append(latent)
-            for prompt, row in zip(texts, context):
-                contexts.setdefault(prompt, row)
-    if encodes:
-        mean, deviation = map(torch.cat, zip(*latents))
-        for text in (text for some in captions for text in some if text not in contexts):
-            contexts[text] = sd.encode_prompts(text)[0].to(mean.dtype)
-        rows, most = {text: i for i, text in enumerate(contexts)}, max(map(len, captions))
-        numbers = torch.tensor([[rows[x] for x in (some * most)[:most]] for some in captions])
-        numbers = numbers[:, 0] if most == 1 else numbers
-        context = torch.stack([*contexts.values()])
-        columns = {"mean": mean, "deviation": deviation, "context": context, "prompt": numbers}
-        write_tensors(files[0], columns, {})
-    for file in files[1:]:
-        write_tensors(file, {"edges": torch.cat(edges)}, {})
-
-
-def pictures_of(
-    sd: StableDiffusion, pairs: Pairs, parts: list[range], batch_size: int
-) -> DataLoader:
-    """Batches of images and prompts. No batch crosses the end of a part."""
-    batches = [
-        [*part[i : i + batch_size]] for part in parts for i in range(0, len(part), batch_size)
-    ]
-    workers = readers(str(next(sd.vae.parameters()).device))
-    return DataLoader(
-        Pictures(pairs), batch_sampler=batches, num_workers=workers, worker_init_fn=ignore_ctrl_c
-    )
+def encode_texts(sd: StableDiffusion, keys: Keys, writer: Writer, texts: list[str]) -> None:
+    """Add the contexts of captions that are not encoded with a picture."""
+    contexts = sd.encode_prompts(texts).to(next(sd.vae.parameters()).dtype)
+    for text, context in zip(texts, contexts):
+        writer.add("contexts", keys.of_text(text), context)
+    if len(writer.new) >= IN_FILE:
+        writer.write(1)
 
 
 def encoded_once(
@@ -169,30 +303,11 @@ def encoded_once(
     """The pairs with their encodings from the cache; missing ones are encoded now. Afterwards the
     VAE and the text encoder leave the GPU, because training no longer needs them."""
     rank, size = processes.rank, processes.size
-    files = encode_all(sd, pairs, Path(folder), batch_size, rank, size)
-    processes.wait()  # until the others have written theirs
+    keys, found = encode_all(sd, pairs, Path(folder), batch_size, rank, size)
+    for theirs in processes.gather(found):  # waits until the others have written their rows
+        keys.update(theirs)
     sd.vae.cpu(), sd.text_encoder.cpu()
-    return Cached(pairs, files)
-
-
-def names(sd: StableDiffusion, pairs: Pairs, show: bool) -> Iterator[str]:
-    """A hash for each file of everything that its content depends on. show: a progress bar."""
-    common = f"{VERSION} {encoders_hash(sd)}".encode()
-    digest = hashlib.sha256(common)
-    bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
-    for i in bar:
-        digest.update(pairs.fingerprint(i))
-        if (i + 1) % IN_FILE == 0 or i + 1 == len(pairs):
-            yield digest.hexdigest()
-            digest = hashlib.sha256(common)
-
-
-def files_of(folder: Path, name: str, pairs: Pairs, part: range) -> Files:
-    """The files of a part. name: the hash of its encodings."""
-    edges = [pairs.edges(i) for i in part]
-    of_edges = hashlib.sha256(f"{name} {edges}".encode()).hexdigest()
-    hashes = [name, of_edges] if all(edges) else [name]
-    return tuple(folder / f"{one}.safetensors" for one in hashes)
+    return Cached(pairs, Path(folder), keys)
 
 
 def encoders_hash(sd: StableDiffusion) -> str:
@@ -205,39 +320,10 @@ def encoders_hash(sd: StableDiffusion) -> str:
     return digest.hexdigest()
 
 
-def is_whole(file: Path) -> bool:
-    """Whether the file exists and is complete. Reading its header is enough, because it reveals a
-    truncated file. Reading all numbers of a large data set would take minutes."""
-    try:
-        tensors, _ = read_safetensors(file)
-    except InputError:
-        return False
-    return tensors.keys() in COLUMNS
-
-
-def check_space(
-    folder: Path,
-    sd: StableDiffusion,
-    pairs: Pairs,
-    missing: list[tuple[range, Files]],
-    processes: int,
-) -> None:
-    """Raises InputError if the missing parts take more space than the disk has free. Each process
-    misses about as many."""
-    if not missing:
-        return
-    image, prompt = pairs.picture(0)
-    mean, deviation, context = (x.nbytes for x in encode(sd, image[None], [prompt]))
-    needed = 0
-    for part, (encodings, *edges) in missing:
-        needed += len(edges) * len(part) * image[0].numel() // 8
-        if not is_whole(encodings):
-            needed += len(part) * (mean + deviation)
-            needed += len({text for i in part for text in pairs.captions(i)}) * context
-    needed *= processes
+def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"--cache {folder} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
-            "use a folder with more space, or --no-cache"
+            f"--cache {folder.parent} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            "free: use a folder with more space, or --no-cache"
         )

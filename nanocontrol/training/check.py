@@ -1,11 +1,11 @@
 """Checks of every pair before training. Errors stop the training; notes are only printed."""
 
-import hashlib
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -17,14 +17,19 @@ from tqdm import tqdm
 
 from nanocontrol.clip import MAX_TOKENS
 from nanocontrol.formats.tokenizer import count_tokens
+from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
 from nanocontrol.plumbing.pictures import grid
-from nanocontrol.training.folders import Entry
-from nanocontrol.training.pairs import Folder
-from nanocontrol.training.processes import is_first
+from nanocontrol.training.folders import Entry, check_shapes
+from nanocontrol.training.loader import in_unit
+from nanocontrol.training.pairs import Folder, held_out_first
+from nanocontrol.training.processes import Processes, is_first
+from nanocontrol.training.run import read_json, write_json
 
 GRID = 64  # cells along the short side of an edge map
+AT_ONCE = 1000  # pairs, after which the index is saved
+SAMPLE = 2000  # most pairs that are checked before a training
 COMPARED = 256  # most pairs whose edges are compared
 OTHERS = 4  # other pictures that each hint is compared with
 FLAT, WHITE = 0.01, 0.5  # standard deviation of a constant hint; white share of a mostly white one
@@ -34,48 +39,69 @@ SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row, widt
 
 
 class Checked(NamedTuple):
-    """The result of reading one pair."""
+    """The result of checking one pair. Hints that the index knows are not judged again."""
 
     wrong: str  # the error, or "" if the pair can be used
-    picture: bytes = b""  # a hash of its pixels, as training will see them
+    picture: bytes = b""  # a hash of its file
+    size: tuple[int, int] = (0, 0)  # width and height of the picture
+    hint_size: tuple[int, int] = (0, 0)
     white: float = 0.0  # share of the hint's pixels
     deviation: float = 1.0  # the hint's standard deviation, in the channel where it is largest
     edges: tuple[Tensor, ...] = ()  # edge maps of the picture and of the hint, [h, w] each
 
 
 class Findings(NamedTuple):
-    wrong: list[str]
+    wrong: dict[str, str]  # messages, by the pair's place (`Entry.where`) if there is one
     notes: list[str]
 
 
-def look_through(folder: Folder, steps: int, batch: int, show: bool) -> Findings:
-    """Read every pair, and collect errors and notes. steps, batch: the training's; they determine
-    how often each pair will be seen. show: a progress bar."""
-    n = len(folder.entries)
-    compared, threads = {*evenly_spaced(n, COMPARED)}, torch.get_num_threads()
-    torch.set_num_threads(1)  # in each reader
-    pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
-    try:
-        looks = pool.map(lambda i: check_pair(folder, i, i in compared), range(n))
-        seen = [*tqdm(looks, "checking pairs", n, leave=False, disable=not show)]
-    finally:  # after Ctrl-C the remaining pairs are not read
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-    wrong = folder.wrong + [one.wrong for one in seen if one.wrong]
-    good = [(entry, one) for entry, one in zip(folder.entries, seen) if not one.wrong]
+def look_through(
+    folder: Folder, steps: int, batch: int, show: bool, most: int | None = None
+) -> Findings:
+    """Check pairs, and collect errors and notes. steps, batch: the training's; they determine how
+    often each pair will be seen. show: a progress bar; most: a limit, above which a sample drawn by
+    the seed is checked, held-out pairs among it."""
+    numbers = held_out_first(len(folder), folder.view.seed)[:most].sort().values.tolist()
+    seen = check_pairs(folder, numbers, show)
+    wrong = dict(zip(folder.wrong, folder.wrong))
+    both = [(folder.entries[i], one) for i, one in zip(numbers, seen)]
+    wrong |= {entry.where: one.wrong for entry, one in both if one.wrong}
+    good = [(entry, one) for entry, one in both if not one.wrong]
     if not good:
         return Findings(wrong, [])
     entries, seen = [entry for entry, _ in good], [one for _, one in good]
+    n = len(folder) - len(both) + len(good)
     notes = [
-        f"{plural(len(entries), 'pair')}; {steps:,} steps of {batch} will see each "
-        f"{steps * batch / len(entries):,.1f} times",
+        f"{plural(n, 'pair')}; {steps:,} steps of {batch} will see each "
+        f"{steps * batch / n:,.1f} times",
+        *([f"{len(both):,} of them were checked"] if len(both) < len(folder) else []),
         *ignored_notes(folder.ignored),
-        *size_notes(entries, folder.view.size, folder.view.crop),
+        *size_notes(entries, seen, folder.view.size, folder.view.crop),
         *prompt_notes(entries),
         *repeat_notes(entries, seen),
         *hint_notes(entries, seen),
     ]
     return Findings(wrong, notes)
+
+
+def check_pairs(folder: Folder, numbers: list[int], show: bool) -> list[Checked]:
+    """Check these pairs. If the process ends early, what was learnt before is kept."""
+    compared = {numbers[i] for i in evenly_spaced(len(numbers), COMPARED)}
+    seen: list[Checked] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # in each reader
+    pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
+    bar = tqdm(numbers, "checking pairs", leave=False, disable=not show)
+    try:
+        for start in range(0, len(numbers), AT_ONCE):
+            part = numbers[start : start + AT_ONCE]
+            seen += pool.map(lambda i: check_pair(folder, i, i in compared, bar), part)
+            folder.known.save()
+    finally:  # after Ctrl-C the remaining pairs are not read
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+        bar.close()
+    return seen
 
 
 def evenly_spaced(n: int, most: int) -> list[int]:
@@ -84,37 +110,61 @@ def evenly_spaced(n: int, most: int) -> list[int]:
     return [i * n // k for i in range(k)]
 
 
-def tell_or_refuse(folder: Folder, steps: int, batch: int) -> None:
-    """Print the notes on a folder. Raises InputError if a pair is wrong. Of several processes only
-    the first one checks."""
-    if not is_first():
-        return
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    found = look_through(folder, steps, batch * processes, show=True)
-    if found.wrong:
-        more = f" ({len(found.wrong) - 1} more errors)" if len(found.wrong) > 1 else ""
-        all_ = "python -m nanocontrol.tools.check_data lists all errors"
-        raise InputError(f"{found.wrong[0]}{more}; {all_}", longest=2 * LONGEST)
-    for note in found.notes:
-        say(note, sys.stderr)
+def usable(
+    folder: Folder, steps: int, batch: int, skip: bool, run: Path | None, team: Processes | None
+) -> Folder:
+    """The folder's pairs, if all can be used; with `skip` those that can. Notes are printed.
+
+    run: its folder, where skipped.json has what was skipped; a resumed run skips the same. Of
+    a team of processes only the first one checks. Raises InputError if a pair is wrong.
+    """
+    skipped: dict[str, str] = {}
+    resumed = bool(run and (run / "settings.json").exists())
+    if skip and run and resumed:
+        skipped = read_json(run / "skipped.json")
+        folder = folder.without(skipped)
+    if is_first():
+        batch *= int(os.environ.get("WORLD_SIZE", 1))
+        found = look_through(folder, steps, batch, True, None if skip else SAMPLE)
+        new = {place: why for place, why in found.wrong.items() if place not in skipped}
+        if new and (resumed or not skip or folder.refused or not found.notes):
+            (first, *others) = new.values()
+            more = f" ({len(others)} more errors)" if others else ""
+            how = "python -m nanocontrol.tools.check_data lists all errors"
+            raise InputError(f"{first}{more}; {how}", longest=2 * LONGEST)
+        if skip and run and not resumed:
+            write_json(run / "skipped.json", new)
+        for note in found.notes + [f"{plural(len(new), 'error')}: pairs skipped"] * bool(new):
+            say(note, sys.stderr)
+        skipped = new
+    if team:
+        skipped = team.gather(skipped)[0]
+    return folder.without(skipped) if skipped else folder
 
 
-def check_pair(folder: Folder, i: int, compare: bool) -> Checked:
-    """Read all of pair i. compare: also compute the edge maps and, where hints are made from the
-    pictures, the hint; this takes longer."""
+def check_pair(folder: Folder, i: int, compare: bool, bar: tqdm) -> Checked:
+    """Check pair i. Files are opened only if the index does not know them. compare: also compute
+    the edge maps and, where hints are made from the pictures, the hint; this takes longer."""
+    bar.update()
     entry = folder.entries[i]
     try:
-        image = (folder.picture(i)[0] + 1) / 2
-        picture = hashlib.sha256(image.numpy().tobytes()).digest()
-        if entry.hint is None and not compare:
-            return Checked("", picture)
-        hint = folder.make_hint(i)
+        facts, pixels = folder.look(entry.picture, "white")
+        of_hint, hint = folder.look(entry.hint, "black") if entry.hint else (facts, None)
+        check_shapes(entry, facts.size, of_hint.size)
     except InputError as error:
         named = entry.where == str(entry.picture)
         return Checked(str(error) if named else f"{entry.where}: {error}")
-    edges = (edge_map(image), edge_map(hint)) if compare else ()
+    found = Checked("", facts.content, facts.size, of_hint.size)
+    image = None if pixels is None else in_unit(pixels)
+    if hint is not None:
+        hint = in_unit(hint)
+    elif image is not None and compare and not entry.hint:
+        hint = canny(image, *folder.thresholds(entry))
+    if hint is None:
+        return found
     white = (hint.amin(dim=0) > 0.9).float().mean().item()
-    return Checked("", picture, white, hint.std(dim=(1, 2)).max().item(), edges)
+    edges = (edge_map(image), edge_map(hint)) if compare and image is not None else ()
+    return found._replace(white=white, deviation=hint.std(dim=(1, 2)).max().item(), edges=edges)
 
 
 def edge_map(picture: Tensor) -> Tensor:
@@ -168,15 +218,17 @@ def ignored_notes(names: list[str]) -> list[str]:
     return [f"{what} in the folder, not used: {a_few(names)}"] if names else []
 
 
-def size_notes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[str]:
+def size_notes(
+    entries: list[Entry], seen: list[Checked], size: tuple[int, int], crop: str
+) -> list[str]:
     width, height = size
-    sizes = Counter(f"{entry.size[0]}x{entry.size[1]}" for entry in entries)
+    sizes = Counter(f"{one.size[0]}x{one.size[1]}" for one in seen)
     common = ", ".join(f"{name} ({n})" for name, n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
-    scales = [max(width / entry.size[0], height / entry.size[1]) for entry in entries]
+    scales = [max(width / one.size[0], height / one.size[1]) for one in seen]
     lost = [
-        1 - width * height / (scale**2 * entry.size[0] * entry.size[1])
-        for scale, entry in zip(scales, entries)
+        1 - width * height / (scale**2 * one.size[0] * one.size[1])
+        for scale, one in zip(scales, seen)
     ]
     lines = [
         f"sizes: {common}{more}; each is cropped and resized to {width}x{height} ({crop}), "
@@ -187,7 +239,7 @@ def size_notes(entries: list[Entry], size: tuple[int, int], crop: str) -> list[s
         lines.append(
             f"{plural(len(small), 'picture')} enlarged by a factor above 2: {named(small)}"
         )
-    other = [entry for entry in entries if entry.hint and entry.hint_size != entry.size]
+    other = [entry for entry, one in zip(entries, seen) if one.hint_size != one.size]
     if other:
         lines.append(
             f"{plural(len(other), 'hint')} with another size than the picture, resized: "

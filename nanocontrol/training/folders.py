@@ -1,14 +1,15 @@
 """The pairs of a folder, whatever its form (forms.py), and which of them cannot be used."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import is_picture, picture_size
+from nanocontrol.plumbing.pictures import is_picture
 from nanocontrol.training.forms import (
     CAPTION,
     CAPTIONS,
@@ -31,8 +32,6 @@ class Entry(NamedTuple):
     picture: Path | Member
     hint: Path | Member | None  # None: it is made from the picture
     prompt: str
-    size: tuple[int, int] = (0, 0)  # width and height of the picture
-    hint_size: tuple[int, int] = (0, 0)
     number: int = 0  # index over all folders
     mirrored: bool = False
     others: tuple[str, ...] = ()  # more captions; one of all is drawn at every step
@@ -51,8 +50,7 @@ class Listed(NamedTuple):
 
 
 def read_folder(folder: Path, hints: str | None, cache: Path) -> Listed:
-    """The folder's pairs, and the errors of those that cannot be used. Only the headers of pictures
-    are read.
+    """The folder's pairs, and the errors of those that cannot be used. No picture is opened.
 
     hints: "canny", a folder of hints, or None for those that the folder itself has; cache: where
     pictures are unpacked. Raises InputError if there are no pairs at all.
@@ -67,13 +65,13 @@ def read_folder(folder: Path, hints: str | None, cache: Path) -> Listed:
         )
     entries, wrong = [], []
     lacking: dict[str, list[str]] = {}
-    for sample in tqdm(samples, "reading headers", leave=False):
+    for sample in tqdm(samples, "listing pairs", leave=False):
         try:
             if isinstance(sample, InputError):
                 raise sample
             if by_name is not None and Path(sample.where) in by_name.values():
                 continue  # the hints' folder is an inner one
-            entries.append(with_sizes(entry_of(sample, folder, made, by_name)))
+            entries.append(entry_of(sample, folder, made, by_name))
         except InputError as error:
             wrong.append(str(error))
         except Lacking as what:
@@ -107,9 +105,14 @@ def file_of(sample: Sample, names: tuple[str, ...]) -> Path | Member:
     value = value_of(sample, names, (str, Member))
     if isinstance(value, Member):
         return value
-    path = sample.folder / value
-    if "\\" in value and not os.path.exists(path):  # a list made on Windows
-        path = sample.folder / value.replace("\\", "/")
+    return path_in(sample.folder, value)
+
+
+@lru_cache(2**16)  # lists may name a file often
+def path_in(folder: Path, name: str) -> Path:
+    path = folder / name
+    if "\\" in name and not os.path.exists(path):  # a list made on Windows
+        path = folder / name.replace("\\", "/")
     return path
 
 
@@ -165,17 +168,8 @@ def hint_named(picture: Path | Member, folder: Path, by_name: dict[str, Path]) -
 # --------------------------------------------------------------------------------------- sizes
 
 
-def with_sizes(entry: Entry) -> Entry:
-    """The entry with its files' sizes.
-
-    Raises InputError for pictures that cannot be read, and for a hint of another aspect ratio.
-    """
-    try:
-        size = picture_size(entry.picture)
-        hint_size = picture_size(entry.hint) if entry.hint else size
-    except InputError as error:
-        named = entry.where == str(entry.picture)
-        raise InputError(str(error) if named else f"{entry.where}: {error}") from None
+def check_shapes(entry: Entry, size: Sequence[int], hint_size: Sequence[int]) -> None:
+    """Raises InputError for a hint of another aspect ratio than its picture's."""
     shapes = size[0] * hint_size[1], size[1] * hint_size[0]
     if abs(shapes[0] - shapes[1]) > ALIKE * max(shapes):
         sizes = [f"{width}x{height}" for width, height in (size, hint_size)]
@@ -183,7 +177,6 @@ def with_sizes(entry: Entry) -> Entry:
             f"{entry.where}: {entry.hint} is {sizes[1]} and its picture {sizes[0]}; expected the "
             "same aspect ratio"
         )
-    return entry._replace(size=size, hint_size=hint_size)
 
 
 def ignored_in(folder: Path) -> list[str]:

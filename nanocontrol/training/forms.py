@@ -68,7 +68,7 @@ class Form(NamedTuple):
     read: Callable[[list[Path], Path], Iterator[Sample | InputError]]  # of these; cache
 
 
-def samples_in(folder: Path, cache: Path) -> tuple[str, list[Sample | InputError]]:
+def samples_in(folder: Path, cache: Path) -> tuple[str, Iterator[Sample | InputError]]:
     """The form of a folder's pairs, and a sample or an error for each.
 
     cache: a folder for pictures that have to be unpacked. Raises InputError if nothing is found.
@@ -78,13 +78,16 @@ def samples_in(folder: Path, cache: Path) -> tuple[str, list[Sample | InputError
     places = [(form, place) for place in (folder, folder / "train") for form in FORMS[:-1]]
     for form, place in [*places, (FORMS[-1], folder)]:
         if files := form.files(place):
-            return form.name, [*form.read(files, cache)]
+            return form.name, form.read(files, cache)
     pictures = ", ".join(PICTURES)
     raise InputError(f"{folder} holds no pictures: expected {pictures}, or a list of pairs")
 
 
 def first_key(values: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if values.get(name) is not None), None)
+    for name in names:  # a generator would take three times as long, a million times
+        if values.get(name) is not None:
+            return name
+    return None
 
 
 # ------------------------------------------------------------------------------------- lists

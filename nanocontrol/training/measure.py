@@ -118,7 +118,7 @@ class HeldOut(NamedTuple):
     def of(cls, sd: StableDiffusion, pairs: Pairs) -> Self:
         pictures, hints, prompts = zip(*(pairs[i] for i in range(len(pairs))))
         images = torch.stack(pictures)
-        return cls(images, torch.stack(hints), prompts, mean_latents(sd, images))
+        return cls(images, torch.stack(hints), prompts, mean_latents(sd, images), pairs.own)
 
     @property
     def size(self) -> tuple[int, int]:

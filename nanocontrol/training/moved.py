@@ -1,10 +1,11 @@
 """Whether data in another folder are those that a run began with.
 
 `pairs.bin` in a run's folder has a row for each pair: hashes of its place in the list, of its
-picture's bytes and of its hint's, each of 64 bits. 0 stands for a file that was not read.
+picture's bytes and of its hint's, each of 64 bits. 0 stands for a file that was not read yet.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,51 @@ from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import write_atomically
-from nanocontrol.training.folders import Entry
+from nanocontrol.training.known import Facts
+from nanocontrol.training.pairs import Folder, Pairs
 from nanocontrol.training.processes import is_first
 from nanocontrol.training.run import read_json
 
 FILE = "pairs.bin"
 
 
-def number_of(data: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
-
-
-def rows_of(entries: list[Entry]) -> np.ndarray:
-    """The rows of pairs, [n, 3]."""
-    rows = np.zeros((len(entries), 3), np.uint64)
-    for row, entry in zip(tqdm(rows, "hashing pairs", leave=False), entries):
+def rows_of(folder: Folder, known: Callable[[Any], Facts | None]) -> np.ndarray:
+    """The rows of all pairs, [n, 3]. known: facts about a file."""
+    rows = np.zeros((len(folder.listed), 3), np.uint64)
+    for row, entry in zip(tqdm(rows, "comparing pairs", leave=False), folder.listed):
         listed = repr((entry.picture.name, entry.prompt, *entry.others)).encode()
-        files = [file for file in (entry.picture, entry.hint) if file]
-        row[: 1 + len(files)] = [number_of(x) for x in (listed, *(f.read_bytes() for f in files))]
+        facts = [known(file) for file in (entry.picture, entry.hint) if file]
+        hashes = [hashlib.sha256(listed).digest(), *(x.content if x else bytes(8) for x in facts)]
+        row[: len(hashes)] = [int.from_bytes(x[:8], "little") for x in hashes]
     return rows
 
 
-def record(run: Path, entries: list[Entry]) -> None:
-    """Write a run's pairs into its folder, once."""
-    if entries and not (run / FILE).exists():
-        write_atomically(run / FILE, rows_of(entries).tofile)
+def read_rows(run: Path) -> np.ndarray:
+    return np.fromfile(run / FILE, np.uint64).reshape(-1, 3)
 
 
-def check_moved(run: Path, settings: dict[str, Any], entries: list[Entry]) -> None:
+def record(run: Path, pairs: Pairs) -> None:
+    """Write a run's pairs into its folder, unless it has them all."""
+    before = read_rows(run) if (run / FILE).exists() else np.zeros((0, 3), np.uint64)
+    if isinstance(pairs, Folder) and not (len(before) and before[:, 1].all()):
+        rows = rows_of(pairs, pairs.known.recall)
+        rows = np.where(before > 0, before, rows) if len(before) == len(rows) else rows
+        write_atomically(run / FILE, rows.tofile)
+
+
+def check_moved(run: Path, settings: dict[str, Any], folder: Folder) -> None:
     """Raises InputError, naming the first one that differs, if these are not a run's pairs.
 
-    Pairs are read only where the settings, of a resumed run, name other folders than the run has.
+    Pictures are read only where the settings, of a resumed run, name other folders than the run
+    has.
     """
     if not is_first() or not (run / FILE).exists():
         return
     before = read_json(run / "settings.json")
-    if all(before.get(name) == folder for name, folder in settings.items()):
+    if all(before.get(name) == value for name, value in settings.items()):
         return
-    old, new = np.fromfile(run / FILE, np.uint64).reshape(-1, 3), rows_of(entries)
-    for entry, was, now in zip(entries, old, new):
+    old, new = read_rows(run), rows_of(folder, folder.facts_of)
+    for entry, was, now in zip(folder.listed, old, new):
         if was[0] != now[0]:
             raise InputError(f"{entry.where} is another pair than {run} began with at its place")
         files = zip((entry.picture, entry.hint), was[1:], now[1:])

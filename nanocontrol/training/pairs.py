@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Hashable, Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,14 +15,26 @@ from torch.utils.data import Dataset
 
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import cut_out, read_image
-from nanocontrol.training.folders import Entry, ignored_in, read_folder
+from nanocontrol.plumbing.pictures import PictureFile, cut_out, picture_size, read_image
+from nanocontrol.training.folders import Entry, check_shapes, ignored_in, read_folder
+from nanocontrol.training.forms import Member
+from nanocontrol.training.known import Facts, Known, OpenedOnce, stamp_of
 from nanocontrol.training.loader import generator_of, in_unit
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
+Size = tuple[int, int]  # width and height
 MIDDLE = 0.5, 0.5
 # Third numbers for `generator_of`, so that these draws differ from those of steps and epochs.
 CROP, THRESHOLDS, HELD_OUT, CAPTION = 3, 4, 5, 6
+
+
+class Taken(NamedTuple):
+    """A pair that was read for the cache."""
+
+    fingerprint: bytes
+    image: Any  # [3, H, W] in [-1, 1]
+    edges: Tensor | None = None  # [3, H, W], where they are the hint
+    facts: Facts | None = None  # about the picture's file
 
 
 class Pairs(Dataset, ABC):
@@ -31,6 +43,7 @@ class Pairs(Dataset, ABC):
     def __init__(self) -> None:
         self.kept: dict[int, Tensor] = {}  # cached hints
         self.listed: list[Entry] = []  # those of the whole, of which this may be a part
+        self.own: tuple[Tensor, list[str]] | None = None  # hints and prompts for evaluation only
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -50,7 +63,19 @@ class Pairs(Dataset, ABC):
 
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
-        """Bytes that change whenever the image or a caption does."""
+        """Bytes that change whenever the image does; b"" if its file has to be read first."""
+
+    def image_id(self, i: int) -> Hashable:
+        """Equal for pairs of one image."""
+        return i
+
+    def take(self, i: int) -> Taken:
+        """Pair i for the cache, read in a reader process."""
+        return Taken(self.fingerprint(i), self.picture(i)[0])
+
+    def learnt(self, facts: dict[int, Facts]) -> None:
+        """Keep facts about pictures that reader processes brought, and forget what was kept for the
+        cache only."""
 
     @property
     def changes(self) -> bool:
@@ -79,11 +104,12 @@ class Pairs(Dataset, ABC):
         """A hash of the data that the settings do not determine. It must not change on resume."""
         return ""
 
-    def hint(self, i: int) -> Tensor:
-        """The hint for `encoded`: as `make_hint` returns it, or a file's bytes [H, W, 3]."""
-        return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i))
+    def hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
+        """The hint for `encoded`: as `make_hint` returns it, or a file's bytes [H, W, 3]. size: the
+        whole picture's, with which that of a file has to agree."""
+        return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i, size))
 
-    def read_hint(self, i: int) -> Tensor:
+    def read_hint(self, i: int, size: Sequence[int]) -> Tensor:
         return self.make_hint(i)
 
     def keep(self, i: int, hint: Tensor) -> Tensor:
@@ -96,7 +122,7 @@ class Pairs(Dataset, ABC):
 class View(NamedTuple):
     """How training sees the pictures of folders."""
 
-    size: tuple[int, int]  # width and height of the crops, multiples of 64
+    size: Size  # of the crops, multiples of 64
     crop: str = "middle"  # or "random": a new place every time
     hints: str | None = None  # "canny": made from the pictures; a folder; None: the pairs' own
     seed: int = 0  # decides random places, thresholds and captions
@@ -112,36 +138,58 @@ class Folder(Pairs):
     resized. Item (i, n) is pair i as the n-th pair that training sees: it determines a random place
     of the crop, and the caption where a pair has several.
 
-    `wrong` has an error line for each folder or pair that cannot be used. `ignored` has the names
-    of files that are neither pictures nor captions.
+    `wrong` has an error line for each folder or pair that cannot be used, `refused` those of whole
+    folders. `ignored` has the names of files that are neither pictures nor captions. Pictures are
+    opened later; until one is checked or used, it may be missing or damaged.
     """
 
-    def __init__(self, folders: Iterable[Path], view: View):
+    def __init__(self, folders: Iterable[Path], view: View, known: Known | None = None):
         super().__init__()
-        self.view = view
+        self.view, self.known = view, known or Known()
+        self.crops: dict[tuple, tuple[Tensor, Facts]] = {}  # of the check, for the cache
+        self.room = 0  # bytes that these may take
+        self.remembers = False  # whether the index keeps crops
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
+        self.refused: list[str] = []
         self.ignored: list[str] = []
         for folder, times in Counter(folders).items():
             try:
                 form, entries, wrong = read_folder(folder, view.hints, view.cache)
+                if form == "parquet" and view.crop == "random":
+                    kinds = "--crop random is not for parquet; expected files of pictures"
+                    raise InputError(f"{folder}: {kinds}")
+                if times > 1:
+                    raise InputError(f"{folder} is given twice")
             except InputError as error:
-                form, entries, wrong = "", [], [str(error)]
-            if form == "parquet" and view.crop == "random":
-                wrong = [f"{folder}: --crop random is not for parquet; expected files of pictures"]
+                self.refused.append(str(error))
+                continue
             self.ignored += ignored_in(folder) if form == "pictures" else []
             self.entries += entries
-            self.wrong += wrong + [f"{folder} is given twice"] * (times > 1)
+            self.wrong += wrong
+        self.wrong += self.refused
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
         self.listed = self.entries
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    def __getstate__(self) -> dict:
+        """The state that a reader process gets, if it is no copy of this one."""
+        return self.__dict__ | {"crops": {}}
+
     def some(self, indices: Iterable[int]) -> Self:
         """A copy with only these pairs."""
         part = copy(self)
         part.entries, part.kept = [self.entries[i] for i in indices], {}
+        part.crops = self.crops
+        return part
+
+    def without(self, places: Container[str]) -> Self:
+        """A copy without the pairs listed in these places (`Entry.where`)."""
+        rest = [entry for entry in self.entries if entry.where not in places]
+        part = self.some([])
+        part.listed = part.entries = [entry._replace(number=i) for i, entry in enumerate(rest)]
         return part
 
     def mirrored(self) -> Self:
@@ -154,9 +202,9 @@ class Folder(Pairs):
         i, seen = i if isinstance(i, tuple) else (i, None)
         random = self.view.crop == "random"
         place = MIDDLE if seen is None or not random else self.random_place(seen)
-        image = self.image(i, place)
+        image, size = self.image(i, place)
         caption = self.captions(i)[0 if seen is None else self.drawn(i, seen)]
-        return image * 2 - 1, in_unit(self.hint_at(i, place, image)), caption
+        return image * 2 - 1, in_unit(self.hint_at(i, place, image, size)), caption
 
     def captions(self, i: int) -> list[str]:
         return [self.entries[i].prompt, *self.entries[i].others]
@@ -167,13 +215,13 @@ class Folder(Pairs):
         return int(torch.randint(n, (), generator=generator)) if n > 1 else 0
 
     def picture(self, i: int) -> tuple[Tensor, str]:
-        return self.image(i, MIDDLE) * 2 - 1, self.entries[i].prompt
+        return self.image(i, MIDDLE)[0] * 2 - 1, self.entries[i].prompt
 
     def make_hint(self, i: int) -> Tensor:
         return in_unit(self.read_hint(i))
 
-    def read_hint(self, i: int) -> Tensor:
-        return self.hint_at(i, MIDDLE)
+    def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
+        return self.hint_at(i, MIDDLE, None, size)
 
     def prompt(self, i: int) -> str:
         return self.entries[i].prompt
@@ -182,25 +230,34 @@ class Folder(Pairs):
         entry = self.entries[i]
         return "" if entry.hint else f"canny {self.thresholds(entry)}"
 
-    def image(self, i: int, place: tuple[float, float]) -> Tensor:
-        """The crop of picture i, [3, H, W] in [0, 1]. Transparent pixels become white."""
+    def image(self, i: int, place: tuple[float, float]) -> tuple[Tensor, Size]:
+        """The crop of picture i, [3, H, W] in [0, 1], and the whole picture's size. Transparent
+        pixels become white."""
         entry = self.entries[i]
-        return in_unit(self.cut(entry.picture, "white", place, entry.mirrored))
+        pixels, size = self.crop(entry.picture, "white", place)
+        return in_unit(pixels.flip(1) if entry.mirrored else pixels), size
 
-    def hint_at(self, i: int, place: tuple[float, float], image: Tensor | None = None) -> Tensor:
+    def hint_at(
+        self, i: int, place: tuple[float, float], image: Tensor | None, size: Sequence[int]
+    ) -> Tensor:
         """The crop of hint i: a file's bytes [H, W, 3], or edges [3, H, W] of 0 and 1. image: the
-        picture's crop, if already read."""
+        picture's crop, if already read; size: the whole picture's, () if unknown."""
         entry = self.entries[i]
-        if entry.hint:
-            return self.cut(entry.hint, "black", place, entry.mirrored)
-        image = self.image(i, place) if image is None else image
-        return canny(image, *self.thresholds(entry))
+        if entry.hint is None:
+            image = self.image(i, place)[0] if image is None else image
+            return canny(image, *self.thresholds(entry))
+        pixels, own = self.crop(entry.hint, "black", place)
+        check_shapes(entry, size or own, own)
+        return pixels.flip(1) if entry.mirrored else pixels
 
-    def cut(self, file: Any, behind: str, place: tuple[float, float], mirrored: bool) -> Tensor:
-        """The crop of a picture, bytes [H, W, 3]."""
-        picture = cut_out(read_image(file, behind), self.view.size, place)
-        pixels = torch.from_numpy(np.array(picture))
-        return pixels.flip(1) if mirrored else pixels
+    def crop(self, file: Path | Member, behind: str, place: tuple) -> tuple[Tensor, Size]:
+        """The crop of a picture, bytes [H, W, 3], and the whole picture's size."""
+        if not self.remembers or place != MIDDLE:
+            return cropped(file, behind, self.view.size, place)
+        facts, pixels = self.look(file, behind, decode=True)
+        assert pixels is not None
+        self.known.crops[self.key_of(facts, behind)] = pixels.numpy().tobytes()
+        return pixels, facts.size
 
     @property
     def changes(self) -> bool:
@@ -222,18 +279,91 @@ class Folder(Pairs):
         return high // 2, high
 
     def digest(self) -> str:
-        listed = [(e.picture.name, e.prompt, *e.others, e.size) for e in self.entries]
-        return hashlib.sha256(repr(listed).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(repr((entry.picture.name, entry.prompt, *entry.others)).encode())
+        return digest.hexdigest()
 
-    def fingerprint(self, i: int) -> bytes:
+    # ------------------------------------------------------------- pictures that are opened once
+
+    def look(
+        self, file: Path | Member, behind: str, decode: bool = False
+    ) -> tuple[Facts, Tensor | None]:
+        """Facts about a picture, and its crop from the middle if it was decoded, or has to be. A
+        file is opened only if its state is new, and decoded only if its content is."""
+        opened = OpenedOnce(file)
+        with self.known.turn(file):
+            before = self.known.recall(file)
+            if before and before.stamp == stamp_of(file) != "":
+                pixels = self.kept_crop(file, behind, before)
+                if pixels is not None or not decode:
+                    return before, pixels
+            size, pixels = picture_size(opened), None
+            facts = opened.facts._replace(size=size)
+            if decode or before is None or before.content != facts.content:
+                pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
+                if pixels.nbytes <= self.room:
+                    self.room -= pixels.nbytes
+                    self.crops[file, behind] = pixels, facts
+            self.known.learn(file, facts)
+            return facts, pixels
+
+    def facts_of(self, file: Path | Member) -> Facts:
+        """Facts about a picture, which is read if they are not known."""
+        facts, opened = self.known.about(file), OpenedOnce(file)
+        if facts is None:
+            size = picture_size(opened)
+            facts = opened.facts._replace(size=size)
+            self.known.learn(file, facts)
+        return facts
+
+    def kept_crop(self, file: Path | Member, behind: str, facts: Facts) -> Tensor | None:
+        """The crop from the middle, if it is kept in memory or, of held-out pairs, in the index."""
+        pixels, of = self.crops.get((file, behind), (None, None))
+        if of == facts:
+            return pixels
+        data = self.known.crop(self.key_of(facts, behind)) if self.remembers else None
+        width, height = self.view.size
+        return (
+            None
+            if data is None
+            else torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
+        )
+
+    def key_of(self, facts: Facts, behind: str) -> bytes:
+        return hashlib.sha256(f"{facts.content!r} {behind} {self.view.size}".encode()).digest()
+
+    def fingerprint(self, i: int, facts: Facts | None = None) -> bytes:
         entry = self.entries[i]
-        try:
-            digest = hashlib.sha256(entry.picture.read_bytes()).digest()
-        except OSError as error:
-            raise InputError(f"{entry.picture} cannot be read: {error.strerror}") from None
-        others = repr(entry.others) if entry.others else ""
-        text = f"{self.view.size} {MIDDLE} {entry.mirrored} {entry.prompt}{others}"
-        return digest + text.encode()
+        facts = facts or self.known.about(entry.picture)
+        how = f"{self.view.size} {MIDDLE} {entry.mirrored}".encode()
+        return facts.content + how if facts else b""
+
+    def image_id(self, i: int) -> Hashable:
+        return self.entries[i].picture, self.entries[i].mirrored
+
+    def take(self, i: int) -> Taken:
+        entry = self.entries[i]
+        pixels, facts = self.crops.get((entry.picture, "white"), (None, None))
+        if pixels is None or facts is None:
+            opened = OpenedOnce(entry.picture)
+            pixels, size = cropped(opened, "white", self.view.size, MIDDLE)
+            facts = opened.facts._replace(size=size)
+        image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
+        edges = None if entry.hint else canny(image, *self.thresholds(entry))
+        return Taken(self.fingerprint(i, facts), image * 2 - 1, edges, facts)
+
+    def learnt(self, facts: dict[int, Facts]) -> None:
+        for i, found in facts.items():
+            self.known.learn(self.entries[i].picture, found)
+        self.known.save()
+        self.crops.clear()
+
+
+def cropped(file: PictureFile, behind: str, size: Size, place: tuple) -> tuple[Tensor, Size]:
+    """The crop of a picture at a place, bytes [H, W, 3], and the whole picture's size."""
+    picture = read_image(file, behind)
+    return torch.from_numpy(np.array(cut_out(picture, size, place))), picture.size
 
 
 def held_out_of(n: int) -> int:
@@ -242,9 +372,15 @@ def held_out_of(n: int) -> int:
     return min(8, max(1 if n < 4 else 2, n // 10))
 
 
+def held_out_first(n: int, seed: int) -> Tensor:
+    """The numbers of n pairs in an order that the seed determines."""
+    return torch.randperm(n, generator=generator_of(seed, 0, HELD_OUT))
+
+
 def split(folder: Folder, seed: int) -> tuple[Folder, Folder]:
     """Pairs to train on, and held-out pairs, chosen by the seed. A single pair serves as both."""
-    n = len(folder)
-    order = torch.randperm(n, generator=generator_of(seed, 0, HELD_OUT)).tolist()
-    kept = held_out_of(n)
-    return folder.some(sorted(order[kept:] or order)), folder.some(sorted(order[:kept]))
+    order, kept = held_out_first(len(folder), seed), held_out_of(len(folder))
+    rest = order[kept:] if len(folder) > 1 else order
+    trained, held_out = (folder.some(some.sort().values.tolist()) for some in (rest, order[:kept]))
+    held_out.remembers = True
+    return trained, held_out

@@ -113,14 +113,20 @@ class Processes:
         if self.size > 1:
             dist.barrier(self.patient)
 
+    def gather(self, own: Any) -> list[Any]:
+        """The objects of all processes, in their order. Waits until every process has called it."""
+        found = [own] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, own, self.patient)
+        return found
+
     def compare(self, folder: Path, facts: dict[str, str]) -> None:
         """Raises InputError in every process if they differ in their code or in a fact, by its
         name, or if they do not share the folder."""
         if self.size == 1:
             return
         facts = {"their versions of nanocontrol or PyTorch": code_here()} | facts
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, facts, self.patient)
+        found = self.gather(facts)
         for name in facts:
             if len({one[name] for one in found}) > 1:
                 raise InputError(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nanocontrol.plumbing.errors import LONGEST, InputError, Stopped, say
 from nanocontrol.training.curves import draw_curves
 from nanocontrol.training.keep import keep_weights
+from nanocontrol.training.loader import Batch
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.moved import record
 from nanocontrol.training.optimizer import Optimizer
@@ -121,9 +122,9 @@ class Watch:
     def steps(self, start: int) -> Iterator[int]:
         """The remaining steps, from `start` on, with a progress bar. Call `done` after each."""
         if self.writes and self.data is not None:
-            record(self.run.path, self.data.listed)
+            record(self.run.path, self.data)
         self.processes.wait()
-        self.signals.noting = True
+        self.signals.noting, self.finished = True, start
         if start == 0 and self.writes:
             self.observe(0)
         left, hidden = range(start, self.total), not self.writes
@@ -131,13 +132,40 @@ class Watch:
         yield from self.bar
         self.signals.noting = False
 
+    def next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch. If a process cannot read its pairs, the run is saved, and all end."""
+        batch, wrong = None, ""
+        try:
+            batch = next(batches)
+        except InputError as error:
+            wrong = str(error)
+        if batch is None or self.processes.size > 1:
+            self.agree(wrong)
+        assert batch is not None
+        return batch
+
+    def agree(self, wrong: str) -> None:
+        """Save the run, and raise InputError in every process, if something is wrong in one."""
+        if not self.processes.largest(len(wrong)):
+            return
+        (first, *_) = filter(None, self.processes.gather(wrong))
+        if self.losses:
+            self.log_losses(self.finished)
+        if self.writes and self.finished:
+            self.write(self.finished)
+        self.processes.wait()
+        saved = (
+            f"the run was saved after step {self.finished}" if self.finished else "no step is done"
+        )
+        raise InputError(f"{first}; {saved}: expected to read it again with --resume")
+
     def done(self, step: int, loss: Tensor) -> None:
         """Log, evaluate and save after step `step`, if it is time.
 
         step: counted from 0. loss: from Optimizer.step, averaged over the processes.
         """
         self.losses.append(loss.clone())  # a replayed step overwrites its output
-        done = step + 1
+        self.finished = done = step + 1
         last, stopped = done == self.total, self.processes.largest(self.signals.noted)
         looks = last or done % self.look_every == 0
         saves = last or stopped > 0 or done % self.save_every == 0

@@ -44,14 +44,14 @@ class Before(cache.Cached):
     pairs: Folder
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        part, row = self.parts[i // cache.IN_FILE], i % cache.IN_FILE
-        context = part["context"][int(part["prompt"][row])]
+        mean, deviation, _ = self.rows.row("latents", int(self.places["latents"][i]))
+        (context,) = self.rows.row("contexts", int(self.places["contexts"][i]))
         entry, size = self.pairs.entries[i], self.pairs.view.size
         picture = read_image(entry.hint or entry.picture, "black" if entry.hint else "white")
         hint = as_tensor(cut_out(picture, size, MIDDLE))
         if entry.hint is None:
             hint = canny(hint, *self.pairs.thresholds(entry))
-        return part["mean"][row], part["deviation"][row], context, hint
+        return mean, deviation, context, hint
 
 
 def write_folder(folder: Path, n: int, size: int) -> None:
@@ -76,17 +76,22 @@ def random_encodings(_: object, images: Tensor, prompts: list[str]) -> tuple[Ten
     return *latents, torch.randn(n, 77, 768).bfloat16()
 
 
-def cached(folder: Path, size: int, hints: str | None, prompt: bool) -> tuple[Folder, list]:
-    """The pairs, and the files of a new cache. prompt: whether each keeps its own."""
+def cached(
+    folder: Path, size: int, hints: str | None, prompt: bool, of: type = cache.Cached
+) -> cache.Cached:
+    """The pairs in a new cache. prompt: whether each keeps its own."""
     pairs = Folder([folder], View((size, size), hints=hints))
     if not prompt:
         pairs.entries = [entry._replace(prompt="") for entry in pairs.entries]
     with mock.patch.object(cache, "encode", random_encodings):
-        return pairs, cache.encode_all(load_sd(NANO), pairs, folder / f"{hints} {prompt}", 16)
+        where = folder / f"{hints} {prompt}"
+        keys, found = cache.encode_all(load_sd(NANO), pairs, where, 16)
+        keys.update(found)
+        return of(pairs, where, keys)
 
 
-def bytes_per_pair(pairs: Folder, files: list[cache.Files]) -> float:
-    return sum(file.stat().st_size for some in files for file in some) / len(pairs)
+def bytes_per_pair(dataset: cache.Cached) -> float:
+    return sum(file.stat().st_size for file in dataset.rows.files) / len(dataset)
 
 
 def pairs_per_second(dataset: cache.Cached, batch_size: int, workers: int, seconds: float) -> float:
@@ -115,15 +120,15 @@ def rows_of(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, float
     rows = {}
     how = args.batch_size, args.workers, args.seconds
     for hints, row in ("canny", "--hints canny"), (None, "hint files"):
-        pairs, files = cached(folder, args.size, hints, prompt=True)
-        alike = bytes_per_pair(*cached(folder, args.size, hints, prompt=False))
-        now, before = cache.Cached(pairs, files), Before(pairs, files)
+        now = cached(folder, args.size, hints, prompt=True)
+        before = cached(folder, args.size, hints, prompt=True, of=Before)
+        alike = bytes_per_pair(cached(folder, args.size, hints, prompt=False))
         rates = measured(
             args.rounds,
             before=lambda before=before: pairs_per_second(before, *how),
             now=lambda now=now: pairs_per_second(now, *how),
         )
-        sizes = {"bytes": bytes_per_pair(pairs, files), "bytes_with_equal_prompts": alike}
+        sizes = {"bytes": bytes_per_pair(now), "bytes_with_equal_prompts": alike}
         rows[row] = rates | sizes
     return rows
 
