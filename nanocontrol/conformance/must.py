@@ -126,7 +126,7 @@ def misplaced(places: dict[int, list[int]]) -> Found:
     wrong = [k for k in places if places[k] != [k]]
     message = f"the residuals for {blocks_of(wrong)} are in the wrong places"
     for k in wrong:
-        if len(places[k]) == 1 and places[places[k][0]] == [k]:
+        if len(places[k]) == 1 and places.get(places[k][0]) == [k]:
             message = f"the residuals for {blocks_of([k, *places[k]])} are exchanged"
             break
     return len(wrong), 0, message
