@@ -159,4 +159,4 @@ def error(made: Array, exact: Array) -> float:
     if np.shape(made) != np.shape(exact):
         return float("inf")
     difference = np.asarray(made, np.float64) - exact
-    return float(np.linalg.norm(difference) / max(np.linalg.norm(exact), 1e-300))
+    return float(np.linalg.norm(difference)) / max(float(np.linalg.norm(exact)), 1e-300)

@@ -257,8 +257,9 @@ def gradient_order(bench: Bench) -> Found:
         gradients = adapter.gradients(bench.batch())
         reached = {group_of(name, last) for name in names if np.any(gradients.get(name, 0))}
         if wrong := sorted(reached ^ groups):
-            state = "already has a gradient" if wrong[0] in reached else "has no gradient yet"
-            return step, 0, f"at step {step} {wrong[0]} {state}"
+            state = "already" if wrong[0] in reached else "not yet"
+            why = "" if bench.base().any() else "; the base's output is zero: see the README"
+            return step, 0, f"gradients at step {step}: {state} in {wrong[0]}{why}"
         adapter.train_step(bench.batch())
     return 0, 0, ""
 
