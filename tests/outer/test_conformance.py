@@ -254,7 +254,7 @@ def count_five(adapter, sample, run):
 
 BROKEN = {  # the check, the function, its change, and words of the message
     "copy_equals_base": ("make", spoil, "1 tensors are not copies"),
-    "gradient_order": ("make", spoil, "at step 2 the condition encoder already"),
+    "gradient_order": ("make", spoil, "gradients at step 2: already in the condition encoder"),
     "number_and_shapes": ("residuals", lambda a, f, *x: f(*x)[:12], "there are 12 residuals"),
     "one_residual_per_zero_convolution": (
         "residuals",
