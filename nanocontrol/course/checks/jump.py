@@ -34,14 +34,14 @@ def crossing(steps: list[int], scores: list[float], level: float) -> list[float]
 
 def check(student: Student, draws: Seeds) -> str:
     check_crossing(student, draws)
-    predicted = numbers_in("PREDICTED", student.value("PREDICTED"))
-    found = numbers_in("FOUND", student.value("FOUND"))
-    for run in RUNS:
-        check_run(student.folder / "runs" / run, run, found[run], draws)
     answer = student.value("BROKEN_AFTER_300")
     compare_choice(
         "BROKEN_AFTER_300", answer, False, {True: SAY.NOT_BROKEN}, "It is True or False."
     )
+    predicted = numbers_in("PREDICTED", student.value("PREDICTED"))
+    found = numbers_in("FOUND", student.value("FOUND"))
+    for run in RUNS:
+        check_run(student.folder / "runs" / run, run, found[run], draws)
     compared = ", ".join(f"{run} {found[run]:.0f} (predicted {predicted[run]:g})" for run in RUNS)
     return (
         f"Steps of the jump: {compared}. What differs from the 1,546 to 1,713 of the released "

@@ -41,8 +41,10 @@ def check_by_hand(student: Student, draws: Seeds) -> None:
             raise Wrong("by_hand returns something else than three tensors: weight, bias, input")
         no_gradient, positions = torch.zeros(5, 3), len(x) * x[0, 0].numel()
         weights = {SAY.NEVER: no_gradient, SAY.MEAN: right[0] / positions}
+        weights[SAY.BATCH] = right[0] / len(x)
         compare("by_hand, weight", found[0], right[0], weights, "It is input times gradient.")
         biases = {SAY.NEVER: torch.zeros(5), SAY.MEAN: right[1] / positions}
+        biases[SAY.BATCH] = right[1] / len(x)
         compare("by_hand, bias", found[1], right[1], biases, "y grows with b by 1 everywhere.")
         advice = SAY.PASSES if not weight.any() else "It is W^T times the gradient of y."
         compare("by_hand, input", found[2], right[2], {}, advice)
