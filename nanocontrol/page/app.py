@@ -11,7 +11,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -94,7 +94,7 @@ async def body_of(request: Request, kind: str, most: int) -> bytes:
                 data += part
                 if len(data) > most:
                     raise too_long
-    except TimeoutError:
+    except (TimeoutError, ClientDisconnect):  # who has left reads no answer
         raise Refused(f"the body did not arrive within {PATIENCE} seconds", 408) from None
     return bytes(data)
 

@@ -57,8 +57,9 @@ class Models:
         self.files: dict[str, Path] = {}
         for file in files:
             with blame("--control"):
-                build_control(open_tensors(file), [1.0], self.base, config)
-                self.files[condition_of(file) if self.scenes else file.stem] = file
+                tensors = open_tensors(file)
+            build_control(tensors, [1.0], self.base, config)
+            self.files[condition_of(file) if self.scenes else file.stem] = file
         self.trained = settings.get("condition") or settings.get("hints") or ""
         if self.trained not in ("", *CONDITIONS) or run and not self.scenes:
             raise InputError(f"--run: {run} trains on other hints than the page draws for nano")
@@ -135,9 +136,8 @@ class Models:
 
     def usable(self) -> list[str]:
         """The conditions that have a ControlNet."""
-        return [
-            n for n in self.conditions() if n in self.files or n == self.trained and self.steps()
-        ]
+        trained = {self.trained} if self.steps() else set()
+        return [name for name in self.conditions() if name in self.files.keys() | trained]
 
     # ----------------------------------------------------------------------------------- the run
 

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -264,6 +266,12 @@ def test_a_dragged_solid_moves_the_picture(page):
 def test_a_link_that_cannot_be_read_opens_the_page(page):
     page.open("#1this-is-no-request")
     page.wait(lambda: page.find_text("#step-text") == "finished")
+    for prompt in ("null", "5"):
+        request = f'{{"drawing":{{}},"prompt":{prompt},"steps":2}}'.encode()
+        deflate = zlib.compressobj(wbits=-15)
+        packed = urlsafe_b64encode(deflate.compress(request) + deflate.flush())
+        page.open(f"#1{packed.decode().rstrip('=')}")
+        page.wait(lambda: "made in" in page.status)
     page.open()
     page.made(lambda: page.set("#steps", 4))
     script = "const s = (await import('/static/state.js')).state; return s.request"
@@ -282,6 +290,10 @@ def test_the_keyboard_draws_and_undoes(page):
     page.made(lambda: canvas.send_keys(keys))
     page.wait(lambda: page.js("return arguments[0].toDataURL()", canvas) != empty)
     assert "empty" not in page.find_text("#check")
+    page.wait(lambda: "of 1." in page.find_text("#says"))
+    without, controlled = page.scores()
+    follows = controlled >= 0.5 and controlled - without > 0.1
+    assert ("and it follows it:" in page.find_text("#says")) == follows
     page.made(lambda: page.click("#undo"))
     page.wait(lambda: page.js("return arguments[0].toDataURL()", canvas) == empty)
 

@@ -87,7 +87,8 @@ async function untilReady() {
 
 /** A request with every field and no other, also from an older link or for another base. */
 function complete(request, { defaults, conditions }) {
-  const known = Object.keys(defaults).filter((key) => key in request).map((key) => [key, request[key]]);
+  const isText = (x) => typeof x === 'string';
+  const known = Object.entries(request).filter(([k, x]) => k in defaults && isText(x) === isText(defaults[k]));
   const drawing = { ...defaults.drawing, ...request.drawing };
   const fits = conditions.some((c) => c.name === drawing.condition && c.available) && Array.isArray(drawing.strokes);
   return fits ? { ...defaults, ...Object.fromEntries(known), drawing } : defaults;

@@ -100,7 +100,7 @@ function showCheck({ check, empty }) {
   place.className = `check ${empty || !check ? '' : check.fits ? 'fits' : 'differs'}`;
   if (empty) return place.replaceChildren('The canvas is empty. Draw an outline, for example of a pyramid.');
   if (!check) return place.replaceChildren(now.info.nano ? 'Comparing it with the drawings of the training …' : '');
-  if (check.fits) return place.replaceChildren(el('b', {}, '✓ It looks like the drawings of the training.'));
+  if (check.fits) return place.replaceChildren(el('b', {}, '✓ Its lines and colours are like those of the training.'));
   place.replaceChildren(el('b', {}, 'It is unlike the drawings of the training:'),
     el('ul', {}, ...check.differences.map((text) => el('li', {}, text))));
   if (!check.fixed) return;

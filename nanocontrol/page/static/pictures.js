@@ -86,7 +86,6 @@ function renderScore(place, picture) {
 function sentence(step, all) {
   const { start, request } = result;
   const pictures = Object.entries(result.pictures);
-  const main = request.drawing.condition;
   const same = 'Both pictures began as the same noise, with the same prompt.';
   const silent = !Object.values(start.weights).flat().some(Boolean) || !start.controlled.some(Boolean);
   if (step < 0) return same;
@@ -95,12 +94,12 @@ function sentence(step, all) {
   }
   if (silent) return `${same} Nothing of the ControlNet is added now, so they are the same picture.`;
   if (start.empty && pictures.length < 3) return `${same} The drawing is empty: there is nothing to follow yet.`;
-  const [without, controlled] = [result.pictures.none?.score, result.pictures[main]?.score];
-  if (without == null || controlled == null || pictures.length < 2) {
-    return `${same} Only the right one was told about the drawing.`;
-  }
-  const follows = controlled - without > 0.1 ? 'follows it' : 'hardly follows it';
-  return `${same} Only the right one was told about the drawing, and it ${follows}: ${controlled.toFixed(2)} of 1. ` +
+  const [without, controlled] = [result.pictures.none?.score, result.pictures[request.drawing.condition]?.score];
+  const told = `${same} Only the right one was told about the drawing`;
+  if (without == null || controlled == null || pictures.length < 2) return `${told}.`;
+  const gain = controlled - without;
+  const follows = gain <= 0.1 ? 'hardly follows it' : controlled < 0.5 ? 'follows a part of it' : 'follows it';
+  return `${told}, and it ${follows}: ${controlled.toFixed(2)} of 1. ` +
     `The left one meets its lines by chance: ${without.toFixed(2)}.`;
 }
 
