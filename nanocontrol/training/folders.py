@@ -36,6 +36,10 @@ class Entry(NamedTuple):
     mirrored: bool = False
     others: tuple[str, ...] = ()  # more captions; one of all is drawn at every step
 
+    def text(self) -> bytes:
+        """The pair's name and captions: as listed in a folder that may have moved."""
+        return repr((self.picture.name, self.prompt, *self.others)).encode()
+
 
 class Lacking(Exception):
     """A pair lacks something. The message follows the number of such pairs: "lack ..."."""

@@ -6,6 +6,7 @@ picture's bytes and of its hint's, each of 64 bits. 0 stands for a file that was
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ FILE = "pairs.bin"
 
 
 def rows_of(folder: Folder, known: Callable[[Any], Facts | None]) -> np.ndarray:
-    """The rows of all pairs, [n, 3]. known: facts about a file."""
+    """The rows of all pairs, [n, 3]. known: facts about a file, asked once for each file."""
+    known = cache(known)
     rows = np.zeros((len(folder.listed), 3), np.uint64)
     for row, entry in zip(tqdm(rows, "comparing pairs", leave=False), folder.listed):
-        listed = repr((entry.picture.name, entry.prompt, *entry.others)).encode()
         facts = [known(file) for file in (entry.picture, entry.hint) if file]
-        hashes = [hashlib.sha256(listed).digest(), *(x.content if x else bytes(8) for x in facts)]
+        hashes = [hashlib.sha256(entry.text()).digest()]
+        hashes += [found.content if found else bytes(8) for found in facts]
         row[: len(hashes)] = [int.from_bytes(x[:8], "little") for x in hashes]
     return rows
 
@@ -38,7 +40,8 @@ def read_rows(run: Path) -> np.ndarray:
 
 
 def record(run: Path, pairs: Pairs) -> None:
-    """Write a run's pairs into its folder, unless it has them all."""
+    """Write a run's pairs into its folder, unless it has them all. No picture is opened: the rows
+    have what the index learnt when the pictures were checked and encoded."""
     before = read_rows(run) if (run / FILE).exists() else np.zeros((0, 3), np.uint64)
     if isinstance(pairs, Folder) and not (len(before) and before[:, 1].all()):
         rows = rows_of(pairs, pairs.known.recall)

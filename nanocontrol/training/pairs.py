@@ -281,7 +281,7 @@ class Folder(Pairs):
     def digest(self) -> str:
         digest = hashlib.sha256()
         for entry in self.entries:
-            digest.update(repr((entry.picture.name, entry.prompt, *entry.others)).encode())
+            digest.update(entry.text())
         return digest.hexdigest()
 
     # ------------------------------------------------------------- pictures that are opened once
