@@ -279,12 +279,12 @@ def encode_batch(
             some.append((i, one, key["latents"]))
     if not some:
         return
-    prompts = [keys.pairs.prompt(i) for i, *_ in some]
+    prompts = [keys.texts[keys.first[i]] for i, *_ in some]
     rows = zip(*encode(sd, torch.stack([one.image for _, one, _ in some]), prompts))
-    for (i, one, latents), (mean, deviation, context) in zip(some, rows):
+    for (_, one, latents), prompt, (mean, deviation, context) in zip(some, prompts, rows):
         size = torch.tensor(one.facts.size if one.facts else (0, 0))
         writer.add("latents", latents, mean, deviation, size)
-        writer.add("contexts", keys.of_text(keys.pairs.prompt(i)), context)
+        writer.add("contexts", keys.of_text(prompt), context)
 
 
 @torch.no_grad()

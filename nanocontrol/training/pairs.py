@@ -52,14 +52,16 @@ class Pairs(Dataset, ABC):
     def __getitem__(self, i: Any) -> Pair: ...
 
     @abstractmethod
-    def picture(self, i: int) -> tuple[Tensor, str]:
-        """Image and prompt, without computing the hint."""
+    def captions(self, i: int) -> list[str]:
+        """The captions of which one is drawn whenever training sees the pair."""
 
     @abstractmethod
-    def make_hint(self, i: int) -> Tensor: ...
+    def take(self, i: int) -> Taken:
+        """Pair i for the cache, read in a reader process."""
 
     @abstractmethod
-    def prompt(self, i: int) -> str: ...
+    def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
+        """See `hint`."""
 
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
@@ -68,10 +70,6 @@ class Pairs(Dataset, ABC):
     def image_id(self, i: int) -> Hashable:
         """Equal for pairs of one image."""
         return i
-
-    def take(self, i: int) -> Taken:
-        """Pair i for the cache, read in a reader process."""
-        return Taken(self.fingerprint(i), self.picture(i)[0])
 
     def learnt(self, facts: dict[int, Facts]) -> None:
         """Keep facts about pictures that reader processes brought, and forget what was kept for the
@@ -87,10 +85,6 @@ class Pairs(Dataset, ABC):
         """Whether its image does, so that the cache cannot have it."""
         return False
 
-    def captions(self, i: int) -> list[str]:
-        """The captions of which one is drawn whenever training sees the pair."""
-        return [self.prompt(i)]
-
     def drawn(self, i: int, seen: int) -> int:
         """The number of the caption that is drawn for the n-th pair that training sees."""
         return 0
@@ -105,12 +99,9 @@ class Pairs(Dataset, ABC):
         return ""
 
     def hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
-        """The hint for `encoded`: as `make_hint` returns it, or a file's bytes [H, W, 3]. size: the
-        whole picture's, with which that of a file has to agree."""
+        """The hint for `encoded`: [3, H, W] in [0, 1], or a file's bytes [H, W, 3]. size: the whole
+        picture's, with which that of a file has to agree; () if unknown."""
         return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i, size))
-
-    def read_hint(self, i: int, size: Sequence[int]) -> Tensor:
-        return self.make_hint(i)
 
     def keep(self, i: int, hint: Tensor) -> Tensor:
         """Cache a hint in memory, up to 400 MB per process -> the hint."""
@@ -214,17 +205,8 @@ class Folder(Pairs):
         generator = generator_of(self.view.seed, seen, CAPTION)
         return int(torch.randint(n, (), generator=generator)) if n > 1 else 0
 
-    def picture(self, i: int) -> tuple[Tensor, str]:
-        return self.image(i, MIDDLE)[0] * 2 - 1, self.entries[i].prompt
-
-    def make_hint(self, i: int) -> Tensor:
-        return in_unit(self.read_hint(i))
-
     def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
         return self.hint_at(i, MIDDLE, None, size)
-
-    def prompt(self, i: int) -> str:
-        return self.entries[i].prompt
 
     def edges(self, i: int) -> str:
         entry = self.entries[i]
