@@ -266,7 +266,7 @@ def test_the_cache_distinguishes_sizes_and_mirrored_pairs(tmp_path):
     sd = load_sd(NANO)
     views = [pairs_in(tmp_path), pairs_in(tmp_path, size=(128, 64)), pairs_in(tmp_path).mirrored()]
     for view in views:
-        look_through(view, 1, 1, show=False)  # after which the files' hashes are known
+        look_through(view, 1, 1)  # after which the files' hashes are known
     assert len({Keys(sd, view, False).every["latents"].tobytes() for view in views}) == 3
     plain = views[2]
     assert plain.fingerprint(0) != plain.fingerprint(2)
@@ -276,7 +276,7 @@ def test_the_cache_distinguishes_sizes_and_mirrored_pairs(tmp_path):
 
 
 def found(pairs: Folder) -> str:
-    return "\n".join(look_through(pairs, 100, 4, show=False).notes)
+    return "\n".join(look_through(pairs, 100, 4).notes)
 
 
 def test_the_check_reports_nothing_odd_in_good_pairs(tmp_path):
@@ -333,7 +333,7 @@ def test_an_interrupted_check_stops_reading(tmp_path, monkeypatch):
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            look_through(pairs, 1, 1, show=False)
+            look_through(pairs, 1, 1)
         assert len(checked) < 12 and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -23,7 +23,7 @@ def check_data(args: argparse.Namespace) -> Findings:
     """Print what training would find; of pairs that it would take, leave a sheet."""
     width, height = map(int, args.size.split("x"))
     folder = Folder(args.folders, View((width, height), args.crop, args.hints))
-    found = look_through(folder, args.steps, args.batch_size, show=True)
+    found = look_through(folder, args.steps, args.batch_size)
     for line in found.wrong.values():
         say(f"wrong: {line}")
     for line in found.notes:

@@ -55,14 +55,12 @@ class Findings(NamedTuple):
     notes: list[str]
 
 
-def look_through(
-    folder: Folder, steps: int, batch: int, show: bool, most: int | None = None
-) -> Findings:
+def look_through(folder: Folder, steps: int, batch: int, most: int | None = None) -> Findings:
     """Check pairs, and collect errors and notes. steps, batch: the training's; they determine how
-    often each pair will be seen. show: a progress bar; most: a limit, above which a sample drawn by
+    often each pair will be seen. most: a limit, above which a sample drawn by
     the seed is checked, held-out pairs among it."""
     numbers = held_out_first(len(folder), folder.view.seed)[:most].sort().values.tolist()
-    seen = check_pairs(folder, numbers, show)
+    seen = check_pairs(folder, numbers)
     wrong = dict(zip(folder.wrong, folder.wrong))
     both = [(folder.entries[i], one) for i, one in zip(numbers, seen)]
     wrong |= {entry.where: one.wrong for entry, one in both if one.wrong}
@@ -84,14 +82,14 @@ def look_through(
     return Findings(wrong, notes)
 
 
-def check_pairs(folder: Folder, numbers: list[int], show: bool) -> list[Checked]:
+def check_pairs(folder: Folder, numbers: list[int]) -> list[Checked]:
     """Check these pairs. If the process ends early, what was learnt before is kept."""
     compared = {numbers[i] for i in evenly_spaced(len(numbers), COMPARED)}
     seen: list[Checked] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # in each reader
     pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
-    bar = tqdm(numbers, "checking pairs", leave=False, disable=not show)
+    bar = tqdm(numbers, "checking pairs", leave=False)
     try:
         for start in range(0, len(numbers), AT_ONCE):
             part = numbers[start : start + AT_ONCE]
@@ -125,7 +123,7 @@ def usable(
         folder = folder.without(skipped)
     if is_first():
         batch *= int(os.environ.get("WORLD_SIZE", 1))
-        found = look_through(folder, steps, batch, True, None if skip else SAMPLE)
+        found = look_through(folder, steps, batch, None if skip else SAMPLE)
         new = {place: why for place, why in found.wrong.items() if place not in skipped}
         if new and (resumed or not skip or folder.refused or not found.notes):
             (first, *others) = new.values()
