@@ -236,8 +236,15 @@ class Folder(Pairs):
         """The crop of a picture, bytes [H, W, 3], and the whole picture's size."""
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
-        facts, pixels = self.look(file, behind, decode=True)
-        assert pixels is not None
+        facts, pixels = self.look(file, behind)
+        data = self.known.crop(self.key_of(facts, behind))
+        if pixels is None and data is not None:
+            width, height = self.view.size
+            pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
+        if pixels is None:  # decoded earlier, but not kept
+            opened = OpenedOnce(file)
+            pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
+            facts = facts_about(opened)
         self.known.crops[self.key_of(facts, behind)] = pixels.numpy().tobytes()
         return pixels, facts.size
 
@@ -268,21 +275,17 @@ class Folder(Pairs):
 
     # ------------------------------------------------------------- pictures that are opened once
 
-    def look(
-        self, file: Path | Member, behind: str, decode: bool = False
-    ) -> tuple[Facts, Tensor | None]:
-        """Facts about a picture, and its crop from the middle if it was decoded, or has to be. A
-        file is opened only if its state is new, and decoded only if its content is."""
-        opened = OpenedOnce(file)
+    def look(self, file: Path | Member, behind: str) -> tuple[Facts, Tensor | None]:
+        """Facts about a picture, and its crop from the middle if it was decoded. A file is opened
+        only if its state is new, and decoded only if its content is."""
         with self.known.turn(file):
             before = self.known.recall(file)
             if before and before.stamp == stamp_of(file) != "":
-                pixels = self.kept_crop(file, behind, before)
-                if pixels is not None or not decode:
-                    return before, pixels
-            size, pixels = picture_size(opened), None
-            facts = opened.facts._replace(size=size)
-            if decode or before is None or before.content != facts.content:
+                pixels, of = self.crops.get((file, behind), (None, None))
+                return before, pixels if of == before else None
+            opened = OpenedOnce(file)
+            facts, pixels = facts_about(opened), None
+            if before is None or before.content != facts.content:
                 pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
                 if pixels.nbytes <= self.room:
                     self.room -= pixels.nbytes
@@ -292,25 +295,11 @@ class Folder(Pairs):
 
     def facts_of(self, file: Path | Member) -> Facts:
         """Facts about a picture, which is read if they are not known."""
-        facts, opened = self.known.about(file), OpenedOnce(file)
+        facts = self.known.about(file)
         if facts is None:
-            size = picture_size(opened)
-            facts = opened.facts._replace(size=size)
+            facts = facts_about(OpenedOnce(file))
             self.known.learn(file, facts)
         return facts
-
-    def kept_crop(self, file: Path | Member, behind: str, facts: Facts) -> Tensor | None:
-        """The crop from the middle, if it is kept in memory or, of held-out pairs, in the index."""
-        pixels, of = self.crops.get((file, behind), (None, None))
-        if of == facts:
-            return pixels
-        data = self.known.crop(self.key_of(facts, behind)) if self.remembers else None
-        width, height = self.view.size
-        return (
-            None
-            if data is None
-            else torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
-        )
 
     def key_of(self, facts: Facts, behind: str) -> bytes:
         return hashlib.sha256(f"{facts.content!r} {behind} {self.view.size}".encode()).digest()
@@ -329,8 +318,8 @@ class Folder(Pairs):
         pixels, facts = self.crops.get((entry.picture, "white"), (None, None))
         if pixels is None or facts is None:
             opened = OpenedOnce(entry.picture)
-            pixels, size = cropped(opened, "white", self.view.size, MIDDLE)
-            facts = opened.facts._replace(size=size)
+            pixels, _ = cropped(opened, "white", self.view.size, MIDDLE)
+            facts = facts_about(opened)
         image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
         edges = None if entry.hint else canny(image, *self.thresholds(entry))
         return Taken(self.fingerprint(i, facts), image * 2 - 1, edges, facts)
@@ -340,6 +329,11 @@ class Folder(Pairs):
             self.known.learn(self.entries[i].picture, found)
         self.known.save()
         self.crops.clear()
+
+
+def facts_about(opened: OpenedOnce) -> Facts:
+    size = picture_size(opened)  # which reads the file
+    return opened.facts._replace(size=size)
 
 
 def cropped(file: PictureFile, behind: str, size: Size, place: tuple) -> tuple[Tensor, Size]:
