@@ -27,7 +27,7 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 2424,
+    "training": 2398,
     "nano": 1400,
     "commands": 330,
     "tools": 790,

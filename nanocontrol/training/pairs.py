@@ -42,7 +42,6 @@ class Pairs(Dataset, ABC):
 
     def __init__(self) -> None:
         self.kept: dict[int, Tensor] = {}  # cached hints
-        self.listed: list[Entry] = []  # those of the whole, of which this may be a part
         self.own: tuple[Tensor, list[str]] | None = None  # hints and prompts for evaluation only
 
     @abstractmethod
@@ -160,7 +159,7 @@ class Folder(Pairs):
             self.wrong += wrong
         self.wrong += self.refused
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
-        self.listed = self.entries
+        self.listed = self.entries  # those of the whole, of which a copy may be a part
 
     def __len__(self) -> int:
         return len(self.entries)
