@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +19,6 @@ from nanocontrol.formats.tokenizer import count_tokens
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
-from nanocontrol.plumbing.pictures import grid
 from nanocontrol.training.folders import Entry, check_shapes
 from nanocontrol.training.loader import in_unit
 from nanocontrol.training.pairs import Folder, held_out_first
@@ -35,7 +33,6 @@ OTHERS = 4  # other pictures that each hint is compared with
 FLAT, WHITE = 0.01, 0.5  # standard deviation of a constant hint; white share of a mostly white one
 READERS = 8  # threads
 ENLARGED = 2  # pictures that are enlarged more than this, along each side, are reported
-SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row, width in pixels
 
 
 class Checked(NamedTuple):
@@ -181,17 +178,6 @@ def edge_map(picture: Tensor) -> Tensor:
 def agreement(a: Tensor, b: Tensor) -> float:
     """Correlation of two maps; 0 if one is constant."""
     return correlation(a.numpy(), b.numpy())
-
-
-def sheet_of_pairs(folder: Folder) -> Image.Image:
-    """A sheet of some pairs as training will see them: hint, picture, hint, picture, ..."""
-    n, random = len(folder), folder.view.crop == "random"
-    some = [folder[(i, i) if random else i] for i in evenly_spaced(n, SHOWN)]
-    cells = [cell for image, hint, _ in some for cell in (hint * 2 - 1, image)]
-    cells += [torch.ones_like(cells[0])] * (-len(cells) % IN_ROW if n > IN_ROW // 2 else 0)
-    image = grid([cells[i : i + IN_ROW] for i in range(0, len(cells), IN_ROW)])
-    image.thumbnail((WIDEST, image.height))
-    return image
 
 
 # ----------------------------------------------------------------------------- lines of a report
