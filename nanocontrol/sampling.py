@@ -5,9 +5,9 @@ D = context_dim (768 or 1024). A batch has N rows: B, or 2B with guidance, where
 the negative prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,7 +152,16 @@ def predict(
 
 
 @torch.no_grad()
-def sample(
+def sample(*arguments: Any, **options: Any) -> Tensor:
+    """Latents [B, 4, h, w] in float32, scaled, as `sd.decode` takes them: x_t after the last of the
+    `sampling_steps` with these arguments."""
+    for x, _ in sampling_steps(*arguments, **options):  # noqa: B007
+        pass
+    return x
+
+
+@torch.no_grad()
+def sampling_steps(
     sd: StableDiffusion,
     noise: Tensor,
     context: Tensor,
@@ -171,8 +180,9 @@ def sample(
     image: Tensor | None = None,
     mask: Tensor | None = None,
     noised: float | None = None,
-) -> Tensor:
-    """Latents [B, 4, h, w] in float32, scaled, as `sd.decode` takes them.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """x_t [B, 4, h, w] in float32, scaled, and the estimate of x_0 from which it was made. Both are
+    yielded after every step, and at the beginning, where the second one is x_t, too.
 
     noise [B, 4, h, w]; context and uncond [1 or B, 77, D], encoded prompts and negative prompts;
     scale: of classifier-free guidance (Ho & Salimans 2022); 1 is the prompt alone;
@@ -207,17 +217,18 @@ def sample(
     # One batch for both predictions, without the prompt and with it.
     prompts = [context] if scale == 1 else [uncond, context]
     context = torch.cat([c.expand(len(x), -1, -1) for c in prompts]).to(weight)
-    weighted = [weigh(c, x.shape[2], guess, resolution_weighting) for c in controls]
+    nets = [weigh(c, x.shape[2], guess, resolution_weighting) for c in controls]
     hints = encode_hints(controls, x.to(weight))
-    networks = [sd.unet, *(net for net, *_ in controls)]
-    output_of = repeated(partial(predict, sd.unet, weighted, scale), networks)
+    output_of = repeated(partial(predict, sd.unet, nets, scale), [sd.unet, *(c.net for c in nets)])
 
     # Copied to the GPU here, so that no step waits for a copy.
     ts = torch.tensor(visited[:-1], device=x.device).split(1)
+    yield x, x
     for i, t in enumerate(tqdm(visited[:-1], "sampling", disable=not progress)):
         output = output_of(x, ts[i], context, *(hints if under_control[i] else []))
         fresh: Tensor | float = 0.0
         if scheduler.adds_noise:
             fresh = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
+        x0, _ = scheduler.split(x, output, t)
         x = repaint(scheduler.step(x, output, t, visited[i + 1], fresh), visited[i + 1])
-    return x
+        yield x, x0

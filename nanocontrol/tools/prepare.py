@@ -22,7 +22,7 @@ from nanocontrol.plumbing.flags import Parser
 from nanocontrol.training.cache import encode_all
 
 
-def part_of(text: str) -> tuple[int, int]:
+def share_of(text: str) -> tuple[int, int]:
     """ "2/4" -> 1, 4: the part's number, counted from 0, and the number of parts."""
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
     if not found or int(found[1]) > int(found[2]):
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     usage = "python -m nanocontrol.tools.prepare DIR [DIR ...] [--part K/N] [flags of train.py]"
     parser = Parser(usage=usage, description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    parser.add_argument("--part", type=part_of, default=(0, 1), metavar="K/N", help="default: all")
+    parser.add_argument("--part", type=share_of, default=(0, 1), metavar="K/N", help="default: all")
     args, others = parser.parse_known_args(argv)
     folders = [*itertools.takewhile(lambda word: not word.startswith("-"), others)]
     if not folders:

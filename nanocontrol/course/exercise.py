@@ -1,0 +1,147 @@
+"""The frame of the exercises: what a file in checks/ says, and how answers are compared."""
+
+import hashlib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nanocontrol.course.student import Student
+
+EXERCISES = Path(__file__).with_name("exercises")
+SENTENCES = Path(__file__).with_name("checks") / "sentences.toml"
+# Float32 rounds by 6e-8 of a value. An answer has at most some hundred roundings, one after the
+# other, in any order; wrong answers differ by more than 1e-2.
+TOLERANCE = 1e-4
+
+
+class Wrong(Exception):
+    """An answer is wrong. The message is a sentence that says what it looks like."""
+
+
+class Seeds(NamedTuple):
+    """Random numbers that depend on the student and on what they are for.
+
+    student: the name. purpose: "start" for what the student is given; "check" and "grade" for the
+    inputs of a check, so that answers for one of them do not fit the other.
+    """
+
+    student: str
+    purpose: str
+
+    def seed(self, what: str) -> int:
+        text = "\0".join((self.student, self.purpose, what))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+    def numbers(self, what: str) -> Random:
+        return Random(self.seed(what))
+
+    def tensors(self, what: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed(what))
+
+    def given(self) -> "Seeds":
+        """The draws for what this student was given."""
+        return self._replace(purpose="start")
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise. The student's file is exercises/exNN_NAME.py. checks/sentences.toml has the
+    number, the title, hints, and the modules that a submission may not import (closed)."""
+
+    name: str
+    check: Callable[[Student, Seeds], str]  # what is right in one sentence; raises Wrong or Failed
+    give: Callable[[Seeds, Path], None] | None = None  # writes the student's data into the folder
+    show: Callable[[Student, Seeds, Path], Path] | None = None  # draws a picture of a right answer
+    wanted: tuple[str, ...] = ()  # more files that are handed in
+
+    @property
+    def said(self) -> SimpleNamespace:
+        return sentences(self.name)
+
+    @property
+    def number(self) -> int:
+        return self.said.number
+
+    @property
+    def file(self) -> str:
+        """The name of the student's file."""
+        return f"ex{self.number:02}_{self.name}.py"
+
+
+@cache
+def sentences(name: str) -> SimpleNamespace:
+    """The texts of an exercise, by their names in sentences.toml."""
+    text = SENTENCES.read_text(encoding="utf-8")
+    return SimpleNamespace(**tomllib.loads(text)[name])
+
+
+@cache
+def exercises() -> dict[int, Exercise]:
+    """All exercises by number, the bonus last."""
+    names = sorted(file.stem for file in EXERCISES.glob("ex*_*.py"))
+    modules = [import_module(f"nanocontrol.course.checks.{name[5:]}") for name in names]
+    return {module.EXERCISE.number: module.EXERCISE for module in modules}
+
+
+# -------------------------------------------------------------------------- comparing answers
+
+
+def as_tensor_like(name: str, found: Any, right: Tensor) -> Tensor:
+    """An answer as a tensor in float64. Raises Wrong if its shape is not the right one's."""
+    if found is None:
+        raise Wrong(f"{name} returns None; does it end with `return`?")
+    try:
+        values = torch.as_tensor(found).double()
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"{name} returns a {type(found).__name__}; expected numbers") from None
+    if values.shape != right.shape:
+        raise Wrong(f"{name} returns the shape {[*values.shape]}; expected {[*right.shape]}")
+    if not values.isfinite().all():
+        raise Wrong(f"{name} returns values that are not finite; is something divided by zero?")
+    return values
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Whether two tensors agree up to a share of the second one's largest value, at least of 1."""
+    if a.shape != b.shape:
+        return False
+    most = tolerance * max(1.0, b.abs().max().item())
+    return bool((a.double() - b.double()).abs().max() <= most)
+
+
+def compare(name: str, found: Any, right: Tensor, known: Mapping[str, Tensor], advice: str) -> None:
+    """Raise Wrong if an answer is wrong, with the sentence of the known wrong answer that it is.
+
+    known: sentences, and the wrong answers that they explain. advice: for all other answers.
+    """
+    values = as_tensor_like(name, found, right)
+    if close(values, right):
+        return
+    for sentence, wrong in known.items():
+        if close(values, wrong.double()) and not close(wrong, right):
+            raise Wrong(sentence)
+    off = (values - right.double()).abs() > TOLERANCE * max(1.0, right.abs().max().item())
+    share = 100 * off.double().mean().item()
+    raise Wrong(f"{name}: {share:.0f} % of the values are wrong. {advice}")
+
+
+def compare_choice(
+    name: str, found: Any, right: Any, known: Mapping[Any, str], advice: str
+) -> None:
+    """Raise Wrong for a prediction that is wrong: with the sentence of this choice, if it has
+    one."""
+    if found is None or found == "":
+        raise Wrong(f"{name} is not answered yet")
+    if found == right:
+        return
+    plain = found if isinstance(found, str | int | float | bool) else None
+    raise Wrong(known.get(plain, advice))

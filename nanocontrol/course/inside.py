@@ -1,0 +1,161 @@
+"""Functions that run in a submission's process. Each calls a student's function with objects that
+cannot be sent, such as networks, and returns what can be sent. The first argument is the function.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanocontrol import ControlNet, StableDiffusion, load_control, load_sd
+from nanocontrol.controlnet import zero_convolution
+from nanocontrol.nano.model import NANO, NANO_CONTROL
+from nanocontrol.nano.world import draw, random_scene
+
+
+@cache
+def base_of_nano() -> StableDiffusion:
+    return load_sd(NANO)
+
+
+@torch.no_grad()
+def with_encoder(function: Callable, gain: float, pictures: Tensor) -> float:
+    """function(encode, pictures), with nano's VAE times a gain."""
+
+    def encode(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        mean, deviation = base_of_nano().encode(pictures)
+        return gain * mean, gain * deviation
+
+    return function(encode, pictures)
+
+
+def small_block() -> nn.Sequential:
+    """A block F, from [B, 4, h, w] to [B, 4, h, w]."""
+    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
+
+
+def two_steps(
+    function: Callable, weights: dict[str, Tensor], x: Tensor, c: Tensor, target: Tensor
+) -> dict:
+    """Train equation 2 for two steps, with the parts that function(block) returns.
+
+    weights: the block's; x, c, target [B, 4, h, w]. Returns outputs and weights before and after.
+    """
+    block = small_block()
+    block.load_state_dict(weights)
+    locked, copied, parameters = function(block)
+    zero_in, zero_out = zero_convolution(4), zero_convolution(4)
+    zeros = [*zero_in.parameters(), *zero_out.parameters()]
+
+    def controlled() -> Tensor:
+        return locked(x) + zero_out(copied(x + zero_in(c)))
+
+    found = {"output": controlled(), "copy before": copied_weights(copied)}
+    parameters = [*parameters, *zeros]
+    for _ in range(2):
+        F.mse_loss(controlled(), target).backward()
+        descend(parameters)
+    collected = any(weight.grad is not None for weight in locked.parameters())
+    theirs = {weight.data_ptr() for weight in locked.parameters()}
+    shared = any(weight.data_ptr() in theirs for weight in copied.parameters())
+    after = {"locked after": copied_weights(locked), "copy after": copied_weights(copied)}
+    return found | after | {"locked collects gradients": collected, "shared": shared}
+
+
+@torch.no_grad()
+def descend(parameters: Sequence[nn.Parameter], rate: float = 0.1) -> None:
+    """A step of gradient descent. PyTorch's optimizers take seconds to import."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.sub_(rate * parameter.grad)
+            parameter.grad = None
+
+
+def copied_weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def probed(
+    function: Callable,
+    skips: list[Tensor],
+    middle: Tensor,
+    residuals: list[Tensor],
+    outputs: list[Tensor],
+) -> dict:
+    """function(blocks, skips, middle, residuals), with blocks that note their inputs. Block k
+    returns outputs[k]."""
+    noted: list[Tensor] = []
+    order: list[int] = []
+
+    def block(k: int) -> Callable[[Tensor], Tensor]:
+        def noting(x: Tensor) -> Tensor:
+            order.append(k)
+            noted.append(x.clone())
+            return outputs[k].clone()
+
+        return noting
+
+    result = function([block(k) for k in range(len(outputs))], skips, middle, residuals)
+    return {"inputs": noted, "order": order, "result": result}
+
+
+@torch.no_grad()
+def with_loss(
+    function: Callable,
+    follows: bool,
+    hints: Tensor,
+    x_t: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    prompts: Sequence[str],
+) -> float:
+    """function(loss, hints), where loss(hints) is the mean loss of held-out latents x_t with any
+    hints: of the bundled ControlNet, or of an untrained one."""
+    sd = base_of_nano()
+    control = load_control(NANO_CONTROL, sd.unet) if follows else ControlNet.from_unet(sd.unet)
+    context = sd.encode_prompts(prompts)
+
+    def loss(hints: Tensor) -> float:
+        output = sd.unet(x_t, t, context, control(x_t, hints, t, context))
+        return F.mse_loss(output, noise).item()
+
+    return function(loss, hints)
+
+
+made: dict[Callable, Any] = {}  # the adapter of each of a student's classes
+
+
+def of_adapter(function: Callable, method: str, args: list) -> Any:
+    """Call a method of a student's adapter (nanocontrol.conformance), whose class is `function`."""
+    from nanocontrol.conformance import adapter
+
+    if method == "make":
+        made.clear()
+        made[function] = function()
+    given = as_numpy(args)
+    for i, value in enumerate(given):
+        if isinstance(value, dict) and len(value) == 1:  # a dataclass: its name and its fields
+            ((name, values),) = value.items()
+            if kind := getattr(adapter, name, None):
+                values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+                given[i] = kind(**values)
+    return getattr(made[function], method)(*given)
+
+
+def as_numpy(value: Any) -> Any:
+    """Tensors in lists and dictionaries as arrays."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, list):
+        return [as_numpy(part) for part in value]
+    if isinstance(value, dict):
+        return {name: as_numpy(part) for name, part in value.items()}
+    return value
+
+
+def with_drawings(function: Callable, seeds: list[int], size: int) -> list[Tensor]:
+    """The hints [size, size, 3] that function(drawing) makes of the scenes with these seeds."""
+    return [function(draw(random_scene(seed), size)) for seed in seeds]

@@ -1,0 +1,83 @@
+"""Is this a hint that the ControlNet was trained on? And a hint that would be."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanocontrol.doctor.hints import TrainingHints, differences
+from nanocontrol.nano.conditions import thick_lines
+from nanocontrol.nano.scenes import Scenes
+from nanocontrol.page.sketch import colour_of, in_bytes, palette_of, png
+
+SCENES = 16  # whose hints a new one is compared with
+FIXES = {  # how a difference begins, and the fix for it
+    "it is inverted": "invert",
+    "its red and blue": "swap red and blue",
+    "its lines are faint": "strength",
+    "its lines are": "line width",
+    "it is of another kind": "colours",
+}
+MOST = 4  # fixes of one hint
+LINES = ("canny", "hough", "scribble")  # white on black
+
+
+def training_hints(condition: str, size: int) -> TrainingHints:
+    """The appearance of the hints of a condition's training."""
+    scenes = Scenes(condition, size=size)
+    return TrainingHints.of([scenes[i][1] for i in range(SCENES)])
+
+
+def check_of(hint: Tensor, condition: str, training: TrainingHints) -> dict[str, Any]:
+    """How a hint [3, H, W] differs from the training's, and one in which that is repaired as far as
+    possible."""
+    found, fixed = differences(hint, training), hint
+    after, fixes = found, list[str]()
+    while after and len(fixes) < MOST:
+        known = (fix for start, fix in FIXES.items() if any(x.startswith(start) for x in after))
+        fix = next(known, "colours")
+        changed = in_bytes(repaired(fixed, fix, condition, training))
+        if fix in fixes or torch.equal(changed, fixed) or after[0].startswith("it is empty"):
+            break
+        fixes, fixed = [*fixes, fix], changed
+        after = differences(fixed, training)
+    text = found[0] if found else f"this looks like the hints that {condition} was trained on"
+    check = {"fits": not found, "text": text, "differences": found, "fixes": fixes, "after": after}
+    return check | {"fixed": png(fixed) if fixes else None}
+
+
+def repaired(hint: Tensor, fix: str, condition: str, training: TrainingHints) -> Tensor:
+    if fix == "invert":
+        return 1 - hint
+    if fix == "swap red and blue":
+        return hint.flip(0)
+    if fix == "strength":
+        return hint / hint.max().clamp(min=1e-3)
+    if condition in LINES:
+        lines = hint.amax(dim=0).numpy() > 0.25
+        if fix == "line width":
+            lines = thick_lines(skeleton(lines), max(0, round((training.usual.width - 1) / 2)))
+        return torch.from_numpy(lines).float().expand(3, -1, -1).clone()
+    if fix == "colours" and condition == "pose":
+        colours = np.stack([colour_of(code) for code in ("#000000", *palette_of(condition))])
+        pixels = hint.permute(1, 2, 0).numpy()
+        nearest = np.square(pixels[:, :, None] - colours).sum(axis=-1).argmin(axis=-1)
+        return torch.from_numpy(colours[nearest]).permute(2, 0, 1)
+    return hint
+
+
+def skeleton(lines: np.ndarray) -> np.ndarray:
+    """Lines [H, W], bool, thinned to one pixel without breaking them (Zhang & Suen 1984)."""
+    lines = np.pad(lines, 1)
+    while True:
+        before = lines.sum()
+        for first in (True, False):
+            rolls = [(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]
+            p = np.stack([np.roll(lines, (-y, -x), axis=(0, 1)) for y, x in rolls])
+            n, turns = p.sum(axis=0), (~p & np.roll(p, -1, axis=0)).sum(axis=0)
+            up, right, down, left = p[0], p[2], p[4], p[6]
+            sides = (right & down & (up | left)) if first else (up & left & (right | down))
+            lines = lines & ~((n >= 2) & (n <= 6) & (turns == 1) & ~sides)
+        if lines.sum() == before:
+            return lines[1:-1, 1:-1]

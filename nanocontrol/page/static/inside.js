@@ -1,0 +1,59 @@
+// How much of the drawing is left after each layer of the condition encoder, and where words look.
+
+import { $, clamp, el, pngUrl } from './dom.js';
+import { mainColumn, onResult, result, shownEvent, shownStep, stepsOf } from './result.js';
+import { change, state } from './state.js';
+
+const SMALL = new Set(['a', 'an', 'and', 'on']);
+
+export function listenToInside() {
+  onResult((what) => {
+    if (what === 'encoder') showLayers(result.encoder[mainColumn()] ?? []);
+    showMaps();
+  });
+  $('attend').addEventListener('change', () => change({ attention: $('attend').checked }));
+}
+
+/** Bars on a logarithmic scale, from a thousandth of the drawing's signal to ten times of it. */
+function showLayers(layers) {
+  const bars = layers.map(({ name, shape, share }, i) => {
+    const bar = el('i');
+    bar.style.width = `${100 * clamp((3 + Math.log10(Math.max(share, 1e-9))) / 4, 0.004, 1)}%`;
+    return el('div', { class: 'layer', title: name },
+      el('span', {}, i ? `layer ${i}` : 'drawing'), el('span', { class: 'dim' }, shape.join(' × ')),
+      el('div', { class: 'track' }, bar), el('b', {}, percent(share)));
+  });
+  $('layers').replaceChildren(...bars);
+  const last = layers.at(-1)?.share;
+  const does = last > 1 ? 'makes the drawing louder' : 'keeps part of the drawing';
+  $('layers-text').textContent = result.start.empty
+    ? 'The drawing is empty, so it differs in nothing from an empty one.'
+    : `A quarter of the width is a factor of ten. This trained encoder ${does}: ${percent(last)} at the end. A new one
+      of the released kind passes on almost nothing, and training has to amplify that first.`;
+}
+
+function percent(share) {
+  const value = 100 * share;
+  return `${value >= 10 ? Math.round(value) : value >= 0.1 ? value.toFixed(1) : value.toPrecision(1)} %`;
+}
+
+function showMaps() {
+  if (!result.start) return;
+  $('attend').checked = Boolean(state.request?.attention);
+  const event = shownEvent();
+  const maps = event?.attention;
+  if (!maps) {
+    $('maps').replaceChildren();
+    $('maps-text').textContent = 'Not computed for this picture.';
+    return;
+  }
+  const picture = shownStep() === stepsOf() ? result.pictures[mainColumn()]?.png : event.preview;
+  const shown = result.start.words.map((word, i) => [word, maps[i]]).filter(([{ text }]) => !SMALL.has(text));
+  $('maps').replaceChildren(...shown.map(([{ text, known }, map]) => el('figure', {},
+    el('div', { class: 'picture' }, picture ? el('img', { src: pngUrl(picture), alt: '' }) : null,
+      el('img', { class: 'map', src: pngUrl(map), alt: `Where “${text}” looks` })),
+    el('figcaption', { class: known ? '' : 'problem' }, text))));
+  $('maps-text').textContent = shown.length
+    ? `With control, at step ${event.step + 1} of ${event.of}. The picture is dark where a word gets little attention.`
+    : 'The prompt has no words of its own.';
+}

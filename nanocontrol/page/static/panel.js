@@ -1,0 +1,210 @@
+// The left panel around the canvas: draw, arrange objects or use a photo; the kinds of drawings; and
+// whether a drawing looks like those of the training.
+
+import { $, debounced, el, pngUrl } from './dom.js';
+import { setCondition, showHint } from './draw.js';
+import { askAboutScene, initScene, promptIsOwn, roll } from './scene.js';
+import { newest, post, sendPhoto } from './server.js';
+import { change, changeDrawing, state, subscribe } from './state.js';
+
+const NAMES = {
+  canny: 'Edges', hough: 'Straight lines', soft: 'Soft edges', scribble: 'Scribble', pose: 'Pose',
+  segmentation: 'Areas', depth: 'Depth', normals: 'Surfaces', cartoon: 'Ink',
+};
+const askDraw = newest('/api/draw');
+const askEdges = newest('/api/edges');
+const now = { info: null, mode: 'draw', hints: {}, samples: {}, picture: null, lastScene: null, photo: null };
+let complain = () => {};
+
+export const nameOf = (condition) => NAMES[condition] ?? condition;
+
+export function initPanel(info, problem) {
+  now.info = info;
+  complain = problem;
+  for (const id of ['mode-scene', 'photo-note']) $(id).hidden = !info.nano;
+  $('compare-label').hidden = info.conditions.filter((c) => c.available).length < 2;
+  now.lastScene ??= info.example?.scene;
+  if (info.nano) initScene(info, aboutScene);
+  if (info.nano && state.live) takeSamples();
+}
+
+export function listenToPanel() {
+  const modes = document.querySelectorAll('[name=mode]');
+  for (const radio of modes) radio.addEventListener('change', () => setMode(radio.value));
+  $('photo').addEventListener('change', (event) => takePhoto(event.target.files[0]));
+  for (const name of ['low', 'high']) $(name).addEventListener('input', thresholds);
+  $('sheet').addEventListener('dragover', () => $('sheet').classList.add('over'));
+  $('sheet').addEventListener('drop', ({ dataTransfer }) => takePhoto(dataTransfer.files[0]));
+  const leave = () => $('sheet').classList.remove('over');
+  for (const name of ['dragleave', 'drop']) $('sheet').addEventListener(name, leave);
+  $('compare').addEventListener('change', compare);
+  subscribe((fields) => { if (fields.includes('drawing')) drawingChanged(); });
+  thresholdTexts();
+}
+
+// -------------------------------------------------------------------------------------- modes
+
+async function setMode(mode) {
+  const { drawing } = state.request;
+  if (mode === 'scene' && !drawing.scene) {
+    if (!now.lastScene) return roll();
+    promptIsOwn(state.request.prompt);
+    changeDrawing({ scene: now.lastScene, under: null, strokes: [] });
+  } else if (mode !== 'scene' && drawing.scene) {
+    // The scene's lines stay as a drawing, to be changed with the pen.
+    changeDrawing({ scene: null, under: now.hints[drawing.condition] ?? null });
+  }
+  showMode(mode);
+}
+
+function showMode(mode) {
+  now.mode = mode;
+  document.querySelector(`[name=mode][value=${mode}]`).checked = true;
+  $('scene-bar').hidden = mode !== 'scene';
+  for (const id of ['pen-bar', 'clear']) $(id).hidden = mode === 'scene';
+  $('photo-bar').hidden = mode !== 'photo';
+}
+
+/** Show the drawing in the state, wherever it came from. */
+async function drawingChanged() {
+  const { scene } = state.request.drawing;
+  if (scene) now.lastScene = scene;
+  $('compare').checked = state.request.columns.length > 2;
+  if (scene && now.mode !== 'scene') showMode('scene');
+  if (!scene && now.mode === 'scene') showMode('draw');
+  tiles();
+  if (!state.live) return;
+  if (scene) askAboutScene();
+  else note([]);
+  if (!scene) Object.assign(now, { hints: {}, picture: null });
+  await askAboutDrawing();
+}
+
+// -------------------------------------------------------------------- what the server says of it
+
+async function askAboutDrawing() {
+  clearTimeout(now.waiting);
+  try {
+    const answer = await askDraw({ drawing: state.request.drawing });
+    if (!answer) return;
+    showHint(answer.hint);
+    showCheck(answer);
+    if (!answer.check && now.info.nano) now.waiting = setTimeout(askAboutDrawing, 2000);
+  } catch (error) {
+    if (error.status !== 503) complain(error.message);
+  }
+}
+
+function showCheck({ check, empty }) {
+  const place = $('check');
+  place.className = `check ${empty || !check ? '' : check.fits ? 'fits' : 'differs'}`;
+  if (empty) return place.replaceChildren('The canvas is empty. Draw an outline, for example of a pyramid.');
+  if (!check) return place.replaceChildren(now.info.nano ? 'Comparing it with the drawings of the training …' : '');
+  if (check.fits) return place.replaceChildren(el('b', {}, '✓ It looks like the drawings of the training.'));
+  place.replaceChildren(el('b', {}, 'It is unlike the drawings of the training:'),
+    el('ul', {}, ...check.differences.map((text) => el('li', {}, text))));
+  if (!check.fixed) return;
+  const fix = () => changeDrawing({ under: check.fixed, scene: null, strokes: [] });
+  place.append(el('button', { click: fix }, `Fix: ${check.fixes.join(', ')}`),
+    check.after.length ? ` Then this remains: ${check.after.join('; ')}.` : '');
+}
+
+function note(notes) {
+  $('notes').hidden = !notes.length;
+  $('notes').textContent = notes.map((text) => `${text}.`).join(' ');
+}
+
+function aboutScene(answer) {
+  if (answer.error) return complain(answer.error);
+  Object.assign(now, { hints: answer.hints, picture: answer.picture });
+  showHint(answer.hints[state.request.drawing.condition]);
+  tiles();
+  note(answer.notes);
+}
+
+// ------------------------------------------------------------------------------------- kinds
+
+function tiles() {
+  const chosen = state.request.drawing.condition;
+  const focused = $('conditions').contains(document.activeElement) && document.activeElement.value;
+  const shown = now.info.conditions.map((condition) => tile(condition, condition.name === chosen));
+  const scene = now.picture && el('img', { src: pngUrl(now.picture), alt: 'The scene as drawn' });
+  if (scene) shown.unshift(el('div', { class: 'tile' }, scene, el('span', {}, 'Scene')));
+  $('conditions').replaceChildren(...shown);
+  if (focused) $('conditions').querySelector(`[value=${focused}]`)?.focus();
+  const { title } = now.info.conditions.find((c) => c.name === chosen);
+  $('train').textContent = `${nameOf(chosen)} (“${chosen}”): ${title}.`;
+}
+
+/** Small pictures of what each kind looks like: those of an example. */
+async function takeSamples() {
+  const answer = await post('/api/scene', { random: 28, kind: 'figure' }).catch(() => null);
+  if (!answer) return;
+  now.samples = answer.hints;
+  if (state.request) tiles();
+}
+
+function tile({ name, title, available, train }, chosen) {
+  const hint = now.hints[name] ?? now.samples[name];
+  const picture = hint ? el('img', { src: pngUrl(hint), alt: '' }) : el('span', { class: 'sample' });
+  if (available) {
+    const radio = { type: 'radio', name: 'condition', value: name, checked: chosen, change: () => pick(name) };
+    return el('label', { class: 'tile', title }, el('input', radio), picture, el('span', {}, nameOf(name)));
+  }
+  return el('button', { class: 'tile off', value: name, title, click: () => tellTraining(name, train) },
+    el('span', { class: 'sample' }, 'not trained'), el('span', {}, nameOf(name)));
+}
+
+function tellTraining(name, train) {
+  const text = `There is no ControlNet for “${name}” yet. This trains one in minutes: `;
+  $('train').replaceChildren(text, el('code', {}, train));
+}
+
+function pick(name) {
+  setCondition(name);
+  const { drawable } = now.info.conditions.find((c) => c.name === name);
+  if (!drawable && !state.request.drawing.scene && now.info.nano) setMode('scene');
+  if ($('compare').checked) compare();
+}
+
+/** A column for each kind of drawing. That needs a scene, of which all of them are made. */
+function compare() {
+  const { drawing } = state.request;
+  if ($('compare').checked && !drawing.scene) setMode('scene');
+  const others = now.info.conditions.filter((c) => c.available && c.name !== drawing.condition).map((c) => c.name);
+  change({ columns: ['none', drawing.condition, ...($('compare').checked ? others : [])] });
+}
+
+// ------------------------------------------------------------------------------------- photos
+
+async function takePhoto(file) {
+  if (!file) return;
+  try {
+    const answer = await sendPhoto(file, $('low').value, $('high').value);
+    now.photo = answer.picture;
+    changeDrawing({ under: answer.hint, scene: null, strokes: [] });
+    showMode('photo');
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
+function thresholdTexts() {
+  for (const name of ['low', 'high']) $(`${name}-value`).value = $(name).value;
+}
+
+function thresholds(event) {
+  const [low, high] = [Number($('low').value), Number($('high').value)];
+  if (low > high) $(event.target.id === 'low' ? 'high' : 'low').value = event.target.value;
+  thresholdTexts();
+  if (now.photo) findEdges();
+}
+
+const findEdges = debounced(async () => {
+  try {
+    const answer = await askEdges({ picture: now.photo, low: Number($('low').value), high: Number($('high').value) });
+    if (answer) changeDrawing({ under: answer.hint });
+  } catch (error) {
+    complain(error.message);
+  }
+}, 120);
