@@ -57,9 +57,8 @@ def look_through(folder: Folder, steps: int, batch: int, most: int | None = None
     often each pair will be seen. most: a limit, above which a sample drawn by
     the seed is checked, held-out pairs among it."""
     numbers = held_out_first(len(folder), folder.view.seed)[:most].sort().values.tolist()
-    seen = check_pairs(folder, numbers)
+    both = [(folder.entries[i], one) for i, one in zip(numbers, check_pairs(folder, numbers))]
     wrong = dict(zip(folder.wrong, folder.wrong))
-    both = [(folder.entries[i], one) for i, one in zip(numbers, seen)]
     wrong |= {entry.where: one.wrong for entry, one in both if one.wrong}
     good = [(entry, one) for entry, one in both if not one.wrong]
     if not good:

@@ -107,9 +107,7 @@ def entry_of(sample: Sample, folder: Path, made: bool, by_name: dict[str, Path] 
 def file_of(sample: Sample, names: tuple[str, ...]) -> Path | Member:
     """The file under the first of these names. Raises Lacking if there is none."""
     value = value_of(sample, names, (str, Member))
-    if isinstance(value, Member):
-        return value
-    return path_in(sample.folder, value)
+    return value if isinstance(value, Member) else path_in(sample.folder, value)
 
 
 @lru_cache(2**16)  # lists may name a file often

@@ -53,6 +53,9 @@ class Member(NamedTuple):
             file.seek(self.start)
             return file.read(self.length)
 
+    def read_text(self) -> str:
+        return self.read_bytes().decode("utf-8-sig", "replace")
+
 
 class Sample(NamedTuple):
     """A pair as its form describes it."""
@@ -221,19 +224,12 @@ def values_of(members: dict[str, Member]) -> dict[str, Any]:
     named = zip(("image", "conditioning_image"), pictures)
     values: dict[str, Any] = {"text": ""} | {name: members[ending] for name, ending in named}
     if "json" in members:
-        values["text"] = caption_in(members["json"]) or ""
+        found = json_in(members["json"].read_text())
+        name = first_key(found, CAPTION) if isinstance(found, dict) else None
+        values["text"] = found[name] if name else ""
     if "txt" in members:
-        values["text"] = members["txt"].read_bytes().decode("utf-8", "replace").strip()
+        values["text"] = members["txt"].read_text().strip()
     return values
-
-
-def caption_in(member: Member) -> Any:
-    """The caption in a sample's JSON file; None if there is none."""
-    try:
-        values = json.loads(member.read_bytes())
-        return values[first_key(values, CAPTION)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 # ----------------------------------------------------------------------------------- pictures

@@ -190,8 +190,7 @@ class Folder(Pairs):
 
     def __getitem__(self, i: int | tuple[int, int]) -> Pair:
         i, seen = i if isinstance(i, tuple) else (i, None)
-        random = self.view.crop == "random"
-        place = MIDDLE if seen is None or not random else self.random_place(seen)
+        place = MIDDLE if seen is None or not self.moves else self.random_place(seen)
         image, size = self.image(i, place)
         caption = self.captions(i)[0 if seen is None else self.drawn(i, seen)]
         return image * 2 - 1, in_unit(self.hint_at(i, place, image, size)), caption
