@@ -11,13 +11,12 @@ unexpectedly or an expected failure passes, and 2 if there is no such adapter.
 
 import argparse
 import importlib
-import importlib.util
 import json
+import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from nanocontrol.conformance.cases import VERSION
@@ -27,8 +26,6 @@ from nanocontrol.plumbing.files import write_atomically
 from nanocontrol.plumbing.flags import Parser
 
 FORM = "expected ours, diffusers, mutants:NAME, FILE.py:CLASS or MODULE:CLASS"
-
-
 PLACES = {
     "ours": "nanocontrol.conformance.ours:Ours",
     "diffusers": "nanocontrol.conformance.of_diffusers:OfDiffusers",
@@ -37,37 +34,32 @@ PLACES = {
 
 def adapter_named(name: str) -> Any:
     """The adapter that the command line names. Raises InputError if there is none."""
-    first, _, last = PLACES.get(name, name).rpartition(":")
-    if first == "mutants":
-        mutants = imported("nanocontrol.conformance.mutants").MUTANTS
+    place, _, last = PLACES.get(name, name).rpartition(":")
+    if not place:
+        raise InputError(f"{name}: {FORM}")
+    if place == "mutants":
+        mutants = names_in("nanocontrol.conformance.mutants")["MUTANTS"]
         if last not in mutants:
             raise InputError(f"there is no mutant {last}; expected one of {', '.join(mutants)}")
         return mutants[last].adapter()
-    if not first:
-        raise InputError(f"{name}: {FORM}")
-    module = imported(first)
-    if not hasattr(module, last):
-        raise InputError(f"{first} has no class {last}")
-    return getattr(module, last)()
+    found = names_in(place)
+    if last not in found:
+        raise InputError(f"{place} has no class {last}")
+    return found[last]()
 
 
-def imported(name: str) -> ModuleType:
-    """A module by its name or by its file."""
-    if name.endswith(".py") and not Path(name).is_file():
-        raise InputError(f"{name}: there is no such file")
+def names_in(module: str) -> dict[str, Any]:
+    """The names that a module defines, which is given by its name or by its file."""
     try:
-        if not name.endswith(".py"):
-            return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-        assert spec and spec.loader
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        if module.endswith(".py"):
+            return runpy.run_path(module)
+        return vars(importlib.import_module(module))
+    except FileNotFoundError:
+        raise InputError(f"{module}: there is no such file") from None
     except ModuleNotFoundError as error:
         extra = '; pip install -e ".[bench]"' if error.name in ("diffusers", "transformers") else ""
-        raise InputError(
-            f"{name} cannot be imported: there is no module {error.name}{extra}"
-        ) from None
+        message = f"{module} cannot be imported: there is no module {error.name}{extra}"
+        raise InputError(message) from None
 
 
 def table(results: Sequence[Result]) -> list[str]:

@@ -41,11 +41,6 @@ class Config:
     prediction: str = "eps"  # what the base predicts: "eps" or "v"
 
     @property
-    def prediction_type(self) -> str:
-        """The prediction in diffusers' words."""
-        return {"eps": "epsilon", "v": "v_prediction"}[self.prediction]
-
-    @property
     def unet(self) -> UNetConfig:
         """The part that is the U-Net's, for our own classes."""
         sizes = self.model_channels, self.channel_mult, self.num_res_blocks, self.attention_levels
@@ -123,6 +118,10 @@ def stored() -> dict[str, Array]:
         return dict(file)
 
 
+def original_residuals() -> list[Array]:
+    return [stored()[f"residual.{k}"] for k in range(RESIDUALS)]
+
+
 # -------------------------------------------------------------------------------- tolerances
 
 # The longest chain from input to output, counted in products of matrices: the copy or the encoder
@@ -160,4 +159,4 @@ def error(made: Array, exact: Array) -> float:
     if np.shape(made) != np.shape(exact):
         return float("inf")
     difference = np.asarray(made, np.float64) - exact
-    return float(np.linalg.norm(difference) / max(np.linalg.norm(exact), 1e-300))
+    return float(np.linalg.norm(difference)) / max(float(np.linalg.norm(exact)), 1e-300)

@@ -1,10 +1,12 @@
 """Adapters of PyTorch code have this in common.
 
 A subclass sets `unet`, `control` and `optimizer` in `make`, `names` if the tensors have other
-names, and defines `losses`, `base`, `residuals` and `predict`.
+names, and `run_unet` and `run_control` if the networks are called in another way. `losses` brings
+`loss`, `gradients` and `train_step`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,48 +16,74 @@ from torch import Tensor, nn
 from nanocontrol.conformance.adapter import Adapter, Arrays, TrainingBatch
 from nanocontrol.conformance.cases import BASE, CONTROL, shapes
 
-
-def to_torch(array: Array, like: Tensor | None = None) -> Tensor:
-    """An array as a tensor, of a weight's precision and device. It shares memory where it can."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if like is None else tensor.to(like)
+Residuals = list[Tensor] | None
 
 
 class TorchAdapter(Adapter):
-    names: Mapping[str, str] | None = None  # the original's name -> one's own, without prefixes
+    names: Mapping[str, str] = {}  # the original's name -> one's own, without prefixes
     unet: nn.Module
     control: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All tensors of the base and of the ControlNet under the original's names."""
-        found = []
-        for prefix, network in ((BASE, self.unet), (CONTROL, self.control)):
-            own, names = dict(network.named_parameters()), self.names or {}
-            every = [name for name in shapes() if name.startswith(prefix)]
-            found.append({n: own[names.get(n, n.removeprefix(prefix))] for n in every})
-        return found[0], found[1]  # type: ignore[return-value]
+    def run_unet(self, x: Tensor, t: Tensor, context: Tensor, residuals: Residuals) -> Tensor:
+        """The base's output, with these residuals added; None for no control."""
+        return self.unet(x, t, context, residuals)
+
+    def run_control(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+        """The ControlNet's residuals, the shallowest first, the middle block's last."""
+        return self.control(x, hint, t, context)
 
     def losses(self, batch: TrainingBatch) -> Tensor:
         """The loss of each pair [B], for autograd."""
         raise NotImplementedError("loss")
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the base and of the ControlNet under the original's names."""
+        found: dict[str, Tensor] = {}
+        for prefix, network in ((BASE, self.unet), (CONTROL, self.control)):
+            own = dict(network.named_parameters())
+            for name in shapes():
+                if name.startswith(prefix):
+                    found[name] = own[self.names.get(name, name.removeprefix(prefix))]
+        return found
+
+    def inputs(self, *arrays: Array) -> list[Tensor]:
+        """Arrays as tensors on the base's device, floating-point numbers in its precision. They
+        share memory where they can."""
+        weight = next(self.unet.parameters())
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        return [x.to(weight if x.is_floating_point() else weight.device) for x in tensors]
+
+    def count(self, *_: Any) -> None:
+        """A forward hook for the condition encoder, which counts its runs."""
+        self.hints_encoded = (self.hints_encoded or 0) + 1
+
     @torch.no_grad()
     def load(self, tensors: Arrays) -> None:
-        base, control = self.tensors()
-        own = base | control
+        own = self.tensors()
         for name, array in tensors.items():
             if own[name].shape != array.shape:
                 raise ValueError(f"{name} is {tuple(own[name].shape)}, expected {array.shape}")
             own[name].copy_(torch.from_numpy(np.array(array)))
 
-    def inputs(self, *arrays: Array) -> list[Tensor]:
-        weight = next(self.unet.parameters())
-        return [to_torch(array, weight) for array in arrays]
+    @torch.no_grad()
+    def base(self, x: Array, t: Array, context: Array) -> Array:
+        latent, time, prompts = self.inputs(x, t, context)
+        return self.run_unet(latent, time, prompts, None).cpu().numpy()
+
+    @torch.no_grad()
+    def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
+        return [r.cpu().numpy() for r in self.run_control(*self.inputs(x, hint, t, context))]
+
+    @torch.no_grad()
+    def predict(self, x: Array, t: Array, context: Array, residuals: list[Array]) -> Array:
+        latent, time, prompts, *added = self.inputs(x, t, context, *residuals)
+        return self.run_unet(latent, time, prompts, added).cpu().numpy()
 
     def parameters(self) -> tuple[Arrays, Arrays]:
-        base, control = self.tensors()
-        return to_arrays(base), to_arrays(control)
+        arrays = to_arrays(self.tensors())
+        base = {name: array for name, array in arrays.items() if name.startswith(BASE)}
+        return base, {name: array for name, array in arrays.items() if name not in base}
 
     @torch.no_grad()
     def loss(self, batch: TrainingBatch) -> float:
@@ -63,9 +91,8 @@ class TorchAdapter(Adapter):
 
     def gradients(self, batch: TrainingBatch) -> Arrays:
         self.losses(batch).mean().backward()
-        base, control = self.tensors()
-        tensors = base | control
-        found = {k: v.grad.clone() for k, v in tensors.items() if v.grad is not None}
+        tensors = self.tensors()
+        found = {name: x.grad for name, x in tensors.items() if x.grad is not None}
         for tensor in tensors.values():
             tensor.grad = None
         return to_arrays(found)

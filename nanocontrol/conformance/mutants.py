@@ -6,19 +6,15 @@ part of the message, and `.seen` a public issue of somebody who made or met this
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import MethodType
+from dataclasses import astuple, dataclass
 
 import torch
 from numpy import ndarray as Array
 from torch import Tensor, nn
 
 from nanocontrol.conformance.adapter import TrainingBatch
-from nanocontrol.conformance.bench import ZERO_CONVOLUTIONS
 from nanocontrol.conformance.cases import Config
-from nanocontrol.conformance.in_torch import to_torch
 from nanocontrol.conformance.ours import Ours
-from nanocontrol.controlnet import ControlNet
 from nanocontrol.schedulers import DDIM, DDPM
 from nanocontrol.training.optimizer import Optimizer
 
@@ -32,21 +28,16 @@ class Mutant:
     sentence: str  # in the check's message
     seen: str  # a public issue: somebody made this error, or met it
 
-    @property
-    def name(self) -> str:
-        """The class's name in small letters: shared_encoder for SharedEncoder."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.adapter.__name__).lower()
+
+MUTANTS: dict[str, Mutant] = {}  # by the class's name in small letters
 
 
-MUTANTS: dict[str, Mutant] = {}
-
-
-def planted(check: str, sentence: str, seen: str) -> Callable[[type[Ours]], type[Ours]]:
+def planted(check: str, sentence: str, seen: str = "planted") -> Callable[[type[Ours]], type[Ours]]:
     """Enter a class in the table of mutants."""
 
     def enter(adapter: type[Ours]) -> type[Ours]:
-        mutant = Mutant(adapter, check, sentence, seen)
-        MUTANTS[mutant.name] = mutant
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", adapter.__name__).lower()
+        MUTANTS[name] = Mutant(adapter, check, sentence, seen)
         return adapter
 
     return enter
@@ -58,28 +49,21 @@ class NoZeroInitialisation(Ours):
 
     def make(self, config: Config) -> None:
         super().make(config)
-        for name, parameter in self.tensors()[1].items():
-            if name.startswith(tuple(ZERO_CONVOLUTIONS)):
+        for convolution in [*self.control.zero_convs, self.control.middle_block_out]:
+            for parameter in convolution.parameters():
                 nn.init.normal_(parameter.data, std=0.02)
 
 
-@planted(
-    "residuals_pass_zero_convolutions", "do not pass the zero convolutions", "ir-lab/Diff-Control#1"
-)
+@planted("residuals_pass_zero_convolutions", "do not pass the zero", "ir-lab/Diff-Control#1")
 class UnusedZeroConvolutions(Ours):
     """The zero convolutions exist, and no output of the copy passes them."""
 
-    @torch.no_grad()
-    def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
-        latent, picture, prompts = self.inputs(x, hint, context)
-        emb = self.control.embed_time(to_torch(t))
-        encoded = self.control.encode_hint(picture, latent)
-        return [h.numpy() for h in self.control.encode(latent, emb, prompts, encoded)]
+    def run_control(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+        encoded = self.control.encode_hint(hint, x)
+        return self.control.encode(x, self.control.embed_time(t), context, encoded)
 
 
-@planted(
-    "residuals_on_own_connections", "the residuals for blocks 2 and 3 are exchanged", "planted"
-)
+@planted("residuals_on_own_connections", "the residuals for blocks 2 and 3 are exchanged")
 class ExchangedResiduals(Ours):
     """Two residuals of equal shape, for blocks 2 and 3, are exchanged."""
 
@@ -88,7 +72,7 @@ class ExchangedResiduals(Ours):
         return super().predict(x, t, context, [first, third, second, *others])
 
 
-@planted("every_residual_acts", "never added to the base: those for the middle block", "planted")
+@planted("every_residual_acts", "never added to the base: those for the middle block")
 class NoMiddleResidual(Ours):
     """The middle block's residual is not added."""
 
@@ -102,7 +86,7 @@ class HintInBGR(Ours):
         return super().residuals(x, hint[:, ::-1], t, context)
 
 
-@planted("hint_in_0_1", "read as [-1, 1]", "huggingface/diffusers#10821")
+@planted("hint_in_0_1", "read as RGB in [-1, 1]", "huggingface/diffusers#10821")
 class HintFromMinusOne(Ours):
     """The hint is in [-1, 1], like the pictures."""
 
@@ -128,39 +112,29 @@ class UnlockedBase(Ours):
 
     def make(self, config: Config) -> None:
         super().make(config)
-        trained: dict[str, nn.Module] = {
-            "control": self.control,
-            "unet": self.unet.requires_grad_(True),
-        }
-        self.trained = Optimizer(trained, 1e-3, "cpu")
+        self.unet.requires_grad_(True)
+        networks: dict[str, nn.Module] = {"control": self.control, "unet": self.unet}
+        self.trained = Optimizer(networks, 1e-3, "cpu")
 
 
-def encode_late(
-    self: ControlNet, x: Tensor, emb: Tensor, context: Tensor, encoded_hint: Tensor
-) -> list[Tensor]:
-    """`UNetEncoder.encode` with the hint added after the second block."""
-    outputs = [self.input_blocks[0](x, emb, context)]
-    for block in [*self.input_blocks[1:], self.middle_block]:
-        outputs.append(block(outputs[-1], emb, context))
-        if len(outputs) == 2:
-            outputs[-1] = outputs[-1] + encoded_hint
-    return outputs
-
-
-@planted("hint_enters_after_the_first_block", "added after block 2", "planted")
+@planted("hint_enters_after_the_first_block", "added after block 2")
 class HintAfterSecondBlock(Ours):
-    def make(self, config: Config) -> None:
-        super().make(config)
-        self.control.encode = MethodType(encode_late, self.control)  # type: ignore[method-assign]
+    def run_control(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+        net, emb = self.control, self.control.embed_time(t)
+        first = net.input_blocks[0](x, emb, context)
+        outputs = [first, net.input_blocks[1](first, emb, context) + net.encode_hint(hint, x)]
+        for block in [*net.input_blocks[2:], net.middle_block]:
+            outputs.append(block(outputs[-1], emb, context))
+        return [zero(h) for zero, h in zip([*net.zero_convs, net.middle_block_out], outputs)]
 
 
-@planted("residuals_added_once", "added twice", "planted")
+@planted("residuals_added_once", "added twice")
 class ResidualsAddedTwice(Ours):
     def predict(self, x: Array, t: Array, context: Array, residuals: list[Array]) -> Array:
         return super().predict(x, t, context, [2 * r for r in residuals])
 
 
-@planted("hint_in_0_1", "read as inverted", "Mikubill/sd-webui-controlnet#309")
+@planted("hint_in_0_1", "read as RGB, inverted", "Mikubill/sd-webui-controlnet#309")
 class InvertedHint(Ours):
     """Black lines on white where the network learnt white lines on black."""
 
@@ -186,9 +160,8 @@ class DroppedForControlAlone(Ours):
     """A dropped prompt is empty for the ControlNet, and the base still reads it."""
 
     def losses(self, batch: TrainingBatch) -> Tensor:
-        arrays = batch.x0, batch.noise, batch.hint, batch.context, batch.empty
-        x0, noise, hint, context, empty = self.inputs(*arrays)
-        t, dropped = to_torch(batch.t), to_torch(batch.dropped)[:, None, None]
+        x0, noise, t, hint, context, empty, dropped = self.inputs(*astuple(batch))
         x = DDPM().add_noise(x0, noise, t)
-        residuals = self.control(x, hint, t, torch.where(dropped, empty, context))
+        prompts = torch.where(dropped[:, None, None], empty, context)
+        residuals = self.control(x, hint, t, prompts)
         return (self.unet(x, t, context, residuals) - noise).square().mean((1, 2, 3))

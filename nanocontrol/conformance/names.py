@@ -11,19 +11,16 @@ from nanocontrol.formats.diffusers_names import RES_BLOCK, name_table
 def diffusers_names() -> dict[str, str]:
     """The original's name -> diffusers', without the prefixes: of all tensors in `cases.shapes`,
     the base's, which is diffusers' UNet2DConditionModel, and the ControlNet's."""
-    return {name: renamed_one(name) for name in shapes()}
+    beginnings, found = table_of_beginnings(), {}
+    for name in shapes():
+        own = name.removeprefix(BASE).removeprefix(CONTROL)
+        ours = next(beginning for beginning in beginnings if own.startswith(beginning))
+        found[name] = beginnings[ours] + own.removeprefix(ours)
+    return found
 
 
-def renamed_one(name: str) -> str:
-    own = name.removeprefix(BASE).removeprefix(CONTROL)
-    for ours, theirs in beginnings().items():
-        if own.startswith(ours):
-            return theirs + own.removeprefix(ours)
-    raise KeyError(name)
-
-
-@cache
-def beginnings() -> dict[str, str]:
+def table_of_beginnings() -> dict[str, str]:
+    """`name_table` with the base's decoder."""
     levels, res_blocks = len(CONFIG.channel_mult), CONFIG.num_res_blocks
     names = name_table(levels, res_blocks, len(HINT_LAYERS))
     names |= {"out.0.": "conv_norm_out.", "out.2.": "conv_out."}

@@ -1,5 +1,7 @@
 """The adapter for nanocontrol's own classes. It calls the functions that train.py calls."""
 
+from copy import deepcopy
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from nanocontrol.conformance.adapter import SamplingRun, TrainingBatch
 from nanocontrol.conformance.cases import Config
-from nanocontrol.conformance.in_torch import TorchAdapter, to_torch
+from nanocontrol.conformance.in_torch import TorchAdapter
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.plumbing.machine import default_device
 from nanocontrol.sampling import initial_noise, sample
@@ -19,13 +21,6 @@ from nanocontrol.training.loader import Batch
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.unet import UNet
 from train import training_loss
-
-
-def copied_state(state: Any) -> Any:
-    """A copy of nested dicts of tensors."""
-    if isinstance(state, dict):
-        return {name: copied_state(value) for name, value in state.items()}
-    return state.clone() if isinstance(state, Tensor) else state
 
 
 class Ours(TorchAdapter):
@@ -47,30 +42,11 @@ class Ours(TorchAdapter):
         self.trained = Optimizer({"control": self.control}, 1e-3, "cpu")
         self.control.input_hint_block.register_forward_hook(self.count)
 
-    def count(self, *_: Any) -> None:
-        self.hints_encoded = (self.hints_encoded or 0) + 1
-
-    @torch.no_grad()
-    def base(self, x: Array, t: Array, context: Array) -> Array:
-        latent, prompts = self.inputs(x, context)
-        return self.unet(latent, to_torch(t), prompts).numpy()
-
-    @torch.no_grad()
-    def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
-        latent, picture, prompts = self.inputs(x, hint, context)
-        return [r.numpy() for r in self.control(latent, picture, to_torch(t), prompts)]
-
-    @torch.no_grad()
-    def predict(self, x: Array, t: Array, context: Array, residuals: list[Array]) -> Array:
-        latent, prompts, *added = self.inputs(x, context, *residuals)
-        return self.unet(latent, to_torch(t), prompts, added).numpy()
-
     def losses(self, batch: TrainingBatch) -> Tensor:
         """train.py's loss of each pair. The latents are exact, so their deviation is zero."""
-        arrays = batch.x0, batch.noise, batch.hint, batch.context, batch.empty
-        x0, noise, hint, context, empty = self.inputs(*arrays)
+        x0, noise, t, hint, context, empty, dropped = self.inputs(*astuple(batch))
         pairs = Batch(x0, torch.zeros_like(x0), context, hint)
-        draws = Draws(torch.zeros_like(x0), noise, to_torch(batch.t), to_torch(batch.dropped))
+        draws = Draws(torch.zeros_like(x0), noise, t, dropped)
         networks = self.unet, self.control, DDPM(self.prediction)
         return training_loss(*networks, 1.0, pairs, draws, empty)
 
@@ -89,10 +65,10 @@ class Ours(TorchAdapter):
         return sample(sd, noise, context, uncond, [(self.control, hint, 1.0)], **how).numpy()
 
     def saved(self) -> Any:
-        return copied_state(self.trained.state())
+        return deepcopy(self.trained.state())
 
     def resume(self, saved: Any) -> None:
-        self.trained.restore(copied_state(saved))
+        self.trained.restore(deepcopy(saved))
 
     def initial_noise(self, seed: int, device: str) -> Array:
         generator = torch.Generator().manual_seed(seed)

@@ -1,14 +1,30 @@
 """Run the checks, and count them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanocontrol.conformance import may, must, should
-from nanocontrol.conformance.bench import Bench, Check, NotRun
+from nanocontrol.conformance.bench import Bench, Found, NotRun
 from nanocontrol.plumbing.errors import one_line
 
-CHECKS: list[Check] = [*must.CHECKS, *should.CHECKS, *may.CHECKS]
+
+class Check(NamedTuple):
+    """A check: measured <= allowed passes. The message says which idea was missed."""
+
+    name: str
+    level: str  # must, should or may
+    function: Callable[[Bench], Found]
+
+
+# The functions of those modules that are called with a bench, and with nothing else, and return
+# Found.
+CHECKS = [
+    Check(name, module.__name__.rpartition(".")[2], function)
+    for module in (must, should, may)
+    for name, function in vars(module).items()
+    if getattr(function, "__annotations__", None) == {"bench": Bench, "return": Found}
+]
 
 
 @dataclass(frozen=True)
@@ -72,12 +88,10 @@ def run_check(check: Check, bench: Bench, expected: str) -> Result:
         message = str(reason)
     except Exception as error:  # the implementation's, of any type
         missing = missing_function(error, bench.adapter)
+        passed = False if missing in (None, *REQUIRED) else None
+        message = f"the adapter has no {missing}"
         if missing is None:
-            passed, message = False, one_line(f"it raised {type(error).__name__}: {error}")
-        elif missing in REQUIRED:
-            passed, message = False, f"the adapter must have {missing}"
-        else:
-            message = f"the adapter has no {missing}"
+            message = one_line(f"it raised {type(error).__name__}: {error}")
     return Result(check.name, check.level, passed, measured, allowed, message, expected)
 
 

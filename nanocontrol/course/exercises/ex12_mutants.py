@@ -1,9 +1,10 @@
 """Exercise 12: thirteen broken ControlNets.
 
 Below are thirteen ControlNets. Each is nanocontrol's own, `Ours`, with one planted error that real
-people made. `Ours` has these functions: `make` builds base and ControlNet; `residuals` computes the
-copy's outputs after the zero convolutions; `predict` is the base with residuals; `losses` the
-training loss; `sample` uses `scheduler`. Read nanocontrol/conformance/ours.py next to this file.
+people made. `Ours` has these functions: `make` builds base and ControlNet; `residuals`, and
+`run_control` on tensors, compute the copy's outputs after the zero convolutions; `predict` is the
+base with residuals; `losses` the training loss; `sample` uses `scheduler`. Read ours.py and
+in_torch.py of nanocontrol/conformance next to this file.
 
 Name each error: write a word of ERRORS into NAMES. Then mend the class, so that it does what `Ours`
 does; to delete what is wrong is mending. The suite of nanocontrol.conformance decides.
