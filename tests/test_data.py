@@ -36,7 +36,7 @@ from nanocontrol.training.measure import find_objects, iou, mean_iou
 def test_measures_tell_true_pictures_from_wrong_ones():
     data = Scenes(None, HELD_OUT)
     scenes = [data.scene(i) for i in range(24)]
-    images = torch.stack([data.picture(i)[0] for i in range(24)])
+    images = torch.stack([data.take(i).image for i in range(24)])
     wrong = images.roll(1, dims=0)
 
     def share(pictures, check) -> float:
@@ -68,7 +68,7 @@ def test_measures_tell_true_pictures_from_wrong_ones():
 def test_scores_tell_true_pictures_from_wrong_ones(condition):
     data, detector = Scenes(condition, HELD_OUT), load_detector(DETECTOR)
     scenes = [data.scene(i) for i in range(6)]
-    images = torch.stack([data.picture(i)[0] for i in range(6)])
+    images = torch.stack([data.take(i).image for i in range(6)])
     right = score(condition, images, scenes, detector)
     wrong = score(condition, images.roll(1, dims=0), scenes, detector)
     empty = score(condition, images * 0, scenes, detector)

@@ -51,7 +51,7 @@ def test_both_list_formats_are_read(tmp_path, form):
         for ours, drawn in zip(pairs[i][:2], Scenes("canny")[i][:2]):
             assert (ours - drawn).abs().max() <= 2 / 255
         assert pairs[i][2] == Scenes("canny").scene(i).prompt
-        assert torch.equal(pairs[i][0], pairs.picture(i)[0])
+        assert torch.equal(pairs[i][0], pairs.take(i).image)
         assert torch.equal(pairs[i][1], in_unit(pairs.hint(i)))
 
 
@@ -137,7 +137,7 @@ def test_invalid_lines_are_reported(tmp_path, text):
 @pytest.mark.parametrize("shape", [(64, 64), (128, 64)])
 def test_pictures_are_cropped_to_the_middle(tmp_path, size, shape):
     gradient(size).save(tmp_path / "a.png")
-    image = (pairs_in(tmp_path, hints="canny", size=shape).picture(0)[0] + 1) / 2
+    image = (pairs_in(tmp_path, hints="canny", size=shape).take(0).image + 1) / 2
     assert image.shape == (3, shape[1], shape[0])
     # The colours show that the crop is as large as its shape allows, and in the middle.
     part = min(size[0] / shape[0], size[1] / shape[1])
@@ -266,7 +266,7 @@ def test_the_cache_distinguishes_sizes_and_mirrored_pairs(tmp_path):
     sd = load_sd(NANO)
     views = [pairs_in(tmp_path), pairs_in(tmp_path, size=(128, 64)), pairs_in(tmp_path).mirrored()]
     for view in views:
-        look_through(view, 1, 1, show=False)  # after which the files' hashes are known
+        look_through(view, 1, 1)  # after which the files' hashes are known
     assert len({Keys(sd, view, False).every["latents"].tobytes() for view in views}) == 3
     plain = views[2]
     assert plain.fingerprint(0) != plain.fingerprint(2)
@@ -276,7 +276,7 @@ def test_the_cache_distinguishes_sizes_and_mirrored_pairs(tmp_path):
 
 
 def found(pairs: Folder) -> str:
-    return "\n".join(look_through(pairs, 100, 4, show=False).notes)
+    return "\n".join(look_through(pairs, 100, 4).notes)
 
 
 def test_the_check_reports_nothing_odd_in_good_pairs(tmp_path):
@@ -333,7 +333,7 @@ def test_an_interrupted_check_stops_reading(tmp_path, monkeypatch):
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            look_through(pairs, 1, 1, show=False)
+            look_through(pairs, 1, 1)
         assert len(checked) < 12 and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -419,7 +419,7 @@ def test_a_run_resumes_with_its_data_in_another_folder(tmp_path, capsys, blind):
 @pytest.mark.slow
 def test_training_on_photographs(tmp_path, capsys, hasty):
     for i in range(6):
-        image = Scenes(None, size=128).picture(i)[0]
+        image = Scenes(None, size=128).take(i).image
         pixels = ((image + 1) * 127.5).byte().permute(1, 2, 0).numpy()
         (tmp_path / "photos").mkdir(exist_ok=True)
         ImageOps.expand(Image.fromarray(pixels), 20).save(tmp_path / "photos" / f"{i}.jpg")

@@ -29,7 +29,7 @@ from conftest import NANO, ROOT, write_pairs
 from in_float64 import hasty_pictures
 from nanocontrol.nano import train as nano_train
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.training import cache, loader
+from nanocontrol.training import loader
 from nanocontrol.training.processes import Processes
 
 STEPS = 12
@@ -65,8 +65,8 @@ def child(folder: str, argv: list[str], readers: int, limit: int, environment: d
     with ExitStack() as changed:
         changed.enter_context(hasty_pictures())
         changed.enter_context(mock.patch.multiple(nano_train, SHEET=2, HELD_OUT_SCENES=4))
-        for module in (loader, cache) if readers else ():
-            changed.enter_context(mock.patch.object(module, "readers", lambda _: readers))
+        if readers:
+            changed.enter_context(mock.patch.object(loader, "readers", lambda _: readers))
         (nano_train if part else train).main(argv)
 
 

@@ -71,7 +71,7 @@ def reach(monkeypatch, opened_files):
 def write_photos(folder: Path, n: int) -> Path:
     folder.mkdir()
     for i in range(n):
-        Image.fromarray(to_pixels(Scenes(None).picture(i)[0])).save(folder / f"{i}.png")
+        Image.fromarray(to_pixels(Scenes(None).take(i).image)).save(folder / f"{i}.png")
     return folder
 
 

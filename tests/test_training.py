@@ -286,7 +286,7 @@ def test_edges_depend_on_the_seed_and_encodings_do_not(sd, pairs, tmp_path):
         cached = fill(sd, folder, tmp_path)
         assert rows_in(tmp_path) == {"latents": 10, "contexts": 10, "edges": rows}
         for i in range(10):
-            assert torch.equal(in_unit(cached[i][3]).repeat(3, 1, 1), folder.make_hint(i))
+            assert torch.equal(in_unit(cached[i][3]).repeat(3, 1, 1), folder.read_hint(i))
     for file in files_in(tmp_path):
         assert load_file(file)["bits"].shape == (10, 64, 8)  # a bit per pixel
 

@@ -151,7 +151,7 @@ def test_pairs_can_be_drawn_at_another_size():
     small, large = Scenes("depth"), Scenes("depth", size=128)
     image, hint, prompt = large[3]
     assert image.shape == hint.shape == (3, 128, 128) and prompt == small[3][2]
-    assert torch.equal(large.hint(3), hint) and torch.equal(large.picture(3)[0], image)
+    assert torch.equal(large.hint(3), hint) and torch.equal(large.take(3).image, image)
     assert large.fingerprint(3) != small.fingerprint(3)  # cached latents have one size
     assert np.asarray(sheet(0, 1, 128)).shape == (16 + 128, 10 * 128, 3)
 

@@ -73,8 +73,8 @@ class Source(NamedTuple):
                 pairs = usable(pairs, steps, n, self.skip_wrong, run, processes)
                 if not len(pairs):  # on this machine: the first process has some
                     raise InputError(pairs.wrong[0])
-                if self.out:
-                    check_moved(Path(self.out), {"data": self.data, "hints": self.hints}, pairs)
+                if run:
+                    check_moved(run, {"data": self.data, "hints": self.hints}, pairs)
             trained, kept, scores = divided(self, pairs)
             kept.own = own
             return trained, kept, scores

@@ -7,6 +7,7 @@ writes a sheet of scenes, each with its nine maps.
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import Parser, at_least, seed
 from nanocontrol.plumbing.pictures import columns_with_titles, save_picture
-from nanocontrol.training.pairs import Pair, Pairs
+from nanocontrol.training.pairs import Pair, Pairs, Taken
 
 # Scenes with seeds below this are for training. Those from here on are for evaluation.
 HELD_OUT = 1_000_000
@@ -55,18 +56,18 @@ class Scenes(Pairs):
         drawing = draw(self.scene(i), self.size)
         return self.image_of(drawing), self.hint_of(drawing), drawing.scene.prompt
 
-    def picture(self, i: int) -> tuple[Tensor, str]:
+    def take(self, i: int) -> Taken:
         drawing = draw(self.scene(i), self.size)
         if self.condition and get_worker_info() is None:
             # Training needs the hint next. A worker process would only fill a cache of its own.
             self.keep(i, self.hint_of(drawing))
-        return self.image_of(drawing), drawing.scene.prompt
+        return Taken(self.fingerprint(i), self.image_of(drawing))
 
-    def make_hint(self, i: int) -> Tensor:
+    def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
         return self.hint_of(draw(self.scene(i), self.size))
 
-    def prompt(self, i: int) -> str:
-        return self.scene(i).prompt
+    def captions(self, i: int) -> list[str]:
+        return [self.scene(i).prompt]
 
     def fingerprint(self, i: int) -> bytes:
         return f"{code_of_the_world()} {self.size} {self.scene(i)}".encode()

@@ -11,19 +11,24 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+from PIL import Image
+
 from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import Parser, at_least, canny_or_folder, width_and_height
-from nanocontrol.plumbing.pictures import save_picture
-from nanocontrol.training.check import Findings, look_through, sheet_of_pairs
+from nanocontrol.plumbing.pictures import grid, save_picture
+from nanocontrol.training.check import Findings, evenly_spaced, look_through
 from nanocontrol.training.pairs import Folder, View
+
+SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row, width in pixels
 
 
 def check_data(args: argparse.Namespace) -> Findings:
     """Print what training would find; of pairs that it would take, leave a sheet."""
     width, height = map(int, args.size.split("x"))
     folder = Folder(args.folders, View((width, height), args.crop, args.hints))
-    found = look_through(folder, args.steps, args.batch_size, show=True)
+    found = look_through(folder, args.steps, args.batch_size)
     for line in found.wrong.values():
         say(f"wrong: {line}")
     for line in found.notes:
@@ -33,6 +38,17 @@ def check_data(args: argparse.Namespace) -> Findings:
         save_picture(sheet_of_pairs(folder), args.out)
         say(args.out)
     return found
+
+
+def sheet_of_pairs(folder: Folder) -> Image.Image:
+    """A sheet of some pairs as training will see them: hint, picture, hint, picture, ..."""
+    n, random = len(folder), folder.view.crop == "random"
+    some = [folder[(i, i) if random else i] for i in evenly_spaced(n, SHOWN)]
+    cells = [cell for image, hint, _ in some for cell in (hint * 2 - 1, image)]
+    cells += [torch.ones_like(cells[0])] * (-len(cells) % IN_ROW if n > IN_ROW // 2 else 0)
+    image = grid([cells[i : i + IN_ROW] for i in range(0, len(cells), IN_ROW)])
+    image.thumbnail((WIDEST, image.height))
+    return image
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from nanocontrol.formats.tensors import Tensors, read_safetensors, write_tensors
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.loader import encode, ignore_ctrl_c, readers
+from nanocontrol.training.loader import encode, loader
 from nanocontrol.training.pairs import Pairs, Taken
 from nanocontrol.training.processes import Processes
 
@@ -224,9 +224,11 @@ def encode_all(
     writer, done = Writer(inner, rows), 0
     found: dict[int, Taken] = {}
     batches = batches_of(unread(pairs, lacking), batch_size)
-    n = sum(map(len, batches))
+    n, device = sum(map(len, batches)), str(next(sd.vae.parameters()).device)
+    ways: Any = {"collate_fn": list, "pin_memory": False}
+    read = loader(Pictures(pairs), batches, device, **ways) if batches else ()
     with tqdm(desc="encoding pairs", total=n, disable=rank > 0) as bar:
-        for numbers, taken in zip(batches, pictures_of(sd, pairs, batches)):
+        for numbers, taken in zip(batches, read):
             encode_batch(sd, keys, writer, numbers, taken)
             found |= {i: one._replace(image=None, edges=None) for i, one in zip(numbers, taken)}
             bar.update(len(numbers))
@@ -260,12 +262,6 @@ def batches_of(numbers: Iterable[int], batch_size: int) -> list[list[int]]:
     return [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
 
 
-def pictures_of(sd: StableDiffusion, pairs: Pairs, batches: list[list[int]]) -> DataLoader:
-    workers = readers(str(next(sd.vae.parameters()).device)) if batches else 0
-    ways: Any = {"num_workers": workers, "worker_init_fn": ignore_ctrl_c, "collate_fn": list}
-    return DataLoader(Pictures(pairs), batch_sampler=batches, **ways)
-
-
 def encode_batch(
     sd: StableDiffusion, keys: Keys, writer: Writer, numbers: list[int], taken: list[Taken]
 ) -> None:
@@ -279,12 +275,12 @@ def encode_batch(
             some.append((i, one, key["latents"]))
     if not some:
         return
-    prompts = [keys.pairs.prompt(i) for i, *_ in some]
+    prompts = [keys.texts[keys.first[i]] for i, *_ in some]
     rows = zip(*encode(sd, torch.stack([one.image for _, one, _ in some]), prompts))
-    for (i, one, latents), (mean, deviation, context) in zip(some, rows):
+    for (_, one, latents), prompt, (mean, deviation, context) in zip(some, prompts, rows):
         size = torch.tensor(one.facts.size if one.facts else (0, 0))
         writer.add("latents", latents, mean, deviation, size)
-        writer.add("contexts", keys.of_text(keys.pairs.prompt(i)), context)
+        writer.add("contexts", keys.of_text(prompt), context)
 
 
 @torch.no_grad()

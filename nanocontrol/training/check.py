@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +19,6 @@ from nanocontrol.formats.tokenizer import count_tokens
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
-from nanocontrol.plumbing.pictures import grid
 from nanocontrol.training.folders import Entry, check_shapes
 from nanocontrol.training.loader import in_unit
 from nanocontrol.training.pairs import Folder, held_out_first
@@ -35,7 +33,6 @@ OTHERS = 4  # other pictures that each hint is compared with
 FLAT, WHITE = 0.01, 0.5  # standard deviation of a constant hint; white share of a mostly white one
 READERS = 8  # threads
 ENLARGED = 2  # pictures that are enlarged more than this, along each side, are reported
-SHOWN, IN_ROW, WIDEST = 16, 8, 1600  # pairs on a sheet, pictures in a row, width in pixels
 
 
 class Checked(NamedTuple):
@@ -55,16 +52,13 @@ class Findings(NamedTuple):
     notes: list[str]
 
 
-def look_through(
-    folder: Folder, steps: int, batch: int, show: bool, most: int | None = None
-) -> Findings:
+def look_through(folder: Folder, steps: int, batch: int, most: int | None = None) -> Findings:
     """Check pairs, and collect errors and notes. steps, batch: the training's; they determine how
-    often each pair will be seen. show: a progress bar; most: a limit, above which a sample drawn by
+    often each pair will be seen. most: a limit, above which a sample drawn by
     the seed is checked, held-out pairs among it."""
     numbers = held_out_first(len(folder), folder.view.seed)[:most].sort().values.tolist()
-    seen = check_pairs(folder, numbers, show)
+    both = [(folder.entries[i], one) for i, one in zip(numbers, check_pairs(folder, numbers))]
     wrong = dict(zip(folder.wrong, folder.wrong))
-    both = [(folder.entries[i], one) for i, one in zip(numbers, seen)]
     wrong |= {entry.where: one.wrong for entry, one in both if one.wrong}
     good = [(entry, one) for entry, one in both if not one.wrong]
     if not good:
@@ -84,14 +78,14 @@ def look_through(
     return Findings(wrong, notes)
 
 
-def check_pairs(folder: Folder, numbers: list[int], show: bool) -> list[Checked]:
+def check_pairs(folder: Folder, numbers: list[int]) -> list[Checked]:
     """Check these pairs. If the process ends early, what was learnt before is kept."""
     compared = {numbers[i] for i in evenly_spaced(len(numbers), COMPARED)}
     seen: list[Checked] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # in each reader
     pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
-    bar = tqdm(numbers, "checking pairs", leave=False, disable=not show)
+    bar = tqdm(numbers, "checking pairs", leave=False)
     try:
         for start in range(0, len(numbers), AT_ONCE):
             part = numbers[start : start + AT_ONCE]
@@ -125,7 +119,7 @@ def usable(
         folder = folder.without(skipped)
     if is_first():
         batch *= int(os.environ.get("WORLD_SIZE", 1))
-        found = look_through(folder, steps, batch, True, None if skip else SAMPLE)
+        found = look_through(folder, steps, batch, None if skip else SAMPLE)
         new = {place: why for place, why in found.wrong.items() if place not in skipped}
         if new and (resumed or not skip or folder.refused or not found.notes):
             (first, *others) = new.values()
@@ -183,17 +177,6 @@ def edge_map(picture: Tensor) -> Tensor:
 def agreement(a: Tensor, b: Tensor) -> float:
     """Correlation of two maps; 0 if one is constant."""
     return correlation(a.numpy(), b.numpy())
-
-
-def sheet_of_pairs(folder: Folder) -> Image.Image:
-    """A sheet of some pairs as training will see them: hint, picture, hint, picture, ..."""
-    n, random = len(folder), folder.view.crop == "random"
-    some = [folder[(i, i) if random else i] for i in evenly_spaced(n, SHOWN)]
-    cells = [cell for image, hint, _ in some for cell in (hint * 2 - 1, image)]
-    cells += [torch.ones_like(cells[0])] * (-len(cells) % IN_ROW if n > IN_ROW // 2 else 0)
-    image = grid([cells[i : i + IN_ROW] for i in range(0, len(cells), IN_ROW)])
-    image.thumbnail((WIDEST, image.height))
-    return image
 
 
 # ----------------------------------------------------------------------------- lines of a report

@@ -36,6 +36,10 @@ class Entry(NamedTuple):
     mirrored: bool = False
     others: tuple[str, ...] = ()  # more captions; one of all is drawn at every step
 
+    def text(self) -> bytes:
+        """The pair's name and captions: as listed in a folder that may have moved."""
+        return repr((self.picture.name, self.prompt, *self.others)).encode()
+
 
 class Lacking(Exception):
     """A pair lacks something. The message follows the number of such pairs: "lack ..."."""
@@ -103,9 +107,7 @@ def entry_of(sample: Sample, folder: Path, made: bool, by_name: dict[str, Path] 
 def file_of(sample: Sample, names: tuple[str, ...]) -> Path | Member:
     """The file under the first of these names. Raises Lacking if there is none."""
     value = value_of(sample, names, (str, Member))
-    if isinstance(value, Member):
-        return value
-    return path_in(sample.folder, value)
+    return value if isinstance(value, Member) else path_in(sample.folder, value)
 
 
 @lru_cache(2**16)  # lists may name a file often

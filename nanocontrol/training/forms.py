@@ -53,6 +53,9 @@ class Member(NamedTuple):
             file.seek(self.start)
             return file.read(self.length)
 
+    def read_text(self) -> str:
+        return self.read_bytes().decode("utf-8-sig", "replace")
+
 
 class Sample(NamedTuple):
     """A pair as its form describes it."""
@@ -115,25 +118,19 @@ def read_list(files: list[Path], cache: Path) -> Iterator[Sample | InputError]:
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{file} lists no pairs: expected a JSON object on each line")
-    array = array_in(text) if lines[0][1].strip() == "[" or len(lines) == 1 else None
-    if array is not None:
-        yield from (sample_of(f"{file}, entry {i}", x, file) for i, x in enumerate(array, 1))
-        return
-    for number, line in lines:
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            values = line
-        yield sample_of(f"{file}, line {number}", values, file)
+    whole = json_in(text) if lines[0][1].strip() == "[" or len(lines) == 1 else None
+    if isinstance(whole, list):
+        yield from (sample_of(f"{file}, entry {i}", x, file) for i, x in enumerate(whole, 1))
+    else:
+        yield from (sample_of(f"{file}, line {i}", json_in(line), file) for i, line in lines)
 
 
-def array_in(text: str) -> list | None:
-    """The entries of a JSON array; None if the text is none."""
+def json_in(text: str) -> Any:
+    """The value of a JSON text; the text itself if it is none."""
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, list) else None
+        return text
 
 
 def sample_of(where: str, values: Any, file: Path) -> Sample | InputError:
@@ -227,19 +224,12 @@ def values_of(members: dict[str, Member]) -> dict[str, Any]:
     named = zip(("image", "conditioning_image"), pictures)
     values: dict[str, Any] = {"text": ""} | {name: members[ending] for name, ending in named}
     if "json" in members:
-        values["text"] = caption_in(members["json"]) or ""
+        found = json_in(members["json"].read_text())
+        name = first_key(found, CAPTION) if isinstance(found, dict) else None
+        values["text"] = found[name] if name else ""
     if "txt" in members:
-        values["text"] = members["txt"].read_bytes().decode("utf-8", "replace").strip()
+        values["text"] = members["txt"].read_text().strip()
     return values
-
-
-def caption_in(member: Member) -> Any:
-    """The caption in a sample's JSON file; None if there is none."""
-    try:
-        values = json.loads(member.read_bytes())
-        return values[first_key(values, CAPTION)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 # ----------------------------------------------------------------------------------- pictures

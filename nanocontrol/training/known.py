@@ -121,8 +121,8 @@ class Known:
     def save(self) -> None:
         """Write what was learnt, and close the database. Of files that are too young, facts stay in
         memory."""
-        settled = {path: facts for path, facts in self.recent.items() if facts.settled}
-        files = [(path, f.stamp, f.content, *f.size) for path, f in settled.items()]
+        found = self.recent.items()
+        files = [(path, x.stamp, x.content, *x.size) for path, x in found if x.settled]
         try:
             with self.opened() as db:  # a transaction
                 db.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?)", files)
@@ -130,8 +130,7 @@ class Known:
         except sqlite3.Error as error:
             return self.give_up(error)
         self.crops.clear()
-        for path in settled:
-            del self.recent[path]
+        self.recent = {path: facts for path, facts in found if not facts.settled}
         if self.folder:
             db.close()
             self.db = None

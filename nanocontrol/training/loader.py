@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,9 +73,9 @@ def ignore_ctrl_c(_: int) -> None:
         os.setsid()
 
 
-def loader(dataset: Dataset, indices: Iterator[list[int]], device: str) -> Iterator:
-    """Batches of the data set's items with these indices."""
-    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)}
+def loader(dataset: Dataset, indices: Iterable[list[int]], device: str, **more: Any) -> Iterator:
+    """Batches of the data set's items with these indices. more: arguments of DataLoader."""
+    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)} | more
     return iter(DataLoader(dataset, batch_sampler=indices, worker_init_fn=ignore_ctrl_c, **ways))
 
 

@@ -6,6 +6,7 @@ picture's bytes and of its hint's, each of 64 bits. 0 stands for a file that was
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,27 @@ FILE = "pairs.bin"
 
 
 def rows_of(folder: Folder, known: Callable[[Any], Facts | None]) -> np.ndarray:
-    """The rows of all pairs, [n, 3]. known: facts about a file."""
+    """The rows of all pairs, [n, 3]. known: facts about a file, asked once for each file."""
+    known = cache(known)
     rows = np.zeros((len(folder.listed), 3), np.uint64)
     for row, entry in zip(tqdm(rows, "comparing pairs", leave=False), folder.listed):
-        listed = repr((entry.picture.name, entry.prompt, *entry.others)).encode()
-        facts = [known(file) for file in (entry.picture, entry.hint) if file]
-        hashes = [hashlib.sha256(listed).digest(), *(x.content if x else bytes(8) for x in facts)]
-        row[: len(hashes)] = [int.from_bytes(x[:8], "little") for x in hashes]
+        facts = [known(file) if file else None for file in (entry.picture, entry.hint)]
+        contents = [found.content if found else bytes(8) for found in facts]
+        hashes = [hashlib.sha256(entry.text()).digest(), *contents]
+        row[:] = [int.from_bytes(x[:8], "little") for x in hashes]
     return rows
 
 
 def read_rows(run: Path) -> np.ndarray:
-    return np.fromfile(run / FILE, np.uint64).reshape(-1, 3)
+    """The rows in a run's folder, [n, 3]; none without that file."""
+    file = run / FILE
+    return np.fromfile(file, np.uint64).reshape(-1, 3) if file.exists() else np.zeros((0, 3))
 
 
 def record(run: Path, pairs: Pairs) -> None:
-    """Write a run's pairs into its folder, unless it has them all."""
-    before = read_rows(run) if (run / FILE).exists() else np.zeros((0, 3), np.uint64)
+    """Write a run's pairs into its folder, unless it has them all. No picture is opened: the rows
+    have what the index learnt when the pictures were checked and encoded."""
+    before = read_rows(run)
     if isinstance(pairs, Folder) and not (len(before) and before[:, 1].all()):
         rows = rows_of(pairs, pairs.known.recall)
         rows = np.where(before > 0, before, rows) if len(before) == len(rows) else rows
@@ -52,12 +57,13 @@ def check_moved(run: Path, settings: dict[str, Any], folder: Folder) -> None:
     Pictures are read only where the settings, of a resumed run, name other folders than the run
     has.
     """
-    if not is_first() or not (run / FILE).exists():
+    old = read_rows(run)
+    if not is_first() or not len(old):
         return
     before = read_json(run / "settings.json")
     if all(before.get(name) == value for name, value in settings.items()):
         return
-    old, new = read_rows(run), rows_of(folder, folder.facts_of)
+    new = rows_of(folder, folder.facts_of)
     for entry, was, now in zip(folder.listed, old, new):
         if was[0] != now[0]:
             raise InputError(f"{entry.where} is another pair than {run} began with at its place")

@@ -42,7 +42,6 @@ class Pairs(Dataset, ABC):
 
     def __init__(self) -> None:
         self.kept: dict[int, Tensor] = {}  # cached hints
-        self.listed: list[Entry] = []  # those of the whole, of which this may be a part
         self.own: tuple[Tensor, list[str]] | None = None  # hints and prompts for evaluation only
 
     @abstractmethod
@@ -52,14 +51,16 @@ class Pairs(Dataset, ABC):
     def __getitem__(self, i: Any) -> Pair: ...
 
     @abstractmethod
-    def picture(self, i: int) -> tuple[Tensor, str]:
-        """Image and prompt, without computing the hint."""
+    def captions(self, i: int) -> list[str]:
+        """The captions of which one is drawn whenever training sees the pair."""
 
     @abstractmethod
-    def make_hint(self, i: int) -> Tensor: ...
+    def take(self, i: int) -> Taken:
+        """Pair i for the cache, read in a reader process."""
 
     @abstractmethod
-    def prompt(self, i: int) -> str: ...
+    def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
+        """See `hint`."""
 
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
@@ -68,10 +69,6 @@ class Pairs(Dataset, ABC):
     def image_id(self, i: int) -> Hashable:
         """Equal for pairs of one image."""
         return i
-
-    def take(self, i: int) -> Taken:
-        """Pair i for the cache, read in a reader process."""
-        return Taken(self.fingerprint(i), self.picture(i)[0])
 
     def learnt(self, facts: dict[int, Facts]) -> None:
         """Keep facts about pictures that reader processes brought, and forget what was kept for the
@@ -87,10 +84,6 @@ class Pairs(Dataset, ABC):
         """Whether its image does, so that the cache cannot have it."""
         return False
 
-    def captions(self, i: int) -> list[str]:
-        """The captions of which one is drawn whenever training sees the pair."""
-        return [self.prompt(i)]
-
     def drawn(self, i: int, seen: int) -> int:
         """The number of the caption that is drawn for the n-th pair that training sees."""
         return 0
@@ -105,12 +98,9 @@ class Pairs(Dataset, ABC):
         return ""
 
     def hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
-        """The hint for `encoded`: as `make_hint` returns it, or a file's bytes [H, W, 3]. size: the
-        whole picture's, with which that of a file has to agree."""
+        """The hint for `encoded`: [3, H, W] in [0, 1], or a file's bytes [H, W, 3]. size: the whole
+        picture's, with which that of a file has to agree; () if unknown."""
         return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i, size))
-
-    def read_hint(self, i: int, size: Sequence[int]) -> Tensor:
-        return self.make_hint(i)
 
     def keep(self, i: int, hint: Tensor) -> Tensor:
         """Cache a hint in memory, up to 400 MB per process -> the hint."""
@@ -169,7 +159,7 @@ class Folder(Pairs):
             self.wrong += wrong
         self.wrong += self.refused
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
-        self.listed = self.entries
+        self.listed = self.entries  # those of the whole, of which a copy may be a part
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -200,8 +190,7 @@ class Folder(Pairs):
 
     def __getitem__(self, i: int | tuple[int, int]) -> Pair:
         i, seen = i if isinstance(i, tuple) else (i, None)
-        random = self.view.crop == "random"
-        place = MIDDLE if seen is None or not random else self.random_place(seen)
+        place = MIDDLE if seen is None or not self.moves else self.random_place(seen)
         image, size = self.image(i, place)
         caption = self.captions(i)[0 if seen is None else self.drawn(i, seen)]
         return image * 2 - 1, in_unit(self.hint_at(i, place, image, size)), caption
@@ -214,17 +203,8 @@ class Folder(Pairs):
         generator = generator_of(self.view.seed, seen, CAPTION)
         return int(torch.randint(n, (), generator=generator)) if n > 1 else 0
 
-    def picture(self, i: int) -> tuple[Tensor, str]:
-        return self.image(i, MIDDLE)[0] * 2 - 1, self.entries[i].prompt
-
-    def make_hint(self, i: int) -> Tensor:
-        return in_unit(self.read_hint(i))
-
     def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
         return self.hint_at(i, MIDDLE, None, size)
-
-    def prompt(self, i: int) -> str:
-        return self.entries[i].prompt
 
     def edges(self, i: int) -> str:
         entry = self.entries[i]
@@ -254,8 +234,15 @@ class Folder(Pairs):
         """The crop of a picture, bytes [H, W, 3], and the whole picture's size."""
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
-        facts, pixels = self.look(file, behind, decode=True)
-        assert pixels is not None
+        facts, pixels = self.look(file, behind)
+        data = self.known.crop(self.key_of(facts, behind))
+        if pixels is None and data is not None:
+            width, height = self.view.size
+            pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
+        if pixels is None:  # decoded earlier, but not kept
+            opened = OpenedOnce(file)
+            pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
+            facts = facts_about(opened)
         self.known.crops[self.key_of(facts, behind)] = pixels.numpy().tobytes()
         return pixels, facts.size
 
@@ -281,26 +268,22 @@ class Folder(Pairs):
     def digest(self) -> str:
         digest = hashlib.sha256()
         for entry in self.entries:
-            digest.update(repr((entry.picture.name, entry.prompt, *entry.others)).encode())
+            digest.update(entry.text())
         return digest.hexdigest()
 
     # ------------------------------------------------------------- pictures that are opened once
 
-    def look(
-        self, file: Path | Member, behind: str, decode: bool = False
-    ) -> tuple[Facts, Tensor | None]:
-        """Facts about a picture, and its crop from the middle if it was decoded, or has to be. A
-        file is opened only if its state is new, and decoded only if its content is."""
-        opened = OpenedOnce(file)
+    def look(self, file: Path | Member, behind: str) -> tuple[Facts, Tensor | None]:
+        """Facts about a picture, and its crop from the middle if it was decoded. A file is opened
+        only if its state is new, and decoded only if its content is."""
         with self.known.turn(file):
             before = self.known.recall(file)
             if before and before.stamp == stamp_of(file) != "":
-                pixels = self.kept_crop(file, behind, before)
-                if pixels is not None or not decode:
-                    return before, pixels
-            size, pixels = picture_size(opened), None
-            facts = opened.facts._replace(size=size)
-            if decode or before is None or before.content != facts.content:
+                pixels, of = self.crops.get((file, behind), (None, None))
+                return before, pixels if of == before else None
+            opened = OpenedOnce(file)
+            facts, pixels = facts_about(opened), None
+            if before is None or before.content != facts.content:
                 pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
                 if pixels.nbytes <= self.room:
                     self.room -= pixels.nbytes
@@ -310,25 +293,11 @@ class Folder(Pairs):
 
     def facts_of(self, file: Path | Member) -> Facts:
         """Facts about a picture, which is read if they are not known."""
-        facts, opened = self.known.about(file), OpenedOnce(file)
+        facts = self.known.about(file)
         if facts is None:
-            size = picture_size(opened)
-            facts = opened.facts._replace(size=size)
+            facts = facts_about(OpenedOnce(file))
             self.known.learn(file, facts)
         return facts
-
-    def kept_crop(self, file: Path | Member, behind: str, facts: Facts) -> Tensor | None:
-        """The crop from the middle, if it is kept in memory or, of held-out pairs, in the index."""
-        pixels, of = self.crops.get((file, behind), (None, None))
-        if of == facts:
-            return pixels
-        data = self.known.crop(self.key_of(facts, behind)) if self.remembers else None
-        width, height = self.view.size
-        return (
-            None
-            if data is None
-            else torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
-        )
 
     def key_of(self, facts: Facts, behind: str) -> bytes:
         return hashlib.sha256(f"{facts.content!r} {behind} {self.view.size}".encode()).digest()
@@ -347,8 +316,8 @@ class Folder(Pairs):
         pixels, facts = self.crops.get((entry.picture, "white"), (None, None))
         if pixels is None or facts is None:
             opened = OpenedOnce(entry.picture)
-            pixels, size = cropped(opened, "white", self.view.size, MIDDLE)
-            facts = opened.facts._replace(size=size)
+            pixels, _ = cropped(opened, "white", self.view.size, MIDDLE)
+            facts = facts_about(opened)
         image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
         edges = None if entry.hint else canny(image, *self.thresholds(entry))
         return Taken(self.fingerprint(i, facts), image * 2 - 1, edges, facts)
@@ -358,6 +327,11 @@ class Folder(Pairs):
             self.known.learn(self.entries[i].picture, found)
         self.known.save()
         self.crops.clear()
+
+
+def facts_about(opened: OpenedOnce) -> Facts:
+    size = picture_size(opened)  # which reads the file
+    return opened.facts._replace(size=size)
 
 
 def cropped(file: PictureFile, behind: str, size: Size, place: tuple) -> tuple[Tensor, Size]:

@@ -132,18 +132,16 @@ class Processes:
                 raise InputError(
                     f"the processes differ in {name}: expected the same on all machines"
                 )
-        token = [secrets.token_hex(8)]
-        dist.broadcast_object_list(token, 0, self.patient)
-        file = folder / f".{token[0]}.shared"
+        token = self.gather(secrets.token_hex(8))[0]
+        file = folder / f".{token}.shared"
         if self.rank == 0:
             make_folder("--out", folder)
             file.touch()
         self.wait()
-        alone = self.largest(int(not appears(file)))
-        self.wait()
+        shared = all(self.gather(appears(file)))
         if self.rank == 0:
             file.unlink()
-        if alone:
+        if not shared:
             raise InputError(
                 f"{folder} is not the same folder on all machines: expected a shared one"
             )

@@ -144,9 +144,6 @@ class RunFolder:
         text = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomically(self.path / "log.jsonl", lambda temporary: temporary.write_text(text))
 
-    def finish(self, metrics: dict) -> None:
-        write_json(self.path / "metrics.json", metrics)
-
     def contact_sheet(self, step: int, rows: Sequence[Tensor], caption: str) -> None:
         """Save rows of pictures, each [n, 3, H, W] in [-1, 1]; the last row is the model's output.
         caption: how it was made."""

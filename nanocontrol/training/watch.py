@@ -20,7 +20,7 @@ from nanocontrol.training.moved import record
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.pairs import Pairs
 from nanocontrol.training.processes import Processes
-from nanocontrol.training.run import RunFolder, finite_or_none, read_json
+from nanocontrol.training.run import RunFolder, finite_or_none, read_json, write_json
 from nanocontrol.training.start import Signals
 
 LOG_EVERY = 10  # steps; logging is rare because reading a loss makes the CPU wait for the GPU
@@ -241,7 +241,8 @@ class Watch:
                 self.run.film(*film_size, self.own)
                 self.draw_curves(note=True)
             seconds = round(time.monotonic() - self.began, 1)
-            self.run.finish(metrics | {"skipped": self.run.skipped, "seconds": seconds})
+            more = {"skipped": self.run.skipped, "seconds": seconds}
+            write_json(self.run.path / "metrics.json", metrics | more)
             say(f"{self.run.path}: {json.dumps(metrics)}")
         self.processes.leave()
         return metrics

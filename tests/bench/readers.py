@@ -59,7 +59,7 @@ def write_folder(folder: Path, n: int, size: int) -> None:
     folder.mkdir()
     noise, lines = np.random.default_rng(0), []
     for i in range(n):
-        image = Scenes(None, size=DRAWN).picture(i)[0] / 2 + 0.5
+        image = Scenes(None, size=DRAWN).take(i).image / 2 + 0.5
         picture = Image.fromarray(to_bytes(image)).resize((size, size))
         pixels = np.asarray(picture) + noise.normal(0, 4, (size, size, 1))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
@@ -67,7 +67,7 @@ def write_folder(folder: Path, n: int, size: int) -> None:
     (folder / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
     edges = Folder([folder], View((size, size), hints="canny"))
     for i in range(n):
-        Image.fromarray(to_bytes(edges.make_hint(i))).save(folder / f"{i}.png")
+        Image.fromarray(to_bytes(edges.read_hint(i))).save(folder / f"{i}.png")
 
 
 def random_encodings(_: object, images: Tensor, prompts: list[str]) -> tuple[Tensor, ...]:

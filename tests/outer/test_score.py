@@ -39,7 +39,7 @@ def hints_of(condition: str) -> list[Tensor]:
 @cache
 def true_pictures() -> list[Tensor]:
     """Pictures [3, 64, 64] in [0, 1] of the first N scenes for Canny."""
-    return [Scenes("canny").picture(i)[0] / 2 + 0.5 for i in range(N)]
+    return [Scenes("canny").take(i).image / 2 + 0.5 for i in range(N)]
 
 
 def numbered(pictures: list[Tensor]) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def test_canny_equals_nanos_own_score_for_true_and_wrong_pictures(size, tmp_path
     drawing, hints = draw(data.scene(0), size), write(tmp_path / "hints", {"a.png": data.hint(0)})
     high = int(np.random.default_rng(drawing.scene.seed).integers(100, 300))  # as in canny_edges
     for i, least, most in (0, 0.98, 1), (1, 0.05, 0.5):
-        made = write(tmp_path / "made", {"a.png": data.picture(i)[0] / 2 + 0.5})
+        made = write(tmp_path / "made", {"a.png": data.take(i).image / 2 + 0.5})
         flags = ["--hints", hints, "--pictures", made, "--condition", "canny"]
         found = scored(capsys, *flags, "--thresholds", str(high // 2), str(high))["score"]
         picture = read_picture(Path(made) / "a.png").permute(1, 2, 0).numpy()
