@@ -331,7 +331,7 @@ def test_a_weight_multiplies_a_pairs_loss_at_the_t_that_was_drawn():
     draws = draws._replace(t=draws.t // 2)
     each = [
         train.training_loss(*given, train.Batch(*(x[i : i + 1] for x in batch)), one, empty)
-        for i, one in ((i, draws.of(slice(i, i + 1))) for i in range(3))
+        for i, one in ((i, draws.of(slice(i, i + 1), "cpu")) for i in range(3))
     ]
     torch.testing.assert_close(weighted, torch.cat(each) * draws.t / 100)
 
