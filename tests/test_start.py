@@ -160,6 +160,7 @@ def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):
     torch.testing.assert_close(cached[4][0], mean[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_lines_open_no_picture_at_their_second_start(tmp_path, reach):
     """Nor are their hints opened before the first batch, which needs its own."""
     pairs = write_pairs(tmp_path / "pairs", n=20)
@@ -174,6 +175,7 @@ def test_twenty_thousand_lines_open_no_picture_at_their_second_start(tmp_path, r
     assert {*opened} <= {f"hint{i}.png" for i in range(20)} and opened.total() <= 4 and not encoded
 
 
+@pytest.mark.slow
 def test_a_first_start_with_many_pairs_opens_a_sample(tmp_path, reach):
     folder = write_photos(tmp_path / "photos", 8)
     pictures = [*folder.iterdir()]
@@ -366,6 +368,7 @@ def test_a_picture_that_fails_for_a_moment_is_read_again(tmp_path, monkeypatch, 
         patient[2]
 
 
+@pytest.mark.slow
 def test_a_run_whose_picture_is_gone_is_saved_and_continues_when_it_is_back(
     tmp_path, capsys, monkeypatch
 ):

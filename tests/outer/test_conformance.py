@@ -360,6 +360,7 @@ def test_an_adapter_is_found_in_a_file(tmp_path):
     assert isinstance(adapter, InvertedHint)
 
 
+@pytest.mark.slow
 def test_diffusers_names_are_diffusers_own():
     pytest.importorskip("diffusers")
     with warnings.catch_warnings():

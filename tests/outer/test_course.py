@@ -39,7 +39,7 @@ from nanocontrol.nano.scores import SCORES
 
 SOLUTIONS = Path(__file__).with_name("course_solutions")
 NAME = "Ada Byron"
-FAST = {1, 5, 7}  # all others are checked in the slow tests
+FAST = {1, 5}  # all others are checked in the slow tests
 MARKED = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in range(1, 13)]
 FAULT_NAMES = "inverted exchanged range blurred shifted thick".split()
 
@@ -113,7 +113,7 @@ def sentence_for(exercise: Exercise, folder: Path, student: Student, purpose: st
 # ------------------------------------------------------------------------------- the exercises
 
 
-@pytest.mark.parametrize("number", range(1, 14))
+@pytest.mark.parametrize("number", [*MARKED, pytest.param(13, marks=pytest.mark.slow)])
 def test_an_exercise_fails_as_shipped(number, shipped, student):
     points, sentence = sentence_for(exercises()[number], shipped, student)
     assert points == 0
@@ -187,6 +187,7 @@ def test_results_do_not_depend_on_the_number_of_threads(solved):
 # --------------------------------------------------------------------------------- a student
 
 
+@pytest.mark.slow
 def test_a_student_starts_checks_and_sees_what_is_done(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "mine"
     main(["start", str(folder), "--name", NAME])
@@ -339,6 +340,7 @@ def test_after_hostile_submissions_the_others_are_graded(tmp_path, only_one, cap
     assert "is a link" in graded["linked"]["exercises"][0]["sentence"]
 
 
+@pytest.mark.slow
 def test_a_gradebook_holds_no_formula(tmp_path, only_one):
     folder = tmp_path / "=1+1"
     folder.mkdir()
@@ -353,6 +355,7 @@ def test_a_gradebook_holds_no_formula(tmp_path, only_one):
     )
 
 
+@pytest.mark.slow
 def test_the_same_name_twice_is_noted(tmp_path, only_one, capsys):
     for folder in ("a", "b"):
         start_course(tmp_path / "class" / folder, NAME)
@@ -360,6 +363,7 @@ def test_the_same_name_twice_is_noted(tmp_path, only_one, capsys):
     assert capsys.readouterr().out.count("another submission has the same name") == 2
 
 
+@pytest.mark.slow
 def test_another_students_run_is_refused(solved, tmp_path):
     folder = solve(tmp_path / "copied", "Bob")
     for run in RUNS:
@@ -380,6 +384,7 @@ def test_one_run_of_three_follows_and_both_others_have_a_lower_training_loss():
     assert min(loss, key=loss.get) == "memorises" and loss["waits"] < loss["follows"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run, sentence", [("memorises", "lowest"), ("waits", "a lower")])
 def test_a_run_that_is_chosen_by_its_loss_gets_its_own_sentence(run, sentence, bench, student):
     letters = {name: letter for letter, name in names_of_runs(Seeds(NAME, "start")).items()}
@@ -395,6 +400,7 @@ def last_rows() -> list[list[float]]:
     return [rows[-1] for rows in RECORDED.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump", [20, 600])
 def test_a_run_that_jumps_elsewhere_than_stored_runs_is_refused(jump, tmp_path):
     folder = solve(tmp_path / "other")
@@ -419,6 +425,7 @@ def test_a_whole_submission_is_graded(solved):
     assert graded.grades[-1].exercise == BONUS
 
 
+@pytest.mark.slow
 def test_weights_that_are_a_pickle_are_refused(solved, tmp_path, monkeypatch):
     monkeypatch.setattr("nanocontrol.course.checks.own.SCENES", 2)
     folder = tmp_path / "own"

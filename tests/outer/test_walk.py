@@ -45,6 +45,7 @@ def test_the_sums_are_those_of_the_parameters(config, widths):
         assert n == sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_published_numbers():
     found = walked("sd15", None, False, False)["totals"]
     assert found["base"] == 859_520_964 and found["control"] == 361_279_120
@@ -166,6 +167,7 @@ def drawing(text: str) -> str:
     return re.sub(first, r"\1 \2", found)
 
 
+@pytest.mark.slow
 def test_run_and_gradients_of_nano(capsys):
     found = walked(None, None, True, True)
     parts = found["parts"]
@@ -181,6 +183,7 @@ def test_run_and_gradients_of_nano(capsys):
     assert copy[1] > 0 and last[1] > 0 and others[1] == 0 and others[2] > 0
 
 
+@pytest.mark.slow
 def test_a_control_of_its_own_and_json(tmp_path, capsys):
     base = small("sd1").unet
     save_control(ControlNet.from_unet(deepcopy(base)), tmp_path / "other.safetensors")
