@@ -79,7 +79,7 @@ function renderFigure(figure, step, all) {
 function renderScore(place, picture) {
   if (picture?.score == null) return place.replaceChildren(picture && scored ? 'nothing to follow' : '\u00a0');
   const meter = el('meter', { min: 0, max: 1, value: picture.score });
-  place.replaceChildren('follows the drawing ', el('b', {}, picture.score.toFixed(2)), meter);
+  place.replaceChildren('score ', el('b', {}, picture.score.toFixed(2)), meter);
 }
 
 /** One sentence that says what one sees. */
