@@ -12,6 +12,7 @@ from conftest import CONTROL, NANO, opened
 from nanocontrol import load_control, load_sd
 from nanocontrol.formats.tensors import read_tensors
 from nanocontrol.nano.data import Source
+from nanocontrol.training.measure import HeldOut
 from nanocontrol.training.run import read_run
 
 pytestmark = pytest.mark.slow  # importing the packages takes seconds
@@ -39,7 +40,8 @@ def test_the_best_weights_have_the_lowest_held_out_loss(photos, hasty):
 
     def loss_of(base: Path, control: Path) -> float:
         sd = load_sd(base)
-        _, held_out, _ = Source.of(run.settings).read(sd, NANO, 1, 1)
+        _, others, _ = Source.of(run.settings).read(NANO, 1, 1)
+        held_out = HeldOut.of(sd, others)
         return train.evaluate(sd, load_control(control, sd.unet), held_out, None, 2)[1][
             "held_out_loss"
         ]
