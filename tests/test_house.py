@@ -33,7 +33,7 @@ BUDGETS = {
     "tools": 798,
     "doctor": 640,
     "experiments": 2130,
-    "conformance": 1121,
+    "conformance": 1122,
     "course": 1900,
     "page": 1050,
 }

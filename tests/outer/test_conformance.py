@@ -315,7 +315,7 @@ def test_the_command_prints_counts_and_writes_json(tmp_path, capsys):
     assert end.value.code == 1  # the stored residuals are a must
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "a.json").read_text())
-    assert said.splitlines()[-1] == found["summary"] and "1 did not" in found["summary"]
+    assert said.splitlines()[-1] == found["summary"] and "3 did not" in found["summary"]
     failed = {r["name"]: r["message"] for r in found["checks"] if r["status"] == "FAILED"}
     assert "inverted" in failed["hint_in_0_1"] and "hint_is_rgb" not in failed
     assert all(len(line) <= 100 for line in said.splitlines() if not line.startswith(" "))
