@@ -101,8 +101,8 @@ def ddim(bench: Bench, part: str) -> Found:
 
 
 def need_known_rule(bench: Bench) -> None:
-    """Raises NotImplementedError if sampling follows no known rule of DDIM: checks that depend on it
-    would fail for that reason alone."""
+    """Raises NotImplementedError if sampling follows no known rule of DDIM, on which a check
+    depends."""
     if min(bench.rule[1].values()) > bench.allowed_after(max(SAMPLED_STEPS)):
         raise NotImplementedError("known rule of DDIM: see ddim_steps")
 
