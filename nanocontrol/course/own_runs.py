@@ -7,13 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from nanocontrol import ControlNet, load_control, save_control
+from nanocontrol import load_control, save_control
 from nanocontrol.course.exercise import Seeds
 from nanocontrol.course.pictures import bundled_nano
 from nanocontrol.course.student import ROOT
 from nanocontrol.nano.conditions import CONDITIONS
+from nanocontrol.nano.model import halve_condition_encoder
 from nanocontrol.nano.scores import SCORES, canny_score
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.training.run import read_run
@@ -44,22 +43,11 @@ def settings_for(run: str, seed: int) -> dict[str, Any]:
     }
 
 
-def halve_encoder(control: ControlNet) -> None:
-    """Keep every second convolution of the condition encoder: three of seven, and the last."""
-    layers: list[nn.Module] = []
-    width = 3
-    for old in control.input_hint_block:
-        if isinstance(old, nn.Conv2d) and old.stride == (2, 2):
-            layers += [nn.Conv2d(width, old.out_channels, 3, 2, padding=1), nn.SiLU()]
-            width = old.out_channels
-    control.input_hint_block = nn.Sequential(*layers, control.input_hint_block[-1])
-
-
 def models_for(run: str, made: Callable, settings: Any) -> tuple:
     """In the place of train.models: its networks, with the run's encoder."""
     sd, control, trained = made(settings)
     if run == "half":
-        halve_encoder(control)
+        halve_condition_encoder(control)
     return sd, control, trained
 
 

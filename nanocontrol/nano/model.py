@@ -116,3 +116,15 @@ def controls_by_condition(files: list[Path], sd: StableDiffusion) -> dict[str, C
             raise InputError(message, longest=2 * LONGEST)
         found[condition] = file
     return {name: load_control(found[name], sd.unet) for name in CONDITIONS if name in found}
+
+
+def halve_condition_encoder(control: ControlNet) -> None:
+    """Keep every second convolution of the condition encoder, with new weights, and the last one:
+    four of eight. More of the hint's signal gets through."""
+    layers: list[nn.Module] = []
+    width = 3
+    for old in control.input_hint_block:
+        if isinstance(old, nn.Conv2d) and old.stride == (2, 2):
+            layers += [nn.Conv2d(width, old.out_channels, 3, 2, padding=1), nn.SiLU()]
+            width = old.out_channels
+    control.input_hint_block = nn.Sequential(*layers, control.input_hint_block[-1])

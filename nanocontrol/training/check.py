@@ -54,8 +54,8 @@ class Findings(NamedTuple):
 
 def look_through(folder: Folder, steps: int, batch: int, most: int | None = None) -> Findings:
     """Check pairs, and collect errors and notes. steps, batch: the training's; they determine how
-    often each pair will be seen. most: a limit, above which a sample drawn by
-    the seed is checked, held-out pairs among it."""
+    often each pair will be seen. most: above this number a sample, drawn by the seed, is checked;
+    it includes the held-out pairs."""
     numbers = held_out_first(len(folder), folder.view.seed)[:most].sort().values.tolist()
     both = [(folder.entries[i], one) for i, one in zip(numbers, check_pairs(folder, numbers))]
     wrong = dict(zip(folder.wrong, folder.wrong))

@@ -1134,7 +1134,7 @@ def test_resolution_weighting_has_to_be_better_than_each_other_way(rival):
 
 
 def changed(results: Results, name: str, part: str, **numbers: object) -> Results:
-    """The same results, with these numbers in that part of each run of this name."""
+    """Put these numbers into that part of each run of this name -> the results."""
     for run in results.runs(name):
         run[part] |= numbers
     return results

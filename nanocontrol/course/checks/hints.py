@@ -131,7 +131,7 @@ def what_is_wrong(
 
 
 def wrong_lines(found: Tensor, hint: Tensor, spoiled: Tensor, shift: tuple[int, int]) -> str | None:
-    """The same for edges."""
+    """The sentence about a fault that is left in edges; None if there is none."""
     if found.mean() > 0.5:
         return SAY.INVERTED
     if close(found, spoiled.roll(shift, (1, 2))):

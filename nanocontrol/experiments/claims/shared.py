@@ -16,6 +16,7 @@ from nanocontrol.controlnet import initialise_condition_encoder
 from nanocontrol.experiments.frame import Change, Chart, Numbers, Variant
 from nanocontrol.experiments.measure import detector, held_out_scenes_of
 from nanocontrol.nano.evaluate import background_is, shows_colours, shows_kinds
+from nanocontrol.nano.model import halve_condition_encoder
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.training.measure import held_out_loss, make_pictures
@@ -38,13 +39,7 @@ def initialise_scaled(sd: StableDiffusion, control: ControlNet, gain: float) -> 
 
 def half_as_deep(sd: StableDiffusion, control: ControlNet) -> None:
     """The condition encoder has every second of its convolutions only: four, not eight."""
-    layers: list[nn.Module] = []
-    width = 3
-    for old in control.input_hint_block:
-        if isinstance(old, nn.Conv2d) and old.stride == (2, 2):
-            layers += [nn.Conv2d(width, old.out_channels, 3, 2, padding=1), nn.SiLU()]
-            width = old.out_channels
-    control.input_hint_block = nn.Sequential(*layers, control.input_hint_block[-1])
+    halve_condition_encoder(control)
 
 
 @torch.no_grad()
