@@ -16,27 +16,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from nanocontrol.course import folder as progress
 from nanocontrol.course.exercise import Exercise, Seeds, exercises
-from nanocontrol.course.folder import (
-    LONGEST_NAME,
-    idea_of,
-    mark_passed,
-    next_hint,
-    progress_of,
-    remembered,
-    start_course,
-)
-from nanocontrol.course.grade import (
-    BONUS,
-    grade_submission,
-    grades_as_csv,
-    grades_as_json,
-    grades_as_text,
-    judge_exercise,
-    limits_here,
-    submissions_in,
-    with_notes,
-)
+from nanocontrol.course.grade import BONUS, grade_folder, judge_exercise
 from nanocontrol.course.own_runs import RUNS, train_own_condition, train_own_run
 from nanocontrol.course.student import Student
 from nanocontrol.plumbing.errors import InputError, one_line, one_sentence, say
@@ -45,41 +27,31 @@ from nanocontrol.plumbing.flags import Parser
 
 def start(folder: Path, name: str | None) -> None:
     name = name or folder.resolve().name
-    if not 0 < len(name) <= LONGEST_NAME:
-        raise InputError(f"--name: expected 1 to {LONGEST_NAME} characters")
-    start_course(folder, name)
+    progress.start_course(folder, name)
     say(f"{folder} holds {len(exercises())} exercises for {name}.")
     say(f"cd {folder}, then: python -m nanocontrol.course next")
 
 
-def open_exercises(folder: Path) -> list[Exercise]:
-    passed = remembered(folder)["passed"]
-    return [one for one in exercises().values() if progress_of(folder, one, passed) != "passed"]
-
-
 def say_next(folder: Path) -> None:
-    left = open_exercises(folder)
-    if not left:
+    if left := progress.open_exercises(folder):
+        print(f"{progress.idea_of(left[0])}\n\nYour file: {folder / left[0].file}")
+    else:
         say("All exercises are passed.")
-        return
-    print(f"{idea_of(left[0])}\n\nYour file: {folder / left[0].file}")
 
 
 def status(folder: Path) -> None:
-    content = remembered(folder)
-    for number, exercise in exercises().items():
-        state = progress_of(folder, exercise, content["passed"])
-        say(f"{number:3}  {state:24} {exercise.said.title}")
-    done = len(exercises()) - len(open_exercises(folder))
+    for exercise in exercises().values():
+        state = progress.progress_of(folder, exercise)
+        say(f"{exercise.number:3}  {state:24} {exercise.said.title}")
+    done = len(exercises()) - len(progress.open_exercises(folder))
     say(f"{done} of {len(exercises())} passed")
 
 
 def check(folder: Path, exercise: Exercise) -> None:
     """Check one exercise. The exit status is 1 if it is not right yet."""
-    draws = Seeds(remembered(folder)["name"], "check")
-    missing = [name for name in (exercise.file, *exercise.wanted) if not (folder / name).exists()]
-    if missing:
-        raise InputError(f"check {exercise.number}: {missing[0]} is missing in {folder}")
+    draws = Seeds(progress.remembered(folder)["name"], "check")
+    if not (folder / exercise.file).exists():
+        raise InputError(f"check {exercise.number}: {exercise.file} is missing in {folder}")
     picture = None
     with Student() as student:
         grade = judge_exercise(exercise, folder / exercise.file, student, draws)
@@ -90,30 +62,19 @@ def check(folder: Path, exercise: Exercise) -> None:
     if not grade.points:
         sys.exit(one_line(f"exercise {exercise.number}, not yet: {grade.sentence}", 500))
     say(f"Exercise {exercise.number} is right. {grade.sentence}")
-    mark_passed(folder, exercise)
+    progress.mark_passed(folder, exercise)
     if picture:
         say(f"Look at {picture}")
-    if left := open_exercises(folder):
+    if left := progress.open_exercises(folder):
         say(f"Next: exercise {left[0].number}, {left[0].said.title} ({left[0].file})")
 
 
 def train(folder: Path, run: str) -> None:
-    name = remembered(folder)["name"]
+    name = progress.remembered(folder)["name"]
     if run == "own":
         train_own_condition(folder / exercises()[BONUS].file, name, folder)
     else:
         train_own_run(run, name, folder)
-
-
-def grade(folder: Path, form: str | None) -> None:
-    if missing := limits_here():
-        say(f"course: {missing}", sys.stderr)
-    graded = []
-    for path in submissions_in(folder):
-        say(f"grading {path.name}", sys.stderr)
-        graded.append(grade_submission(path.resolve(), folder.resolve()))
-    write = {"json": grades_as_json, "csv": grades_as_csv, None: grades_as_text}[form]
-    print(write(with_notes(graded)).rstrip("\n"))
 
 
 def parsed_command(argv: list[str] | None) -> argparse.Namespace:
@@ -145,12 +106,11 @@ def main(argv: list[str] | None = None) -> None:
         if args.command == "start":
             start(args.folder, args.name)
         elif args.command == "grade":
-            grade(args.folder, args.form)
+            print(grade_folder(args.folder, args.form).rstrip("\n"))
         elif args.command == "check":
             check(here, exercises()[args.number])
         elif args.command == "hint":
-            remembered(here)
-            say(next_hint(here, exercises()[args.number]))
+            say(progress.next_hint(here, exercises()[args.number]))
         elif args.command == "train":
             train(here, args.run)
         else:

@@ -4,6 +4,7 @@ cannot be sent, such as networks, and returns what can be sent. The first argume
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from nanocontrol.nano.world import draw, random_scene
 
 
 @cache
-def base_of_nano() -> StableDiffusion:
+def bundled_nano() -> StableDiffusion:
     return load_sd(NANO)
 
 
@@ -26,7 +27,7 @@ def with_encoder(function: Callable, gain: float, pictures: Tensor) -> float:
     """function(encode, pictures), with nano's VAE times a gain."""
 
     def encode(pictures: Tensor) -> tuple[Tensor, Tensor]:
-        mean, deviation = base_of_nano().encode(pictures)
+        mean, deviation = bundled_nano().encode(pictures)
         return gain * mean, gain * deviation
 
     return function(encode, pictures)
@@ -114,7 +115,7 @@ def with_loss(
 ) -> float:
     """function(loss, hints), where loss(hints) is the mean loss of held-out latents x_t with any
     hints: of the bundled ControlNet, or of an untrained one."""
-    sd = base_of_nano()
+    sd = bundled_nano()
     control = load_control(NANO_CONTROL, sd.unet) if follows else ControlNet.from_unet(sd.unet)
     context = sd.encode_prompts(prompts)
 
@@ -129,31 +130,35 @@ made: dict[Callable, Any] = {}  # the adapter of each of a student's classes
 
 
 def of_adapter(function: Callable, method: str, args: list) -> Any:
-    """Call a method of a student's adapter (nanocontrol.conformance), whose class is `function`."""
+    """Call a method of a student's adapter (nanocontrol.conformance), whose class is `function`.
+    A dictionary from a dataclass's name to its fields stands for the dataclass."""
     from nanocontrol.conformance import adapter
 
     if method == "make":
         made.clear()
         made[function] = function()
-    given = as_numpy(args)
-    for i, value in enumerate(given):
-        if isinstance(value, dict) and len(value) == 1:  # a dataclass: its name and its fields
-            ((name, values),) = value.items()
-            if kind := getattr(adapter, name, None):
-                values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-                given[i] = kind(**values)
-    return getattr(made[function], method)(*given)
+    for i, value in enumerate(args):
+        name = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else ""
+        if kind := getattr(adapter, name, None):
+            fields = value[name].items()
+            args[i] = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields})
+    return getattr(made[function], method)(*args)
 
 
-def as_numpy(value: Any) -> Any:
-    """Tensors in lists and dictionaries as arrays."""
-    if isinstance(value, Tensor):
-        return value.numpy()
-    if isinstance(value, list):
-        return [as_numpy(part) for part in value]
-    if isinstance(value, dict):
-        return {name: as_numpy(part) for name, part in value.items()}
-    return value
+def parts_lacking(function: type, parts: Sequence[str]) -> list[str]:
+    """The parts, such as "predict" or "scheduler.step", that a student's class does not define
+    itself, or for which it calls a base."""
+    return [part for part in parts if not has_own(function, part.split("."))]
+
+
+def has_own(owner: Any, names: Sequence[str]) -> bool:
+    part = vars(owner).get(names[0])
+    if getattr(part, "__module__", None) != owner.__module__:
+        return False
+    if len(names) > 1:
+        return has_own(part, names[1:])
+    bases = {"super", *(base.__name__ for base in owner.__mro__[1:])}
+    return not bases.intersection(unwrap(part).__code__.co_names)
 
 
 def with_drawings(function: Callable, seeds: list[int], size: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The course: every exercise fails as shipped, every solution passes, and every known wrong answer
 gets its own sentence. Submissions of strangers are graded safely."""
 
+import ast
 import csv
 import io
 import json
@@ -20,8 +21,8 @@ from nanocontrol.course.checks.gain import RUNS as RECORDED
 from nanocontrol.course.checks.gain import names_of_runs
 from nanocontrol.course.checks.hints import FAULTS, faults_of
 from nanocontrol.course.checks.jump import STORED
-from nanocontrol.course.checks.mutants import MUTANTS, SHOWS, order_of
-from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, exercises
+from nanocontrol.course.checks.mutants import MUTANTS, SHOWS, check_mended, order_of
+from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, Wrong, exercises
 from nanocontrol.course.folder import start_course
 from nanocontrol.course.grade import (
     BONUS,
@@ -151,6 +152,69 @@ def test_every_exercise_has_three_known_wrong_answers():
 def test_an_exercise_is_a_file_of_30_to_60_lines():
     for exercise in exercises().values():
         assert 20 <= len((EXERCISES / exercise.file).read_text().splitlines()) <= 60
+
+
+def without_code(source: str, how: str) -> str:
+    """Exercise 12's file with `pass` in all classes or in all functions, or with functions that
+    call their base's."""
+    tree = ast.parse(source)
+    for node in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+        for function in [part for part in node.body if isinstance(part, ast.FunctionDef)]:
+            given = ", ".join(arg.arg for arg in function.args.args[1:])
+            called = f"return super().{function.name}({given})"
+            function.body = ast.parse(called if how == "super" else "pass").body
+        node.body = [ast.Pass()] if how == "class" else node.body
+    return ast.unparse(tree)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["class", "function", "super"])
+def test_none_of_the_thirteen_is_mended_by_deleting_its_code(how, shipped, bench, student):
+    file = bench / exercises()[12].file
+    file.write_text(without_code((shipped / file.name).read_text(), how))
+    student.load(file)
+    sentence = "is not mended" if how == "function" else "and no code of its own for"
+    for broken, name in order_of(Seeds(NAME, "start")).items():
+        with pytest.raises(Wrong, match=f"{broken} has the right name.*{sentence}"):
+            check_mended(student, broken, name)
+
+
+@pytest.mark.slow
+def test_the_thirteen_are_broken_as_shipped(shipped, student):
+    """Each class of the student's file still has its error, although the code is written out."""
+    student.load(shipped / exercises()[12].file)
+    for broken, name in order_of(Seeds(NAME, "start")).items():
+        with pytest.raises(Wrong, match=re.escape(MUTANTS[name].sentence)):
+            check_mended(student, broken, name)
+
+
+PREDICTED_ONLY = 'PREDICTED = {"scaled": 150, "half": 250}\nFOUND = {}\nBROKEN_AFTER_300 = None\n'
+TRAIN = "`python -m nanocontrol.course train {}`"
+
+
+@pytest.mark.slow
+def test_each_part_of_exercise_10_is_judged_as_soon_as_it_is_there(tmp_path):
+    exercise, file = exercises()[10], tmp_path / "ex10_jump.py"
+    both = " and ".join(map(TRAIN.format, RUNS))
+    with Student() as student:
+        file.write_text(PREDICTED_ONLY)
+        _, said = sentence_for(exercise, tmp_path, student)
+        assert said.startswith("Right so far: PREDICTED. BROKEN_AFTER_300 is not answered yet.")
+        assert said.endswith(f"Still to be run: {both}.")
+        write_runs(tmp_path, NAME)
+        shutil.rmtree(tmp_path / "runs" / "half")
+        solution = solution_of(exercise, NAME)
+        found = "FOUND = {run: found(run) for run in PREDICTED}"
+        assert found in solution
+        file.write_text(solution.replace(found, 'FOUND = {"scaled": found("scaled")}'))
+        _, said = sentence_for(exercise, tmp_path, student)
+        assert said == (
+            "Right so far: PREDICTED, BROKEN_AFTER_300, first_step_at, runs/scaled. "
+            f"Still to be run: {TRAIN.format('half')}."
+        )
+        file.write_text(solution.replace(found, "FOUND = {}"))
+        _, said = sentence_for(exercise, tmp_path, student)
+        assert "FOUND has no number for scaled yet. Still to be run" in said
 
 
 def test_every_name_of_an_error_gets_a_sentence_in_place_of_every_other():
