@@ -16,6 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nanocontrol.course import ROOT
 from nanocontrol.course import folder as progress
 from nanocontrol.course.exercise import Exercise, Seeds, exercises
 from nanocontrol.course.grade import BONUS, grade_folder, judge_exercise
@@ -103,6 +104,8 @@ def parsed_command(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     with one_sentence("course"):
         args, here = parsed_command(argv), Path.cwd()
+        if not (ROOT / "train.py").exists():
+            raise InputError(f"{ROOT} has no train.py: install with `pip install -e .` in a clone")
         if args.command == "start":
             start(args.folder, args.name)
         elif args.command == "grade":

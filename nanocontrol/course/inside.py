@@ -3,7 +3,8 @@ cannot be sent, such as networks, and returns what can be sent. The first argume
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from copy import deepcopy
+from functools import cache, partial
 from inspect import unwrap
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanocontrol import ControlNet, StableDiffusion, load_control, load_sd
+from nanocontrol import StableDiffusion, load_control, load_sd
 from nanocontrol.controlnet import zero_convolution
 from nanocontrol.nano.model import NANO, NANO_CONTROL
 from nanocontrol.nano.world import draw, random_scene
@@ -49,21 +50,24 @@ def two_steps(
     block.load_state_dict(weights)
     locked, copied, parameters = function(block)
     zero_in, zero_out = zero_convolution(4), zero_convolution(4)
-    zeros = [*zero_in.parameters(), *zero_out.parameters()]
+    parameters = [*parameters, *zero_in.parameters(), *zero_out.parameters()]
 
     def controlled() -> Tensor:
         return locked(x) + zero_out(copied(x + zero_in(c)))
 
-    found = {"output": controlled(), "copy before": copied_weights(copied)}
-    parameters = [*parameters, *zeros]
+    output, before = controlled(), deepcopy(copied.state_dict())
     for _ in range(2):
         F.mse_loss(controlled(), target).backward()
         descend(parameters)
-    collected = any(weight.grad is not None for weight in locked.parameters())
     theirs = {weight.data_ptr() for weight in locked.parameters()}
-    shared = any(weight.data_ptr() in theirs for weight in copied.parameters())
-    after = {"locked after": copied_weights(locked), "copy after": copied_weights(copied)}
-    return found | after | {"locked collects gradients": collected, "shared": shared}
+    return {
+        "output": output,
+        "copy before": before,
+        "copy after": copied.state_dict(),
+        "locked after": locked.state_dict(),
+        "locked collects gradients": any(x.grad is not None for x in locked.parameters()),
+        "shared": any(x.data_ptr() in theirs for x in copied.parameters()),
+    }
 
 
 @torch.no_grad()
@@ -75,49 +79,26 @@ def descend(parameters: Sequence[nn.Parameter], rate: float = 0.1) -> None:
             parameter.grad = None
 
 
-def copied_weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def probed(
-    function: Callable,
-    skips: list[Tensor],
-    middle: Tensor,
-    residuals: list[Tensor],
-    outputs: list[Tensor],
-) -> dict:
-    """function(blocks, skips, middle, residuals), with blocks that note their inputs. Block k
-    returns outputs[k]."""
+def probed(function: Callable, outputs: list[Tensor], *given: Any) -> dict:
+    """function(blocks, *given), with blocks that note their inputs. Block k returns outputs[k]."""
     noted: list[Tensor] = []
     order: list[int] = []
 
-    def block(k: int) -> Callable[[Tensor], Tensor]:
-        def noting(x: Tensor) -> Tensor:
-            order.append(k)
-            noted.append(x.clone())
-            return outputs[k].clone()
+    def run_block(k: int, x: Tensor) -> Tensor:
+        order.append(k)
+        noted.append(x.clone())
+        return outputs[k].clone()
 
-        return noting
-
-    result = function([block(k) for k in range(len(outputs))], skips, middle, residuals)
+    result = function([partial(run_block, k) for k in range(len(outputs))], *given)
     return {"inputs": noted, "order": order, "result": result}
 
 
 @torch.no_grad()
-def with_loss(
-    function: Callable,
-    follows: bool,
-    hints: Tensor,
-    x_t: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    prompts: Sequence[str],
-) -> float:
-    """function(loss, hints), where loss(hints) is the mean loss of held-out latents x_t with any
-    hints: of the bundled ControlNet, or of an untrained one."""
-    sd = bundled_nano()
-    control = load_control(NANO_CONTROL, sd.unet) if follows else ControlNet.from_unet(sd.unet)
-    context = sd.encode_prompts(prompts)
+def with_loss(function: Callable, hints: Tensor, prompts: list[str], *noised: Tensor) -> float:
+    """function(loss, hints), where loss(hints) is the bundled ControlNet's mean loss with any
+    hints, on held-out latents; noised: x_t, the noise, and t [n]."""
+    sd, (x_t, noise, t) = bundled_nano(), noised
+    control, context = load_control(NANO_CONTROL, sd.unet), sd.encode_prompts(prompts)
 
     def loss(hints: Tensor) -> float:
         output = sd.unet(x_t, t, context, control(x_t, hints, t, context))

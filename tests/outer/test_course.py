@@ -325,6 +325,14 @@ HOSTILE = {
     "forks": ("import os\nwhile True: os.fork()\n", "starts another program"),
     "reads a neighbour": ("open({neighbour!r}).read()\n", "opens the checks, the solutions or"),
     "writes elsewhere": ("open({victim!r}, 'w')\n", "writes a file outside its own folder"),
+    "reads a neighbour by its path": (
+        "import os, pathlib\nos.open(pathlib.Path({neighbour!r}), os.O_RDONLY)\n",
+        "opens the checks, the solutions or",
+    ),
+    "renames": (
+        "import os\nopen('mine', 'w').close()\nos.rename('mine', {victim!r})\n",
+        "changes files outside its own folder",
+    ),
     "deletes": ("import os\nos.remove({victim!r})\n", "changes files outside its own folder"),
     "kills the grader": (
         "import os\nos.kill(os.getppid(), 9)\n",

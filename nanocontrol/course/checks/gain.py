@@ -51,7 +51,7 @@ def check_gain(student: Student, draws: Seeds) -> float:
     _, hints, *_ = pairs_of_scenes(numbers, "canny")
     noise = torch.randn(x0.shape, generator=draws.tensors("noise"))
     t = torch.tensor([200, 700])
-    given = True, hints, DDPM().add_noise(x0, noise, t), noise, t, prompts
+    given = hints, prompts, DDPM().add_noise(x0, noise, t), noise, t
 
     def loss(hints: torch.Tensor) -> float:
         return with_loss(lambda loss, _: loss(hints), *given)

@@ -17,10 +17,10 @@ KNOWN += [SAY.JOINED, SAY.TWICE]
 
 def inputs_with(
     errors: Collection[str],
+    outputs: list[Tensor],
     skips: list[Tensor],
     middle: Tensor,
     residuals: list[Tensor],
-    outputs: list[Tensor],
 ) -> list[Tensor]:
     """The inputs of the decoder's blocks if `decode` makes these errors; outputs: the blocks'."""
     times = 0 if SAY.NEVER in errors else 2 if SAY.TWICE in errors else 1
@@ -49,7 +49,7 @@ def check(student: Student, draws: Seeds) -> str:
     # All have one shape, so that a wrong order does not stop by itself, as it often does.
     skips, residuals, outputs = ([*x] for x in torch.randn(3, n, 1, 3, 4, 4, generator=generator))
     middle, last = torch.randn(2, 1, 3, 4, 4, generator=generator)
-    given = skips, middle, [*residuals, last], outputs
+    given = outputs, skips, middle, [*residuals, last]
     found = student.call("decode", *given, through="probed")
     if found["order"] != [*range(n)]:
         raise Wrong(SAY.ONCE)
