@@ -42,14 +42,11 @@ def remembered(folder: Path) -> dict[str, Any]:
     if not file.is_file() or file.is_symlink():
         raise InputError(f"{file} is missing; {NO_COURSE}")
     try:
-        if file.stat().st_size > LARGEST:
+        content = json.loads(read_text(file)) if file.stat().st_size <= LARGEST else {}
+        kinds = [type(content[key]) for key in ("name", "passed", "hints")]
+        if kinds != [str, dict, dict] or not 0 < len(content["name"]) <= LONGEST_NAME:
             raise ValueError
-        content = json.loads(read_text(file))
-        name = content["name"]
-        whole = isinstance(content["passed"], dict) and isinstance(content["hints"], dict)
-        if not whole or not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-            raise ValueError
-        name.encode()
+        content["name"].encode()
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{file} is damaged; {NO_COURSE}") from None
     return content

@@ -5,8 +5,11 @@ import ast
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -272,6 +275,18 @@ def test_a_student_starts_checks_and_sees_what_is_done(tmp_path, monkeypatch, ca
     (folder / exercise.file).write_text("changed")
     main(["status"])
     assert re.search(r"4 +changed since it passed", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_course_finds_train_py_when_only_the_package_can_be_imported(tmp_path):
+    """As in a student's folder, with an editable install: sys.path has no clone."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "nanocontrol").symlink_to(ROOT / "nanocontrol")
+    command = [sys.executable, "-m", "nanocontrol.course", "start", "mine"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "packages")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / "ex12_mutants.py").exists()
 
 
 def test_hints_come_one_after_the_other_and_again(shipped, monkeypatch, capsys):
