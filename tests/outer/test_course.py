@@ -225,6 +225,13 @@ def test_every_name_of_an_error_gets_a_sentence_in_place_of_every_other():
     assert len({*SHOWS.values()}) == len(SHOWS)
 
 
+@pytest.mark.parametrize("exercise", exercises().values(), ids=lambda exercise: exercise.file)
+def test_a_check_says_each_of_its_sentences_and_has_all_that_it_says(exercise):
+    source = (EXERCISES.parent / "checks" / f"{exercise.file[5:]}").read_text()
+    sentences = {name for name in vars(exercise.said) if name.isupper()}
+    assert {*re.findall(r"SAY\.(\w+)", source)} == sentences
+
+
 def test_what_students_are_given_differs_between_them(tmp_path):
     names = ["Ada", "Bob", "Cleo", "Dan"]
     given = [(order_of(Seeds(n, "start")), faults_of(Seeds(n, "start"))[1]) for n in names]

@@ -8,11 +8,13 @@ functions in which the errors are stand here with all their code:
 - `predict` is the base with residuals, and `losses` the training loss of each pair;
 - `scheduler.step` is DDIM's, with which `sample` samples.
 
-The right ones are in ours.py and in_torch.py of nanocontrol/conformance, and in schedulers.py.
+The right ones are in ours.py and in_torch.py of nanocontrol/conformance; these call controlnet.py
+and schedulers.py.
+
 Name each error: write a word of ERRORS into NAMES. Then mend the function. It has to keep its code:
 a class without it, or with a call of `Ours` or super() in its place, is not mended. The suite of
 nanocontrol.conformance decides whether the error is gone, and whether the class still is a
-ControlNet: it has to learn, with a base that does not, and its outputs have to be the original's.
+ControlNet: it has to learn, with a base that does not, or to have the original's outputs.
 
     python -m nanocontrol.course check 12
 """
