@@ -20,24 +20,27 @@ def mixture(x0: Tensor, noise: Tensor, share: Tensor | float) -> Tensor:
 
 
 def check(student: Student, draws: Seeds) -> str:
-    abar, number = DDPM().alphas_cumprod, draws.numbers("levels")
+    ddpm, number = DDPM(), draws.numbers("levels")
+    abar = ddpm.alphas_cumprod
     x0, noise = torch.randn(2, 2, 4, 8, 8, generator=draws.tensors("latents")).double()
+
+    def at(level: int, x0: Tensor = x0) -> Tensor:
+        return ddpm.add_noise(x0, noise, torch.tensor([level, level]))
+
     steps = number.choice([10, 20, 25])
-    visited = [*DDPM().timesteps(steps), None]
+    visited = [*ddpm.timesteps(steps), 0]
     for i in sorted(number.sample(range(steps - 1), 3)) + [steps - 1]:
-        t, following = visited[i], visited[i + 1]
-        x = mixture(x0, noise, abar[t])
-        after = abar[following or 0]
+        t, after, is_last = visited[i], visited[i + 1], i == steps - 1
         known = {
-            SAY.ONE_LOWER: mixture(x0, noise, abar[t - 1]),
-            SAY.STAYS: x,
-            SAY.NOT_UNDONE: mixture(x - (1 - abar[t]).sqrt() * noise, noise, after),
+            SAY.ONE_LOWER: at(t - 1),
+            SAY.STAYS: at(t),
+            SAY.NOT_UNDONE: at(after, x0=abar[t].sqrt() * x0),
             SAY.ONLY_X0: x0,
         }
-        if following is None:
-            known = {SAY.ALL_CLEAN: x0, SAY.LAST_IS_T1: x, **known}
-        found = student.call("ddim_step", x, noise, t, following, abar)
-        compare("ddim_step", found, mixture(x0, noise, after), known, SAY.ADVICE)
+        if is_last:
+            known = {SAY.ALL_CLEAN: x0, SAY.LAST_IS_T1: at(t), **known}
+        found = student.call("ddim_step", at(t), noise, t, None if is_last else after, abar)
+        compare("ddim_step", found, at(after), known, SAY.ADVICE)
     return SAY.RIGHT
 
 

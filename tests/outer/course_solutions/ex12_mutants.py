@@ -72,5 +72,5 @@ MENDED = {
 }
 
 NAMES = {f"Broken{k}": name for k, name in enumerate(ORDER, 1)}
-for broken, name in NAMES.items():
+for broken, name in zip(NAMES, ORDER):
     globals()[broken] = type(broken, (Ours,), MENDED[name] | {"__module__": __name__})

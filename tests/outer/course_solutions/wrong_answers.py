@@ -170,7 +170,7 @@ WRONG = [
     *answers(
         12,
         ("enumerate(ORDER, 1)", "enumerate(ORDER[::-1], 1)", "is something else than"),
-        ("enumerate(ORDER, 1)", 'enumerate([name.replace("_", "-") for name in ORDER], 1)', "is no word of ERRORS"),
+        ('": name for', '": name.replace("_", "-") for', "is no word of ERRORS"),
         ("self.inputs(x, hint, t, context)", "self.inputs(x, hint[:, ::-1], t, context)", "has the right name and is not mended"),
         ("MENDED[name] | {", "{", "has the right name, and no code of its own for"),
         ('convolutions": {"run_control": run_control}', 'convolutions": {"run_control": lambda *given: [0 * r for r in run_control(*given)]}', "no longer has this error, but it is no working ControlNet now"),
