@@ -19,9 +19,9 @@ NOISIEST = 800
 
 def noisiest_loss(*given: Any) -> Tensor:
     """`train.training_loss`, with each t drawn from 0..999 moved to its place in 800..999."""
-    *networks, batch, draws, empty = given
-    t = NOISIEST + draws.t * (STEPS - NOISIEST) // STEPS
-    return train.training_loss(*networks, batch, draws._replace(t=t), empty)
+    unet, control, diffusion, scale_factor, batch, draws, empty = given
+    draws = draws._replace(t=NOISIEST + draws.t * (STEPS - NOISIEST) // STEPS)
+    return train.training_loss(unet, control, diffusion, scale_factor, batch, draws, empty)
 
 
 if __name__ == "__main__":
