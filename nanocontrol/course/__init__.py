@@ -1,9 +1,5 @@
-"""The checks and trainings import train.py, which lies next to the package in a clone. An editable
-install offers the package alone."""
+"""Twelve exercises. Checks and trainings call train.py, which is no part of the package."""
 
-import sys
-from pathlib import Path
+from nanocontrol.commands.clone import find_train
 
-ROOT = Path(__file__).resolve().parents[2]  # the clone
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
+find_train()

@@ -16,7 +16,7 @@ import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from nanocontrol.course import ROOT
+from nanocontrol.commands.clone import ROOT
 from nanocontrol.course import folder as progress
 from nanocontrol.course.exercise import Seeds, exercises
 from nanocontrol.course.grade import BONUS, grade_folder, judge_exercise

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO
 
-from nanocontrol.course import ROOT
+from nanocontrol.commands.clone import ROOT
 from nanocontrol.course.messages import TooLong, pack, read_message
 
 HERE = Path(__file__).parent

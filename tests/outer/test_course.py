@@ -5,11 +5,8 @@ import ast
 import csv
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -283,28 +280,6 @@ def test_a_student_starts_checks_and_sees_what_is_done(tmp_path, monkeypatch, ca
     (folder / exercise.file).write_text("changed")
     main(["status"])
     assert re.search(r"4 +changed since it passed", capsys.readouterr().out)
-
-
-PACKAGE_ALONE = """
-import importlib.util, runpy, sys
-
-spec = importlib.util.spec_from_file_location("nanocontrol", {init!r})
-sys.modules["nanocontrol"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["nanocontrol"])
-sys.argv = ["course", "start", "mine"]
-runpy.run_module("nanocontrol.course", run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-def test_the_course_finds_train_py_when_only_the_package_can_be_imported(tmp_path):
-    """As in a student's folder, with an editable install: sys.path has no clone."""
-    code = PACKAGE_ALONE.format(init=str(ROOT / "nanocontrol" / "__init__.py"))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "mine" / "ex12_mutants.py").exists()
 
 
 def test_hints_come_one_after_the_other_and_again(shipped, monkeypatch, capsys):
