@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nanocontrol.plumbing.machine import is_gpu, to_device
 from nanocontrol.stable_diffusion import StableDiffusion
@@ -73,21 +73,33 @@ def ignore_ctrl_c(_: int) -> None:
         os.setsid()
 
 
+def columns_of(items: list[tuple]) -> list:
+    """The columns of a batch. If some hints are coloured, grey ones get three channels, too."""
+    columns = default_collate([item[:-1] for item in items])
+    last = [item[-1] for item in items]
+    if isinstance(last[0], Tensor) and len({hint.shape for hint in last}) > 1:
+        last = [hint.expand(-1, -1, 3) for hint in last]
+    return [*columns, default_collate(last)]
+
+
 def loader(dataset: Dataset, indices: Iterable[list[int]], device: str, **more: Any) -> Iterator:
     """Batches of the data set's items with these indices. more: arguments of DataLoader."""
-    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)} | more
-    return iter(DataLoader(dataset, batch_sampler=indices, worker_init_fn=ignore_ctrl_c, **ways))
+    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)}
+    ways |= {"collate_fn": columns_of, "worker_init_fn": ignore_ctrl_c}
+    return iter(DataLoader(dataset, batch_sampler=indices, **(ways | more)))
 
 
 def in_unit(x: Tensor) -> Tensor:
-    """Bytes of pictures [..., H, W, C] -> [..., C, H, W] in [0, 1]; floats are left unchanged."""
+    """Bytes of pictures [..., H, W, 1 or 3] -> [..., 3, H, W] in [0, 1]; floats are left
+    unchanged."""
     if x.dtype != torch.uint8:
         return x
     # Divided by a tensor: a GPU multiplies by the inverse of a number, which rounds differently.
-    return x.movedim(-1, -3).float() / torch.full((), 255.0, device=x.device)
+    x = x.movedim(-1, -3).float() / torch.full((), 255.0, device=x.device)
+    return x.expand(*x.shape[:-3], 3, -1, -1)
 
 
-def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Iterator[Batch]:
+def encoded(sd: StableDiffusion, columns: Iterator[Any], device: str) -> Iterator[Batch]:
     """A loader's output as batches on the device. Pairs not from the cache are encoded here. Hints
     may be bytes [n, H, W, 1 or 3]: stacking them in another order takes ten times as long."""
     for column in columns:
@@ -95,5 +107,4 @@ def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Itera
             images, hint, prompts = column
             column = (*encode(sd, images, prompts), hint)
         batch = Batch(*(to_device(x, device) for x in column))
-        hint = in_unit(batch.hint).expand(-1, 3, -1, -1).contiguous()
-        yield batch._replace(hint=hint)
+        yield batch._replace(hint=in_unit(batch.hint).contiguous())
