@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -333,13 +333,12 @@ def cropped(file: PictureFile, behind: str, size: Size, place: tuple) -> tuple[T
 def bytes_of(image: Image.Image) -> Tensor:
     """An RGB picture's bytes: [H, W, 3] or, if the channels are equal, [H, W, 1]. Most hints are
     grey, so reader processes pass on a third of the bytes."""
-    few = image.resize((8, 8), Image.Resampling.NEAREST).tobytes()  # enough for most coloured ones
-    if few[::3] == few[1::3] == few[2::3]:
-        red, green, blue = (channel.tobytes() for channel in image.split())
-        if red == green == blue:
-            pixels = torch.frombuffer(bytearray(red), dtype=torch.uint8)
-            return pixels.view(image.height, image.width, 1)
-    return torch.from_numpy(np.array(image))
+    few = image.resize((8, 8), Image.Resampling.NEAREST)  # enough for most coloured pictures
+    for part in (few, image):
+        red, *others = part.split()
+        if any(ImageChops.difference(red, other).getbbox() for other in others):
+            return torch.from_numpy(np.array(image))
+    return torch.from_numpy(np.array(red))[..., None]
 
 
 def held_out_of(n: int) -> int:
