@@ -136,14 +136,14 @@ def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "IN_FILE", 2)
     scenes = Scenes("canny", n=9)
     with torch.no_grad():
-        keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, 1, 2)
+        keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, (1, 2))
     found = cache.Rows(tmp_path / cache.FOLDER).find(keys.every["latents"]) >= 0
     assert found.tolist() == [False, False, True, True, False, False, True, True, False]
     with pytest.raises(InputError, match="files disappeared"):
         cache.Cached(scenes, tmp_path, keys)
     own = files_in(tmp_path)
     with torch.no_grad():
-        keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, 0, 2)
+        keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, (0, 2))
     assert rows_in(tmp_path)["latents"] == 9 and own.items() <= files_in(tmp_path).items()
     alone = fill(sd, scenes, tmp_path / "alone")
     for ours, theirs in zip(cache.Cached(scenes, tmp_path, keys), alone):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from nanocontrol.plumbing.machine import is_gpu, to_device
 from nanocontrol.stable_diffusion import StableDiffusion
@@ -73,20 +73,10 @@ def ignore_ctrl_c(_: int) -> None:
         os.setsid()
 
 
-def columns_of(items: list[tuple]) -> list:
-    """The columns of a batch. If some hints are coloured, grey ones get three channels, too."""
-    columns = default_collate([item[:-1] for item in items])
-    last = [item[-1] for item in items]
-    if isinstance(last[0], Tensor) and len({hint.shape for hint in last}) > 1:
-        last = [hint.expand(-1, -1, 3) for hint in last]
-    return [*columns, default_collate(last)]
-
-
 def loader(dataset: Dataset, indices: Iterable[list[int]], device: str, **more: Any) -> Iterator:
     """Batches of the data set's items with these indices. more: arguments of DataLoader."""
-    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)}
-    ways |= {"collate_fn": columns_of, "worker_init_fn": ignore_ctrl_c}
-    return iter(DataLoader(dataset, batch_sampler=indices, **(ways | more)))
+    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)} | more
+    return iter(DataLoader(dataset, batch_sampler=indices, worker_init_fn=ignore_ctrl_c, **ways))
 
 
 def in_unit(x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Taken(NamedTuple):
 
     fingerprint: bytes
     image: Any  # [3, H, W] in [-1, 1]
-    edges: Tensor | None = None  # [3, H, W], where they are the hint
+    edges: Tensor | None = None  # packed, where they are the hint
     facts: Facts | None = None  # about the picture's file
 
 
@@ -71,7 +71,7 @@ class Pairs(Dataset, ABC):
         """Equal for pairs of one image."""
         return i
 
-    def learnt(self, facts: dict[int, Facts]) -> None:
+    def learnt(self, found: dict[int, Taken]) -> None:
         """Keep facts about pictures that reader processes brought, and forget what was kept for the
         cache only."""
 
@@ -309,12 +309,13 @@ class Folder(Pairs):
         crop = self.known.crops.get((entry.picture, "white"))
         facts, pixels = crop or self.decoded(entry.picture, "white")
         image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
-        edges = None if entry.hint else canny(image, *self.thresholds(entry))
+        edges = None if entry.hint else packed(canny(image, *self.thresholds(entry)))
         return Taken(self.fingerprint(i, facts), image * 2 - 1, edges, facts)
 
-    def learnt(self, facts: dict[int, Facts]) -> None:
-        for i, found in facts.items():
-            self.known.learn(self.entries[i].picture, found)
+    def learnt(self, found: dict[int, Taken]) -> None:
+        for i, one in found.items():
+            if one.facts:
+                self.known.learn(self.entries[i].picture, one.facts)
         self.known.save()
         self.known.crops.clear()
 
@@ -339,6 +340,16 @@ def bytes_of(image: Image.Image) -> Tensor:
         if any(ImageChops.difference(red, other).getbbox() for other in others):
             return torch.from_numpy(np.array(image))
     return torch.from_numpy(np.array(red))[..., None]
+
+
+def packed(edges: Tensor) -> Tensor:
+    """Edges [3, H, W] of zeros and ones, in equal channels -> a bit per pixel, [H, W / 8] bytes."""
+    return torch.from_numpy(np.packbits(edges[0].bool().numpy(), axis=-1))
+
+
+def unpacked(bits: Tensor) -> Tensor:
+    """Packed edges -> [H, W, 1], bytes of 0 and 255."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1) * 255)[..., None]
 
 
 def held_out_of(n: int) -> int:

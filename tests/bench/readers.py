@@ -32,6 +32,7 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.flags import at_least, multiple_of_64
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image, to_bytes
 from nanocontrol.training import cache, loader
+from nanocontrol.training.batches import columns_of
 from nanocontrol.training.loader import groups, shuffled
 from nanocontrol.training.pairs import MIDDLE, Folder, Pairs, View
 
@@ -98,7 +99,7 @@ def pairs_per_second(dataset: cache.Cached, batch_size: int, workers: int, secon
     """The rate at which the main process gets pairs, after each worker has started."""
     order = groups(shuffled(len(dataset), 0, 0), batch_size, slice(None))
     with mock.patch.object(loader, "readers", lambda _: workers):
-        batches = loader.loader(dataset, order, "cpu")
+        batches = loader.loader(dataset, order, "cpu", collate_fn=columns_of)
     for _ in range(4 * workers):
         next(batches)
     start, n = time.perf_counter(), 0
