@@ -229,13 +229,12 @@ class Folder(Pairs):
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
         facts, pixels = self.look(file, behind)
-        key = f"{facts.content!r} {behind} {self.view.size}".encode()
-        if pixels is None and (kept := self.known.crop(key)):
+        if pixels is None and (kept := self.known.crop(self.key_of(facts, behind))):
             (width, height), data = self.view.size, bytearray(kept)
             pixels = torch.frombuffer(data, dtype=torch.uint8).view(height, width, -1)
         if pixels is None:  # decoded earlier, but not kept
             facts, pixels = self.decoded(file, behind)
-        self.known.lasting[key] = pixels.numpy().tobytes()
+        self.known.lasting[self.key_of(facts, behind)] = pixels.numpy().tobytes()
         return pixels, facts.size
 
     @property
@@ -294,6 +293,9 @@ class Folder(Pairs):
             facts = facts_about(OpenedOnce(file))
             self.known.learn(file, facts)
         return facts
+
+    def key_of(self, facts: Facts, behind: str) -> bytes:
+        return hashlib.sha256(f"{facts.content!r} {behind} {self.view.size}".encode()).digest()
 
     def fingerprint(self, i: int, facts: Facts | None = None) -> bytes:
         entry = self.entries[i]
