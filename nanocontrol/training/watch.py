@@ -124,6 +124,7 @@ class Watch:
         if self.writes and self.data is not None:
             record(self.run.path, self.data)
         self.processes.wait()
+        self.processes.hurry()
         self.signals.noting, self.finished = True, start
         if start == 0 and self.writes:
             self.observe(0)
