@@ -83,7 +83,7 @@ class Known:
         self.turns = [Lock() for _ in range(64)]
         self.db: sqlite3.Connection | None = None
         self.recent: dict[bytes, Facts] = {}  # not in the database
-        # What the check decoded, for the cache: by the file and the colour behind it.
+        # Decoded by the check, for the cache; the key is a file and the colour behind it.
         self.crops: dict[tuple[Path | Member, str], tuple[Facts, Tensor]] = {}
         self.lasting: dict[bytes, bytes] = {}  # crops that are not yet in the database
 

@@ -99,7 +99,7 @@ class Pairs(Dataset, ABC):
         return ""
 
     def hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
-        """The hint for `encoded`: [3, H, W] in [0, 1], or a file's bytes as from `bytes_of`. size:
+        """The hint for `encoded`: [3, H, W] in [0, 1], or a file's bytes as from `pixels_of`. size:
         the whole picture's, with which that of a file has to agree; () if unknown."""
         return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i, size))
 
@@ -214,7 +214,7 @@ class Folder(Pairs):
     def hint_at(
         self, i: int, place: tuple[float, float], image: Tensor | None, size: Sequence[int]
     ) -> Tensor:
-        """The crop of hint i: a file's bytes as from `bytes_of`, or edges [3, H, W] of 0 and 1.
+        """The crop of hint i: a file's bytes as from `pixels_of`, or edges [3, H, W] of 0 and 1.
         image: the picture's crop, if already read; size: the whole picture's, () if unknown."""
         entry = self.entries[i]
         if entry.hint is None:
@@ -225,7 +225,7 @@ class Folder(Pairs):
         return pixels.flip(1) if entry.mirrored else pixels
 
     def crop(self, file: Path | Member, behind: str, place: tuple) -> tuple[Tensor, Size]:
-        """The crop of a picture, bytes as from `bytes_of`, and the whole picture's size."""
+        """The crop of a picture, bytes as from `pixels_of`, and the whole picture's size."""
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
         facts, pixels = self.look(file, behind)
@@ -328,12 +328,12 @@ def facts_about(opened: OpenedOnce) -> Facts:
 
 
 def cropped(file: PictureFile, behind: str, size: Size, place: tuple) -> tuple[Tensor, Size]:
-    """The crop of a picture at a place, as from `bytes_of`, and the whole picture's size."""
+    """The crop of a picture at a place, as from `pixels_of`, and the whole picture's size."""
     picture = read_image(file, behind)
-    return bytes_of(cut_out(picture, size, place)), picture.size
+    return pixels_of(cut_out(picture, size, place)), picture.size
 
 
-def bytes_of(image: Image.Image) -> Tensor:
+def pixels_of(image: Image.Image) -> Tensor:
     """An RGB picture's bytes: [H, W, 3] or, if the channels are equal, [H, W, 1]. Most hints are
     grey, so reader processes pass on a third of the bytes."""
     few = image.resize((8, 8), Image.Resampling.NEAREST)  # enough for most coloured pictures
