@@ -506,9 +506,13 @@ def test_processes_that_differ_or_do_not_answer_end_in_one_sentence(function):
         multiprocessing.get_context("spawn").Process(target=function, args=(i, port))
         for i in (0, 1)
     ]
-    for process in pair:
-        process.start()
-    assert [ended(process) for process in pair] == [0, 0]
+    try:
+        for process in pair:
+            process.start()
+        assert [ended(process) for process in pair] == [0, 0]
+    finally:
+        for process in pair:
+            process.kill()
 
 
 @pytest.mark.slow
