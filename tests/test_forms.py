@@ -192,21 +192,21 @@ def test_every_form_gives_the_same_losses(write, original, tmp_path):
 
 def test_an_archive_of_pictures_and_captions_takes_hints_from_elsewhere(original, tmp_path):
     """img2dataset's: 000000001.jpg, .txt and .json, without hints."""
-    (folder := tmp_path / "tar").mkdir()
+    folder, hints = tmp_path / "tar", tmp_path / "hints"
+    folder.mkdir(), (hints / "part").mkdir(parents=True)
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for i, entry in enumerate(entries_of(original)):
-            add(tar, f"{i:09d}.jpg", (original / entry["target"]).read_bytes())
-            add(tar, f"{i:09d}.txt", entry["prompt"].encode())
-            add(tar, f"{i:09d}.json", json.dumps({"key": f"{i:09d}", "status": "success"}).encode())
-            shutil.copy(original / entry["source"], tmp_path / f"{i:09d}.png")
-    true = Folder([original], VIEW)
-    canny = Folder([original], VIEW._replace(hints="canny"))
-    for hints, expected in (str(tmp_path), true), ("canny", canny):
-        pairs = Folder([folder], VIEW._replace(hints=hints))
+            key = f"part/{i:09d}"
+            add(tar, f"{key}.jpg", (original / entry["target"]).read_bytes())
+            add(tar, f"{key}.txt", entry["prompt"].encode())
+            add(tar, f"{key}.json", json.dumps({"key": key, "status": "success"}).encode())
+            shutil.copy(original / entry["source"], hints / f"{key}.png")
+    for given, true in (str(hints), VIEW), ("canny", VIEW._replace(hints="canny")):
+        pairs, expected = Folder([folder], VIEW._replace(hints=given)), Folder([original], true)
         assert not pairs.wrong and len(pairs) == N
         for i in range(N):
-            assert torch.equal(pairs[i][0], expected[i][0])
-            assert torch.equal(pairs[i][1], expected[i][1]) and pairs[i][2] == expected[i][2]
+            assert all(map(torch.equal, pairs[i][:2], expected[i][:2]))
+            assert pairs[i][2] == expected[i][2]
     assert "lack `source` or `conditioning_image`" in wrong_with(folder)[0]
 
 
