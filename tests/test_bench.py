@@ -42,6 +42,7 @@ def test_readers_are_measured_before_and_now():
     for name, bits in ("--hints canny", 64 * 64), ("hint files", 0):
         row = rows[name]
         assert row["before"] > 0 and row["now"] > 0 and f"| {name} |" in done.stdout
+        assert row["before_cpu"] > row["now_cpu"] > 0
         # bf16 latents, two numbers, edges; then contexts. A key has 32 bytes, a header under 4 KB.
         keys = 32 * (3 if bits else 2)
         each, context = 2 * 2 * 4 * 8 * 8 + 16 + bits / 8 + keys, 2 * 77 * 768
@@ -54,7 +55,7 @@ def test_second_starts_open_no_picture():
     assert done.returncode == 0, done.stderr
     rows = json.loads(Path("starts.json").read_text())
     opened = [row["opened_before_the_batch"] for name, row in rows.items() if name != "machine"]
-    assert opened == [40, 0, 0] and all(f"| {name} |" in done.stdout for name in [*rows][:3])
+    assert opened == [40, 0, 0, 0] and all(f"| {name} |" in done.stdout for name in [*rows][:4])
 
 
 def test_a_base_is_trained_for_some_seconds_and_comes_in_parts():

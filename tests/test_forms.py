@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,32 @@ def test_every_form_gives_the_same_losses(write, original, tmp_path):
     assert losses[0] == losses[1] and any(losses[0])
 
 
+def test_an_archive_of_pictures_and_captions_takes_hints_from_elsewhere(original, tmp_path):
+    """img2dataset's: 000000001.jpg, .txt and .json, without hints."""
+    folder, hints = tmp_path / "tar", tmp_path / "hints"
+    folder.mkdir(), (hints / "part").mkdir(parents=True)
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for i, entry in enumerate(entries_of(original)):
+            key = f"part/{i:09d}"
+            add(tar, f"{key}.jpg", (original / entry["target"]).read_bytes())
+            add(tar, f"{key}.txt", entry["prompt"].encode())
+            add(tar, f"{key}.json", json.dumps({"key": key, "status": "success"}).encode())
+            shutil.copy(original / entry["source"], hints / f"{key}.png")
+    for given, true in (str(hints), VIEW), ("canny", VIEW._replace(hints="canny")):
+        pairs, expected = Folder([folder], VIEW._replace(hints=given)), Folder([original], true)
+        assert not pairs.wrong and len(pairs) == N
+        for i in range(N):
+            assert all(map(torch.equal, pairs[i][:2], expected[i][:2]))
+            assert pairs[i][2] == expected[i][2]
+    assert "lack `source` or `conditioning_image`" in wrong_with(folder)[0]
+
+
+def test_without_its_reader_parquet_names_the_extra_to_install(tmp_path, monkeypatch):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert 'pip install -e ".[parquet]" brings its reader' in wrong_with(tmp_path)[0]
+
+
 def test_a_row_group_is_unpacked_once(original, tmp_path, monkeypatch):
     as_parquet(original, tmp_path / "data")
     view = VIEW._replace(cache=tmp_path / "cache")
@@ -228,6 +255,9 @@ def test_what_would_be_misread_is_refused(original, tmp_path):
     for file in [*folder.glob("hint*.png")]:
         file.rename(folder / f"{file.stem.replace('hint', 'image')}-condlabel.png")
     assert "-condlabel" in wrong_with(folder, "canny")[0]
+    for file in [*folder.glob("*-condlabel.png")]:
+        file.rename(folder / file.name.replace("cond", "mask"))
+    assert "-masklabel.png: " in wrong_with(folder, "canny")[0]
     folder = copied(original, tmp_path / "csv")
     (folder / "statistics.csv").write_text("a,b\n1,2\n")
     assert "lack `target` or `file_name`; they have: a, b" in wrong_with(folder, "canny")[0]

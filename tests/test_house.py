@@ -27,7 +27,7 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 2380,
+    "training": 2366,
     "nano": 1405,
     "commands": 330,
     "tools": 809,

@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
@@ -29,7 +30,7 @@ from conftest import NANO, ROOT, write_pairs
 from in_float64 import hasty_pictures
 from nanocontrol.nano import train as nano_train
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.training import loader
+from nanocontrol.training import loader, processes
 from nanocontrol.training.processes import Processes
 
 STEPS = 12
@@ -479,17 +480,39 @@ def compared(rank: int, port: str) -> None:
     both.leave()
 
 
+def left_alone(rank: int, port: str) -> None:
+    """The second process is alive and does not answer."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with mock.patch.object(processes, "LONGEST_STEP", timedelta(seconds=3)):
+        both = Processes("cpu")
+    both.hurry()  # as when training has begun
+    try:
+        for waits in (lambda: both.largest(0), lambda: both.mean(torch.ones(1)), both.wait):
+            while rank == 1 and not Path("ended").exists():
+                time.sleep(0.1)
+            with pytest.raises(RuntimeError) as error:
+                waits()
+            assert processes.is_of_others(error.value)
+    finally:
+        Path("ended").touch()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [compared, of_another_version])
-def test_processes_without_a_shared_folder_or_version_end_in_one_sentence(function):
+@pytest.mark.parametrize("function", [compared, of_another_version, left_alone])
+def test_processes_that_differ_or_do_not_answer_end_in_one_sentence(function):
     port = free_port()
     pair = [
         multiprocessing.get_context("spawn").Process(target=function, args=(i, port))
         for i in (0, 1)
     ]
-    for process in pair:
-        process.start()
-    assert [ended(process) for process in pair] == [0, 0]
+    try:
+        for process in pair:
+            process.start()
+        assert [ended(process) for process in pair] == [0, 0]
+    finally:
+        for process in pair:
+            process.kill()
 
 
 @pytest.mark.slow

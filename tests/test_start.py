@@ -173,6 +173,7 @@ def test_twenty_thousand_lines_open_no_picture_at_their_second_start(tmp_path, r
     assert reach(*flags, "--out", "second", batch=False) == ({}, 0)
     opened, encoded = reach(*flags, "--out", "third")
     assert {*opened} <= {f"hint{i}.png" for i in range(20)} and opened.total() <= 4 and not encoded
+    assert reach("--resume", "third", batch=False) == ({}, 0)
 
 
 @pytest.mark.slow

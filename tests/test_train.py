@@ -579,6 +579,9 @@ def test_the_best_and_the_last_weights_are_kept(flags, tmp_path):
             assert all(torch.equal(last[name], whole[name].half()) for name in whole)
             best, _ = read_tensors(run / "weights" / names[0])
             assert all(torch.equal(best[name], tensors[name]) for name in tensors)
+            one = (run / "control.safetensors").stat().st_size  # in float32
+            sizes = [file.stat().st_size for file in run.rglob("*.safetensors")]
+            assert len(sizes) == 5 and sum(sizes) < 3.1 * one
         else:
             assert not (run / "weights").exists()
         run = tmp_path / "plain"

@@ -68,7 +68,7 @@ class Source(NamedTuple):
         with blame("--data"):
             pairs = all_pairs(self, size)
             if isinstance(pairs, Folder):
-                pairs.known, pairs.room = Known(Path(self.cache) if self.cache else None), ROOM
+                pairs.known = Known(Path(self.cache) if self.cache else None, ROOM)
                 run = Path(self.out) if self.out else None
                 pairs = usable(pairs, steps, n, self.skip_wrong, run, processes)
                 if not len(pairs):  # on this machine: the first process has some

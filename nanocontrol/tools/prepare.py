@@ -37,7 +37,7 @@ def prepare(settings: train.Settings, part: tuple[int, int]) -> int:
     pairs, *_ = train.pairs_of(settings)
     sd, *_ = train.models(settings)
     with torch.no_grad():
-        encode_all(sd, pairs, Path(settings.cache), settings.batch_size, *part)
+        encode_all(sd, pairs, Path(settings.cache), settings.batch_size, part)
     return len(pairs)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.machine import to_device
@@ -34,6 +34,16 @@ class Patient(Dataset):
             except InputError:
                 time.sleep(pause)
         return self.dataset[i]
+
+
+def columns_of(items: list[tuple]) -> list:
+    """A batch's columns from its pairs. If some hints are coloured, grey ones get three channels,
+    too."""
+    columns = default_collate([item[:-1] for item in items])
+    last = [item[-1] for item in items]
+    if isinstance(last[0], Tensor) and len({hint.shape for hint in last}) > 1:
+        last = [hint.expand(-1, -1, 3) for hint in last]
+    return [*columns, default_collate(last)]
 
 
 class Draws(NamedTuple):
@@ -85,4 +95,5 @@ def batches_from(
     if pairs.changes:  # the count of pairs seen before is part of the index: crop, caption
         order = zip(order, itertools.count(seen))
     indices = groups(order, n, processes.share(0, batch_size))
-    return encoded(sd, loader(Patient(dataset), indices, device), device)
+    columns = loader(Patient(dataset), indices, device, collate_fn=columns_of)
+    return encoded(sd, columns, device)

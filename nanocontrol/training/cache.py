@@ -26,7 +26,7 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 from nanocontrol.stable_diffusion import StableDiffusion
 from nanocontrol.training.loader import encode, loader
-from nanocontrol.training.pairs import Pairs, Taken
+from nanocontrol.training.pairs import Pairs, Taken, unpacked
 from nanocontrol.training.processes import Processes
 
 VERSION = 3  # raise it when a change of the code changes the numbers in the files
@@ -98,16 +98,6 @@ class Cached(Dataset):
         return mean, deviation, context, hint
 
 
-def packed(edges: Tensor) -> Tensor:
-    """Edges [3, H, W] of zeros and ones, in equal channels -> a bit per pixel, [H, W / 8] bytes."""
-    return torch.from_numpy(np.packbits(edges[0].bool().numpy(), axis=-1))
-
-
-def unpacked(bits: Tensor) -> Tensor:
-    """Packed edges -> [H, W, 1], bytes of 0 and 255."""
-    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1) * 255)[..., None]
-
-
 class Keys:
     """The keys of a data set's rows, an array for each kind. A picture that has to be read first
     has none yet. Contexts have a key for each caption of each pair: pair i's begin at first[i]."""
@@ -118,13 +108,12 @@ class Keys:
         self.every = {kind: np.zeros(len(pairs), KEY) for kind in kinds}
         self.texts: list[str] = []
         self.first = np.zeros(len(pairs), int)
-        bar = tqdm(range(len(pairs)), "comparing with the cache", leave=False, disable=not show)
-        for i in bar:
+        what = "comparing with the cache"
+        for i in tqdm(range(len(pairs)), what, leave=False, disable=not show):
             self.first[i] = len(self.texts)
             self.texts += pairs.captions(i)
             if found := pairs.fingerprint(i):
                 self.put(i, found)
-
         self.every["contexts"] = np.array([*map(self.of_text, self.texts)], KEY)
 
     def of_text(self, text: str) -> bytes:
@@ -140,12 +129,12 @@ class Keys:
             if kind in self.every:
                 self.every[kind][i] = key
 
-    def update(self, fingerprints: dict[int, bytes]) -> None:
+    def update(self, found: dict[int, Taken]) -> None:
         """Put those that were read, by the number of one of their pairs."""
-        by_image = {self.pairs.image_id(i): found for i, found in fingerprints.items()}
+        by_image = {self.pairs.image_id(i): one.fingerprint for i, one in found.items()}
         for i in range(len(self.pairs)) if by_image else ():
-            if found := by_image.get(self.pairs.image_id(i)):
-                self.put(i, found)
+            if fingerprint := by_image.get(self.pairs.image_id(i)):
+                self.put(i, fingerprint)
 
 
 def key_of(*what: object) -> bytes:
@@ -159,8 +148,7 @@ class Pictures(Dataset):
         self.pairs = pairs
 
     def __getitem__(self, i: int) -> Taken:
-        taken = self.pairs.take(i)
-        return taken._replace(edges=None if taken.edges is None else packed(taken.edges))
+        return self.pairs.take(i)
 
 
 class Writer:
@@ -200,20 +188,16 @@ class Writer:
 
 
 def encode_all(
-    sd: StableDiffusion,
-    pairs: Pairs,
-    folder: Path,
-    batch_size: int,
-    rank: int = 0,
-    processes: int = 1,
-) -> tuple[Keys, dict[int, bytes]]:
-    """Write the rows that the cache in this folder lacks -> all keys, and the fingerprints of the
+    sd: StableDiffusion, pairs: Pairs, folder: Path, batch_size: int, part: tuple[int, int] = (0, 1)
+) -> tuple[Keys, dict[int, Taken]]:
+    """Write the rows that the cache in this folder lacks -> all keys, and what was learnt about the
     images that were read, by the number of a pair.
 
-    Each process reads and writes its own share of the pairs, so other processes' rows may still be
-    missing on return. An interruption loses one file at most. Raises InputError if the disk has too
-    little space.
+    part: the number of this process and how many there are. Each reads and writes its own share of
+    the pairs, so other processes' rows may still be missing on return. An interruption loses one
+    file at most. Raises InputError if the disk has too little space.
     """
+    rank, processes = part
     inner = make_folder("--cache", folder / FOLDER)
     remove_temporary_files(inner, AN_HOUR)
     keys, rows = Keys(sd, pairs, rank == 0), Rows(inner)
@@ -240,8 +224,8 @@ def encode_all(
     for numbers in batches_of(left, batch_size):
         encode_texts(sd, keys, writer, [keys.texts[i] for i in numbers])
     writer.write(1 / processes)
-    pairs.learnt({i: one.facts for i, one in found.items() if one.facts})
-    return keys, {i: one.fingerprint for i, one in found.items()}
+    pairs.learnt(found)
+    return keys, found
 
 
 def unread(pairs: Pairs, lacking: dict[str, np.ndarray]) -> Iterator[int]:
@@ -298,8 +282,8 @@ def encoded_once(
 ) -> Cached:
     """The pairs with their encodings from the cache; missing ones are encoded now. Afterwards the
     VAE and the text encoder leave the GPU, because training no longer needs them."""
-    rank, size = processes.rank, processes.size
-    keys, found = encode_all(sd, pairs, Path(folder), batch_size, rank, size)
+    part = processes.rank, processes.size
+    keys, found = encode_all(sd, pairs, Path(folder), batch_size, part)
     for theirs in processes.gather(found):  # waits until the others have written their rows
         keys.update(theirs)
     sd.vae.cpu(), sd.text_encoder.cpu()

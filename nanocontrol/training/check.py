@@ -1,5 +1,6 @@
 """Checks of every pair before training. Errors stop the training; notes are only printed."""
 
+import math
 import os
 import sys
 from collections import Counter
@@ -21,7 +22,7 @@ from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
 from nanocontrol.training.folders import Entry, check_shapes
 from nanocontrol.training.loader import in_unit
-from nanocontrol.training.pairs import Folder, held_out_first
+from nanocontrol.training.pairs import Folder, View, held_out_first
 from nanocontrol.training.processes import Processes, is_first
 from nanocontrol.training.run import read_json, write_json
 
@@ -70,7 +71,7 @@ def look_through(folder: Folder, steps: int, batch: int, most: int | None = None
         f"{steps * batch / n:,.1f} times",
         *([f"{len(both):,} of them were checked"] if len(both) < len(folder) else []),
         *ignored_notes(folder.ignored),
-        *size_notes(entries, seen, folder.view.size, folder.view.crop),
+        *size_notes(entries, seen, folder.view),
         *prompt_notes(entries),
         *repeat_notes(entries, seen),
         *hint_notes(entries, seen),
@@ -196,52 +197,42 @@ def named(entries: Sequence[Entry], hints: bool = False) -> str:
     return a_few([(hints and entry.hint or entry.picture).name for entry in entries])
 
 
+def note(some: list[Entry], what: str, fact: str, hints: bool = False) -> list[str]:
+    """A line with the number and names of some pairs, unless there are none."""
+    return [f"{plural(len(some), what)} {fact}: {named(some, hints)}"] if some else []
+
+
 def ignored_notes(names: list[str]) -> list[str]:
     what = plural(len(names), "other item")
     return [f"{what} in the folder, not used: {a_few(names)}"] if names else []
 
 
-def size_notes(
-    entries: list[Entry], seen: list[Checked], size: tuple[int, int], crop: str
-) -> list[str]:
-    width, height = size
+def size_notes(entries: list[Entry], seen: list[Checked], view: View) -> list[str]:
+    width, height = view.size
     sizes = Counter(f"{one.size[0]}x{one.size[1]}" for one in seen)
     common = ", ".join(f"{name} ({n})" for name, n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
     scales = [max(width / one.size[0], height / one.size[1]) for one in seen]
-    lost = [
-        1 - width * height / (scale**2 * one.size[0] * one.size[1])
-        for scale, one in zip(scales, seen)
-    ]
-    lines = [
-        f"sizes: {common}{more}; each is cropped and resized to {width}x{height} ({crop}), "
-        f"which loses {sum(lost) / len(lost):.0%} of a picture (at most {max(lost):.0%})"
-    ]
+    lost = [1 - width * height / (x**2 * math.prod(one.size)) for x, one in zip(scales, seen)]
     small = [entry for scale, entry in zip(scales, entries) if scale > ENLARGED]
-    if small:
-        lines.append(
-            f"{plural(len(small), 'picture')} enlarged by a factor above 2: {named(small)}"
-        )
     other = [entry for entry, one in zip(entries, seen) if one.hint_size != one.size]
-    if other:
-        lines.append(
-            f"{plural(len(other), 'hint')} with another size than the picture, resized: "
-            f"{named(other, hints=True)}"
-        )
-    return lines
+    return [
+        f"sizes: {common}{more}; each is cropped and resized to {width}x{height} ({view.crop}), "
+        f"which loses {sum(lost) / len(lost):.0%} of a picture (at most {max(lost):.0%})",
+        *note(small, "picture", "enlarged by a factor above 2"),
+        *note(other, "hint", "with another size than the picture, resized", hints=True),
+    ]
 
 
 def prompt_notes(entries: list[Entry]) -> list[str]:
     lengths = [count_tokens(entry.prompt) for entry in entries]
-    lines = [f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}"]
     long = [entry for entry, n in zip(entries, lengths) if n > MAX_TOKENS]
-    if long:
-        what = plural(len(long), "prompt")
-        lines.append(f"{what} longer than {MAX_TOKENS} tokens, truncated: {named(long)}")
     missing = [entry for entry in entries if not entry.prompt]
-    if missing:
-        lines.append(f"{plural(len(missing), 'caption')} missing: {named(missing)}")
-    return lines
+    return [
+        f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}",
+        *note(long, "prompt", f"longer than {MAX_TOKENS} tokens, truncated"),
+        *note(missing, "caption", "missing"),
+    ]
 
 
 def repeat_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
@@ -249,28 +240,25 @@ def repeat_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
     for entry, one in zip(entries, seen):
         groups.setdefault(one.picture, []).append(entry)
     same = [group for group in groups.values() if len(group) > 1]
-    if not same:
-        return []
     what = plural(sum(map(len, same)) - len(same), "duplicate picture")
-    return [f"{what}, as seen by training: {named(same[0])}"]
+    return [f"{what}, as seen by training: {named(same[0])}"] if same else []
 
 
 def hint_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
-    pairs, lines = [*zip(entries, seen)], []
-    for what, some in (
-        ("constant, so useless for training", [e for e, s in pairs if s.deviation < FLAT]),
-        ("mostly white (inverted?)", [e for e, s in pairs if s.white > WHITE]),
-    ):
-        if some:
-            lines.append(f"{plural(len(some), 'hint')} {what}: {named(some, hints=True)}")
+    pairs = [*zip(entries, seen)]
+    flat = [entry for entry, one in pairs if one.deviation < FLAT]
+    white = [entry for entry, one in pairs if one.white > WHITE]
     compared = [(entry, one) for entry, one in pairs if one.edges]
     apart = not_met([one.edges for _, one in compared])
-    if sum(apart) > len(apart) / 4:  # true of 20 % of correct poses, of most wrong hints
-        foreign = [entry for (entry, _), is_apart in zip(compared, apart) if is_apart]
-        lines.append(
-            f"{len(foreign)} of {plural(len(apart), 'hint')} fit another picture at least as well "
-            f"as their own (shuffled, or shifted?): {named(foreign, hints=True)}"
-        )
+    foreign = [entry for (entry, _), is_apart in zip(compared, apart) if is_apart]
+    fits = "fit another picture at least as well as their own (shuffled, or shifted?)"
+    lines = [
+        *note(flat, "hint", "constant, so useless for training", hints=True),
+        *note(white, "hint", "mostly white (inverted?)", hints=True),
+    ]
+    if len(foreign) > len(apart) / 4:  # true of 20 % of correct poses, of most wrong hints
+        what = f"{len(foreign)} of {plural(len(apart), 'hint')} {fits}"
+        lines.append(f"{what}: {named(foreign, hints=True)}")
     return lines
 
 

@@ -45,16 +45,8 @@ class Lacking(Exception):
     """A pair lacks something. The message follows the number of such pairs: "lack ..."."""
 
 
-class Listed(NamedTuple):
-    """The content of a folder."""
-
-    form: str
-    entries: list[Entry]
-    wrong: list[str]  # a line for each error
-
-
-def read_folder(folder: Path, hints: str | None, cache: Path) -> Listed:
-    """The folder's pairs, and the errors of those that cannot be used. No picture is opened.
+def read_folder(folder: Path, hints: str | None, cache: Path) -> tuple[str, list[Entry], list[str]]:
+    """The folder's form, its pairs, and a line for each error. No picture is opened.
 
     hints: "canny", a folder of hints, or None for those that the folder itself has; cache: where
     pictures are unpacked. Raises InputError if there are no pairs at all.
@@ -80,7 +72,7 @@ def read_folder(folder: Path, hints: str | None, cache: Path) -> Listed:
             wrong.append(str(error))
         except Lacking as what:
             lacking.setdefault(str(what), []).append(sample.where)
-    return Listed(form, entries, wrong + [*grouped(lacking)])
+    return form, entries, wrong + [*grouped(lacking)]
 
 
 def grouped(lacking: dict[str, list[str]]) -> Iterator[str]:
@@ -94,12 +86,11 @@ def grouped(lacking: dict[str, list[str]]) -> Iterator[str]:
 def entry_of(sample: Sample, folder: Path, made: bool, by_name: dict[str, Path] | None) -> Entry:
     """made: whether hints are made from the pictures; by_name: the hints of another folder."""
     picture = file_of(sample, PICTURE)
-    if made:
-        hint = None
-    elif by_name is None:
-        hint = file_of(sample, HINT)
-    else:
+    hint: Path | Member | None = None
+    if by_name is not None:
         hint = hint_named(picture, folder, by_name)
+    elif not made:
+        hint = file_of(sample, HINT)
     prompt, *others = captions_of(sample)
     return Entry(sample.where, picture, hint, prompt, others=tuple(others))
 
@@ -158,10 +149,8 @@ def hints_by_name(folder: Path) -> dict[str, Path]:
 def hint_named(picture: Path | Member, folder: Path, by_name: dict[str, Path]) -> Path:
     """The hint of a picture: of its path in the folder, or else of its own name."""
     path = Path(picture.name) if isinstance(picture, Member) else picture
-    names = [path.stem]
-    if path.is_relative_to(folder):
-        names.insert(0, path.relative_to(folder).with_suffix("").as_posix())
-    found = next((by_name[name] for name in names if name in by_name), None)
+    inner = path.relative_to(folder) if path.is_relative_to(folder) else path
+    found = by_name.get(inner.with_suffix("").as_posix()) or by_name.get(path.stem)
     if found is None:
         raise Lacking("lack a hint of their names in --hints")
     return found
@@ -183,9 +172,6 @@ def check_shapes(entry: Entry, size: Sequence[int], hint_size: Sequence[int]) ->
 
 def ignored_in(folder: Path) -> list[str]:
     """In a folder of pictures, the names of files that are neither pictures nor captions."""
-    others = [
-        file
-        for file in folder.iterdir()
-        if not is_picture(file) and file.suffix.lower() not in CAPTIONS
-    ]
-    return sorted(file.name for file in others if not file.name.startswith("."))
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    others = (file for file in files if not is_picture(file))
+    return sorted(file.name for file in others if file.suffix.lower() not in CAPTIONS)

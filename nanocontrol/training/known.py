@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
+from torch import Tensor
+
 from nanocontrol.training.forms import Member
 
 NAME = "known-1.sqlite3"
@@ -74,14 +76,16 @@ class OpenedOnce:
 
 class Known:
     """The index in a folder; without a folder, in memory. Threads may share it, if one alone saves.
-    Reader processes get an empty one."""
+    Reader processes get an empty one. room: bytes that `crops` may take."""
 
-    def __init__(self, folder: Path | None = None):
-        self.folder, self.lock = folder, Lock()
+    def __init__(self, folder: Path | None = None, room: int = 0):
+        self.folder, self.room, self.lock = folder, room, Lock()
         self.turns = [Lock() for _ in range(64)]
         self.db: sqlite3.Connection | None = None
         self.recent: dict[bytes, Facts] = {}  # not in the database
-        self.crops: dict[bytes, bytes] = {}  # not yet in the database
+        # Decoded by the check, for the cache; the key is a file and the colour behind it.
+        self.crops: dict[tuple[Path | Member, str], tuple[Facts, Tensor]] = {}
+        self.lasting: dict[bytes, bytes] = {}  # crops that are not yet in the database
 
     def __reduce__(self) -> tuple:
         return Known, ()
@@ -106,9 +110,15 @@ class Known:
     def learn(self, file: Path | Member, facts: Facts) -> None:
         self.recent[path_of(file)] = facts
 
+    def keep(self, file: Path | Member, behind: str, facts: Facts, pixels: Tensor) -> None:
+        """Keep a crop in memory, if there is room."""
+        if pixels.nbytes <= self.room:
+            self.room -= pixels.nbytes
+            self.crops[file, behind] = facts, pixels
+
     def crop(self, key: bytes) -> bytes | None:
         row = self.ask("SELECT pixels FROM crops WHERE key = ?", key)
-        return self.crops.get(key) or (row[0] if row else None)
+        return self.lasting.get(key) or (row[0] if row else None)
 
     def ask(self, question: str, key: bytes) -> tuple | None:
         with self.lock:
@@ -126,10 +136,10 @@ class Known:
         try:
             with self.opened() as db:  # a transaction
                 db.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?)", files)
-                db.executemany("REPLACE INTO crops VALUES (?, ?)", self.crops.items())
+                db.executemany("REPLACE INTO crops VALUES (?, ?)", self.lasting.items())
         except sqlite3.Error as error:
             return self.give_up(error)
-        self.crops.clear()
+        self.lasting.clear()
         self.recent = {path: facts for path, facts in found if not facts.settled}
         if self.folder:
             db.close()

@@ -80,14 +80,16 @@ def loader(dataset: Dataset, indices: Iterable[list[int]], device: str, **more: 
 
 
 def in_unit(x: Tensor) -> Tensor:
-    """Bytes of pictures [..., H, W, C] -> [..., C, H, W] in [0, 1]; floats are left unchanged."""
+    """Bytes of pictures [..., H, W, 1 or 3] -> [..., 3, H, W] in [0, 1]; floats are left
+    unchanged."""
     if x.dtype != torch.uint8:
         return x
     # Divided by a tensor: a GPU multiplies by the inverse of a number, which rounds differently.
-    return x.movedim(-1, -3).float() / torch.full((), 255.0, device=x.device)
+    x = x.movedim(-1, -3).float() / torch.full((), 255.0, device=x.device)
+    return x.expand(*x.shape[:-3], 3, -1, -1)
 
 
-def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Iterator[Batch]:
+def encoded(sd: StableDiffusion, columns: Iterator[Any], device: str) -> Iterator[Batch]:
     """A loader's output as batches on the device. Pairs not from the cache are encoded here. Hints
     may be bytes [n, H, W, 1 or 3]: stacking them in another order takes ten times as long."""
     for column in columns:
@@ -95,5 +97,4 @@ def encoded(sd: StableDiffusion, columns: Iterator[tuple], device: str) -> Itera
             images, hint, prompts = column
             column = (*encode(sd, images, prompts), hint)
         batch = Batch(*(to_device(x, device) for x in column))
-        hint = in_unit(batch.hint).expand(-1, 3, -1, -1).contiguous()
-        yield batch._replace(hint=hint)
+        yield batch._replace(hint=in_unit(batch.hint).contiguous())

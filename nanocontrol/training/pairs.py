@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from PIL import Image, ImageChops
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -33,7 +34,7 @@ class Taken(NamedTuple):
 
     fingerprint: bytes
     image: Any  # [3, H, W] in [-1, 1]
-    edges: Tensor | None = None  # [3, H, W], where they are the hint
+    edges: Tensor | None = None  # packed, where they are the hint
     facts: Facts | None = None  # about the picture's file
 
 
@@ -70,7 +71,7 @@ class Pairs(Dataset, ABC):
         """Equal for pairs of one image."""
         return i
 
-    def learnt(self, facts: dict[int, Facts]) -> None:
+    def learnt(self, found: dict[int, Taken]) -> None:
         """Keep facts about pictures that reader processes brought, and forget what was kept for the
         cache only."""
 
@@ -98,8 +99,8 @@ class Pairs(Dataset, ABC):
         return ""
 
     def hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
-        """The hint for `encoded`: [3, H, W] in [0, 1], or a file's bytes [H, W, 3]. size: the whole
-        picture's, with which that of a file has to agree; () if unknown."""
+        """The hint for `encoded`: [3, H, W] in [0, 1], or a file's bytes as from `pixels_of`. size:
+        the whole picture's, with which that of a file has to agree; () if unknown."""
         return self.kept[i] if i in self.kept else self.keep(i, self.read_hint(i, size))
 
     def keep(self, i: int, hint: Tensor) -> Tensor:
@@ -136,8 +137,6 @@ class Folder(Pairs):
     def __init__(self, folders: Iterable[Path], view: View, known: Known | None = None):
         super().__init__()
         self.view, self.known = view, known or Known()
-        self.crops: dict[tuple, tuple[Tensor, Facts]] = {}  # of the check, for the cache
-        self.room = 0  # bytes that these may take
         self.remembers = False  # whether the index keeps crops
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
@@ -164,15 +163,10 @@ class Folder(Pairs):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getstate__(self) -> dict:
-        """The state that a reader process gets, if it is no copy of this one."""
-        return self.__dict__ | {"crops": {}}
-
     def some(self, indices: Iterable[int]) -> Self:
         """A copy with only these pairs."""
         part = copy(self)
         part.entries, part.kept = [self.entries[i] for i in indices], {}
-        part.crops = self.crops
         return part
 
     def without(self, places: Container[str]) -> Self:
@@ -220,8 +214,8 @@ class Folder(Pairs):
     def hint_at(
         self, i: int, place: tuple[float, float], image: Tensor | None, size: Sequence[int]
     ) -> Tensor:
-        """The crop of hint i: a file's bytes [H, W, 3], or edges [3, H, W] of 0 and 1. image: the
-        picture's crop, if already read; size: the whole picture's, () if unknown."""
+        """The crop of hint i: a file's bytes as from `pixels_of`, or edges [3, H, W] of 0 and 1.
+        image: the picture's crop, if already read; size: the whole picture's, () if unknown."""
         entry = self.entries[i]
         if entry.hint is None:
             image = self.image(i, place)[0] if image is None else image
@@ -231,19 +225,16 @@ class Folder(Pairs):
         return pixels.flip(1) if entry.mirrored else pixels
 
     def crop(self, file: Path | Member, behind: str, place: tuple) -> tuple[Tensor, Size]:
-        """The crop of a picture, bytes [H, W, 3], and the whole picture's size."""
+        """The crop of a picture, bytes as from `pixels_of`, and the whole picture's size."""
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
         facts, pixels = self.look(file, behind)
-        data = self.known.crop(self.key_of(facts, behind))
-        if pixels is None and data is not None:
-            width, height = self.view.size
-            pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, 3)
+        if pixels is None and (kept := self.known.crop(self.key_of(facts, behind))):
+            (width, height), data = self.view.size, bytearray(kept)
+            pixels = torch.frombuffer(data, dtype=torch.uint8).view(height, width, -1)
         if pixels is None:  # decoded earlier, but not kept
-            opened = OpenedOnce(file)
-            pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
-            facts = facts_about(opened)
-        self.known.crops[self.key_of(facts, behind)] = pixels.numpy().tobytes()
+            facts, pixels = self.decoded(file, behind)
+        self.known.lasting[self.key_of(facts, behind)] = pixels.numpy().tobytes()
         return pixels, facts.size
 
     @property
@@ -279,17 +270,21 @@ class Folder(Pairs):
         with self.known.turn(file):
             before = self.known.recall(file)
             if before and before.stamp == stamp_of(file) != "":
-                pixels, of = self.crops.get((file, behind), (None, None))
-                return before, pixels if of == before else None
-            opened = OpenedOnce(file)
-            facts, pixels = facts_about(opened), None
+                facts, pixels = self.known.crops.get((file, behind), (before, None))
+                return before, pixels if facts == before else None
+            opened, pixels = OpenedOnce(file), None
+            facts = facts_about(opened)
             if before is None or before.content != facts.content:
                 pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
-                if pixels.nbytes <= self.room:
-                    self.room -= pixels.nbytes
-                    self.crops[file, behind] = pixels, facts
+                self.known.keep(file, behind, facts, pixels)
             self.known.learn(file, facts)
             return facts, pixels
+
+    def decoded(self, file: Path | Member, behind: str) -> tuple[Facts, Tensor]:
+        """Facts about a picture, and its crop from the middle. The file is opened."""
+        opened = OpenedOnce(file)
+        pixels, size = cropped(opened, behind, self.view.size, MIDDLE)
+        return opened.facts._replace(size=size), pixels
 
     def facts_of(self, file: Path | Member) -> Facts:
         """Facts about a picture, which is read if they are not known."""
@@ -313,20 +308,18 @@ class Folder(Pairs):
 
     def take(self, i: int) -> Taken:
         entry = self.entries[i]
-        pixels, facts = self.crops.get((entry.picture, "white"), (None, None))
-        if pixels is None or facts is None:
-            opened = OpenedOnce(entry.picture)
-            pixels, _ = cropped(opened, "white", self.view.size, MIDDLE)
-            facts = facts_about(opened)
+        crop = self.known.crops.get((entry.picture, "white"))
+        facts, pixels = crop or self.decoded(entry.picture, "white")
         image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
-        edges = None if entry.hint else canny(image, *self.thresholds(entry))
+        edges = None if entry.hint else packed(canny(image, *self.thresholds(entry)))
         return Taken(self.fingerprint(i, facts), image * 2 - 1, edges, facts)
 
-    def learnt(self, facts: dict[int, Facts]) -> None:
-        for i, found in facts.items():
-            self.known.learn(self.entries[i].picture, found)
+    def learnt(self, found: dict[int, Taken]) -> None:
+        for i, one in found.items():
+            if one.facts:
+                self.known.learn(self.entries[i].picture, one.facts)
         self.known.save()
-        self.crops.clear()
+        self.known.crops.clear()
 
 
 def facts_about(opened: OpenedOnce) -> Facts:
@@ -335,9 +328,30 @@ def facts_about(opened: OpenedOnce) -> Facts:
 
 
 def cropped(file: PictureFile, behind: str, size: Size, place: tuple) -> tuple[Tensor, Size]:
-    """The crop of a picture at a place, bytes [H, W, 3], and the whole picture's size."""
+    """The crop of a picture at a place, as from `pixels_of`, and the whole picture's size."""
     picture = read_image(file, behind)
-    return torch.from_numpy(np.array(cut_out(picture, size, place))), picture.size
+    return pixels_of(cut_out(picture, size, place)), picture.size
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """An RGB picture's bytes: [H, W, 3] or, if the channels are equal, [H, W, 1]. Most hints are
+    grey, so reader processes pass on a third of the bytes."""
+    few = image.resize((8, 8), Image.Resampling.NEAREST)  # enough for most coloured pictures
+    for part in (few, image):
+        red, *others = part.split()
+        if any(ImageChops.difference(red, other).getbbox() for other in others):
+            return torch.from_numpy(np.array(image))
+    return torch.from_numpy(np.array(red))[..., None]
+
+
+def packed(edges: Tensor) -> Tensor:
+    """Edges [3, H, W] of zeros and ones, in equal channels -> a bit per pixel, [H, W / 8] bytes."""
+    return torch.from_numpy(np.packbits(edges[0].bool().numpy(), axis=-1))
+
+
+def unpacked(bits: Tensor) -> Tensor:
+    """Packed edges -> [H, W, 1], bytes of 0 and 255."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1) * 255)[..., None]
 
 
 def held_out_of(n: int) -> int:

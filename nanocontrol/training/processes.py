@@ -38,7 +38,8 @@ def code_here() -> str:
 
 def is_of_others(error: Exception) -> bool:
     """Whether an error means that another process ended, or did not answer in time."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    said = str(error)  # the second one follows a time-out of the same group
+    return isinstance(error, dist.DistError) or "gloo" in said or "Application timeout" in said
 
 
 def appears(file: Path) -> bool:
@@ -112,6 +113,11 @@ class Processes:
         """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier(self.patient)
+
+    def hurry(self) -> None:
+        """From now on, wait for the others no longer than a step may take."""
+        if self.size > 1:
+            self.patient = self.cpus
 
     def gather(self, own: Any) -> list[Any]:
         """The objects of all processes, in their order. Waits until every process has called it."""

@@ -124,6 +124,7 @@ class Watch:
         if self.writes and self.data is not None:
             record(self.run.path, self.data)
         self.processes.wait()
+        self.processes.hurry()
         self.signals.noting, self.finished = True, start
         if start == 0 and self.writes:
             self.observe(0)
@@ -154,10 +155,9 @@ class Watch:
         if self.writes and self.finished:
             self.write(self.finished)
         self.processes.wait()
-        saved = (
-            f"the run was saved after step {self.finished}" if self.finished else "no step is done"
-        )
-        raise InputError(f"{first}; {saved}: expected to read it again with --resume")
+        saved = f"the run was saved after step {self.finished}"
+        done = saved if self.finished else "no step is done"
+        raise InputError(f"{first}; {done}: expected to read it again with --resume")
 
     def done(self, step: int, loss: Tensor) -> None:
         """Log, evaluate and save after step `step`, if it is time.
@@ -187,10 +187,9 @@ class Watch:
             self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
             if self.skipped_in_a_row >= self.too_many:
                 last_bad = step
-            if self.writes and taken:
-                self.run.log(step, loss=loss)
-            elif self.writes:
-                self.run.log(step, skipped=self.run.skipped + 1)
+            if self.writes:
+                entry = {"loss": loss} if taken else {"skipped": self.run.skipped + 1}
+                self.run.log(step, **entry)
         self.losses.clear()
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if last_bad:

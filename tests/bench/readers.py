@@ -1,4 +1,5 @@
-"""Pairs per second that reader processes deliver from the cache, and the cache's size per pair.
+"""Pairs per second that reader processes deliver from the cache, their CPU time per pair, and the
+cache's size per pair.
 
     python tests/bench/readers.py [--size 512] [--batch-size 16] [--workers 2] [--rounds 5]
 
@@ -7,15 +8,18 @@ Stable Diffusion 1's shapes in bf16: how long they take to read does not depend 
 hint is kept in memory, as in a data set that is too large for it. "Before" is the same cache with
 hints of float32, made or read at every step, as the code did until edges were cached. The two take
 turns, because other work slows a shared machine down for minutes. Printed are the fastest rounds.
+CPU time is in milliseconds per pair, and includes what the system needs to hand pairs over.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from unittest import mock
 
@@ -32,6 +36,7 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.flags import at_least, multiple_of_64
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image, to_bytes
 from nanocontrol.training import cache, loader
+from nanocontrol.training.batches import columns_of
 from nanocontrol.training.loader import groups, shuffled
 from nanocontrol.training.pairs import MIDDLE, Folder, Pairs, View
 
@@ -94,11 +99,27 @@ def bytes_per_pair(dataset: cache.Cached) -> float:
     return sum(file.stat().st_size for file in dataset.rows.files) / len(dataset)
 
 
-def pairs_per_second(dataset: cache.Cached, batch_size: int, workers: int, seconds: float) -> float:
-    """The rate at which the main process gets pairs, after each worker has started."""
+def read(dataset: cache.Cached, batch_size: int, workers: int, n: int | None = None) -> Iterator:
+    """n batches, or batches without end."""
     order = groups(shuffled(len(dataset), 0, 0), batch_size, slice(None))
     with mock.patch.object(loader, "readers", lambda _: workers):
-        batches = loader.loader(dataset, order, "cpu")
+        return loader.loader(dataset, islice(order, n), "cpu", collate_fn=columns_of)
+
+
+def cpu_time(dataset: cache.Cached, batch_size: int, workers: int, seconds: float) -> float:
+    """Milliseconds per pair that the readers compute."""
+    n = max(1, round(seconds * 500 / batch_size))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in read(dataset, batch_size, workers, n):
+        pass  # after the last one, the readers end
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return 1000 * used / n / batch_size
+
+
+def pairs_per_second(dataset: cache.Cached, batch_size: int, workers: int, seconds: float) -> float:
+    """The rate at which the main process gets pairs, after each worker has started."""
+    batches = read(dataset, batch_size, workers)
     for _ in range(4 * workers):
         next(batches)
     start, n = time.perf_counter(), 0
@@ -107,13 +128,15 @@ def pairs_per_second(dataset: cache.Cached, batch_size: int, workers: int, secon
     return n / (time.perf_counter() - start)
 
 
-def measured(rounds: int, **ways: Callable[[], float]) -> dict[str, float]:
-    """The highest rates of all rounds, measured in turns."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+def measured(rounds: int, how: tuple, **ways: cache.Cached) -> dict[str, float]:
+    """The highest rates of all rounds, and the lowest CPU times, measured in turns."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {f"{name}_cpu": [] for name in ways}
     for _ in range(rounds):
-        for name, rate in ways.items():
-            found[name].append(rate())
-    return {name: max(rates) for name, rates in found.items()}
+        for name, dataset in ways.items():
+            rates[name].append(pairs_per_second(dataset, *how))
+            times[f"{name}_cpu"].append(cpu_time(dataset, *how))
+    return {name: max(x) for name, x in rates.items()} | {k: min(x) for k, x in times.items()}
 
 
 def rows_of(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -123,11 +146,7 @@ def rows_of(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, float
         now = cached(folder, args.size, hints, prompt=True)
         before = cached(folder, args.size, hints, prompt=True, of=Before)
         alike = bytes_per_pair(cached(folder, args.size, hints, prompt=False))
-        rates = measured(
-            args.rounds,
-            before=lambda before=before: pairs_per_second(before, *how),
-            now=lambda now=now: pairs_per_second(now, *how),
-        )
+        rates = measured(args.rounds, how, before=before, now=now)
         sizes = {"bytes": bytes_per_pair(now), "bytes_with_equal_prompts": alike}
         rows[row] = rates | sizes
     return rows
@@ -156,12 +175,13 @@ def main() -> None:
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     here = f"{os.cpu_count()} CPUs, {platform.machine()}; PyTorch {torch.__version__}; {load}"
     args.out.write_text(json.dumps(rows | {"machine": here}, indent=2) + "\n")
-    print("| pairs/s | before | now | times | KB a pair | with equal prompts |")
-    print("|---|---|---|---|---|---|")
+    print("| pairs/s | before | now | times | CPU ms | now | KB a pair | with equal prompts |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, n in rows.items():
         rates = f"{n['before']:.0f} | {n['now']:.0f} | {n['now'] / n['before']:.1f}"
         kilobytes = f"{n['bytes'] / 1e3:.0f} | {n['bytes_with_equal_prompts'] / 1e3:.1f}"
-        print(f"| {name} | {rates} | {kilobytes} |")
+        times = f"{n['before_cpu']:.2f} | {n['now_cpu']:.2f}"
+        print(f"| {name} | {rates} | {times} | {kilobytes} |")
     print(f"\n{here}")
 
 

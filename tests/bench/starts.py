@@ -4,8 +4,8 @@
 
 Pictures are small and their hints are files. The index and the cache are filled with made-up rows,
 because how long they take to be found does not depend on what they hold. Each start is a process of
-its own, from the command to the first step's batch: one whose pairs are cached, and one that sees
-no pair twice.
+its own, from the command to the first step's batch: one whose pairs are cached, one that sees no
+pair twice, and a run that is resumed.
 """
 
 import argparse
@@ -115,6 +115,7 @@ def main() -> None:
         rows["first, cached"] = started(folder, *many, "--out", "a")
         rows["second, cached"] = started(folder, *many, "--out", "b")
         rows["second, each pair seen once"] = started(folder, *few, "--out", "c")
+        rows["resume, cached"] = started(folder, "--resume", "b")
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     here = f"{os.cpu_count()} CPUs, {platform.machine()}; {args.pairs:,} pairs; {load}"
     args.out.write_text(json.dumps(rows | {"machine": here}, indent=2) + "\n")
