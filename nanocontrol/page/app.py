@@ -201,8 +201,7 @@ class Page:
 def page_app(page: Page, hosts: str) -> ASGIApp:
     routes: list[Any] = [Route("/api/info", page.info), Route("/api/run", page.run)]
     posts = {"generate": page.generate, "photo": page.photo}
-    for answer in (page.draw, page.scene, page.command):
-        posts[answer.__name__] = page.answering(answer)
+    posts |= {f.__name__: page.answering(f) for f in (page.draw, page.scene, page.command)}
     routes += [Route(f"/api/{name}", post, methods=["POST"]) for name, post in posts.items()]
     routes += [Mount("/static", StaticFiles(directory=STATIC))]
     routes += [Route("/", lambda request: FileResponse(STATIC / "index.html"))]

@@ -4,12 +4,11 @@
 
 writes preview.json, nano's map from a latent to RGB, fitted on 256 scenes; and static/first.json,
 the run of the first screen: a drawing, its pictures and the insides. With `--run RUN` it writes
-static/training.json instead: a scene's pictures with the weights that a run kept, and its log.
+static/training.json instead: a scene's pictures in the course of a run, and the run's log.
 """
 
 import json
-from base64 import b64decode, b64encode
-from dataclasses import asdict
+from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,30 @@ import torch
 from PIL import Image
 
 from nanocontrol.checkpoint import load_sd
-from nanocontrol.nano.model import NANO
+from nanocontrol.nano.detector import load_detector
+from nanocontrol.nano.model import DETECTOR, NANO
 from nanocontrol.nano.scenes import HELD_OUT
+from nanocontrol.nano.scores import score
 from nanocontrol.nano.world import random_scene
 from nanocontrol.page.app import STATIC
-from nanocontrol.page.making import Event, Making
+from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
 from nanocontrol.page.preview import FILE, fit_preview
 from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import hash_of, write_atomically
 from nanocontrol.plumbing.flags import Parser
-from nanocontrol.training.run import write_json
+from nanocontrol.plumbing.pictures import CAPTION, as_tensor, read_image
+from nanocontrol.training.run import RunFolder, write_json
 
 COMMAND, SCENES = "python -m nanocontrol.page.record", 256
+COLUMN = 6  # of a contact sheet: the scene of the recorded training
 # The drawing is made of strokes, as a user makes it.
 TOP, LEFT, RIGHT, FRONT = (62.5, 26.5), (26.5, 86.5), (102.5, 80.5), (68.5, 102.5)
 LINES = [(TOP, LEFT), (TOP, FRONT), (TOP, RIGHT), (LEFT, FRONT), (FRONT, RIGHT)]
 STROKES = [{"tool": "line", "width": 1, "points": [[*a], [*b]]} for a, b in LINES]
 DRAWING = {"condition": "canny", "under": None, "scene": None, "strokes": STROKES}
-REQUEST = {"drawing": DRAWING, "prompt": "an orange pyramid on a teal background", "seed": 3}
+PROMPT, SEED = "an orange pyramid on a teal background", 3
+REQUEST = {"drawing": DRAWING, "prompt": PROMPT, "seed": SEED, "attention": True}
 
 
 def write_preview() -> None:
@@ -46,10 +50,6 @@ def write_preview() -> None:
     say(f"{FILE}: root mean square error {error:.3f} of 1")
 
 
-def events_of(models: Models, request: dict[str, Any]) -> list[Event]:
-    return [*Making(models, models.wanted({"client": "record", **request})).events()]
-
-
 def write_recording(name: str, content: dict[str, Any]) -> None:
     text = json.dumps(content, separators=(",", ":"))
     write_atomically(STATIC / name, lambda file: file.write_text(text))
@@ -57,27 +57,30 @@ def write_recording(name: str, content: dict[str, Any]) -> None:
 
 
 def write_first(models: Models) -> None:
-    request = REQUEST | {"attention": True}
-    content = {"info": models.info(), "request": models.about["defaults"] | request}
-    write_recording("first.json", content | {"events": events_of(models, request)})
+    write_preview()
+    models.load()
+    events = [*Making(models, models.wanted({"client": "record", **REQUEST})).events()]
+    request = models.about["defaults"] | REQUEST
+    write_recording("first.json", {"info": models.info(), "request": request, "events": events})
 
 
 def write_training(models: Models) -> None:
-    """A scene at each kept step. Its noise is the one of ten that shows the clearest change."""
-    scene = random_scene(HELD_OUT + 6)
-    drawing = {"condition": models.trained, "scene": json.loads(json.dumps(asdict(scene)))}
-    request = {"drawing": drawing, "columns": [models.trained], "prompt": scene.prompt}
-    pictures = {}
-    for step in models.steps():
-        start, *_, made, _ = events_of(models, request | {"run_step": step})
-        pictures[step] = {"url": as_webp(made["png"]), "score": made["score"]}
-    hint, run = as_webp(start["hints"][models.trained]), models.progress()
-    write_recording("training.json", {"run": run, "hint": hint, "made": pictures})
+    """One held-out scene in the contact sheets of a run of nano: the first row has its hint, the
+    last one its pictures."""
+    size, made, detector = models.size, {}, load_detector(DETECTOR)
+    left, right = COLUMN * size, (COLUMN + 1) * size
+    for file in RunFolder(models.run or Path()).sheets():
+        sheet = read_image(file)
+        picture = sheet.crop((left, sheet.height - CAPTION - size, right, sheet.height - CAPTION))
+        given = as_tensor(picture)[None] * 2 - 1, [random_scene(HELD_OUT + COLUMN)], detector
+        made[int(file.stem)] = {"url": as_webp(picture), "score": score(models.trained, *given)}
+    run, hint = models.progress() | {"steps": [*made]}, sheet.crop((left, 0, right, size))
+    write_recording("training.json", {"run": run, "hint": as_webp(hint), "made": made})
 
 
-def as_webp(png: str) -> str:
-    """The address of a WebP file in base64: a quarter of the size of the PNG file in base64."""
-    Image.open(BytesIO(b64decode(png))).save(file := BytesIO(), "WEBP", quality=90)
+def as_webp(picture: Image.Image) -> str:
+    """The address of a WebP file in base64: a quarter of the size of a PNG file in base64."""
+    picture.save(file := BytesIO(), "WEBP", quality=90)
     return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
 
 
@@ -87,10 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     run = parser.parse_args(argv).run
     torch.set_num_threads(1)
     with one_sentence("record"), torch.no_grad():
-        if run is None:
-            write_preview()
         models = Models(None, [], run, "cpu")
-        models.load()
         (write_training if run else write_first)(models)
 
 

@@ -35,14 +35,16 @@ from nanocontrol.nano.conditions import CONDITIONS, grey, line, thick_lines
 from nanocontrol.nano.model import UNET, new_nano
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import Drawing, draw, random_scene
-from nanocontrol.page import asked, insides
+from nanocontrol.page import asked, insides, record
 from nanocontrol.page.__main__ import listening
 from nanocontrol.page.__main__ import main as page
 from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
 from nanocontrol.page.preview import FILE, fit_preview
 from nanocontrol.page.sketch import as_picture
+from nanocontrol.plumbing.pictures import CAPTION
 from nanocontrol.sampling import initial_noise, sample, sampling_steps
+from nanocontrol.training.run import RunFolder
 from nanocontrol.unet import UNet
 from sample import generate
 
@@ -606,6 +608,33 @@ def test_a_run_that_is_still_training_grows(served, run, tmp_path):
     for name in "settings.json", "log.jsonl":
         os.utime(copy / name, (0, 0))
     assert not models.progress()["running"]
+
+
+def test_a_run_is_recorded_from_its_contact_sheets(served, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "STATIC", tmp_path)
+    sheets = RunFolder(run).sheets()
+    for step, file in enumerate(sheets):
+        sheet = np.zeros((SIZE + 40 + SIZE + CAPTION, 8 * SIZE, 3), np.uint8)
+        place = slice(record.COLUMN * SIZE, (record.COLUMN + 1) * SIZE)
+        sheet[:SIZE, place], sheet[-CAPTION - SIZE : -CAPTION, place] = 200, 50 * (1 + step)
+        Image.fromarray(sheet).save(file)
+    record.main(["--run", str(run)])
+    recorded = json.loads((tmp_path / "training.json").read_text())
+    assert recorded["run"] == served.get("/api/run")
+    colours = [pixels(one["url"].partition(",")[2]) for one in recorded["made"].values()]
+    assert [round(c.mean()) for c in colours] == [50, 100, 150]
+    assert all(c.shape == (SIZE, SIZE, 3) and c.std() < 2 for c in colours)
+    assert pixels(recorded["hint"].partition(",")[2]).mean() == pytest.approx(200, abs=2)
+
+
+def test_the_recorded_training_jumps(served):
+    recorded = served.get("/static/training.json")
+    assert recorded["run"].keys() == served.get("/api/run").keys()
+    scores = {int(step): one["score"] for step, one in recorded["made"].items()}
+    assert [*scores] == recorded["run"]["steps"] and not recorded["run"]["running"]
+    values = [*scores.values()]
+    assert values[0] < 0.3 and values[-1] > 0.9
+    assert max(b - a for a, b in pairwise(values)) > 0.4
 
 
 # ----------------------------------------------------------------------------------- another base

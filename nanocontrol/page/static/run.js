@@ -105,8 +105,8 @@ function story({ folder, running, done, total, jump, steps, note }) {
   if (running) return `${folder} is training: step ${done} of ${total}. ${note || watch}`;
   const began = jump ? ` On average they begin around step ${jump}.` : '';
   return now.live ? `${folder} was trained for ${done} steps.${began} ${note}`
-    : `A recorded training of ${done} steps: one drawing, from one noise, at every ${steps[1]}th step. ${watch} Other
-      drawings begin at other steps, so their mean score, the line, rises more slowly.${began}`;
+    : `A recorded training: of eight drawings the one with the clearest jump, from one noise, at every ${steps[1]}th step.
+      ${watch} The others begin at other steps, so the mean score, the line, rises more slowly.${began}`;
 }
 
 function frame(title, src, step = null, chosen = false) {
@@ -141,7 +141,7 @@ function plot(at) {
   const label = (x, y, text, anchor) => svg('text', { x, y, 'text-anchor': anchor, class: 'dim' }, text);
   $('plot').setAttribute('viewBox', `0 0 ${W} 350`);
   $('plot').replaceChildren(
-    ...graph(26, 'score: a line for many drawings, dots for this one', values('score'), [0, 1], own),
+    ...graph(26, 'score, with dots for this drawing', values('score'), [0, 1], own),
     ...losses.length ? graph(190, 'loss, on pictures not trained on', losses,
       [Math.min(...extent), Math.max(...extent)], []) : [],
     label(x(0), 332, '0', 'start'), label(x(last), 332, `step ${last}`, 'end'));
