@@ -105,8 +105,8 @@ function story({ folder, running, done, total, jump, steps, note }) {
   if (running) return `${folder} is training: step ${done} of ${total}. ${note || watch}`;
   const began = jump ? ` On average they begin around step ${jump}.` : '';
   return now.live ? `${folder} was trained for ${done} steps.${began} ${note}`
-    : `A recorded training: of eight drawings the one with the clearest jump, from one noise, at every ${steps[1]}th step.
-      ${watch} The others begin at other steps, so the mean score, the line, rises more slowly.${began}`;
+    : `A recorded training: of eight drawings the one with the clearest jump, at every ${steps[1]}th step. ${watch} The
+      others begin at other steps, so the mean score, the line, rises more slowly.${began}`;
 }
 
 function frame(title, src, step = null, chosen = false) {
