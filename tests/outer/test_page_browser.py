@@ -252,6 +252,7 @@ def test_a_zero_convolution_says_that_it_is_muted(page):
     zero, click = "[data-zero='2']", "document.querySelector(arguments[0])"
     click += ".dispatchEvent(new MouseEvent('click', {bubbles: true}))"
     page.made(lambda: page.js(click, zero))
+    page.find("#block-text")
     page.keep("zero")
     assert "It is muted" in page.find_text("#block-text")
     assert page.find_text(f"{zero} text") == page.find_text("[data-row='2'] output") == "muted"
@@ -265,16 +266,19 @@ def test_an_empty_drawing_changes_no_picture_and_is_named(page):
     page.made(lambda: page.set("#steps", 2))
     page.made(lambda: page.click("#clear"))
     page.click("#overlay")
+    page.find("#pictures")
     page.keep("empty")
+    named = "return [...document.querySelectorAll('#pictures figure')]"
+    named += ".filter((f) => f.textContent.includes('nothing to follow'))"
+    named += ".map((f) => f.dataset.column)"
+    assert page.js(named) == ["none", "canny"]
     assert page.js("return document.querySelectorAll('.picture .hint').length") == 0
     assert "The drawing is empty" in page.find_text("#says")
     # A scene without a figure has edges, but no pose.
     page.made(lambda: page.click("[name=mode][value=scene]"))
     page.made(lambda: page.click("#compare"))
     page.keep("empty-pose")
-    named = "return [...document.querySelectorAll('#pictures figure')]"
-    named += ".filter((f) => f.textContent.includes('nothing to follow'))"
-    assert page.js(named + ".map((f) => f.dataset.column)") == ["pose"]
+    assert page.js(named) == ["pose"]
     assert "empty" not in page.find_text("#says") + page.find_text("#layers-text")
     page.made(lambda: page.click("[name=condition][value=pose]"))
     assert "Add a figure" in page.find_text("#check")
@@ -409,12 +413,16 @@ def test_a_recorded_training_is_shown_and_played(page):
     shown = "return document.querySelector('#run-pictures figure:last-child img').src"
     last = page.js(shown)
     assert page.js("return document.querySelectorAll('#film figure').length") > 10
-    page.click("#run-play")
-    page.wait(lambda: page.find_text("#run-at") == "step 0")
-    assert page.js(shown) != last
+    page.set("#run-step", 0)
+    assert page.find_text("#run-at") == "step 0" and page.js(shown) != last
     page.keep("recorded")
-    page.wait(lambda: page.find_text("#run-at") == "step 500")
-    assert page.js(shown) == last and "Play" in page.find_text("#run-play")
+    page.js("""window.seen = []; const at = document.querySelector('#run-at');
+        new MutationObserver(() => seen.push(at.textContent)).observe(at, {childList: true})""")
+    page.click("#run-play")
+    page.wait(lambda: page.js("return seen.length") > 0 and page.find_text("#run-at") == "step 500")
+    page.wait(lambda: "Play" in page.find_text("#run-play"))
+    assert page.js("return [...new Set(seen)]") == [f"step {20 * i}" for i in range(26)]
+    assert page.js(shown) == last
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ function build() {
   const shown = [...$('pictures').children].map((figure) => [figure.dataset.column, figure.querySelector('.made').src]);
   const before = Object.fromEntries(shown);
   const figures = result.start.columns.map((column) => {
-    const own = column === 'none' ? result.request.drawing.condition : column;
+    const own = lead(column);
     const hint = isEmpty(own) ? null : result.start.hints[own];
     return el('figure', { 'data-column': column, class: column === 'none' ? 'without' : 'with' },
       title(column),
@@ -48,7 +48,9 @@ function build() {
   $('pictures').replaceChildren(...figures);
 }
 
-const OVERLAYS = { canny: 'lines', hough: 'lines', soft: 'lines', scribble: 'lines', pose: 'glow' };
+const OVERLAYS = { canny: 'lines', hough: 'lines', soft: 'lines', scribble: 'lines', pose: 'glow', depth: 'glow' };
+/** The condition that a column is compared with. */
+const lead = (column) => (column === 'none' ? result.request.drawing.condition : column);
 const isEmpty = (condition) => result.start.empty.includes(condition);
 
 function render() {
@@ -81,8 +83,9 @@ function renderFigure(figure, step, all) {
 }
 
 function renderScore(place, picture) {
-  const why = isEmpty(mainColumn()) || isEmpty(picture?.column) ? 'nothing to follow' : 'no score: drawn by hand';
-  if (picture?.score == null) return place.replaceChildren(picture && scored ? why : '\u00a0');
+  if (!picture || !scored) return place.replaceChildren('\u00a0');
+  if (isEmpty(lead(picture.column))) return place.replaceChildren('nothing to follow');
+  if (picture.score == null) return place.replaceChildren('no score: drawn by hand');
   const meter = el('meter', { min: 0, max: 1, value: picture.score });
   place.replaceChildren('score ', el('b', {}, picture.score.toFixed(2)), meter);
 }
