@@ -492,7 +492,7 @@ def test_the_pictures_are_on_a_projectors_first_screen(page, width, height):
     page.wait(lambda: page.find_text("#step-text") == "finished")
     page.keep(f"projector-{width}")
     bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
-    for selector in ("#canvas", "[data-column=none] .score", "[data-column=canny] .score"):
+    for selector in ("#canvas", "[data-column=none] .score b", "[data-column=canny] .score b"):
         assert page.js(bottom, selector) <= height, selector
 
 

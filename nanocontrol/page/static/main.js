@@ -154,7 +154,7 @@ function listen() {
 async function showCommand() {
   try {
     const answer = await command(state.request, state.request.columns.at(1) ?? 'none');
-    const flags = answer.command.split(/(?<= )(?=--)/); // a flag stays in one piece where lines are broken
+    const flags = answer.command.split(/(?<= )(?='?--)/); // a flag stays in one piece where lines are broken
     $('dialog-text').replaceChildren(...flags.map((flag) => el('span', {}, flag)));
     $('dialog').showModal();
   } catch (error) {
