@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanocontrol.doctor.hints import TrainingHints
 from nanocontrol.nano.conditions import CONDITIONS
 from nanocontrol.nano.world import KINDS, draw, random_scene
-from nanocontrol.page import asked
-from nanocontrol.page.asked import SCENE, SEED, THRESHOLD, Refused, expect, fields_of, one_of
+from nanocontrol.page.asked import SCENE, SEED, THRESHOLDS, Refused, Sent, expect, fields_of, one_of
 from nanocontrol.page.check import check_of, training_hints
 from nanocontrol.page.command import command_for
 from nanocontrol.page.making import Making
@@ -33,11 +32,9 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, picture_size, read_image
 
 STATIC = Path(__file__).parent / "static"
-FILES = {"/": STATIC / "index.html", "/first.json": STATIC / "first.json"}
 BODY, PHOTO = 2**20, 10 * 2**20  # bytes, at most
 LARGEST = 50 * 10**6  # pixels of a photo
 PATIENCE = 20  # seconds for a request's body
-THRESHOLDS = {"low": (THRESHOLD, 100), "high": (THRESHOLD, 200)}  # of Canny
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -169,18 +166,15 @@ class Page:
         answer = {"scene": asdict(scene), "prompt": prompt, "hints": hints, "notes": notes}
         return answer | {"picture": png(as_picture(drawing.image))}
 
-    def edges(self, given: Any) -> dict:
-        parts = fields_of(picture=asked.picture(self.models.size), **THRESHOLDS)
-        found = parts(given, "request")
-        return {"hint": png(canny(found.picture, found.low, found.high))}
-
     async def photo(self, request: Request) -> Response:
+        """The middle of a photo, and its edges. Sent again, the middle stays as it is."""
         data = await body_of(request, "application/octet-stream", PHOTO)
-        given = {n: int(x[:9]) for n, x in request.query_params.items() if x.isdecimal()}
+        given = {n: int(x[:9]) if x.isdecimal() else x for n, x in request.query_params.items()}
         found, size = fields_of(**THRESHOLDS)(given, "request"), self.models.size
+        expect(found.low <= found.high, "request.high", "no less than low")
 
         def answer() -> dict:
-            photo = asked.Sent(data, "the photo")
+            photo = Sent(data, "the photo")
             width, height = picture_size(photo)  # before it is decoded
             expect(width * height <= LARGEST, str(photo), f"at most {LARGEST // 10**6} megapixels")
             pixels = as_tensor(cut_out(read_image(photo), (size, size), (0.5, 0.5)))
@@ -194,12 +188,8 @@ class Page:
         if len(self.worker.latest) >= MOST:
             raise Refused("too many pictures are in the making: try again in a moment", 429)
         events = self.worker.stream(making.wanted.client, making.events())
-
-        async def lines() -> AsyncIterator[bytes]:
-            async for event in events:
-                yield json.dumps(event).encode() + b"\n"
-
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
+        lines = (json.dumps(event).encode() + b"\n" async for event in events)
+        return StreamingResponse(lines, media_type="application/x-ndjson")
 
     def command(self, given: Any) -> dict:
         column = str(given.pop("column", None)) if isinstance(given, dict) else ""
@@ -209,18 +199,12 @@ class Page:
 
 
 def page_app(page: Page, hosts: str) -> ASGIApp:
-    async def on_refused(request: Request, error: Any) -> Response:
-        return refused(error)
-
-    async def on_http(request: Request, error: Any) -> Response:
-        return refused(Refused(error.detail, error.status_code))
-
     routes: list[Any] = [Route("/api/info", page.info), Route("/api/run", page.run)]
     posts = {"generate": page.generate, "photo": page.photo}
-    for answer in (page.draw, page.scene, page.edges, page.command):
-        posts[answer.__name__] = page.answering(answer)
+    posts |= {f.__name__: page.answering(f) for f in (page.draw, page.scene, page.command)}
     routes += [Route(f"/api/{name}", post, methods=["POST"]) for name, post in posts.items()]
     routes += [Mount("/static", StaticFiles(directory=STATIC))]
-    routes += [Route(path, lambda request, f=f: FileResponse(f)) for path, f in FILES.items()]
-    handlers: Any = {InputError: on_refused, HTTPException: on_http}
+    routes += [Route("/", lambda request: FileResponse(STATIC / "index.html"))]
+    handlers: Any = {InputError: lambda request, error: refused(error)}
+    handlers[HTTPException] = lambda _, error: refused(Refused(error.detail, error.status_code))
     return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)

@@ -145,7 +145,7 @@ SCENE = fields_of(
     **{"background": one_of(COLOURS), "light": direction, "seed": SEED},
     things=many(THING, 0, LIMITS["things"]),
 )
-THRESHOLD = integer(1000)
+THRESHOLDS = {"low": (integer(1000), 100), "high": (integer(1000), 200)}  # of Canny
 
 
 def drawing(conditions: Collection[str], size: int, scenes: bool) -> Check:

@@ -42,8 +42,7 @@ def check_of(hint: Tensor, condition: str, training: TrainingHints) -> dict[str,
             break
         fixes, fixed = [*fixes, fix], changed
         after = differences(fixed, training)
-    text = found[0] if found else f"this looks like the hints that {condition} was trained on"
-    check = {"fits": not found, "text": text, "differences": found, "fixes": fixes, "after": after}
+    check = {"fits": not found, "differences": found, "fixes": fixes, "after": after}
     return check | {"fixed": png(fixed) if fixes else None}
 
 

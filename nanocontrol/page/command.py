@@ -14,7 +14,6 @@ from nanocontrol.page.sketch import drawn_hint, png
 from nanocontrol.plumbing.files import make_folder, write_atomically
 
 MOST = 1000  # hints in the folder
-NOTE = "the same pixels on the same machine with the same PyTorch"
 
 
 def command_for(models: Models, wanted: SimpleNamespace, column: str, out: Path) -> dict[str, Any]:
@@ -26,7 +25,6 @@ def command_for(models: Models, wanted: SimpleNamespace, column: str, out: Path)
     flags = ["sample.py", "--n=1", f"--base={near_here(models.base)}", f"--prompt={prompt}"]
     flags += [f"--negative={wanted.negative}"] * bool(wanted.negative)
     flags += [f"--seed={wanted.seed}", f"--steps={wanted.steps}", f"--scale={wanted.scale}"]
-    file = None
     if column != NONE:
         file = saved_hint(png(drawn_hint(wanted.drawing, column, models.size)), out)
         control = near_here(models.control(column, wanted.run_step)[1])
@@ -35,8 +33,7 @@ def command_for(models: Models, wanted: SimpleNamespace, column: str, out: Path)
         flags += [f"--control-from={wanted.control_from}", f"--control-to={wanted.control_to}"]
         flags += [f"--{rule.replace('_', '-')}" for rule in RULES if getattr(wanted, rule)]
     line = shlex.join(["python", *flags, f"--device={models.device}"])
-    name = file and str(file)
-    return {"command": f"OMP_NUM_THREADS=1 {line}", "hint": name, "note": NOTE}
+    return {"command": f"OMP_NUM_THREADS=1 {line}"}
 
 
 def saved_hint(hint: str, folder: Path) -> Path:

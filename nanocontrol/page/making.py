@@ -32,16 +32,13 @@ class Making:
 
     def __init__(self, models: Models, wanted: SimpleNamespace):
         self.models, self.wanted = models, wanted
-        names, step = [name for name in wanted.columns if name != NONE], wanted.run_step
-        self.hints = {name: drawn_hint(wanted.drawing, name, models.size) for name in names}
-        hints = {name: hint[None] for name, hint in self.hints.items()}
-        self.controls: dict[str, list[Control]] = {name: [] for name in wanted.columns}
-        for name in names:
-            self.controls[name].append(
-                (models.control(name, step)[0], hints[name], wanted.strength)
-            )
-        rules = [getattr(wanted, rule) for rule in RULES]
-        self.applied = {n: weigh(self.controls[n][0], models.size // 8, *rules) for n in names}
+        self.hints, self.controls = dict[str, Tensor](), dict[str, list[Control]]({NONE: []})
+        for name in {*wanted.columns} - {NONE}:
+            self.hints[name] = hint = drawn_hint(wanted.drawing, name, models.size)
+            net, _ = models.control(name, wanted.run_step)
+            self.controls[name] = [(net, hint[None], wanted.strength)]
+        latent, rules = models.size // 8, [getattr(wanted, rule) for rule in RULES]
+        self.applied = {n: weigh(self.controls[n][0], latent, *rules) for n in self.hints}
         self.spans, self.ts = insides.spans_of(wanted.prompt), DDIM().timesteps(wanted.steps)
         self.controlled = controlled_steps(wanted.steps, wanted.control_from, wanted.control_to)
 
@@ -60,10 +57,10 @@ class Making:
     def start(self) -> Event:
         words = [word for word, *_ in self.spans]
         known = [{"text": word, "known": insides.is_known(self.models.sd, word)} for word in words]
-        event = {"event": "start", "hints": {n: png(hint) for n, hint in self.hints.items()}}
+        event: Event = {"event": "start", "hints": {n: png(hint) for n, hint in self.hints.items()}}
         event |= {"columns": self.wanted.columns, "ts": self.ts, "controlled": self.controlled}
         event |= {"weights": {n: applied.weights for n, applied in self.applied.items()}}
-        empty = any(bool(hint.std() == 0) for hint in self.hints.values())
+        empty = [name for name, hint in self.hints.items() if hint.std() == 0]
         return event | {"words": known, "empty": empty}
 
     def column(self, name: str) -> Iterator[Event]:

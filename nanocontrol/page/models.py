@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,8 @@ from nanocontrol.training.run import read_run
 NUMBERS = "step", "loss", "held_out_loss", "control_gain", "score", "follows", "iou"
 SILENT = 600  # seconds without a line in the log after which a run counts as stopped
 KEPT = 4  # weights of a run that stay in memory
+NO_RUN = "the page was started without --run RUN"
+NO_WEIGHTS = "no weights are kept yet: train.py --keep all keeps every evaluation's"
 EXAMPLE = HELD_OUT + 14  # the scene with which the page begins
 
 
@@ -65,7 +68,7 @@ class Models:
             raise InputError(f"--run: {run} trains on other hints than the page draws for nano")
         if not self.conditions():
             raise InputError(f"--base: {self.base} is not nano: expected a --control for it")
-        self.kept: dict[int, ControlNet] = {}
+        self.kept = lru_cache(KEPT)(lambda file: load_control(file, self.sd.unet))
 
     @torch.no_grad()
     def load(self) -> None:
@@ -90,25 +93,19 @@ class Models:
         blocks = diagram_of(sd, next(iter(self.controls.values()), None))
         own = [b for b in blocks if b["part"] == "unet"][: len(ends_of(sd.unet, "input_blocks"))]
         ends = [{"name": b["name"], "channels": b["shape"][0], "size": b["shape"][2]} for b in own]
-        facts = {"ready": True, "base": str(near_here(self.base)), "name": self.name}
-        facts |= {
-            "size": self.size,
-            "guidance": sd.guidance,
-            "device": self.device,
-            "nano": self.scenes,
-        }
-        facts |= {"connections": len(ends), "residuals": ends}
+        facts = {"ready": True, "name": self.name, "size": self.size, "nano": self.scenes}
+        facts |= {"connections": len(ends), "residuals": ends, "run": self.run is not None}
         words = ["a", "an", "and", "on", "background", *KINDS, *COLOURS] if self.scenes else None
         colours = {name: sketch.code_of(colour) for name, colour in COLOURS.items()}
-        facts |= {"blocks": blocks, "words": words, "colours": colours, "kinds": KINDS}
-        facts |= {"limbs": LIMBS, "run": {"folder": str(self.run)} if self.run else None}
+        facts |= {"blocks": blocks, "words": words, "colours": colours}
+        facts |= {"kinds": KINDS, "limbs": LIMBS, "limits": asked.LIMITS}
         drawing = {"condition": next(iter(self.usable()), None)}
         defaults = vars(self.wanted({"client": "-", "drawing": drawing}, "defaults", len(ends)))
         defaults["drawing"] = vars(defaults["drawing"])
         del defaults["client"]
         scene = random_scene(EXAMPLE, ("pyramid",))
         example = {"scene": asdict(scene), "prompt": scene.prompt} if self.scenes else None
-        return facts | {"limits": asked.LIMITS, "defaults": defaults, "example": example}
+        return facts | {"defaults": defaults, "example": example}
 
     def drawing(self, given: Any) -> SimpleNamespace:
         return asked.drawing(self.conditions(), self.size, self.scenes)(given, "drawing")
@@ -118,6 +115,8 @@ class Models:
         n, known = n or self.about["connections"], self.conditions()
         check = asked.wanted(known, n, self.size, self.scenes, self.sd.guidance)
         found = check(given, name)
+        if found.run_step is not None and self.run is None:
+            raise Refused(f"run_step: {NO_RUN}", 404)
         for column in {*found.columns} - {asked.NONE}:
             self.control(column, found.run_step)
         return found
@@ -159,27 +158,21 @@ class Models:
         step = max(files, default=0) if step is None else step
         if step not in files:
             raise Refused(f"run_step: {self.run} keeps no weights of step {step}", 404)
-        if step not in self.kept:
-            while len(self.kept) >= KEPT:
-                del self.kept[next(iter(self.kept))]
-            self.kept[step] = load_control(files[step], self.sd.unet)
-        return self.kept[step], files[step]
+        return self.kept(files[step]), files[step]
 
     def progress(self) -> dict[str, Any]:
         """The run as its folder shows it now. Raises Refused without a run."""
         if self.run is None:
-            raise Refused("the page was started without --run RUN", 404)
+            raise Refused(NO_RUN, 404)
         run, steps = read_run(self.run), [*self.steps()]
         log = [{n: entry[n] for n in NUMBERS if entry.get(n) is not None} for entry in run.log]
         total = run.settings.get("steps", run.steps)
-        note = (
-            "" if steps else "no weights are kept yet: train.py --keep all keeps every evaluation's"
-        )
-        about = {"folder": str(self.run), "condition": self.trained, "steps": steps, "note": note}
-        about |= {"done": run.steps, "total": total, "log": log, "jump": step_of_jump(run.measured)}
+        about = {"folder": str(self.run), "condition": self.trained, "steps": steps, "log": log}
+        about |= {"done": run.steps, "total": total, "jump": step_of_jump(run.measured)}
         files = [self.run / name for name in ("settings.json", "log.jsonl")]
         newest = max(file.stat().st_mtime for file in files if file.exists())
-        return about | {"running": not run.metrics and time.time() - newest < SILENT}
+        running = not run.metrics and time.time() - newest < SILENT
+        return about | {"running": running, "note": "" if steps else NO_WEIGHTS}
 
 
 def near_here(path: Path) -> Path:

@@ -1,17 +1,27 @@
-"""Make the two files of the page that are computed beforehand.
+"""Make the files of the page that are computed beforehand.
 
     python -m nanocontrol.page.record
 
 writes preview.json, nano's map from a latent to RGB, fitted on 256 scenes; and static/first.json,
-the run of the first screen: a drawing, its pictures and the insides.
+the run of the first screen: a drawing, its pictures and the insides. With `--run RUN` it writes
+static/training.json instead: a scene's pictures in the course of a run, and the run's log.
 """
 
 import json
+from base64 import b64encode
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from nanocontrol.checkpoint import load_sd
-from nanocontrol.nano.model import NANO
+from nanocontrol.nano.detector import load_detector
+from nanocontrol.nano.model import DETECTOR, NANO
+from nanocontrol.nano.scenes import HELD_OUT
+from nanocontrol.nano.scores import score
+from nanocontrol.nano.world import random_scene
 from nanocontrol.page.app import STATIC
 from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
@@ -19,13 +29,18 @@ from nanocontrol.page.preview import FILE, fit_preview
 from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import hash_of, write_atomically
 from nanocontrol.plumbing.flags import Parser
-from nanocontrol.training.run import write_json
+from nanocontrol.plumbing.pictures import CAPTION, as_tensor, read_image
+from nanocontrol.training.run import RunFolder, write_json
 
 COMMAND, SCENES = "python -m nanocontrol.page.record", 256
+COLUMN = 6  # of a contact sheet: the scene of the recorded training
 # The drawing is made of strokes, as a user makes it.
 TOP, LEFT, RIGHT, FRONT = (62.5, 26.5), (26.5, 86.5), (102.5, 80.5), (68.5, 102.5)
 LINES = [(TOP, LEFT), (TOP, FRONT), (TOP, RIGHT), (LEFT, FRONT), (FRONT, RIGHT)]
+STROKES = [{"tool": "line", "width": 1, "points": [[*a], [*b]]} for a, b in LINES]
+DRAWING = {"condition": "canny", "under": None, "scene": None, "strokes": STROKES}
 PROMPT, SEED = "an orange pyramid on a teal background", 3
+REQUEST = {"drawing": DRAWING, "prompt": PROMPT, "seed": SEED, "attention": True}
 
 
 def write_preview() -> None:
@@ -35,27 +50,48 @@ def write_preview() -> None:
     say(f"{FILE}: root mean square error {error:.3f} of 1")
 
 
-@torch.no_grad()
-def write_first() -> None:
-    strokes = [{"tool": "line", "width": 1, "points": [[*a], [*b]]} for a, b in LINES]
-    drawing = {"condition": "canny", "under": None, "scene": None, "strokes": strokes}
-    request = {"drawing": drawing, "prompt": PROMPT, "seed": SEED, "attention": True}
-    models = Models(None, [], None, "cpu")
-    models.load()
-    events = [*Making(models, models.wanted({"client": "record", **request})).events()]
-    request = models.about["defaults"] | request
-    content = {"request": request, "info": models.info(), "events": events, "made": COMMAND}
+def write_recording(name: str, content: dict[str, Any]) -> None:
     text = json.dumps(content, separators=(",", ":"))
-    write_atomically(STATIC / "first.json", lambda file: file.write_text(text))
-    say(f"{STATIC / 'first.json'}: {len(text) / 1000:.0f} kB")
+    write_atomically(STATIC / name, lambda file: file.write_text(text))
+    say(f"{STATIC / name}: {len(text) / 1000:.0f} kB")
+
+
+def write_first(models: Models) -> None:
+    write_preview()
+    models.load()
+    events = [*Making(models, models.wanted({"client": "record", **REQUEST})).events()]
+    request = models.about["defaults"] | REQUEST
+    write_recording("first.json", {"info": models.info(), "request": request, "events": events})
+
+
+def write_training(models: Models) -> None:
+    """One held-out scene in the contact sheets of a run of nano: the first row has its hint, the
+    last one its pictures."""
+    size, made, detector = models.size, {}, load_detector(DETECTOR)
+    left, right = COLUMN * size, (COLUMN + 1) * size
+    for file in RunFolder(models.run or Path()).sheets():
+        sheet = read_image(file)
+        picture = sheet.crop((left, sheet.height - CAPTION - size, right, sheet.height - CAPTION))
+        given = as_tensor(picture)[None] * 2 - 1, [random_scene(HELD_OUT + COLUMN)], detector
+        made[int(file.stem)] = {"url": as_webp(picture), "score": score(models.trained, *given)}
+    run, hint = models.progress() | {"steps": [*made]}, sheet.crop((left, 0, right, size))
+    write_recording("training.json", {"run": run, "hint": as_webp(hint), "made": made})
+
+
+def as_webp(picture: Image.Image) -> str:
+    """The address of a WebP file in base64: a quarter of the size of a PNG file in base64."""
+    picture.save(file := BytesIO(), "WEBP", quality=90)
+    return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    Parser(description=__doc__.splitlines()[0]).parse_args(argv)
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, metavar="RUN", help="record this run's training only")
+    run = parser.parse_args(argv).run
     torch.set_num_threads(1)
-    with one_sentence("record"):
-        write_preview()
-        write_first()
+    with one_sentence("record"), torch.no_grad():
+        models = Models(None, [], run, "cpu")
+        (write_training if run else write_first)(models)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.client import HTTPConnection, HTTPResponse
 from io import BytesIO
 from itertools import pairwise
@@ -35,14 +35,16 @@ from nanocontrol.nano.conditions import CONDITIONS, grey, line, thick_lines
 from nanocontrol.nano.model import UNET, new_nano
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import Drawing, draw, random_scene
-from nanocontrol.page import asked, insides
+from nanocontrol.page import asked, insides, record
 from nanocontrol.page.__main__ import listening
 from nanocontrol.page.__main__ import main as page
 from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
 from nanocontrol.page.preview import FILE, fit_preview
 from nanocontrol.page.sketch import as_picture
+from nanocontrol.plumbing.pictures import CAPTION
 from nanocontrol.sampling import initial_noise, sample, sampling_steps
+from nanocontrol.training.run import RunFolder
 from nanocontrol.unet import UNet
 from sample import generate
 
@@ -172,8 +174,8 @@ def canny_net(served) -> ControlNet:
 def test_the_page_begins_with_a_recorded_run(served):
     with served.asking("GET", "/") as response:
         assert response.status == 200 and b"<html" in response.read()
-    first = served.get("/first.json")
-    assert (app.STATIC / "first.json").stat().st_size < 300_000
+    first = served.get("/static/first.json")
+    assert sum(file.stat().st_size for file in app.STATIC.glob("*.json")) < 300_000
     assert first["events"][0]["event"] == "start" and first["events"][-1]["event"] == "done"
     assert len(first["events"]) == 2 + 2 * 21 + 1
     recorded = first["request"] | {"client": "test"}
@@ -193,7 +195,7 @@ def test_no_file_of_the_page_names_another_address():
 
 
 def test_every_answer_carries_the_policy(served):
-    for path in "/", "/first.json", "/api/info", "/nothing", "/static/nothing.js":
+    for path in "/", "/static/first.json", "/api/info", "/nothing", "/static/nothing.js":
         with served.asking("GET", path) as response:
             assert response.getheader("Content-Security-Policy").startswith("default-src 'self';")
             assert response.getheader("X-Content-Type-Options") == "nosniff"
@@ -486,7 +488,7 @@ def test_an_eraser_takes_away_what_was_drawn(served):
     wide = {"tool": "eraser", "width": 12, "points": [[x, y] for x in (0, 128) for y in range(129)]}
     wide["points"] = [[x, y] for y in range(0, 130, 6) for x in (0, 128)]
     answer = served.post("/api/draw", {"drawing": SKETCH | {"strokes": [*STROKES, wide]}})
-    assert answer["empty"] and "empty" in answer["check"]["text"]
+    assert answer["empty"] and "empty" in answer["check"]["differences"][0]
 
 
 def test_scenes_have_the_hints_of_the_training(served):
@@ -516,6 +518,14 @@ def test_a_scene_is_followed_through_every_condition(served):
     assert found[0]["hints"].keys() == {"canny", "pose", "depth"}
 
 
+def test_an_empty_hint_is_named(served):
+    """A scene without figures has an empty pose; its edges are not empty."""
+    scene = next(s for s in map(random_scene, range(9)) if not s.of("figure"))
+    drawing = {"condition": "canny", "scene": asdict(scene)}
+    start = next(served.events(FEW | {"drawing": drawing, "columns": ["none", "canny", "pose"]}))
+    assert start["empty"] == ["pose"]
+
+
 def test_photos_become_edges(served):
     photo = np.zeros((300, 400, 3), np.uint8)
     photo[100:200, 150:250] = 255
@@ -526,9 +536,9 @@ def test_photos_become_edges(served):
     assert status == 200 and pixels(answer["picture"]).shape == (SIZE, SIZE, 3)
     edges = pixels(answer["hint"])[..., 0] > 0
     assert 100 < edges.sum() < 300
-    request = {"picture": answer["picture"], "low": 50, "high": 150}
-    assert served.post("/api/edges", request)["hint"] == answer["hint"]
-    strict = served.post("/api/edges", request | {"low": 900, "high": 1000})
+    middle = b64decode(answer["picture"])  # sent again for other thresholds
+    assert served.ask(path, middle, Content_Type=kind)[1] == answer
+    _, strict = served.ask("/api/photo?low=900&high=1000", middle, Content_Type=kind)
     assert (pixels(strict["hint"]) > 0).sum() <= 3 * edges.sum()
 
 
@@ -600,7 +610,38 @@ def test_a_run_that_is_still_training_grows(served, run, tmp_path):
     assert not models.progress()["running"]
 
 
+def test_a_run_is_recorded_from_its_contact_sheets(served, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "STATIC", tmp_path)
+    sheets = RunFolder(run).sheets()
+    for step, file in enumerate(sheets):
+        sheet = np.zeros((SIZE + 40 + SIZE + CAPTION, 8 * SIZE, 3), np.uint8)
+        place = slice(record.COLUMN * SIZE, (record.COLUMN + 1) * SIZE)
+        sheet[:SIZE, place], sheet[-CAPTION - SIZE : -CAPTION, place] = 200, 50 * (1 + step)
+        Image.fromarray(sheet).save(file)
+    record.main(["--run", str(run)])
+    recorded = json.loads((tmp_path / "training.json").read_text())
+    assert recorded["run"] == served.get("/api/run")
+    colours = [pixels(one["url"].partition(",")[2]) for one in recorded["made"].values()]
+    assert [round(c.mean()) for c in colours] == [50, 100, 150]
+    assert all(c.shape == (SIZE, SIZE, 3) and c.std() < 2 for c in colours)
+    assert pixels(recorded["hint"].partition(",")[2]).mean() == pytest.approx(200, abs=2)
+
+
+def test_the_recorded_training_jumps(served):
+    recorded = served.get("/static/training.json")
+    assert recorded["run"].keys() == served.get("/api/run").keys()
+    scores = {int(step): one["score"] for step, one in recorded["made"].items()}
+    assert [*scores] == recorded["run"]["steps"] and not recorded["run"]["running"]
+    values = [*scores.values()]
+    assert values[0] < 0.3 and values[-1] > 0.9
+    assert max(b - a for a, b in pairwise(values)) > 0.4
+
+
 # ----------------------------------------------------------------------------------- another base
+
+
+STROKE = {"tool": "pen", "width": 2, "points": [[5, 5], [50, 40]]}
+LINE = {"condition": "lines", "strokes": [STROKE]}
 
 
 @pytest.fixture(scope="module")
@@ -622,8 +663,7 @@ def test_another_base_is_behind_the_same_page(other):
     assert (info["nano"], info["size"], info["words"], info["example"]) == (False, 64, None, None)
     (condition,) = info["conditions"]
     assert condition["name"] == "lines" and condition["available"]
-    strokes = [{"tool": "pen", "width": 2, "points": [[5, 5], [50, 40]]}]
-    request = FEW | {"drawing": {"condition": "lines", "strokes": strokes}}
+    request = FEW | {"drawing": LINE}
     start, *found = other.events(request | {"attention": True})
     assert found[-1]["event"] == "done"
     made = {e["column"]: pixels(e["png"]) for e in found if e["event"] == "picture"}
@@ -633,6 +673,12 @@ def test_another_base_is_behind_the_same_page(other):
     assert np.array_equal(made["lines"], expected)
     assert other.ask("/api/scene", {"random": 1})[0] == 404
     assert other.post("/api/draw", {"drawing": request["drawing"]})["check"] is None
+
+
+def test_a_step_of_a_run_is_refused_without_a_run(other):
+    status, answer = other.ask("/api/generate", FEW | {"drawing": LINE, "run_step": 0})
+    assert status == 404 and answer["error"].startswith("run_step: ") and "--run" in answer["error"]
+    assert other.ask("/api/command", FEW | {"drawing": LINE, "run_step": 0})[0] == 404
 
 
 # ---------------------------------------------------------------------------------------- safety
@@ -714,7 +760,6 @@ def test_nonsense_gets_a_status_and_a_sentence(served):
         ("/api/scene", {}, 400),
         ("/api/command", FEW | {"column": "depth"}, 400),
         ("/api/command", [], 400),
-        ("/api/edges", {"picture": "AAAA"}, 400),
         ("/api/draw", {"drawing": None}, 400),
         ("/api/nothing", {}, 404),
         ("/static/../app.py", {}, 405),
@@ -725,7 +770,11 @@ def test_nonsense_gets_a_status_and_a_sentence(served):
         assert len(answer["error"]) < 300 and "internal" not in answer["error"], answer
     kind = "application/octet-stream"
     assert served.ask("/api/photo", b"GIF89a", Content_Type=kind)[0] == 400
-    assert served.ask("/api/photo?low=5&high=x", b"GIF89a", Content_Type=kind)[0] == 400
+    picture = b64decode(as_png(np.zeros((200, 200), "u1")))
+    for bad in "low=x", "low=-5", "low=", "low=1001", "low=3e1", "low=201", "lower=5":
+        status, answer = served.ask(f"/api/photo?{bad}", picture, Content_Type=kind)
+        assert status == 400 and "request" in answer["error"], (bad, answer)
+    assert served.ask("/api/photo?low=200&high=200", picture, Content_Type=kind)[0] == 200
     bomb = b64decode(as_png(np.zeros((8000, 8000), "u1")))  # 64 megapixels in 63 KB
     status, answer = served.ask("/api/photo", bomb, Content_Type=kind)
     assert status == 400 and "megapixels" in answer["error"]

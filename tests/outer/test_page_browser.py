@@ -236,13 +236,52 @@ def test_a_muted_connection_changes_the_picture_and_comes_back(page):
     assert page.find_text("[data-row='6'] output") == "muted"
     assert muted["none"] == before["none"] and muted["canny"] != before["canny"]
     weaker = page.made(
-        lambda: page.drag("[data-row='1'] .cells", [(0.6, 0.5), (0.4, 0.5), (0.2, 0.5)])
+        lambda: page.drag("[data-row='1'] input", [(0.5, 0.5), (0.4, 0.5), (0.2, 0.5)])
     )
     assert weaker["canny"] != muted["canny"]
     assert page.made(lambda: page.click("#reset")) == before
     silent = page.made(lambda: page.set("#strength", 0))
     assert silent["none"] == silent["canny"]
     assert "they are the same picture" in page.find_text("#says")
+
+
+@pytest.mark.slow
+def test_a_zero_convolution_says_that_it_is_muted(page):
+    page.open()
+    page.made(lambda: page.set("#steps", 2))
+    zero, click = "[data-zero='2']", "document.querySelector(arguments[0])"
+    click += ".dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    page.made(lambda: page.js(click, zero))
+    page.find("#block-text")
+    page.keep("zero")
+    assert "It is muted" in page.find_text("#block-text")
+    assert page.find_text(f"{zero} text") == page.find_text("[data-row='2'] output") == "muted"
+    page.made(lambda: page.js(click, zero))
+    assert "muted" not in page.find_text("#block-text") + page.find_text(f"{zero} text")
+
+
+@pytest.mark.slow
+def test_an_empty_drawing_changes_no_picture_and_is_named(page):
+    page.open()
+    page.made(lambda: page.set("#steps", 2))
+    page.made(lambda: page.click("#clear"))
+    page.click("#overlay")
+    page.find("#pictures")
+    page.keep("empty")
+    named = "return [...document.querySelectorAll('#pictures figure')]"
+    named += ".filter((f) => f.textContent.includes('nothing to follow'))"
+    named += ".map((f) => f.dataset.column)"
+    assert page.js(named) == ["none", "canny"]
+    assert page.js("return document.querySelectorAll('.picture .hint').length") == 0
+    assert "The drawing is empty" in page.find_text("#says")
+    # A scene without a figure has edges, but no pose.
+    page.made(lambda: page.click("[name=mode][value=scene]"))
+    page.made(lambda: page.click("#compare"))
+    page.keep("empty-pose")
+    assert page.js(named) == ["pose"]
+    assert "empty" not in page.find_text("#says") + page.find_text("#layers-text")
+    page.made(lambda: page.click("[name=condition][value=pose]"))
+    assert "Add a figure" in page.find_text("#check")
 
 
 @pytest.mark.slow
@@ -345,6 +384,48 @@ def test_the_tour_has_ten_stops_and_puts_back_what_it_tried(page):
     assert page.js("return document.querySelector('#tour').hidden")
 
 
+OVERLAP = """const a = document.querySelector('#tour').getBoundingClientRect();
+    return [...document.querySelectorAll('#pictures .picture')]
+        .map((p) => p.getBoundingClientRect())
+        .filter((b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+        .length"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (853, 480)])
+def test_the_tours_box_leaves_the_pictures_free(page, width, height):
+    page.open(width=width, height=height)
+    page.made(lambda: page.set("#steps", 2))
+    page.click("#tour-start")
+    assert page.js(OVERLAP) == 0
+    page.click("#tour-next")
+    page.click("#tour-next")  # the zero convolution, in the diagram
+    page.made(lambda: page.click("#tour-try"))
+    time.sleep(1)  # it scrolls
+    page.keep(f"tour-try-{width}")
+    assert page.js(OVERLAP) == 0
+
+
+@pytest.mark.slow
+def test_a_recorded_training_is_shown_and_played(page):
+    page.open()
+    page.wait(lambda: page.find_text("#run-at") == "step 500")
+    shown = "return document.querySelector('#run-pictures figure:last-child img').src"
+    last = page.js(shown)
+    assert page.js("return document.querySelectorAll('#film figure').length") > 10
+    page.set("#run-step", 0)
+    assert page.find_text("#run-at") == "step 0" and page.js(shown) != last
+    page.keep("recorded")
+    page.js("""window.seen = []; const at = document.querySelector('#run-at');
+        new MutationObserver(() => seen.push(at.textContent)).observe(at, {childList: true})""")
+    page.click("#run-play")
+    page.wait(lambda: page.js("return seen.length") > 0 and page.find_text("#run-at") == "step 500")
+    page.wait(lambda: "Play" in page.find_text("#run-play"))
+    played = page.js("return [...new Set(seen)]")  # without step 0, where it was already
+    assert played[-25:] == [f"step {20 * i}" for i in range(1, 26)]
+    assert page.js(shown) == last
+
+
 @pytest.mark.slow
 def test_one_drawing_through_the_weights_of_a_run(driver, tmp_path):
     flags = ["--steps", "2", "--batch-size", "2", "--scenes", "4", "--sample-every", "1"]
@@ -374,6 +455,8 @@ def test_the_command_makes_the_same_pixels(page, tmp_path):
     page.wait(lambda: page.find_text("#dialog-text") != "")
     page.keep("command")
     command = page.find_text("#dialog-text")
+    lines = "return [...document.querySelectorAll('#dialog-text span')].map((e) => e.offsetHeight)"
+    assert len({*page.js(lines)}) == 1  # no flag is broken
     done = subprocess.run(
         f"{command} --out {tmp_path}".replace("python ", f"{sys.executable} ", 1),
         shell=True,
@@ -399,6 +482,18 @@ def test_nothing_is_wider_than_the_screen(page, width):
     page.wait(lambda: page.find_text("#step-text") == "finished")
     page.keep(f"width-{width}")
     assert page.js("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (853, 480)])
+def test_the_pictures_are_on_a_projectors_first_screen(page, width, height):
+    """1280x720, and the same zoomed to 150 %."""
+    page.open(width=width, height=height)
+    page.wait(lambda: page.find_text("#step-text") == "finished")
+    page.keep(f"projector-{width}")
+    bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+    for selector in ("#canvas", "[data-column=none] .score b", "[data-column=canny] .score b"):
+        assert page.js(bottom, selector) <= height, selector
 
 
 @pytest.mark.slow

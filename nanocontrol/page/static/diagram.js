@@ -1,7 +1,7 @@
 // The two networks, after the drawing in the README: encoders run downwards, the decoder upwards.
 // Rows are connections, so the map next to it has the same rows.
 
-import { $, el, plural, pngUrl, svg } from './dom.js';
+import { $, el, player, plural, pngUrl, svg } from './dom.js';
 import { loudness, mainColumn, onResult, result, shownEvent } from './result.js';
 import { state, strengths, subscribe } from './state.js';
 
@@ -9,7 +9,7 @@ export const TOP = 190; // above the first connection
 export const pitch = (info) => (info.connections > 9 ? 46 : 58); // from one connection to the next
 
 const host = $('diagram');
-const now = { info: null, blocks: [], chosen: -1, walking: 0, mute: null };
+const now = { info: null, blocks: [], chosen: -1, mute: null };
 const TYPES = {
   Conv2d: 'a convolution', ResBlock: 'a residual block', SpatialTransformer: 'attention to the prompt',
   Downsample: 'a convolution that halves the size', Upsample: 'a convolution that doubles the size',
@@ -27,10 +27,10 @@ export function initDiagram(info, mute) {
 
 export function listenToDiagram() {
   new ResizeObserver(() => now.info && build()).observe(host.parentElement);
-  $('block').addEventListener('input', () => { stopWalk(); choose(Number($('block').value)); });
-  $('walk').addEventListener('click', () => (now.walking ? stopWalk() : walk()));
+  const stop = player($('walk'), 450, (i) => i < now.blocks.length && (choose(i), true));
+  $('block').addEventListener('input', () => { stop(); choose(Number($('block').value)); });
   onResult((what) => (what === 'start' ? build() : weigh()));
-  subscribe((fields) => fields.includes('strength') && weigh());
+  subscribe((fields) => fields.includes('strength') && (weigh(), mark()));
 }
 
 // ------------------------------------------------------------------------------------ layout
@@ -134,9 +134,9 @@ function box(key, cx, cy, label, kind, height = 26, share = 1) {
 
 function zeroBox(key, i) {
   const width = now.small ? 40 : 78;
-  const click = () => { choose(indexOf(key)); now.mute(i); };
+  const click = () => { now.mute(i); choose(indexOf(key)); };
   return svg('g', { class: 'block zero', 'data-block': key, 'data-zero': i, click },
-    svg('title', {}, `Connection ${i + 1}: click to mute`),
+    svg('title', {}, `Connection ${i + 1}: a click mutes it, another one brings it back`),
     svg('rect', { x: now.x.zero - width / 2, y: y(i) - 11, width, height: 22, rx: 11 }),
     words(now.x.zero, y(i) + 4, now.small ? 'zero' : 'zero conv'));
 }
@@ -158,8 +158,10 @@ function weigh() {
     const i = Number(line.dataset.push);
     const ratio = connections?.[i]?.ratio ?? 0;
     line.style.strokeWidth = `${1 + 10 * loudness(ratio)}px`;
-    line.classList.toggle('muted', own[i] === 0);
-    host.querySelector(`[data-zero="${i}"]`).classList.toggle('muted', own[i] === 0);
+    const [muted, zero] = [own[i] === 0, host.querySelector(`[data-zero="${i}"]`)];
+    line.classList.toggle('muted', muted);
+    zero.classList.toggle('muted', muted);
+    zero.querySelector('text').textContent = muted ? 'muted' : now.small ? 'zero' : 'zero conv';
   }
 }
 
@@ -181,7 +183,9 @@ function mark() {
   host.querySelector(`[data-block="${key}"]`)?.classList.add('lit');
   const text = describe(block);
   $('block').setAttribute('aria-valuetext', text);
-  $('block-text').replaceChildren(el('b', {}, `${now.chosen + 1} of ${now.blocks.length}: ${title(block)}. `), text);
+  const muted = host.querySelector('.lit')?.matches('.muted');
+  $('block-text').replaceChildren(el('b', {}, `${now.chosen + 1} of ${now.blocks.length}: ${title(block)}. `), text,
+    muted ? el('b', {}, ' It is muted: nothing of it is added. Another click brings it back.') : '');
 }
 
 function title({ part, name }) {
@@ -201,16 +205,4 @@ function describe({ type, shape, parameters }) {
   const does = type.split(', ').map((name) => TYPES[name] ?? name).join(' and ');
   const out = `${plural(channels, 'map')} of ${height} × ${width} numbers come out`;
   return `It is ${does} with ${plural(parameters, 'trained number')}; ${out}.`;
-}
-
-function walk() {
-  let index = -1;
-  $('walk').textContent = '■ Stop';
-  now.walking = setInterval(() => (++index < now.blocks.length ? choose(index) : stopWalk()), 450);
-}
-
-function stopWalk() {
-  clearInterval(now.walking);
-  now.walking = 0;
-  $('walk').textContent = '▶ Walk through one step';
 }

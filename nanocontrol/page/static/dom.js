@@ -25,10 +25,17 @@ function filled(element, attributes, children) {
   return element;
 }
 
+export const blobOf = (png) => new Blob([Uint8Array.from(atob(png), (c) => c.charCodeAt(0))], { type: 'image/png' });
+
+/** A share in percent, with two digits where it is small. */
+export function percent(share) {
+  const value = 100 * share;
+  return `${value >= 10 ? Math.round(value) : value >= 0.1 ? value.toFixed(1) : value.toPrecision(1)} %`;
+}
+
 /** Draw a PNG (base64) into a canvas of the picture's own size. */
 export async function paint(canvas, png) {
-  const bytes = Uint8Array.from(atob(png), (c) => c.charCodeAt(0));
-  const bitmap = await createImageBitmap(new Blob([bytes], { type: 'image/png' }));
+  const bitmap = await createImageBitmap(blobOf(png));
   [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
   canvas.getContext('2d').drawImage(bitmap, 0, 0);
 }
@@ -40,6 +47,23 @@ export function debounced(action, wait) {
     clearTimeout(timer);
     timer = setTimeout(() => action(...values), wait);
   };
+}
+
+/** A button that calls `next(i)` again and again until that is false, or until a second click. Returns `stop`. */
+export function player(button, wait, next) {
+  const label = button.textContent;
+  let timer = 0;
+  const stop = () => {
+    clearInterval(timer);
+    [timer, button.textContent] = [0, label];
+  };
+  button.addEventListener('click', () => {
+    if (timer) return stop();
+    let i = 0;
+    button.textContent = '■ Stop';
+    timer = setInterval(() => next(i++) || stop(), wait);
+  });
+  return stop;
 }
 
 /** Copy a text, and say so in `place` for two seconds. */

@@ -1,13 +1,13 @@
 // The map of connection x step: how large each residual is next to the skip it is added to. A click
-// mutes a connection, a drag along its row sets its strength; the slider and the button do the same.
+// on a row or its button mutes a connection, its slider sets the strength.
 
-import { $, clamp, el } from './dom.js';
+import { $, clamp, el, percent } from './dom.js';
 import { pitch, TOP } from './diagram.js';
 import { loudness, mainColumn, onResult, result, shownStep, stepsOf } from './result.js';
 import { change, state, strengths, subscribe } from './state.js';
 
 const MOST = 2; // strength at the right end of a row
-const now = { n: 0, before: {}, drag: null };
+const now = { n: 0, before: {} };
 
 export function initHeat(info) {
   now.n = info.connections;
@@ -26,9 +26,8 @@ export function listenToHeat() {
 function makeRow({ channels, size }, i) {
   const name = i === now.n - 1 ? 'middle' : `block ${i + 1}`;
   const cells = el('canvas', {
-    class: 'cells', height: 1, width: 20, title: 'Click to mute, drag to change the strength',
-    pointerdown: (event) => down(event, i), pointermove: (event) => move(event, i), pointerup: (event) => up(event, i),
-    pointerleave: () => read(-1), pointercancel: () => (now.drag = null),
+    class: 'cells', height: 1, width: 20, title: 'Click to mute, or to bring it back',
+    click: () => mute(i), pointermove: (event) => point(event, i), pointerleave: () => read(-1),
   });
   return el('div', { class: 'row', 'data-row': i },
     el('button', { class: 'mute', 'aria-label': `Mute ${name}`, title: `${channels} maps of ${size} × ${size}`,
@@ -51,25 +50,10 @@ export function mute(i) {
   set(i, value ? 0 : (now.before[i] ?? 1));
 }
 
-// ------------------------------------------------------------------------------------ pointer
-
-function down(event, i) {
-  if (event.button !== 0) return;
-  event.target.setPointerCapture(event.pointerId);
-  now.drag = { x: event.clientX, from: strengths(now.n)[i], moved: false };
-}
-
-function move(event, i) {
+/** Read out the cell below the pointer. */
+function point(event, i) {
   const box = event.target.getBoundingClientRect();
-  const far = now.drag ? event.clientX - now.drag.x : 0;
-  if (!now.drag) return read(i, Math.floor(((event.clientX - box.left) / box.width) * stepsOf()));
-  if (Math.abs(far) > 4) now.drag.moved = true;
-  if (now.drag.moved) set(i, clamp(now.drag.from + (MOST * far) / box.width, 0, MOST));
-}
-
-function up(event, i) {
-  if (now.drag && !now.drag.moved) mute(i);
-  now.drag = null;
+  read(i, Math.floor(((event.clientX - box.left) / box.width) * stepsOf()));
 }
 
 // ------------------------------------------------------------------------------------ drawing
@@ -110,12 +94,12 @@ function read(i, step) {
   const steps = result.steps[mainColumn()] ?? [];
   const k = clamp(step ?? shownStep(), 0, Math.max(0, steps.length - 1));
   const connections = steps[k]?.connections;
-  const percent = (c) => (c.ratio < 0.1 ? (100 * c.ratio).toFixed(1) : Math.round(100 * c.ratio));
   if (!steps.length) return ($('heat-text').textContent = '');
   if (!connections) return ($('heat-text').textContent = `Step ${k + 1} runs without control.`);
   const most = connections.reduce((best, c, j) => (c.ratio > connections[best].ratio ? j : best), 0);
   const j = i < 0 ? most : i;
   const row = $('rows').children[j].querySelector('.mute').textContent;
   const where = `${i < 0 ? 'Strongest at step' : 'Step'} ${k + 1}: at ${row}`;
-  $('heat-text').textContent = `${where} the drawing's part is ${percent(connections[j])} % as large as the picture's.`;
+  const share = percent(connections[j].ratio);
+  $('heat-text').textContent = `${where} the drawing's part is ${share} as large as the picture's.`;
 }

@@ -1,6 +1,6 @@
 // How much of the drawing is left after each layer of the condition encoder, and where words look.
 
-import { $, clamp, el, pngUrl } from './dom.js';
+import { $, clamp, el, percent, pngUrl } from './dom.js';
 import { mainColumn, onResult, result, shownEvent, shownStep, stepsOf } from './result.js';
 import { change, state } from './state.js';
 
@@ -25,16 +25,12 @@ function showLayers(layers) {
   });
   $('layers').replaceChildren(...bars);
   const last = layers.at(-1)?.share;
-  const does = last > 1 ? 'makes the drawing louder' : 'keeps part of the drawing';
-  $('layers-text').textContent = result.start.empty
-    ? 'The drawing is empty, so it differs in nothing from an empty one.'
-    : `A quarter of the width is a factor of ten. This trained encoder ${does}: ${percent(last)} at the end. A new one
-      of the released kind passes on almost nothing, and training has to amplify that first.`;
-}
-
-function percent(share) {
-  const value = 100 * share;
-  return `${value >= 10 ? Math.round(value) : value >= 0.1 ? value.toFixed(1) : value.toPrecision(1)} %`;
+  const does = last > 1 ? `amplifies the drawing: above 100 %, the difference that it makes is larger than the drawing's
+    own. At the end it has ${percent(last)}` : `keeps ${percent(last)} of the drawing`;
+  $('layers-text').textContent = result.start.empty.includes(mainColumn())
+    ? 'This hint is empty, so there is no signal to measure.'
+    : `A quarter of the width is a factor of ten. This trained encoder ${does}. A new one of the released kind passes
+      on almost nothing, and training has to amplify that first.`;
 }
 
 function showMaps() {

@@ -1,6 +1,6 @@
 // The page: loads, replays the recorded run, goes live, and makes a picture after every change.
 
-import { $, copyText, debounced } from './dom.js';
+import { $, copyText, debounced, el } from './dom.js';
 import { initDiagram, listenToDiagram } from './diagram.js';
 import { initDrawing, listenToPen, showHint } from './draw.js';
 import { initHeat, listenToHeat, mute } from './heat.js';
@@ -86,12 +86,13 @@ async function untilReady() {
 }
 
 /** A request with every field and no other, also from an older link or for another base. */
-function complete(request, { defaults, conditions }) {
+function complete(request, { defaults, conditions, run }) {
   const isText = (x) => typeof x === 'string';
   const known = Object.entries(request).filter(([k, x]) => k in defaults && isText(x) === isText(defaults[k]));
   const drawing = { ...defaults.drawing, ...request.drawing };
   const fits = conditions.some((c) => c.name === drawing.condition && c.available) && Array.isArray(drawing.strokes);
-  return fits ? { ...defaults, ...Object.fromEntries(known), drawing } : defaults;
+  const rest = run ? {} : { run_step: null };
+  return fits ? { ...defaults, ...Object.fromEntries(known), drawing, ...rest } : defaults;
 }
 
 function take(request, info) {
@@ -109,7 +110,7 @@ function opening({ defaults, example }) {
 
 async function start() {
   let shown = null; // the recorded request
-  const [linked, first] = await Promise.all([fromUrl(), get('/first.json').catch(() => null)]);
+  const [linked, first] = await Promise.all([fromUrl(), get('/static/first.json').catch(() => null)]);
   if (first) {
     build(first.info);
     if (!linked) {
@@ -153,8 +154,8 @@ function listen() {
 async function showCommand() {
   try {
     const answer = await command(state.request, state.request.columns.at(1) ?? 'none');
-    $('dialog-text').textContent = answer.command;
-    $('dialog-note').textContent = answer.note;
+    const flags = answer.command.split(/(?<= )(?='?--)/); // a flag stays in one piece where lines are broken
+    $('dialog-text').replaceChildren(...flags.map((flag) => el('span', {}, flag)));
     $('dialog').showModal();
   } catch (error) {
     problem(error.message);

@@ -1,7 +1,7 @@
 // The left panel around the canvas: draw, arrange objects or use a photo; the kinds of drawings; and
 // whether a drawing looks like those of the training.
 
-import { $, debounced, el, pngUrl } from './dom.js';
+import { $, blobOf, debounced, el, pngUrl } from './dom.js';
 import { setCondition, showHint } from './draw.js';
 import { askAboutScene, initScene, promptIsOwn, roll } from './scene.js';
 import { newest, post, sendPhoto } from './server.js';
@@ -11,8 +11,8 @@ const NAMES = {
   canny: 'Edges', hough: 'Straight lines', soft: 'Soft edges', scribble: 'Scribble', pose: 'Pose',
   segmentation: 'Areas', depth: 'Depth', normals: 'Surfaces', cartoon: 'Ink',
 };
-const askDraw = newest('/api/draw');
-const askEdges = newest('/api/edges');
+const askDraw = newest((body) => post('/api/draw', body));
+const askPhoto = newest(sendPhoto);
 const now = { info: null, mode: 'draw', hints: {}, samples: {}, picture: null, lastScene: null, photo: null };
 let complain = () => {};
 
@@ -98,6 +98,9 @@ async function askAboutDrawing() {
 function showCheck({ check, empty }) {
   const place = $('check');
   place.className = `check ${empty || !check ? '' : check.fits ? 'fits' : 'differs'}`;
+  const { scene, condition } = state.request.drawing;
+  const add = condition === 'pose' ? 'Add a figure.' : 'Add another object.';
+  if (empty && scene) return place.replaceChildren(`This kind of drawing shows nothing of the scene. ${add}`);
   if (empty) return place.replaceChildren('The canvas is empty. Draw an outline, for example of a pyramid.');
   if (!check) return place.replaceChildren(now.info.nano ? 'Comparing it with the drawings of the training …' : '');
   if (check.fits) return place.replaceChildren(el('b', {}, '✓ Its lines and colours are like those of the training.'));
@@ -177,12 +180,14 @@ function compare() {
 
 // ------------------------------------------------------------------------------------- photos
 
+/** Show the edges of a photo. The sliders send its middle again, which is small. */
 async function takePhoto(file) {
   if (!file) return;
   try {
-    const answer = await sendPhoto(file, $('low').value, $('high').value);
-    now.photo = answer.picture;
-    changeDrawing({ under: answer.hint, scene: null, strokes: [] });
+    const answer = await askPhoto(file, $('low').value, $('high').value);
+    if (!answer) return;
+    changeDrawing({ under: answer.hint, scene: null, ...file === now.photo ? {} : { strokes: [] } });
+    now.photo = blobOf(answer.picture);
     showMode('photo');
   } catch (error) {
     complain(error.message);
@@ -197,14 +202,7 @@ function thresholds(event) {
   const [low, high] = [Number($('low').value), Number($('high').value)];
   if (low > high) $(event.target.id === 'low' ? 'high' : 'low').value = event.target.value;
   thresholdTexts();
-  if (now.photo) findEdges();
+  findEdges();
 }
 
-const findEdges = debounced(async () => {
-  try {
-    const answer = await askEdges({ picture: now.photo, low: Number($('low').value), high: Number($('high').value) });
-    if (answer) changeDrawing({ under: answer.hint });
-  } catch (error) {
-    complain(error.message);
-  }
-}, 120);
+const findEdges = debounced(() => takePhoto(now.photo), 120);

@@ -1,11 +1,10 @@
 // The pictures with and without control, forming step by step, and what they say.
 
-import { $, el, pngUrl } from './dom.js';
+import { $, el, player, pngUrl } from './dom.js';
 import { nameOf } from './panel.js';
-import { look, onResult, reached, result, shownStep, stepsOf, view } from './result.js';
+import { look, mainColumn, onResult, reached, result, shownStep, stepsOf, view } from './result.js';
 
 let scored = false;
-let playing = 0;
 
 export function initPictures(info) {
   scored = info.nano;
@@ -16,8 +15,11 @@ export function listenToPictures() {
     if (what === 'start') build();
     render();
   });
+  const stop = player($('replay'), 220, (step) => {
+    look(step < stepsOf() ? Math.min(step, reached() - 1) : null);
+    return view.step !== null;
+  });
   $('step').addEventListener('input', (event) => { stop(); look(Number(event.target.value)); });
-  $('replay').addEventListener('click', () => (playing ? stop() : play()));
   $('overlay').addEventListener('change', render);
 }
 
@@ -32,12 +34,13 @@ function build() {
   const shown = [...$('pictures').children].map((figure) => [figure.dataset.column, figure.querySelector('.made').src]);
   const before = Object.fromEntries(shown);
   const figures = result.start.columns.map((column) => {
-    const hint = result.start.hints[column === 'none' ? result.request.drawing.condition : column];
+    const own = lead(column);
+    const hint = isEmpty(own) ? null : result.start.hints[own];
     return el('figure', { 'data-column': column, class: column === 'none' ? 'without' : 'with' },
       title(column),
       el('div', { class: 'picture' },
         el('img', { class: 'made', src: before[column] || false, alt: `Picture, control: ${column}` }),
-        hint ? el('img', { class: lines(column) ? 'hint lines' : 'hint', alt: '', src: pngUrl(hint) }) : null,
+        hint ? el('img', { class: `hint ${OVERLAYS[own] ?? ''}`, alt: '', src: pngUrl(hint) }) : null,
         el('span', { class: 'badge' })),
       el('p', { class: 'score' }));
   });
@@ -45,7 +48,10 @@ function build() {
   $('pictures').replaceChildren(...figures);
 }
 
-const lines = (column) => ['none', 'canny', 'hough', 'soft', 'scribble'].includes(column);
+const OVERLAYS = { canny: 'lines', hough: 'lines', soft: 'lines', scribble: 'lines', pose: 'glow', depth: 'glow' };
+/** The condition that a column is compared with. */
+const lead = (column) => (column === 'none' ? result.request.drawing.condition : column);
+const isEmpty = (condition) => result.start.empty.includes(condition);
 
 function render() {
   if (!result.start) return;
@@ -77,7 +83,9 @@ function renderFigure(figure, step, all) {
 }
 
 function renderScore(place, picture) {
-  if (picture?.score == null) return place.replaceChildren(picture && scored ? 'nothing to follow' : '\u00a0');
+  if (!picture || !scored) return place.replaceChildren('\u00a0');
+  if (isEmpty(lead(picture.column))) return place.replaceChildren('nothing to follow');
+  if (picture.score == null) return place.replaceChildren('no score: drawn by hand');
   const meter = el('meter', { min: 0, max: 1, value: picture.score });
   place.replaceChildren('score ', el('b', {}, picture.score.toFixed(2)), meter);
 }
@@ -85,40 +93,22 @@ function renderScore(place, picture) {
 /** One sentence that says what one sees. */
 function sentence(step, all) {
   const { start, request } = result;
-  const pictures = Object.entries(result.pictures);
-  const same = 'Both pictures began as the same noise, with the same prompt.';
+  const many = start.columns.length > 2;
+  const same = `${many ? 'All' : 'Both'} pictures began as the same noise, with the same prompt.`;
   const silent = !Object.values(start.weights).flat().some(Boolean) || !start.controlled.some(Boolean);
   if (step < 0) return same;
   if (step < all) {
     return `${same} At step ${step + 1} the noise level is ${start.ts[step]} of 999: these are the guesses so far.`;
   }
   if (silent) return `${same} Nothing of the ControlNet is added now, so they are the same picture.`;
-  if (start.empty && pictures.length < 3) return `${same} The drawing is empty: there is nothing to follow yet.`;
+  if (many) return `${same} Only the first was told nothing. Each of the others was told one kind of drawing.`;
+  const blank = request.drawing.scene ? 'This kind of drawing shows nothing of the scene' : 'The drawing is empty';
+  if (isEmpty(mainColumn())) return `${same} ${blank}: there is nothing to follow yet.`;
   const [without, controlled] = [result.pictures.none?.score, result.pictures[request.drawing.condition]?.score];
   const told = `${same} Only the right one was told about the drawing`;
-  if (without == null || controlled == null || pictures.length < 2) return `${told}.`;
+  if (without == null || controlled == null) return `${told}.`;
   const gain = controlled - without;
   const follows = gain <= 0.1 ? 'hardly follows it' : controlled < 0.5 ? 'follows a part of it' : 'follows it';
   return `${told}, and it ${follows}: ${controlled.toFixed(2)} of 1. ` +
     `The left one meets its lines by chance: ${without.toFixed(2)}.`;
-}
-
-// -------------------------------------------------------------------------------- play again
-
-export function play() {
-  stop();
-  let step = -1;
-  $('replay').textContent = '■ Stop';
-  playing = setInterval(() => {
-    step += 1;
-    if (step >= stepsOf()) stop();
-    look(step >= stepsOf() ? null : Math.min(step, reached() - 1));
-  }, 220);
-}
-
-function stop() {
-  clearInterval(playing);
-  playing = 0;
-  $('replay').textContent = '▶ Play';
-  if (view.step === stepsOf()) view.step = null;
 }

@@ -3,11 +3,11 @@
 
 import { $, clamp, el, svg } from './dom.js';
 import { bendTo, edgesOf, jointsOf, MOVABLE } from './geometry.js';
-import { newest } from './server.js';
+import { newest, post } from './server.js';
 import { change, changeDrawing, state, subscribe } from './state.js';
 
 const grips = $('grips');
-const askScene = newest('/api/scene');
+const askScene = newest((body) => post('/api/scene', body));
 const now = { info: null, selected: 0, drag: null, started: null, prompt: '' };
 let tell = () => {};
 

@@ -37,12 +37,12 @@ const json = (body) => ({
 
 export const command = (request, column) => post('/api/command', { ...request, client, column });
 
-/** Answers of a path by the newest call only: overtaken ones are dropped (null). */
-export function newest(path) {
+/** The answer of the newest call only: overtaken ones are dropped (null). */
+export function newest(send) {
   let number = 0;
-  return async (body) => {
+  return async (...given) => {
     const own = ++number;
-    const answer = await post(path, body);
+    const answer = await send(...given);
     return own === number ? answer : null;
   };
 }

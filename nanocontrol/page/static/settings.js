@@ -10,10 +10,11 @@ const SLIDERS = [
   ['control_from', 'Control begins', 0, 1, 0.05, 'Share of the steps before control acts.'],
   ['control_to', 'Control ends', 0, 1, 0.05, 'Share of the steps after which it is off.'],
 ];
+// Each rule with its name and a sentence.
 const RULES = {
-  '': 'As trained',
-  guess: 'Guess mode: deeper counts more',
-  resolution_weighting: 'Resolution weighting',
+  '': ['As trained', 'Every connection counts in full.'],
+  guess: ['Guess mode', 'For an empty prompt: guidance exaggerates the drawing; coarse connections count more.'],
+  resolution_weighting: ['Resolution weighting', 'As guess mode, but half the resolution counts twice as much.'],
 };
 let info = null;
 let typing = false; // text that is not in the request yet
@@ -28,8 +29,8 @@ export function initSettings(given) {
   const number = { type: 'number', id: 'seed', min: 0, max: 1e9, 'aria-describedby': 'seed-help', change: slide };
   const seed = field('seed', 'Seed', 'The same seed gives the same noise.', null,
     el('span', { class: 'pair' }, el('input', number), el('button', { id: 'new-seed', click: again }, 'New noise')));
-  const rules = Object.entries(RULES).map(([value, text]) => el('option', { value }, text));
-  const rule = field('rule', 'Where control acts', 'Two rules for drawings without a prompt.', null,
+  const rules = Object.entries(RULES).map(([value, [text, help]]) => el('option', { value, title: help }, text));
+  const rule = field('rule', 'Where control acts', '', null,
     el('select', { id: 'rule', 'aria-describedby': 'rule-help', change: setRule }, ...rules));
   const negative = field('negative', 'Not this, please', 'Negative prompt: what it should not show.', null,
     el('input', { id: 'negative', maxlength: 400, 'aria-describedby': 'negative-help', input: typed }));
@@ -82,6 +83,7 @@ function render() {
   }
   $('seed').value = request.seed;
   $('rule').value = request.guess ? 'guess' : request.resolution_weighting ? 'resolution_weighting' : '';
+  $('rule-help').textContent = RULES[$('rule').value][1];
   for (const name of ['prompt', 'negative']) {
     if (!typing && $(name).value !== request[name]) $(name).value = request[name];
   }

@@ -6,8 +6,7 @@ import { change, state, strengths } from './state.js';
 
 const STOPS = [
   ['The locked copy', '[data-column=none]',
-    `Long before, a network learnt to turn noise into pictures. ControlNet leaves it as it is: all of its weights are
-    locked. So it cannot forget anything while the control is trained.`,
+    `Long before, a network learnt to turn noise into pictures. All of its weights are locked: it can forget nothing.`,
     `This picture is its own, from the prompt and the noise alone. It does not know that you have drawn anything.`,
     ['Turn control off in both', () => change({ strength: 0 })]],
   ['The trainable copy', '#diagram',
@@ -45,13 +44,12 @@ const STOPS = [
     `So control that ends early often has the same effect, and control that begins late comes too late.`,
     ['Only in the second half', () => change({ control_from: 0.5, control_to: 1 })]],
   ['Prompt dropout', '#prompt',
-    `In training, half of the prompts were replaced by an empty one. Then the drawing alone tells what belongs in the
-    picture, and the ControlNet has to learn to read it.`,
+    `In training, half of the prompts were emptied. So the ControlNet has to read in the drawing what it shows.`,
     `Without any prompt the locked network makes anything. Does the other one still see what you have drawn?`,
     ['Empty the prompt', () => change({ prompt: '' })]],
-  ['Sudden convergence', '#training',
-    `In training, nothing seems to happen for a long time. Then, within a few steps, the pictures follow the drawing.
-    The paper calls it sudden convergence: there is no gradual improvement.`,
+  ['Sudden convergence', '#run',
+    `At first nothing seems to happen. Then, within a few steps of the training, a picture follows its drawing. The
+    paper calls it sudden convergence.`,
     `While the drawing’s signal is faint, zero convolutions have little to pass on. Once it is loud enough, all
     connections learn together.`,
     ['Play the training', () => $('run-play').click()]],
@@ -85,15 +83,20 @@ function show(at) {
   $('tour-text').replaceChildren(el('p', {}, first), el('p', {}, second));
   $('tour-back').disabled = at === 0;
   $('tour-next').textContent = at + 1 < STOPS.length ? 'Next' : 'Finish';
-  $('tour-try').hidden = !attempt || (target === '#training' && $('run').hidden);
+  $('tour-try').hidden = !attempt;
   $('tour-try').textContent = attempt?.[0] ?? '';
   const found = document.querySelector(target);
   now.spot = found?.closest('.field') ?? found;
   now.spot?.classList.add('spot');
-  now.spot?.scrollIntoView({ block: innerWidth < 520 ? 'start' : 'center' });
-  const box = now.spot?.getBoundingClientRect();
-  $('tour').classList.toggle('left', Boolean(box) && box.left + box.width / 2 > innerWidth / 2);
+  bringUp(now.spot);
   $('tour-title').focus({ preventScroll: true });
+}
+
+/** Scroll to an element, and put the tour's box where it is not. */
+function bringUp(element) {
+  element?.scrollIntoView({ block: innerWidth < 700 || innerHeight < 560 ? 'start' : 'center' });
+  const box = element?.getBoundingClientRect();
+  $('tour').classList.toggle('left', Boolean(box) && box.left + box.width / 2 > innerWidth / 2);
 }
 
 /** Change something, or put it back. */
@@ -109,7 +112,7 @@ function tryOut() {
   if (state.request === before) return;
   now.before = before;
   $('tour-try').textContent = 'Put it back';
-  document.querySelector('#pictures').scrollIntoView();
+  if (now.spot?.id !== 'run') bringUp($('pictures'));
 }
 
 function end() {
