@@ -27,24 +27,14 @@ BASE, CONTROL = "model.diffusion_model.", "control_model."  # how the tensors' n
 
 
 @dataclass(frozen=True)
-class Config:
-    """The networks that `make` builds, in the words of the original's configuration files."""
+class Config(UNetConfig):
+    """The networks that `make` builds, in the words of the original's configuration files. The
+    fields that are not here have Stable Diffusion 1's values."""
 
     model_channels: int = 32
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    attention_levels: tuple[int, ...] = (0, 1, 2)  # the resolutions with attention: 1, 1/2, 1/4
     context_dim: int = 64
-    num_heads: int = 8
-    norm_groups: int = 32
     hint_channels: tuple[int, ...] = HINT_CHANNELS
     prediction: str = "eps"  # what the base predicts: "eps" or "v"
-
-    @property
-    def unet(self) -> UNetConfig:
-        """The part that is the U-Net's, for our own classes."""
-        sizes = self.model_channels, self.channel_mult, self.num_res_blocks, self.attention_levels
-        return UNetConfig(*sizes, self.context_dim, self.num_heads, norm_groups=self.norm_groups)
 
 
 CONFIG = Config()
@@ -77,7 +67,7 @@ def weight(name: str, shape: tuple[int, ...]) -> Array:
 def shapes() -> dict[str, tuple[int, ...]]:
     """The names and shapes of all tensors, under the original's names."""
     with torch.device("meta"):
-        networks = UNet(CONFIG.unet), ControlNet(CONFIG.unet, CONFIG.hint_channels)
+        networks = UNet(CONFIG), ControlNet(CONFIG, CONFIG.hint_channels)
     return {
         prefix + name: tuple(tensor.shape)
         for prefix, network in zip((BASE, CONTROL), networks)
