@@ -43,7 +43,7 @@ def adapter_named(name: str) -> Any:
         found = {mutant: entry.adapter for mutant, entry in found["MUTANTS"].items()}
     if last not in found:
         one_of = f"; expected one of {', '.join(found)}" if place == "mutants" else ""
-        raise InputError(f"{place} has no {last}{one_of}")
+        raise InputError(f"there is no {last} in {place}{one_of}")
     return found[last]()
 
 

@@ -59,8 +59,7 @@ class Bench:
         self.own = getattr(adapter, "own_structure", False)
         self.uncond = normal("uncond", *self.given.context.shape)  # encoded negative prompts
         self.dtype = getattr(adapter, "dtype", "float32")
-        unit = cases.unit_of(self.dtype)
-        self.rounding, self.tolerance = cases.rounding(unit), cases.tolerance(unit)
+        self.rounding, self.tolerance = cases.rounding(self.dtype), cases.tolerance(self.dtype)
         # The difference that is allowed where the bits should be equal.
         self.bits = self.rounding if getattr(adapter, "compiles", False) else 0.0
 

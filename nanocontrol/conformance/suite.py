@@ -51,9 +51,8 @@ class Result:
     def wrong(self) -> bool:
         """Whether it makes the suite fail: a must that fails, or an expected failure that
         passes."""
-        if self.expected:
-            return self.passed is True
-        return self.level == "must" and self.passed is False
+        must_failed = self.level == "must" and self.status == "FAILED"
+        return must_failed or self.status == "PASSED UNEXPECTEDLY"
 
 
 def check_controlnet(

@@ -103,7 +103,7 @@ def test_in_float64_the_stored_outputs_differ_by_the_time_embedding_alone():
     bench = Bench(Ours("float64"))
     bench.loaded()
     worst = max(error(r, stored()[f"residual.{k}"]) for k, r in enumerate(bench.residuals()))
-    assert worst < 1000 * unit_of("float32") < tolerance(unit_of("float64"))
+    assert worst < 1000 * unit_of("float32") < tolerance("float64")
 
 
 @pytest.mark.parametrize("wrong", ["eps of norms", "eps of transformers", "GELU", "heads"])
@@ -350,14 +350,13 @@ class Renamed(Ours):
 
 
 def test_tensors_without_a_match_are_listed_once():
-    names, stored_too, start = check_controlnet(
-        Renamed(), only=["tensors_match", "stored_base", "zero_at_start"]
-    )
+    chosen = ["tensors_match", "zero_at_start", "stored_base"]
+    names, start, outputs = check_controlnet(Renamed(), only=chosen)
     assert names.passed is False and names.measured == 25
     assert "lacks 25 tensors: control_model.zero_convs.0.0.bias [32], " in names.message
     assert "25 others: control_model.zeros.0.0.bias [32], " in names.message
     assert names.message.count("...") == 2
-    assert stored_too.passed is None and "see tensors_match" in stored_too.message
+    assert outputs.passed is None and "see tensors_match" in outputs.message
     assert start.passed
 
 
@@ -437,10 +436,10 @@ def test_unknown_adapters_are_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "mine.py").write_text("import no_such_module_at_all\n")
     for name, expected in {
         "theirs": "expected ours, diffusers, mutants:NAME",
-        "mutants:none": "no mutant none; expected one of no_zero_initialisation",
+        "mutants:none": "no none in mutants; expected one of no_zero_initialisation",
         "missing.py:Mine": "missing.py: there is no such file",
         "nanocontrol.nothing:Mine": "no module nanocontrol.nothing",
-        "nanocontrol.conformance.ours:Theirs": "has no class Theirs",
+        "nanocontrol.conformance.ours:Theirs": "no Theirs in nanocontrol.conformance.ours",
         f"{tmp_path}/mine.py:Mine": "there is no module no_such_module_at_all",
     }.items():
         assert expected in refusal(main, capsys, name)
