@@ -33,7 +33,7 @@ BUDGETS = {
     "tools": 798,
     "doctor": 640,
     "experiments": 2125,
-    "conformance": 1065,
+    "conformance": 1069,
     "course": 1900,
     "page": 1050,
 }

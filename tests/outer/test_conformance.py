@@ -350,13 +350,14 @@ class Renamed(Ours):
 
 
 def test_tensors_without_a_match_are_listed_once():
-    chosen = ["tensors_match", "zero_at_start", "stored_base"]
-    names, start, outputs = check_controlnet(Renamed(), only=chosen)
+    chosen = ["tensors_match", "zero_at_start", "gradient_order", "stored_base"]
+    names, start, order, outputs = check_controlnet(Renamed(), only=chosen)
     assert names.passed is False and names.measured == 25
     assert "lacks 25 tensors: control_model.zero_convs.0.0.bias [32], " in names.message
     assert "25 others: control_model.zeros.0.0.bias [32], " in names.message
     assert names.message.count("...") == 2
     assert outputs.passed is None and "see tensors_match" in outputs.message
+    assert order.passed is None and order.message == outputs.message
     assert start.passed
 
 
