@@ -33,7 +33,7 @@ BUDGETS = {
     "tools": 804,
     "doctor": 640,
     "experiments": 2125,
-    "conformance": 1069,
+    "conformance": 1072,
     "course": 1900,
     "page": 1050,
 }

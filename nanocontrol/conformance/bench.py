@@ -72,8 +72,8 @@ class Bench:
 
     def loaded(self, config: Config = CONFIG) -> Any:
         """The adapter with the trained networks of the stored cases, or with its own."""
-        self.need_names()
         adapter = self.fresh(config)
+        self.need_names()
         if not self.own:
             adapter.load(cases.weights())
             return adapter
@@ -94,9 +94,9 @@ class Bench:
 
     @cached_property
     def unmatched(self) -> tuple[list, list]:
-        """The stored tensors that the adapter lacks, and those that it has instead: pairs of name
-        and shape."""
-        parts, expected = self.fresh().parameters(), cases.shapes().items()
+        """The stored tensors that the adapter, once made, lacks, and those that it has instead:
+        pairs of name and shape."""
+        parts, expected = self.adapter.parameters(), cases.shapes().items()
         made = {name: array.shape for part in parts for name, array in part.items()}.items()
         return sorted(expected - made), sorted(made - expected)
 
