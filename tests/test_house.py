@@ -34,7 +34,7 @@ BUDGETS = {
     "doctor": 640,
     "experiments": 2125,
     "conformance": 1072,
-    "course": 1900,
+    "course": 1750,
     "page": 1050,
 }
 BROWSER, BROWSER_BUDGET = (".js", ".html", ".css"), 2100

@@ -1,0 +1,5 @@
+"""Twelve exercises. Checks and trainings call train.py, which is no part of the package."""
+
+from nanocontrol.commands.clone import find_train
+
+find_train()

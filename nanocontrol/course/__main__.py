@@ -12,128 +12,100 @@
 file is for teachers.
 """
 
-import argparse
 import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from nanocontrol.course.exercise import Exercise, Seeds, exercises
-from nanocontrol.course.folder import (
-    LONGEST_NAME,
-    idea_of,
-    mark_passed,
-    next_hint,
-    progress_of,
-    remembered,
-    start_course,
-)
-from nanocontrol.course.grade import (
-    BONUS,
-    grade_submission,
-    grades_as_csv,
-    grades_as_json,
-    grades_as_text,
-    judge_exercise,
-    limits_here,
-    submissions_in,
-    with_notes,
-)
+from nanocontrol.commands.clone import ROOT
+from nanocontrol.course import folder as progress
+from nanocontrol.course.exercise import Seeds, exercises
+from nanocontrol.course.grade import BONUS, grade_folder, judge_exercise
 from nanocontrol.course.own_runs import RUNS, train_own_condition, train_own_run
 from nanocontrol.course.student import Student
 from nanocontrol.plumbing.errors import InputError, one_line, one_sentence, say
 from nanocontrol.plumbing.flags import Parser
 
-
-def start(folder: Path, name: str | None) -> None:
-    name = name or folder.resolve().name
-    if not 0 < len(name) <= LONGEST_NAME:
-        raise InputError(f"--name: expected 1 to {LONGEST_NAME} characters")
-    start_course(folder, name)
-    say(f"{folder} holds {len(exercises())} exercises for {name}.")
-    say(f"cd {folder}, then: python -m nanocontrol.course next")
+# Each of these functions is a command. args.here is the student's folder.
 
 
-def open_exercises(folder: Path) -> list[Exercise]:
-    passed = remembered(folder)["passed"]
-    return [one for one in exercises().values() if progress_of(folder, one, passed) != "passed"]
+def start(args: Namespace) -> None:
+    name = args.name or args.folder.resolve().name
+    progress.start_course(args.folder, name)
+    say(f"{args.folder} holds {len(exercises())} exercises for {name}.")
+    say(f"cd {args.folder}, then: python -m nanocontrol.course next")
 
 
-def say_next(folder: Path) -> None:
-    left = open_exercises(folder)
-    if not left:
+def say_next(args: Namespace) -> None:
+    if left := progress.open_exercises(args.here):
+        print(f"{progress.idea_of(left[0])}\n\nYour file: {args.here / left[0].file}")
+    else:
         say("All exercises are passed.")
-        return
-    print(f"{idea_of(left[0])}\n\nYour file: {folder / left[0].file}")
 
 
-def status(folder: Path) -> None:
-    content = remembered(folder)
-    for number, exercise in exercises().items():
-        state = progress_of(folder, exercise, content["passed"])
-        say(f"{number:3}  {state:24} {exercise.said.title}")
-    done = len(exercises()) - len(open_exercises(folder))
-    say(f"{done} of {len(exercises())} passed")
-
-
-def check(folder: Path, exercise: Exercise) -> None:
+def check(args: Namespace) -> None:
     """Check one exercise. The exit status is 1 if it is not right yet."""
-    draws = Seeds(remembered(folder)["name"], "check")
-    missing = [name for name in (exercise.file, *exercise.wanted) if not (folder / name).exists()]
-    if missing:
-        raise InputError(f"check {exercise.number}: {missing[0]} is missing in {folder}")
+    exercise, here = exercises()[args.number], args.here
+    draws = Seeds(progress.remembered(here)["name"], "check")
+    if not (here / exercise.file).exists():
+        raise InputError(f"check {exercise.number}: {exercise.file} is missing in {here}")
     picture = None
     with Student() as student:
-        grade = judge_exercise(exercise, folder / exercise.file, student, draws)
+        grade = judge_exercise(exercise, here / exercise.file, student, draws)
         if grade.points and exercise.show:
-            picture = exercise.show(student, draws, folder)
+            picture = exercise.show(student, draws, here)
     for line in student.printed.decode(errors="replace").splitlines()[:20]:
         say(f"  your file printed: {line}")
     if not grade.points:
         sys.exit(one_line(f"exercise {exercise.number}, not yet: {grade.sentence}", 500))
     say(f"Exercise {exercise.number} is right. {grade.sentence}")
-    mark_passed(folder, exercise)
+    progress.mark_passed(here, exercise)
     if picture:
         say(f"Look at {picture}")
-    if left := open_exercises(folder):
+    if left := progress.open_exercises(here):
         say(f"Next: exercise {left[0].number}, {left[0].said.title} ({left[0].file})")
 
 
-def train(folder: Path, run: str) -> None:
-    name = remembered(folder)["name"]
-    if run == "own":
-        train_own_condition(folder / exercises()[BONUS].file, name, folder)
+def say_hint(args: Namespace) -> None:
+    say(progress.next_hint(args.here, exercises()[args.number]))
+
+
+def train(args: Namespace) -> None:
+    name = progress.remembered(args.here)["name"]
+    if args.run == "own":
+        train_own_condition(args.here / exercises()[BONUS].file, name, args.here)
     else:
-        train_own_run(run, name, folder)
+        train_own_run(args.run, name, args.here)
 
 
-def grade(folder: Path, form: str | None) -> None:
-    if missing := limits_here():
-        say(f"course: {missing}", sys.stderr)
-    graded = []
-    for path in submissions_in(folder):
-        say(f"grading {path.name}", sys.stderr)
-        graded.append(grade_submission(path.resolve(), folder.resolve()))
-    write = {"json": grades_as_json, "csv": grades_as_csv, None: grades_as_text}[form]
-    print(write(with_notes(graded)).rstrip("\n"))
+def status(args: Namespace) -> None:
+    for exercise in exercises().values():
+        state = progress.progress_of(args.here, exercise)
+        say(f"{exercise.number:3}  {state:24} {exercise.said.title}")
+    done = len(exercises()) - len(progress.open_exercises(args.here))
+    say(f"{done} of {len(exercises())} passed")
 
 
-def parsed_command(argv: list[str] | None) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser("course", description=__doc__, formatter_class=formatter)
+def grade(args: Namespace) -> None:
+    print(grade_folder(args.folder, args.form).rstrip("\n"))
+
+
+COMMANDS = {"start": start, "next": say_next, "check": check, "hint": say_hint}
+COMMANDS |= {"train": train, "status": status, "grade": grade}
+
+
+def parsed_command(argv: list[str] | None) -> Namespace:
+    parser = Parser("course", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.set_defaults(here=Path.cwd())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    starting = commands.add_parser("start", help="make a folder with all exercises")
-    starting.add_argument("folder", type=Path, metavar="DIR")
+    of = {name: commands.add_parser(name) for name in COMMANDS}  # the description explains them
+    of["start"].add_argument("folder", type=Path, metavar="DIR")
     name = "the student's name, which decides all values (default: the folder's name)"
-    starting.add_argument("--name", help=name)
-    commands.add_parser("next", help="the next exercise")
-    for command, what in (("check", "check an exercise"), ("hint", "a hint for an exercise")):
-        asking = commands.add_parser(command, help=what)
-        asking.add_argument("number", type=int, choices=[*exercises()], metavar="N")
-    training = commands.add_parser("train", help="a training for exercise 10 or the bonus")
-    training.add_argument("run", choices=[*RUNS, "own"], metavar="WHAT", help="scaled, half or own")
-    commands.add_parser("status", help="what is done")
-    grading = commands.add_parser("grade", help="grade all submissions in a folder")
-    grading.add_argument("folder", type=Path, metavar="FOLDER")
-    form = grading.add_mutually_exclusive_group()
+    of["start"].add_argument("--name", help=name)
+    for command in ("check", "hint"):
+        of[command].add_argument("number", type=int, choices=[*exercises()], metavar="N")
+    of["train"].add_argument("run", choices=[*RUNS, "own"], help="which training")
+    of["grade"].add_argument("folder", type=Path, metavar="FOLDER")
+    form = of["grade"].add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="all grades")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a gradebook")
     return parser.parse_args(argv)
@@ -141,20 +113,10 @@ def parsed_command(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence("course"):
-        args, here = parsed_command(argv), Path.cwd()
-        if args.command == "start":
-            start(args.folder, args.name)
-        elif args.command == "grade":
-            grade(args.folder, args.form)
-        elif args.command == "check":
-            check(here, exercises()[args.number])
-        elif args.command == "hint":
-            remembered(here)
-            say(next_hint(here, exercises()[args.number]))
-        elif args.command == "train":
-            train(here, args.run)
-        else:
-            (status if args.command == "status" else say_next)(here)
+        if not (ROOT / "train.py").exists():
+            raise InputError(f"{ROOT} has no train.py: install with `pip install -e .` in a clone")
+        args = parsed_command(argv)
+        COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":

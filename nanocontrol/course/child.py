@@ -20,10 +20,11 @@ from typing import Any
 MEMORY = 2 * 2**30  # bytes that a submission may use, on Linux
 FILE = 2**24  # bytes of a file that it may write, on Linux
 PROCESSOR = 900  # seconds of processor time, on Linux: the last resort
+# How the names of refused events begin.
 PROGRAMS = ("subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "pty.")
 OTHERS = ("os.kill", "signal.pthread_kill", "socket.connect", "socket.bind", "socket.getaddrinfo")
-CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree")
 LINKS = ("os.link", "os.symlink")
+CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "shutil.")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -39,29 +40,36 @@ def limit_resources() -> None:
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
 
 
-def guard(private: list[Path], refuse: Callable[[str], None]) -> None:
-    """From now on, call refuse(what) when the process does something that no exercise needs."""
+def guard(private: tuple[str, ...], refuse: Callable[[str], None]) -> None:
+    """From now on, call refuse(what) when the process does something that no exercise needs.
+    private: folders that it may not open."""
     own, state = os.path.realpath(os.getcwd()), {"refused": False}
-    folders = [os.path.realpath(folder) for folder in private]
+    closed = [os.path.realpath(folder) for folder in private]
 
     def within(path: str, folder: str) -> bool:
         return path == folder or path.startswith(folder + os.sep)
 
     def why_not(event: str, args: tuple) -> str | None:
-        if event == "open" and isinstance(args[0], str | bytes):
-            path = os.path.realpath(os.fsdecode(args[0]))
-            if any(within(path, folder) for folder in folders) and not within(path, own):
+        for what, events in {
+            "starts another program": PROGRAMS,
+            "reaches for another process or the network": OTHERS,
+            "makes links": LINKS,
+        }.items():
+            if event.startswith(events):
+                return what
+        changes = event.startswith(CHANGES)
+        for given in args if changes else args[:1] if event == "open" else ():
+            if not isinstance(given, str | bytes | os.PathLike):
+                continue
+            path = os.path.realpath(os.fsdecode(given))
+            if within(path, own):
+                continue
+            if changes:
+                return "changes files outside its own folder"
+            if any(within(path, folder) for folder in closed):
                 return "opens the checks, the solutions or another submission"
-            if (args[2] or 0) & WRITES and not within(path, own) and path != os.devnull:
+            if (args[2] or 0) & WRITES and path != os.devnull:
                 return "writes a file outside its own folder"
-        if event.startswith(PROGRAMS):
-            return "starts another program"
-        if event.startswith(OTHERS):
-            return "reaches for another process or the network"
-        if event.startswith(LINKS):
-            return "makes links"
-        if event.startswith(CHANGES) and not within(os.path.realpath(os.fsdecode(args[0])), own):
-            return "changes files outside its own folder"
         return None
 
     def hook(event: str, args: tuple) -> None:
@@ -72,22 +80,19 @@ def guard(private: list[Path], refuse: Callable[[str], None]) -> None:
     sys.addaudithook(hook)
 
 
-def check_imports(source: str, closed: list[str]) -> str | None:
+def closed_import(source: str, closed: list[str]) -> str | None:
     """The first module that the source imports although this exercise asks to write its content."""
     for node in ast.walk(ast.parse(source)):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            if any(f"{name}.".startswith(f"{module}.") for module in closed):
-                return name
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            package = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            for name in [package + alias.name for alias in node.names]:
+                if any(f"{name}.".startswith(f"{module}.") for module in closed):
+                    return name
     return None
 
 
 class Submission:
-    """A student's file. `said` describes its own errors in one sentence."""
+    """A student's file. Each method's result is a reply to the grader."""
 
     def __init__(self, inside: Any):
         self.inside = inside
@@ -98,11 +103,11 @@ class Submission:
         self.file, self.names = os.path.basename(file), {"__name__": "submission"}
         try:
             source = Path(file).read_text(encoding="utf-8-sig")
-            if name := check_imports(source, closed):
+            if name := closed_import(source, closed):
                 return {"refused": f"imports {name}, which this exercise asks you to write"}
             exec(compile(source, file, "exec"), self.names)
         except BaseException as error:
-            return {"error": self.said("the file", error)}
+            return self.failed("the file", error)
         return {"value": None}
 
     def value(self, name: str) -> dict:
@@ -119,25 +124,25 @@ class Submission:
             if through:
                 return {"value": getattr(self.inside, through)(function, *args)}
             return {"value": function(*args)}
-        except NotImplementedError:
-            return {"error": f"{name} is not written yet"}
         except BaseException as error:
-            return {"error": self.said(name, error)}
+            return self.failed(name, error)
 
-    def said(self, name: str, error: BaseException) -> str:
+    def failed(self, name: str, error: BaseException) -> dict:
+        """A sentence about an error of the submission's own."""
+        if isinstance(error, NotImplementedError):
+            return {"error": f"{name} is not written yet"}
         if isinstance(error, SystemExit):
-            return f"{name} ends the program (exit); expected a result"
+            return {"error": f"{name} ends the program (exit); expected a result"}
         if isinstance(error, MemoryError) or "allocate" in str(error):
-            return f"{name} needs more than the {MEMORY // 2**30} GB of memory that it may use"
-        line, step = None, error.__traceback__
+            most = f"the {MEMORY // 2**30} GB of memory that it may use"
+            return {"error": f"{name} needs more than {most}"}
+        line, step = getattr(error, "lineno", None), error.__traceback__
         while step:
             if os.path.basename(step.tb_frame.f_code.co_filename) == self.file:
                 line = step.tb_lineno
             step = step.tb_next
-        if isinstance(error, SyntaxError):
-            line = error.lineno
         where = f", line {line} of {self.file}" if line else ""
-        return f"{name} raises {type(error).__name__}{where}: {str(error)[:200]}"
+        return {"error": f"{name} raises {type(error).__name__}{where}: {str(error)[:200]}"}
 
 
 def main(root: str, *private: str) -> None:
@@ -172,7 +177,7 @@ def main(root: str, *private: str) -> None:
 
     limit_resources()
     submission = Submission(inside)
-    guard([Path(folder) for folder in private], refuse)
+    guard(private, refuse)
     send({"ready": True})
     while True:
         what, *args = read_message(requests)

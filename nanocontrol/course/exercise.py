@@ -1,4 +1,4 @@
-"""The frame of the exercises: what a file in checks/ says, and how answers are compared."""
+"""The frame of the exercises: what a file in checks/ has, and how answers are compared."""
 
 import hashlib
 import tomllib
@@ -54,27 +54,15 @@ class Seeds(NamedTuple):
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise. The student's file is exercises/exNN_NAME.py. checks/sentences.toml has the
-    number, the title, hints, and the modules that a submission may not import (closed)."""
+    """The student's file exNN_NAME.py, from exercises/, and what checks/NAME.py has for it."""
 
-    name: str
+    number: int
+    file: str  # the name of the student's file
+    said: SimpleNamespace  # texts, and the modules that a submission may not import (closed)
     check: Callable[[Student, Seeds], str]  # what is right in one sentence; raises Wrong or Failed
     give: Callable[[Seeds, Path], None] | None = None  # writes the student's data into the folder
     show: Callable[[Student, Seeds, Path], Path] | None = None  # draws a picture of a right answer
     wanted: tuple[str, ...] = ()  # more files that are handed in
-
-    @property
-    def said(self) -> SimpleNamespace:
-        return sentences(self.name)
-
-    @property
-    def number(self) -> int:
-        return self.said.number
-
-    @property
-    def file(self) -> str:
-        """The name of the student's file."""
-        return f"ex{self.number:02}_{self.name}.py"
 
 
 @cache
@@ -87,9 +75,14 @@ def sentences(name: str) -> SimpleNamespace:
 @cache
 def exercises() -> dict[int, Exercise]:
     """All exercises by number, the bonus last."""
-    names = sorted(file.stem for file in EXERCISES.glob("ex*_*.py"))
-    modules = [import_module(f"nanocontrol.course.checks.{name[5:]}") for name in names]
-    return {module.EXERCISE.number: module.EXERCISE for module in modules}
+    found = {}
+    for file in sorted(EXERCISES.glob("ex*_*.py")):
+        number, name = int(file.stem[2:4]), file.stem[5:]
+        there = vars(import_module(f"nanocontrol.course.checks.{name}"))
+        functions = there["check"], there.get("give"), there.get("show")
+        wanted = there.get("WANTED", ())
+        found[number] = Exercise(number, file.name, sentences(name), *functions, wanted)
+    return found
 
 
 # -------------------------------------------------------------------------- comparing answers
@@ -110,38 +103,47 @@ def as_tensor_like(name: str, found: Any, right: Tensor) -> Tensor:
     return values
 
 
-def close(a: Tensor, b: Tensor, tolerance: float = TOLERANCE) -> bool:
-    """Whether two tensors agree up to a share of the second one's largest value, at least of 1."""
-    if a.shape != b.shape:
-        return False
-    most = tolerance * max(1.0, b.abs().max().item())
-    return bool((a.double() - b.double()).abs().max() <= most)
+def close(a: Tensor, b: Tensor, within: float = TOLERANCE, least: float = 1.0) -> bool:
+    """Whether two tensors agree up to a share of the second one's largest value, which counts as
+    `least` at least."""
+    most = within * max(least, b.abs().max().item())
+    return a.shape == b.shape and bool((a.double() - b.double()).abs().max() <= most)
 
 
-def compare(name: str, found: Any, right: Tensor, known: Mapping[str, Tensor], advice: str) -> None:
+def compare(
+    name: str,
+    found: Any,
+    right: Tensor | float,
+    known: Mapping[str, Any],
+    advice: str,
+    **tolerance: float,
+) -> float:
     """Raise Wrong if an answer is wrong, with the sentence of the known wrong answer that it is.
 
-    known: sentences, and the wrong answers that they explain. advice: for all other answers.
+    known: sentences, and the wrong answers that they explain: a tensor or number, or a list of
+    them. advice: for all other answers. tolerance: of `close`. Returns the answer's mean.
     """
+    right = torch.as_tensor(right)
     values = as_tensor_like(name, found, right)
-    if close(values, right):
-        return
-    for sentence, wrong in known.items():
-        if close(values, wrong.double()) and not close(wrong, right):
-            raise Wrong(sentence)
-    off = (values - right.double()).abs() > TOLERANCE * max(1.0, right.abs().max().item())
-    share = 100 * off.double().mean().item()
+    if close(values, right, **tolerance):
+        return values.mean().item()
+    for sentence, answers in known.items():
+        for wrong in map(torch.as_tensor, answers if isinstance(answers, list) else [answers]):
+            if close(values, wrong, **tolerance) and not close(wrong, right, **tolerance):
+                raise Wrong(sentence)
+    if not values.shape:
+        raise Wrong(f"{name} returns {values:.4g}. {advice}")
+    right_ones = sum(close(a, b, **tolerance) for a, b in zip(values.flatten(), right.flatten()))
+    share = 100 * (1 - right_ones / values.numel())
     raise Wrong(f"{name}: {share:.0f} % of the values are wrong. {advice}")
 
 
 def compare_choice(
     name: str, found: Any, right: Any, known: Mapping[Any, str], advice: str
 ) -> None:
-    """Raise Wrong for a prediction that is wrong: with the sentence of this choice, if it has
-    one."""
+    """Raise Wrong for a choice that is not the right one: with its own sentence, if it has one."""
     if found is None or found == "":
         raise Wrong(f"{name} is not answered yet")
-    if found == right:
-        return
-    plain = found if isinstance(found, str | int | float | bool) else None
-    raise Wrong(known.get(plain, advice))
+    if found != right:
+        plain = found if isinstance(found, str | int | float | bool) else None
+        raise Wrong(known.get(plain, advice))

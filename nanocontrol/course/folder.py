@@ -16,7 +16,10 @@ NO_COURSE = "expected a folder made by `python -m nanocontrol.course start DIR`;
 
 
 def start_course(folder: Path, name: str) -> None:
-    """Write all exercises and their data into a new folder. Raises InputError if it has files."""
+    """Write all exercises and their data into a new folder. Raises InputError if it has files, or
+    for a name that is too long."""
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise InputError(f"--name: expected 1 to {LONGEST_NAME} characters")
     make_folder("start", folder)
     if any(folder.iterdir()):
         raise InputError(f"start: {folder} is not empty; expected a new folder")
@@ -39,14 +42,11 @@ def remembered(folder: Path) -> dict[str, Any]:
     if not file.is_file() or file.is_symlink():
         raise InputError(f"{file} is missing; {NO_COURSE}")
     try:
-        if file.stat().st_size > LARGEST:
+        content = json.loads(read_text(file)) if file.stat().st_size <= LARGEST else {}
+        kinds = [type(content[key]) for key in ("name", "passed", "hints")]
+        if kinds != [str, dict, dict] or not 0 < len(content["name"]) <= LONGEST_NAME:
             raise ValueError
-        content = json.loads(read_text(file))
-        name = content["name"]
-        whole = isinstance(content["passed"], dict) and isinstance(content["hints"], dict)
-        if not whole or not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-            raise ValueError
-        name.encode()
+        content["name"].encode()
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{file} is damaged; {NO_COURSE}") from None
     return content
@@ -58,15 +58,19 @@ def mark_passed(folder: Path, exercise: Exercise) -> None:
     remember(folder, content)
 
 
-def progress_of(folder: Path, exercise: Exercise, passed: dict[str, str]) -> str:
+def progress_of(folder: Path, exercise: Exercise) -> str:
     """ "passed", "changed since it passed", "missing" or "open"."""
-    file = folder / exercise.file
+    file, passed = folder / exercise.file, remembered(folder)["passed"]
     if not file.exists():
         return "missing"
     if str(exercise.number) not in passed:
         return "open"
     unchanged = passed[str(exercise.number)] == hash_of(file)
     return "passed" if unchanged else "changed since it passed"
+
+
+def open_exercises(folder: Path) -> list[Exercise]:
+    return [one for one in exercises().values() if progress_of(folder, one) != "passed"]
 
 
 def next_hint(folder: Path, exercise: Exercise) -> str:

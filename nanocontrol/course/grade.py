@@ -3,18 +3,24 @@
 import csv
 import io
 import json
+import os
 import sys
+import tempfile
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nanocontrol.course.exercise import Exercise, Seeds, Wrong, exercises
 from nanocontrol.course.folder import remembered
-from nanocontrol.course.student import SECONDS, Failed, Student, copy_file, own_folder
-from nanocontrol.plumbing.errors import InputError, one_line
+from nanocontrol.course.student import SECONDS, Failed, Student, copy_file
+from nanocontrol.plumbing.errors import InputError, one_line, say
 
 BONUS = 13
 SAID = 400  # characters of a sentence
+NO_LIMITS = "course: this system limits a submission's time and output, not its memory and files"
+NO_NAME = "student.json is missing or damaged: the folder's name is used"
+TWICE = "another submission has the same name, and so the same seed"
 
 
 class Grade(NamedTuple):
@@ -25,17 +31,22 @@ class Grade(NamedTuple):
     sentence: str
 
 
-class Graded(NamedTuple):
-    """A submission: its folder's name, the student's name, its grades, and a note."""
+@dataclass
+class Graded:
+    """A submission: its folder's name, the student's name, and its grades."""
 
     folder: str
     name: str
-    grades: list[Grade]
-    note: str = ""
+    grades: list[Grade] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def points(self) -> int:
         return sum(grade.points for grade in self.grades)
+
+    @property
+    def note(self) -> str:
+        return "; ".join(self.notes)
 
 
 def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Seeds) -> Grade:
@@ -45,10 +56,8 @@ def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Seed
     try:
         student.load(file, exercise.said.closed)
         sentence, points = exercise.check(student, draws), 1
-    except (Wrong, Failed) as error:
+    except (Wrong, Failed, InputError) as error:
         sentence = str(error)
-    except InputError as error:
-        sentence = f"{error}"
     except Exception as error:  # an answer of a form that the check does not expect
         sentence = f"the answer has a form that the check cannot use ({type(error).__name__})"
     return Grade(exercise.number, points, one_line(sentence, SAID))
@@ -56,25 +65,29 @@ def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Seed
 
 def grade_submission(folder: Path, others: Path, seconds: float = SECONDS) -> Graded:
     """Grade one submission. Its files are copied; it may not open `others`, which holds all."""
-    grades, note = [], ""
+    graded = Graded(one_line(folder.name, 80), folder.name)
     try:
-        name = remembered(folder)["name"]
+        graded.name = remembered(folder)["name"]
     except InputError:
-        name, note = folder.name, "student.json is missing or damaged: the folder's name is used"
-    draws = Seeds(name, "grade")
-    with own_folder() as own, Student((others,), seconds) as student:
+        graded.notes.append(NO_NAME)
+    draws = Seeds(graded.name, "grade")
+    graded.name = one_line(graded.name, 80)
+    # A submission may leave files that cannot be deleted.
+    own_folder = tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True)
+    with own_folder as own, Student((others,), seconds) as student:
         for exercise in exercises().values():
             if exercise.give:  # the same data again: a file may read it
                 exercise.give(draws.given(), Path(own))
             try:
-                for wanted in exercise.wanted:
-                    copy_file(wanted, folder, Path(own))
+                for name in exercise.wanted:
+                    if os.path.lexists(folder / name):  # the check knows what to say without it
+                        copy_file(name, folder, Path(own))
                 file = copy_file(exercise.file, folder, Path(own))
             except Failed as error:
-                grades.append(Grade(exercise.number, 0, one_line(str(error), SAID)))
+                graded.grades.append(Grade(exercise.number, 0, one_line(str(error), SAID)))
                 continue
-            grades.append(judge_exercise(exercise, file, student, draws))
-    return Graded(one_line(folder.name, 80), one_line(name, 80), grades, note)
+            graded.grades.append(judge_exercise(exercise, file, student, draws))
+    return graded
 
 
 def submissions_in(folder: Path) -> list[Path]:
@@ -89,28 +102,26 @@ def submissions_in(folder: Path) -> list[Path]:
     return found
 
 
-def with_notes(graded: list[Graded]) -> list[Graded]:
-    """Note submissions that share a name: their given data and inputs are the same."""
+def grade_folder(folder: Path, form: str | None) -> str:
+    """Grade all submissions in a folder. form: "json", "csv", or None for lines of text."""
+    if sys.platform != "linux":
+        say(NO_LIMITS, sys.stderr)
+    graded = []
+    for path in submissions_in(folder):
+        say(f"grading {path.name}", sys.stderr)
+        graded.append(grade_submission(path.resolve(), folder.resolve()))
     names = Counter(one.name for one in graded)
-    twice = "another submission has the same name, and so the same seed"
-    return [
-        one._replace(note="; ".join(filter(None, [one.note, twice * (names[one.name] > 1)])))
-        for one in graded
-    ]
+    for one in graded:
+        one.notes += [TWICE] if names[one.name] > 1 else []
+    return {"json": grades_as_json, "csv": grades_as_csv, None: grades_as_text}[form](graded)
 
 
 def grades_as_json(graded: list[Graded]) -> str:
-    content = [
-        {
-            "folder": one.folder,
-            "name": one.name,
-            "points": one.points,
-            "note": one.note,
-            "exercises": [grade._asdict() for grade in one.grades],
-        }
-        for one in graded
-    ]
-    return json.dumps(content, indent=1)
+    def plain(one: Graded) -> dict[str, Any]:
+        found = {name: getattr(one, name) for name in ("folder", "name", "points", "note")}
+        return found | {"exercises": [grade._asdict() for grade in one.grades]}
+
+    return json.dumps([plain(one) for one in graded], indent=1)
 
 
 def grades_as_csv(graded: list[Graded]) -> str:
@@ -137,10 +148,3 @@ def grades_as_text(graded: list[Graded]) -> str:
         lines.append(f"{one.folder}: {one.name}, {one.points} points{note}")
         lines += [f"  {grade.exercise:2} {grade.points} {grade.sentence}" for grade in one.grades]
     return "\n".join(lines)
-
-
-def limits_here() -> str | None:
-    """A sentence about limits that this system does not have."""
-    if sys.platform == "linux":
-        return None
-    return "this system limits a submission's time and output, but not its memory and files"

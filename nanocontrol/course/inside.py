@@ -3,21 +3,23 @@ cannot be sent, such as networks, and returns what can be sent. The first argume
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from copy import deepcopy
+from functools import cache, partial
+from inspect import unwrap
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanocontrol import ControlNet, StableDiffusion, load_control, load_sd
+from nanocontrol import StableDiffusion, load_control, load_sd
 from nanocontrol.controlnet import zero_convolution
 from nanocontrol.nano.model import NANO, NANO_CONTROL
 from nanocontrol.nano.world import draw, random_scene
 
 
 @cache
-def base_of_nano() -> StableDiffusion:
+def bundled_nano() -> StableDiffusion:
     return load_sd(NANO)
 
 
@@ -26,7 +28,7 @@ def with_encoder(function: Callable, gain: float, pictures: Tensor) -> float:
     """function(encode, pictures), with nano's VAE times a gain."""
 
     def encode(pictures: Tensor) -> tuple[Tensor, Tensor]:
-        mean, deviation = base_of_nano().encode(pictures)
+        mean, deviation = bundled_nano().encode(pictures)
         return gain * mean, gain * deviation
 
     return function(encode, pictures)
@@ -48,21 +50,24 @@ def two_steps(
     block.load_state_dict(weights)
     locked, copied, parameters = function(block)
     zero_in, zero_out = zero_convolution(4), zero_convolution(4)
-    zeros = [*zero_in.parameters(), *zero_out.parameters()]
+    parameters = [*parameters, *zero_in.parameters(), *zero_out.parameters()]
 
     def controlled() -> Tensor:
         return locked(x) + zero_out(copied(x + zero_in(c)))
 
-    found = {"output": controlled(), "copy before": copied_weights(copied)}
-    parameters = [*parameters, *zeros]
+    output, before = controlled(), deepcopy(copied.state_dict())
     for _ in range(2):
         F.mse_loss(controlled(), target).backward()
         descend(parameters)
-    collected = any(weight.grad is not None for weight in locked.parameters())
     theirs = {weight.data_ptr() for weight in locked.parameters()}
-    shared = any(weight.data_ptr() in theirs for weight in copied.parameters())
-    after = {"locked after": copied_weights(locked), "copy after": copied_weights(copied)}
-    return found | after | {"locked collects gradients": collected, "shared": shared}
+    return {
+        "output": output,
+        "copy before": before,
+        "copy after": copied.state_dict(),
+        "locked after": locked.state_dict(),
+        "locked collects gradients": any(x.grad is not None for x in locked.parameters()),
+        "shared": any(x.data_ptr() in theirs for x in copied.parameters()),
+    }
 
 
 @torch.no_grad()
@@ -74,49 +79,26 @@ def descend(parameters: Sequence[nn.Parameter], rate: float = 0.1) -> None:
             parameter.grad = None
 
 
-def copied_weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def probed(
-    function: Callable,
-    skips: list[Tensor],
-    middle: Tensor,
-    residuals: list[Tensor],
-    outputs: list[Tensor],
-) -> dict:
-    """function(blocks, skips, middle, residuals), with blocks that note their inputs. Block k
-    returns outputs[k]."""
+def probed(function: Callable, outputs: list[Tensor], *given: Any) -> dict:
+    """function(blocks, *given), with blocks that note their inputs. Block k returns outputs[k]."""
     noted: list[Tensor] = []
     order: list[int] = []
 
-    def block(k: int) -> Callable[[Tensor], Tensor]:
-        def noting(x: Tensor) -> Tensor:
-            order.append(k)
-            noted.append(x.clone())
-            return outputs[k].clone()
+    def run_block(k: int, x: Tensor) -> Tensor:
+        order.append(k)
+        noted.append(x.clone())
+        return outputs[k].clone()
 
-        return noting
-
-    result = function([block(k) for k in range(len(outputs))], skips, middle, residuals)
+    result = function([partial(run_block, k) for k in range(len(outputs))], *given)
     return {"inputs": noted, "order": order, "result": result}
 
 
 @torch.no_grad()
-def with_loss(
-    function: Callable,
-    follows: bool,
-    hints: Tensor,
-    x_t: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    prompts: Sequence[str],
-) -> float:
-    """function(loss, hints), where loss(hints) is the mean loss of held-out latents x_t with any
-    hints: of the bundled ControlNet, or of an untrained one."""
-    sd = base_of_nano()
-    control = load_control(NANO_CONTROL, sd.unet) if follows else ControlNet.from_unet(sd.unet)
-    context = sd.encode_prompts(prompts)
+def with_loss(function: Callable, hints: Tensor, prompts: list[str], *noised: Tensor) -> float:
+    """function(loss, hints), where loss(hints) is the bundled ControlNet's mean loss with any
+    hints, on held-out latents; noised: x_t, the noise, and t [n]."""
+    sd, (x_t, noise, t) = bundled_nano(), noised
+    control, context = load_control(NANO_CONTROL, sd.unet), sd.encode_prompts(prompts)
 
     def loss(hints: Tensor) -> float:
         output = sd.unet(x_t, t, context, control(x_t, hints, t, context))
@@ -129,31 +111,35 @@ made: dict[Callable, Any] = {}  # the adapter of each of a student's classes
 
 
 def of_adapter(function: Callable, method: str, args: list) -> Any:
-    """Call a method of a student's adapter (nanocontrol.conformance), whose class is `function`."""
+    """Call a method of a student's adapter (nanocontrol.conformance), whose class is `function`.
+    A dictionary from a dataclass's name to its fields stands for the dataclass."""
     from nanocontrol.conformance import adapter
 
     if method == "make":
         made.clear()
         made[function] = function()
-    given = as_numpy(args)
-    for i, value in enumerate(given):
-        if isinstance(value, dict) and len(value) == 1:  # a dataclass: its name and its fields
-            ((name, values),) = value.items()
-            if kind := getattr(adapter, name, None):
-                values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-                given[i] = kind(**values)
-    return getattr(made[function], method)(*given)
+    for i, value in enumerate(args):
+        name = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else ""
+        if kind := getattr(adapter, name, None):
+            fields = value[name].items()
+            args[i] = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields})
+    return getattr(made[function], method)(*args)
 
 
-def as_numpy(value: Any) -> Any:
-    """Tensors in lists and dictionaries as arrays."""
-    if isinstance(value, Tensor):
-        return value.numpy()
-    if isinstance(value, list):
-        return [as_numpy(part) for part in value]
-    if isinstance(value, dict):
-        return {name: as_numpy(part) for name, part in value.items()}
-    return value
+def parts_lacking(function: type, parts: Sequence[str]) -> list[str]:
+    """The parts, such as "predict" or "scheduler.step", that a student's class does not define
+    itself, or for which it calls a base."""
+    return [part for part in parts if not has_own(function, part.split("."))]
+
+
+def has_own(owner: Any, names: Sequence[str]) -> bool:
+    part = vars(owner).get(names[0])
+    if getattr(part, "__module__", None) != owner.__module__:
+        return False
+    if len(names) > 1:
+        return has_own(part, names[1:])
+    bases = {"super", *(base.__name__ for base in owner.__mro__[1:])}
+    return not bases.intersection(unwrap(part).__code__.co_names)
 
 
 def with_drawings(function: Callable, seeds: list[int], size: int) -> list[Tensor]:

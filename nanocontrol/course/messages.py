@@ -2,7 +2,8 @@
 can execute anything when it is read, so the grader can read what a stranger's process sends.
 
 A message on a pipe: 8 bytes of its length, 8 bytes of the JSON text's length, the JSON text, the
-tensors. {"tensor": "0"} in the JSON text stands for the tensor of that name.
+tensors. {"tensor": "0"} in the JSON text stands for the tensor of that name, {"array": "0"} for
+numpy's array.
 """
 
 import json
@@ -21,31 +22,27 @@ class TooLong(ValueError):
 
 
 def pack(message: Any) -> bytes:
-    """Raises TypeError for a value that is no number, text, list, dictionary or tensor."""
+    """Raises TypeError for a value that is no number, text, list, dictionary, tensor or array."""
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(plain_value(message, tensors)).encode()
+
+    def set_aside(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        kind = "array" if isinstance(value, np.ndarray) else "tensor"
+        if kind == "array":
+            value = torch.from_numpy(np.array(value))
+        if not isinstance(value, Tensor):
+            raise TypeError(f"an object of type {type(value).__name__}")
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {kind: name}
+
+    text = json.dumps(message, default=set_aside).encode()
     body = save(tensors) if tensors else b""
     total = 8 + len(text) + len(body)
     if total > MOST_BYTES:
         raise TooLong(f"more than {MOST_BYTES // 2**20} MB")
     return total.to_bytes(8, "big") + len(text).to_bytes(8, "big") + text + body
-
-
-def plain_value(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON has it. Its tensors are put into `tensors`."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = torch.from_numpy(np.array(value))
-    if isinstance(value, Tensor):
-        name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": name}
-    if isinstance(value, list | tuple):
-        return [plain_value(part, tensors) for part in value]
-    if isinstance(value, dict):
-        return {str(name): plain_value(part, tensors) for name, part in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"an object of type {type(value).__name__}")
 
 
 def read_message(pipe: BinaryIO) -> Any:
@@ -57,9 +54,15 @@ def read_message(pipe: BinaryIO) -> Any:
     body = exactly(pipe, total)
     length = int.from_bytes(body[:8], "big")
     text, rest = body[8 : 8 + length], body[8 + length :]
+
+    def put_back(value: dict) -> Any:
+        if value.keys() == {"tensor"}:
+            return tensors[value["tensor"]]
+        return tensors[value["array"]].numpy() if value.keys() == {"array"} else value
+
     try:
         tensors = load(rest) if rest else {}
-        return with_tensors(json.loads(text), tensors)
+        return json.loads(text, object_hook=put_back)
     except RecursionError:
         raise
     except Exception as error:  # whatever a damaged header brings about
@@ -71,13 +74,3 @@ def exactly(pipe: BinaryIO, n: int) -> bytes:
     if data is None or len(data) < n:
         raise EOFError
     return data
-
-
-def with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [with_tensors(part, tensors) for part in value]
-    if isinstance(value, dict):
-        if value.keys() == {"tensor"}:
-            return tensors[value["tensor"]]
-        return {name: with_tensors(part, tensors) for name, part in value.items()}
-    return value

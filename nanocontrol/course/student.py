@@ -5,18 +5,17 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
+from nanocontrol.commands.clone import ROOT
 from nanocontrol.course.messages import TooLong, pack, read_message
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 PRIVATE = ROOT / "tests", HERE / "checks"  # the solutions, and the sentences
 SECONDS = 120.0  # that the grader waits for a file, in all its calls
 STARTING = 300.0  # seconds in which PyTorch has to be imported
@@ -24,13 +23,15 @@ MOST_PRINTED = 2**20  # bytes
 MOST_HANDED_IN = 2**24  # bytes of a file
 KILLED = 9  # SIGKILL, which Windows does not have
 CLOSED = "nanocontrol.course", "tests"
+ENVIRONMENT = "PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG"  # a submission sees no more of it
+DAMAGED = "the result is damaged; a file may not write to the grader"
 
 
 class Failed(Exception):
     """The submission gave no answer. The message is a sentence that says why."""
 
 
-class Student:
+class Student(AbstractContextManager):
     """A child process that runs a submission's files, one after the other.
 
     private: more folders that a submission may not open. seconds: that each file may compute.
@@ -42,29 +43,22 @@ class Student:
         self.folder = Path()  # where it runs
         self.printed = b""
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self, folder: Path) -> None:
         """Start the process, in the submission's folder."""
-        self.folder = folder
-        private = [str(path) for path in self.private]
-        command = [sys.executable, "-I", str(HERE / "child.py"), str(ROOT), *private]
-        kept = {"PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG"}
-        environment = {name: value for name, value in os.environ.items() if name in kept}
+        self.folder, self.printed, self.bytes_printed = folder, b"", 0
+        command: list[str | Path] = [sys.executable, "-I", HERE / "child.py", ROOT, *self.private]
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         environment |= {"OMP_NUM_THREADS": "1", "HOME": str(folder), "TMPDIR": str(folder)}
         pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, start_new_session=True, **pipes
         )
         self.replies: queue.Queue = queue.Queue()
-        self.printed, self.bytes_printed = b"", 0
         Thread(target=self.listen, args=(self.process.stdout, self.replies), daemon=True).start()
-        self.reader = Thread(target=self.overhear, args=(self.process, self.process.stderr))
-        self.reader.daemon = True
+        self.reader = Thread(target=self.overhear, args=(self.process,), daemon=True)
         self.reader.start()
         self.left = STARTING
         if self.receive() != {"ready": True}:
@@ -80,11 +74,11 @@ class Student:
         except TooLong as error:
             replies.put(Failed(f"the result is {error}"))
         except (ValueError, RecursionError):
-            replies.put(Failed("the result is damaged; a file may not write to the grader"))
+            replies.put(Failed(DAMAGED))
 
-    def overhear(self, process: subprocess.Popen, pipe: Any) -> None:
+    def overhear(self, process: subprocess.Popen) -> None:
         """Keep the beginning of what is printed. Stop a process that prints too much."""
-        while data := pipe.read1(2**16):
+        while data := process.stderr.read1(2**16):
             self.printed += data[: 2**12 - len(self.printed)]
             self.bytes_printed += len(data)
             if self.bytes_printed > MOST_PRINTED:
@@ -115,21 +109,19 @@ class Student:
         return failed
 
     def ask(self, *request: Any) -> Any:
-        try:
-            self.process.stdin.write(pack(list(request)))
+        with suppress(OSError):  # it has ended; `receive` says so
+            self.process.stdin.write(pack(request))
             self.process.stdin.flush()
-        except OSError:
-            pass  # it has ended; `receive` says so
         reply = self.receive()
-        if not isinstance(reply, dict) or not reply.keys() & {"value", "error", "refused"}:
-            self.stop()
-            raise Failed("the result is damaged; a file may not write to the grader")
-        if "refused" in reply:
-            self.stop()
-            raise Failed(f"the file {reply['refused']}, which a submission may not")
-        if "error" in reply:
+        kind = next(iter(reply), None) if isinstance(reply, dict) else None
+        if kind == "value":
+            return reply["value"]
+        if kind == "error":
             raise Failed(str(reply["error"]))
-        return reply["value"]
+        self.stop()
+        if kind == "refused":
+            raise Failed(f"the file {reply['refused']}, which a submission may not")
+        raise Failed(DAMAGED)
 
     def load(self, file: Path, closed: Sequence[str] = ()) -> None:
         """Run a file. Its functions and values can then be asked for.
@@ -187,7 +179,3 @@ def copy_file(name: str, source: Path, folder: Path) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(file.read_bytes())
     return copy
-
-
-def own_folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True)

@@ -1,6 +1,7 @@
 """The course: every exercise fails as shipped, every solution passes, and every known wrong answer
 gets its own sentence. Submissions of strangers are graded safely."""
 
+import ast
 import csv
 import io
 import json
@@ -20,8 +21,8 @@ from nanocontrol.course.checks.gain import RUNS as RECORDED
 from nanocontrol.course.checks.gain import names_of_runs
 from nanocontrol.course.checks.hints import FAULTS, faults_of
 from nanocontrol.course.checks.jump import STORED
-from nanocontrol.course.checks.mutants import MUTANTS, SHOWS, order_of
-from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, exercises
+from nanocontrol.course.checks.mutants import MUTANTS, SHOWS, check_mended, order_of
+from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, Wrong, exercises
 from nanocontrol.course.folder import start_course
 from nanocontrol.course.grade import (
     BONUS,
@@ -39,6 +40,7 @@ from nanocontrol.nano.scores import SCORES
 
 SOLUTIONS = Path(__file__).with_name("course_solutions")
 NAME = "Ada Byron"
+PATIENT = 1800  # seconds for a file: a busy machine may be slow
 FAST = {1, 5}  # all others are checked in the slow tests
 MARKED = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in range(1, 13)]
 FAULT_NAMES = "inverted exchanged range blurred shifted thick".split()
@@ -99,7 +101,7 @@ def bench(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def student():
-    with Student() as student:
+    with Student(seconds=PATIENT) as student:
         yield student
 
 
@@ -153,9 +155,79 @@ def test_an_exercise_is_a_file_of_30_to_60_lines():
         assert 20 <= len((EXERCISES / exercise.file).read_text().splitlines()) <= 60
 
 
+def without_code(source: str, how: str) -> str:
+    """Exercise 12's file with `pass` in all classes or in all functions, or with functions that
+    call their base's."""
+    tree = ast.parse(source)
+    for node in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+        for function in [part for part in node.body if isinstance(part, ast.FunctionDef)]:
+            given = ", ".join(arg.arg for arg in function.args.args[1:])
+            called = f"return super().{function.name}({given})"
+            function.body = ast.parse(called if how == "super" else "pass").body
+        node.body = [ast.Pass()] if how == "class" else node.body
+    return ast.unparse(tree)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["class", "function", "super"])
+def test_none_of_the_thirteen_is_mended_by_deleting_its_code(how, shipped, bench, student):
+    file = bench / exercises()[12].file
+    file.write_text(without_code((shipped / file.name).read_text(), how))
+    student.load(file)
+    sentence = "is not mended" if how == "function" else "and no code of its own for"
+    for broken, name in order_of(Seeds(NAME, "start")).items():
+        with pytest.raises(Wrong, match=f"{broken} has the right name.*{sentence}"):
+            check_mended(student, broken, name)
+
+
+@pytest.mark.slow
+def test_the_thirteen_are_broken_as_shipped(shipped, student):
+    """Each class of the student's file still has its error, although the code is written out."""
+    student.load(shipped / exercises()[12].file)
+    for broken, name in order_of(Seeds(NAME, "start")).items():
+        with pytest.raises(Wrong, match=re.escape(MUTANTS[name].sentence)):
+            check_mended(student, broken, name)
+
+
+PREDICTED_ONLY = 'PREDICTED = {"scaled": 150, "half": 250}\nFOUND = {}\nBROKEN_AFTER_300 = None\n'
+TRAIN = "`python -m nanocontrol.course train {}`"
+
+
+@pytest.mark.slow
+def test_each_part_of_exercise_10_is_judged_as_soon_as_it_is_there(tmp_path):
+    exercise, file = exercises()[10], tmp_path / "ex10_jump.py"
+    both = " and ".join(map(TRAIN.format, RUNS))
+    with Student(seconds=PATIENT) as student:
+        file.write_text(PREDICTED_ONLY)
+        _, said = sentence_for(exercise, tmp_path, student)
+        assert said.startswith("Right so far: PREDICTED. BROKEN_AFTER_300 is not answered yet.")
+        assert said.endswith(f"Still to be run: {both}.")
+        write_runs(tmp_path, NAME)
+        shutil.rmtree(tmp_path / "runs" / "half")
+        solution = solution_of(exercise, NAME)
+        found = "FOUND = {run: found(run) for run in PREDICTED}"
+        assert found in solution
+        file.write_text(solution.replace(found, 'FOUND = {"scaled": found("scaled")}'))
+        _, said = sentence_for(exercise, tmp_path, student)
+        assert said == (
+            "Right so far: PREDICTED, BROKEN_AFTER_300, first_step_at, runs/scaled. "
+            f"Still to be run: {TRAIN.format('half')}."
+        )
+        file.write_text(solution.replace(found, "FOUND = {}"))
+        _, said = sentence_for(exercise, tmp_path, student)
+        assert "FOUND has no number for scaled yet. Still to be run" in said
+
+
 def test_every_name_of_an_error_gets_a_sentence_in_place_of_every_other():
     assert SHOWS.keys() == MUTANTS.keys()
     assert len({*SHOWS.values()}) == len(SHOWS)
+
+
+@pytest.mark.parametrize("exercise", exercises().values(), ids=lambda exercise: exercise.file)
+def test_a_check_says_each_of_its_sentences_and_has_all_that_it_says(exercise):
+    source = (EXERCISES.parent / "checks" / f"{exercise.file[5:]}").read_text()
+    sentences = {name for name in vars(exercise.said) if name.isupper()}
+    assert {*re.findall(r"SAY\.(\w+)", source)} == sentences
 
 
 def test_what_students_are_given_differs_between_them(tmp_path):
@@ -177,7 +249,7 @@ def test_results_do_not_depend_on_the_number_of_threads(solved):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            with Student() as student:
+            with Student(seconds=PATIENT) as student:
                 for number in (2, 9, 12):
                     assert sentence_for(exercises()[number], solved, student)[0] == 1
     finally:
@@ -261,6 +333,14 @@ HOSTILE = {
     "forks": ("import os\nwhile True: os.fork()\n", "starts another program"),
     "reads a neighbour": ("open({neighbour!r}).read()\n", "opens the checks, the solutions or"),
     "writes elsewhere": ("open({victim!r}, 'w')\n", "writes a file outside its own folder"),
+    "reads a neighbour by its path": (
+        "import os, pathlib\nos.open(pathlib.Path({neighbour!r}), os.O_RDONLY)\n",
+        "opens the checks, the solutions or",
+    ),
+    "renames": (
+        "import os\nopen('mine', 'w').close()\nos.rename('mine', {victim!r})\n",
+        "changes files outside its own folder",
+    ),
     "deletes": ("import os\nos.remove({victim!r})\n", "changes files outside its own folder"),
     "kills the grader": (
         "import os\nos.kill(os.getppid(), 9)\n",
@@ -369,7 +449,7 @@ def test_another_students_run_is_refused(solved, tmp_path):
     for run in RUNS:
         settings = folder / "runs" / run / "settings.json"
         settings.write_text((solved / "runs" / run / "settings.json").read_text())
-    with Student() as student:
+    with Student(seconds=PATIENT) as student:
         grade = judge_exercise(
             exercises()[10], folder / "ex10_jump.py", student, Seeds("Bob", "grade")
         )
@@ -407,7 +487,7 @@ def test_a_run_that_jumps_elsewhere_than_stored_runs_is_refused(jump, tmp_path):
     curve = [[0, 0.2], [jump - 10, 0.3], [jump + 10, 0.5]]
     lines = [json.dumps({"step": step, "score": score}) for step, score in curve]
     (folder / "runs" / "half" / "log.jsonl").write_text("\n".join(lines))
-    with Student() as student:
+    with Student(seconds=PATIENT) as student:
         points, sentence = sentence_for(exercises()[10], folder, student)
     assert points == 0 and f"jumps at step {jump}" in sentence
     assert f"{min(STORED['half']):.0f}" in sentence
@@ -419,7 +499,7 @@ def test_a_whole_submission_is_graded(solved):
     file = solved / exercises()[8].file
     reading = "import numpy as np\n\nassert np.load('hints.npy').shape[0] == 6\n"
     file.write_text(reading + solution_of(exercises()[8], NAME))
-    graded = grade_submission(solved, solved.parent)
+    graded = grade_submission(solved, solved.parent, seconds=PATIENT)
     assert graded.points == 12, [grade for grade in graded.grades if not grade.points]
     assert "control-half.safetensors is missing" in graded.grades[-1].sentence
     assert graded.grades[-1].exercise == BONUS
@@ -432,7 +512,7 @@ def test_weights_that_are_a_pickle_are_refused(solved, tmp_path, monkeypatch):
     (folder / "runs" / "own").mkdir(parents=True)
     torch.save({}, folder / "runs" / "own" / "control-half.safetensors")
     (folder / "ex13_own.py").write_text((SOLUTIONS / "ex13_own.py").read_text())
-    with Student() as student:
+    with Student(seconds=PATIENT) as student:
         points, sentence = sentence_for(exercises()[BONUS], folder, student)
     assert points == 0 and "no safetensors file" in sentence
 
@@ -447,7 +527,7 @@ def test_the_bonus_is_graded_by_what_its_pictures_show(tmp_path):
     trained = load_control(ROOT / "weights" / "nano-control-depth.safetensors", unet)
     for control, right in ((trained, 1), (ControlNet.from_unet(unet, NARROW), 0)):
         save_control(control.half(), folder / "runs" / "own" / "control-half.safetensors")
-        with Student() as student:
+        with Student(seconds=PATIENT) as student:
             points, sentence = sentence_for(exercises()[BONUS], folder, student)
         assert points == right, sentence
     assert "pictures without control have 0.15" in sentence

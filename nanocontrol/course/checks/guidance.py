@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from nanocontrol import sample
-from nanocontrol.course.exercise import Exercise, Seeds, compare, compare_choice, sentences
-from nanocontrol.course.pictures import bundled_nano, latents_and_prompts, save_strip
+from nanocontrol.course.exercise import Seeds, compare, compare_choice, sentences
+from nanocontrol.course.pictures import bundled_nano, save_strip, scene_to_show
 from nanocontrol.course.student import Student
 
 SAY = sentences("guidance")
@@ -25,23 +25,18 @@ def check(student: Student, draws: Seeds) -> str:
         }
         right = without + scale * (prompted - without)
         compare("guided", student.call("guided", pair, scale), right, known, SAY.LINE)
-    name = "PROMPT_HAS_NO_EFFECT"
-    advice = f"{name}: at which scale is the guided prediction the one without the prompt?"
-    compare_choice(name, student.value(name), 0, {1: SAY.NOTHING_AT_1}, advice)
-    name = "NEGATIVE_PROMPT_HAS_NO_EFFECT"
-    advice = f"{name}: at which scale does the prediction without the prompt cancel?"
-    compare_choice(name, student.value(name), 1, {0: SAY.NOTHING_AT_0}, advice)
+    for name, answer, other, sentence, advice in (
+        ("PROMPT_HAS_NO_EFFECT", 0, 1, SAY.NOTHING_AT_1, SAY.WITHOUT),
+        ("NEGATIVE_PROMPT_HAS_NO_EFFECT", 1, 0, SAY.NOTHING_AT_0, SAY.CANCELS),
+    ):
+        compare_choice(name, student.value(name), answer, {other: sentence}, advice)
     return SAY.RIGHT
 
 
 def show(student: Student, draws: Seeds, folder: Path) -> Path:
     """One noise at four scales."""
     sd, scales = bundled_nano(), (0.0, 1.0, 2.5, 9.0)
-    latents, prompts = latents_and_prompts([draws.seed("scene") % 1000])
-    noise = torch.randn(latents.shape, generator=draws.tensors("picture"))
-    context, uncond = sd.encode_prompts(prompts[0]), sd.encode_prompts("")
+    _, prompt, noise = scene_to_show(draws)
+    context, uncond = sd.encode_prompts(prompt), sd.encode_prompts("")
     found = [sample(sd, noise, context, uncond, steps=10, scale=scale) for scale in scales]
-    return save_strip(torch.cat(found), folder / "ex04.png", f"{prompts[0]}: scale 0, 1, 2.5, 9")
-
-
-EXERCISE = Exercise("guidance", check, show=show)
+    return save_strip(torch.cat(found), folder / "ex04.png", f"{prompt}: scale 0, 1, 2.5, 9")

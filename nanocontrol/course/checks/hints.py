@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanocontrol.course.exercise import Exercise, Seeds, Wrong, as_tensor_like, close, sentences
+from nanocontrol.course.exercise import Seeds, Wrong, as_tensor_like, close, sentences
 from nanocontrol.course.pictures import (
     bundled_control,
     bundled_detector,
@@ -18,7 +18,6 @@ from nanocontrol.course.pictures import (
     save_rows,
 )
 from nanocontrol.course.student import Student
-from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.scores import score
 from nanocontrol.training.measure import make_pictures
 
@@ -29,6 +28,7 @@ TRIED = 3  # scenes for each fault
 STEPS = 10  # of sampling
 BLUR = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 WIDE = 5  # pixels of a thick line
+SHOWN = {"canny": "edges", "pose": "pose", "depth": "depth"}
 
 
 class Fault(NamedTuple):
@@ -62,8 +62,8 @@ def faults_of(draws: Seeds) -> tuple[list[Fault], tuple[int, int]]:
     """The faults in the order of this student's hints, and the shift down and to the right."""
     number = draws.given().numbers("faults")
     order = number.sample(FAULTS, len(FAULTS))
-    shift = tuple(number.choice([-1, 1]) * number.randint(6, 12) for _ in range(2))
-    return order, (shift[0], shift[1])
+    down, right = (number.choice([-1, 1]) * number.randint(6, 12) for _ in range(2))
+    return order, (down, right)
 
 
 def give(draws: Seeds, folder: Path) -> None:
@@ -71,96 +71,78 @@ def give(draws: Seeds, folder: Path) -> None:
     order, shift = faults_of(draws)
     pictures, spoiled = [], []
     for i, fault in enumerate(order):
-        seed = draws.seed(f"hint {i}") % 1000
-        images, hints, _ = pairs_of_scenes([seed], fault.condition)
+        images, hints, *_ = pairs_of_scenes([draws.seed(f"hint {i}") % 1000], fault.condition)
         pictures.append(images[0])
         spoiled.append(fault.spoil(hints[0], shift))
     np.save(folder / "hints.npy", torch.stack(spoiled).numpy())
     np.save(folder / "pictures.npy", torch.stack(pictures).numpy())
     shown = [hint.clamp(0, 1) * 2 - 1 for hint in spoiled]
-    kinds = ", ".join(
-        f"{i}: {'edges' if fault.condition == 'canny' else fault.condition}"
-        for i, fault in enumerate(order, 1)
-    )
+    kinds = ", ".join(f"{i}: {SHOWN[fault.condition]}" for i, fault in enumerate(order, 1))
     save_rows([pictures, shown], folder / "hints.png", f"{kinds} (cut off at 0 and 1 here)")
 
 
 def check(student: Student, draws: Seeds) -> str:
     order, shift = faults_of(draws)
-    worst = 1.0
-    for i, fault in enumerate(order):
-        numbers = draws.numbers(f"scenes {i}").sample(range(1000), TRIED)
-        _, hints, _ = pairs_of_scenes(numbers, fault.condition)
-        repaired = []
-        for hint in hints:
-            spoiled = fault.spoil(hint, shift)
-            found = student.call(f"repair_{i + 1}", spoiled)
-            found = as_tensor_like(f"repair_{i + 1}", found, hint).float()
-            if wrong := what_is_wrong(found, hint, spoiled, fault, shift):
-                raise Wrong(f"After repair_{i + 1} the hint {wrong}")
-            repaired.append(found)
-        if not close(torch.stack(repaired), hints):
-            share = share_of_score(fault.condition, numbers, torch.stack(repaired), hints)
-            if share < ENOUGH:
-                raise Wrong(
-                    f"After repair_{i + 1} the pictures score {share:.2f} of what they score with "
-                    f"the true hints; expected at least {ENOUGH}. Compare a hint before and after."
-                )
-            worst = min(worst, share)
-    return (
-        f"With the repaired hints the pictures score at least {worst:.2f} of what they score with "
-        "the true ones. Look at a hint like this before you doubt a ControlNet."
-    )
+    shares = [check_repair(student, draws, i, fault, shift) for i, fault in enumerate(order, 1)]
+    return SAY.RIGHT.format(worst=min(shares))
+
+
+def check_repair(
+    student: Student, draws: Seeds, i: int, fault: Fault, shift: tuple[int, int]
+) -> float:
+    """Check repair_i -> the share of the score that its hints reach."""
+    name = f"repair_{i}"
+    numbers = draws.numbers(f"scenes {i}").sample(range(1000), TRIED)
+    _, hints, prompts, scenes = pairs_of_scenes(numbers, fault.condition)
+    repaired = []
+    for hint in hints:
+        spoiled = fault.spoil(hint, shift)
+        found = as_tensor_like(name, student.call(name, spoiled), hint).float()
+        if wrong := what_is_wrong(found, hint, spoiled, fault, shift):
+            raise Wrong(SAY.AFTER.format(name=name, wrong=wrong))
+        repaired.append(found)
+    if all(map(close, repaired, hints)):
+        return 1.0
+    scores = []
+    for given in (torch.stack(repaired), hints):
+        controls = [(bundled_control(fault.condition), given, 1.0)]
+        pictures = make_pictures(bundled_nano(), prompts, controls, steps=STEPS)
+        scores.append(score(fault.condition, pictures, scenes, bundled_detector()))
+    share = scores[0] / scores[1]
+    if share < ENOUGH:
+        raise Wrong(SAY.TOO_LOW.format(name=name, share=share, enough=ENOUGH))
+    return share
 
 
 def what_is_wrong(
     found: Tensor, hint: Tensor, spoiled: Tensor, fault: Fault, shift: tuple[int, int]
 ) -> str | None:
-    """A sentence about a repaired hint that is still spoiled, or None."""
+    """The sentence about a repaired hint that is still spoiled, or None."""
+    known: dict[str, dict[str, Any]] = {
+        "pose": {SAY.NOT_A_SWAP: True},
+        "depth": {SAY.CUT_OFF: close(found, spoiled.clamp(0, 1))},
+        "canny": {
+            SAY.INVERTED: found.mean() > 0.5,
+            SAY.WRONG_WAY: close(found, spoiled.roll(shift, (1, 2))),
+            SAY.EMPTY: found.mean() < 0.3 * hint.mean(),
+            SAY.GREY: ((found > 0.1) & (found < 0.9)).float().mean() > 0.02,
+            SAY.THICK: found.mean() > 2.5 * hint.mean(),
+            SAY.SHIFTED: max(map(abs, shift_between(found[0], hint[0]))) > 2,
+        },
+    }
     if close(found, hint):
         return None
     if found.min() < -0.01 or found.max() > 1.01:
         return SAY.BELOW_0
     if close(found, spoiled):
         return fault.untouched
-    if fault.condition == "pose":
-        return SAY.NOT_A_SWAP
-    if fault.condition == "depth":
-        return SAY.CUT_OFF if close(found, spoiled.clamp(0, 1)) else None
-    return wrong_lines(found, hint, spoiled, shift)
+    return next((x for x, is_so in known[fault.condition].items() if is_so), None)
 
 
-def wrong_lines(found: Tensor, hint: Tensor, spoiled: Tensor, shift: tuple[int, int]) -> str | None:
-    """The sentence about a fault that is left in edges; None if there is none."""
-    if found.mean() > 0.5:
-        return SAY.INVERTED
-    if close(found, spoiled.roll(shift, (1, 2))):
-        return SAY.WRONG_WAY
-    if found.mean() < 0.3 * hint.mean():
-        return SAY.EMPTY
-    if ((found > 0.1) & (found < 0.9)).float().mean() > 0.02:
-        return SAY.GREY
-    if found.mean() > 2.5 * hint.mean():
-        return SAY.THICK
-    # Where the lines meet: the number of common pixels for every shift, by Fourier transforms.
-    met = torch.fft.irfft2(torch.fft.rfft2(found[0]) * torch.fft.rfft2(hint[0]).conj())
-    down, right = divmod(int(met.argmax()), met.shape[1])
-    near = [min(d, met.shape[0] - d) <= 2 for d in (down, right)]
-    return None if all(near) else SAY.SHIFTED
-
-
-def share_of_score(condition: str, numbers: list[int], repaired: Tensor, hints: Tensor) -> float:
-    """The score of pictures from the repaired hints, divided by that from the true ones."""
-    scenes = Scenes(condition, HELD_OUT, size=bundled_nano().size)
-    followed = [scenes.scene(i) for i in numbers]
-    prompts = [scene.prompt for scene in followed]
-
-    def scored(given: Tensor) -> float:
-        controls = [(bundled_control(condition), given, 1.0)]
-        pictures = make_pictures(bundled_nano(), prompts, controls, steps=STEPS)
-        return score(condition, pictures, followed, bundled_detector())
-
-    return scored(repaired) / scored(hints)
-
-
-EXERCISE = Exercise("hints", check, give=give)
+def shift_between(a: Tensor, b: Tensor) -> tuple[int, int]:
+    """How far down and to the right the lines of a [H, W] lie from those of b: where they have most
+    pixels in common, by Fourier transforms."""
+    common = torch.fft.irfft2(torch.fft.rfft2(a) * torch.fft.rfft2(b).conj())
+    shift = divmod(int(common.argmax()), a.shape[1])
+    down, right = (x if x <= side // 2 else x - side for x, side in zip(shift, a.shape))
+    return down, right

@@ -1,18 +1,21 @@
 """Check of exercise 10: the jump."""
 
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare_choice, sentences
+from nanocontrol.course.exercise import Seeds, Wrong, compare, compare_choice, sentences
 from nanocontrol.course.own_runs import RUNS, seed_of, settings_for
-from nanocontrol.course.student import Student
+from nanocontrol.course.student import Failed, Student
+from nanocontrol.plumbing.errors import InputError
 from nanocontrol.training.run import read_run
 
 SAY = sentences("jump")
+WANTED = tuple(f"runs/{run}/{file}" for run in RUNS for file in ("settings.json", "log.jsonl"))
 
 LEVEL = 0.4  # of the score; without control it is about 0.24
 # Steps of the jump in stored runs, and where they come from.
@@ -20,6 +23,57 @@ STORED = json.loads(Path(__file__).with_name("jumps.json").read_text(encoding="u
 # Other seeds, processors and evaluated scenes may change a jump by these factors. One seed jumped
 # at step 111 and at 156 in two runs.
 SOONER, LATER = 0.5, 1.7
+
+
+def check(student: Student, draws: Seeds) -> str:
+    """Judge every part that is there. The sentence says what is right, what is wrong first, and
+    which commands are still to be run."""
+    trained = [run for run in RUNS if (student.folder / "runs" / run).exists()]
+    parts = {
+        "PREDICTED": partial(check_prediction, student),
+        "BROKEN_AFTER_300": partial(check_question, student),
+        "first_step_at": partial(check_crossing, student, draws),
+        **{f"runs/{run}": partial(check_run, student, draws, run) for run in trained},
+    }
+    right, wrong = [], []
+    for name, judge in parts.items():
+        try:
+            judge()
+            right.append(name)
+        except (Wrong, Failed, InputError) as error:
+            if student.process is None:  # it was stopped, and no other part can be judged
+                raise
+            wrong.append(str(error))
+    commands = [f"`python -m nanocontrol.course train {run}`" for run in RUNS if run not in trained]
+    if wrong or commands:
+        said = [SAY.SO_FAR.format(parts=", ".join(right))] if right else []
+        said += [f"{wrong[0].rstrip('.')}."] if wrong else []
+        said += [SAY.TO_RUN.format(commands=" and ".join(commands))] if commands else []
+        raise Wrong(" ".join(said))
+    predicted, found = student.value("PREDICTED"), student.value("FOUND")
+    compared = [SAY.COMPARED.format(run=x, found=found[x], predicted=predicted[x]) for x in RUNS]
+    return SAY.RIGHT.format(compared=", ".join(compared))
+
+
+def number_of(student: Student, name: str, run: str) -> float:
+    """The number of steps for a run in PREDICTED or FOUND."""
+    given = student.value(name)
+    value = given.get(run) if isinstance(given, dict) else None
+    if value is None:
+        raise Wrong(SAY.NO_NUMBER.format(name=name, run=run))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e5:
+        raise Wrong(SAY.NO_STEPS.format(name=name, run=run))
+    return value
+
+
+def check_prediction(student: Student) -> None:
+    if any(number_of(student, "PREDICTED", run) >= min(STORED["released"]) for run in RUNS):
+        raise Wrong(SAY.BOTH_HELP)
+
+
+def check_question(student: Student) -> None:
+    name = "BROKEN_AFTER_300"
+    compare_choice(name, student.value(name), False, {True: SAY.NOT_BROKEN}, SAY.TRUE_OR_FALSE)
 
 
 def crossing(steps: list[int], scores: list[float], level: float) -> list[float]:
@@ -32,35 +86,6 @@ def crossing(steps: list[int], scores: list[float], level: float) -> list[float]
     ]
 
 
-def check(student: Student, draws: Seeds) -> str:
-    check_crossing(student, draws)
-    answer = student.value("BROKEN_AFTER_300")
-    compare_choice(
-        "BROKEN_AFTER_300", answer, False, {True: SAY.NOT_BROKEN}, "It is True or False."
-    )
-    predicted = numbers_in("PREDICTED", student.value("PREDICTED"))
-    found = numbers_in("FOUND", student.value("FOUND"))
-    for run in RUNS:
-        check_run(student.folder / "runs" / run, run, found[run], draws)
-    compared = ", ".join(f"{run} {found[run]:.0f} (predicted {predicted[run]:g})" for run in RUNS)
-    return (
-        f"Steps of the jump: {compared}. What differs from the 1,546 to 1,713 of the released "
-        "initialisation is only how much of the hint gets through the encoder."
-    )
-
-
-def numbers_in(name: str, given: Any) -> dict[str, float]:
-    if not isinstance(given, dict) or not {*RUNS} <= given.keys():
-        raise Wrong(f"{name} is a dictionary with a number for each of {' and '.join(RUNS)}")
-    for run in RUNS:
-        value = given[run]
-        if value is None:
-            raise Wrong(f"{name} has no number for {run} yet")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e5:
-            raise Wrong(f"{name} for {run} is a number of steps above 0")
-    return given
-
-
 def check_crossing(student: Student, draws: Seeds) -> None:
     number = draws.numbers("curve")
     steps = [20 * i for i in range(9)]
@@ -68,54 +93,31 @@ def check_crossing(student: Student, draws: Seeds) -> None:
     low = [number.uniform(0.2, 0.3) for _ in range(3)]
     scores = [*low, number.uniform(0.42, 0.46), 0.38, 0.39, number.uniform(0.6, 0.7), 0.72, 0.71]
     first, last = crossing(steps, scores, LEVEL)
-    rises = torch.tensor(scores).diff()
-    at = steps[int(rises.argmax())]
-    found = student.call("first_step_at", steps, scores, LEVEL)
-    if found is None or isinstance(found, str | list | dict):
-        raise Wrong(f"first_step_at returns no number. {SAY.ADVICE}")
-    known: dict[str, list[float]] = {
+    steepest = steps[int(torch.tensor(scores).diff().argmax())]
+    known = {
         SAY.LOOKED_AT: [60, 40],
-        SAY.STEEPEST: [at, at + 10, at + 20],
+        SAY.STEEPEST: [steepest, steepest + 10, steepest + 20],
         SAY.LAST_TIME: [last, 100, 120],
     }
-    if not abs(float(found) - first) < 1e-3:
-        for sentence, wrong in known.items():
-            if any(abs(float(found) - value) < 1e-3 for value in wrong):
-                raise Wrong(sentence)
-        raise Wrong(f"first_step_at returns {float(found):.1f}, no crossing. {SAY.ADVICE}")
+    found = student.call("first_step_at", steps, scores, LEVEL)
+    compare("first_step_at", found, first, known, SAY.ADVICE)
     if student.call("first_step_at", steps, scores, 0.9) is not None:
         raise Wrong(SAY.NEVER)
 
 
-def check_run(folder: Path, run: str, found: float, draws: Seeds) -> None:
-    """Compare a run's folder with the student's settings, with FOUND and with stored runs."""
-    past = read_run(folder)
+def check_run(student: Student, draws: Seeds, run: str) -> None:
+    """Compare a run's folder with the student's settings, with stored runs and with FOUND."""
+    past = read_run(student.folder / "runs" / run)
     for name, value in settings_for(run, seed_of(draws.student)).items():
-        if past.settings.get(name) != value:
-            given = past.settings.get(name)
-            raise Wrong(
-                f"runs/{run} was trained with {name} {given}; yours has {value}. Is it your own, "
-                f"made by `python -m nanocontrol.course train {run}`?"
-            )
+        found: Any = past.settings.get(name)
+        if found != value:
+            raise Wrong(SAY.SETTING.format(run=run, name=name, found=found, value=value))
     curve = past.measured("score")
     places = crossing([step for step, _ in curve], [score for _, score in curve], LEVEL)
     if not places:
-        raise Wrong(f"runs/{run} never reaches a score of {LEVEL}: train it to its end")
-    if abs(found - places[0]) > 1:
-        raise Wrong(
-            f"FOUND says {found:g} for {run}, but its scores first reach {LEVEL} elsewhere. Use "
-            "first_step_at on the scores of this run."
-        )
+        raise Wrong(SAY.NO_JUMP.format(run=run, level=LEVEL))
     low, high = min(STORED[run]), max(STORED[run])
     if not SOONER * low <= places[0] <= LATER * high:
-        raise Wrong(
-            f"runs/{run} jumps at step {places[0]:.0f}; stored runs jumped at {low:.0f} to "
-            f"{high:.0f}. What else is different in yours?"
-        )
-
-
-EXERCISE = Exercise(
-    "jump",
-    check,
-    wanted=tuple(f"runs/{run}/{file}" for run in RUNS for file in ("settings.json", "log.jsonl")),
-)
+        raise Wrong(SAY.ELSEWHERE.format(run=run, step=places[0], low=low, high=high))
+    if abs(number_of(student, "FOUND", run) - places[0]) > 1:
+        raise Wrong(SAY.NOT_FOUND.format(run=run, level=LEVEL))

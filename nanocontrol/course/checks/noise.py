@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from nanocontrol import DDPM
-from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare, sentences
-from nanocontrol.course.pictures import latents_and_prompts, save_strip
+from nanocontrol.course.exercise import Seeds, as_tensor_like, compare, sentences
+from nanocontrol.course.pictures import save_strip, scene_to_show
 from nanocontrol.course.student import Student
 
 SAY = sentences("noise")
@@ -31,44 +31,29 @@ def check(student: Student, draws: Seeds) -> str:
     }
     right = mixed(x0, noise, a.sqrt(), (1 - a).sqrt())
     found = student.call("add_noise", x0.float(), noise.float(), t, abar)
-    advice = "Is abar[t] the share of the latent's variance, and 1 - abar[t] that of the noise?"
-    compare("add_noise", found, right, known, advice)
+    compare("add_noise", found, right, known, SAY.SHARES)
     for steps in (20, draws.numbers("steps").choice([25, 40, 50])):
         check_levels(student, steps)
     return SAY.RIGHT
 
 
 def check_levels(student: Student, steps: int) -> None:
-    numbers = range(steps)
-    right = torch.tensor(DDPM().timesteps(steps))
-    found = [student.call("level_of_step", i, steps) for i in numbers]
-    if any(not isinstance(value, int | float) for value in found):
-        raise Wrong("level_of_step returns no number; expected a level, 0 to 999")
-    i = torch.tensor([*numbers])
+    i, right = torch.arange(steps), torch.tensor(DDPM().timesteps(steps))
     known = {
-        SAY.STEP_IS_T: i,
-        SAY.RISING: right.flip(0),
+        SAY.STEP_IS_T: [i, i.flip(0)],
+        SAY.RISING: [right.flip(0), right.flip(0) - 1],
         SAY.NO_OFFSET: right - 1,
-        SAY.FRACTION: (right / 1000).double(),
+        SAY.FRACTION: [right / 1000, i / steps, 1 - i / steps],
     }
-    if found == [steps - 1 - n for n in numbers]:
-        raise Wrong(SAY.STEP_IS_T)
-    if found == [n / steps for n in numbers] or found == [1 - n / steps for n in numbers]:
-        raise Wrong(SAY.FRACTION)
-    if found == [1000 * n // steps for n in numbers]:
-        raise Wrong(SAY.RISING)
-    advice = f"With {steps} steps the first level is {1000 - 1000 // steps} + 1, the last one 1."
-    compare("level_of_step", found, right, known, advice)
+    found = [student.call("level_of_step", n, steps) for n in range(steps)]
+    levels = [as_tensor_like("level_of_step", level, right[0]) for level in found]
+    compare("level_of_step", torch.stack(levels), right, known, SAY.LEVELS)
 
 
 def show(student: Student, draws: Seeds, folder: Path) -> Path:
     """A scene at six levels of noise, decoded."""
-    latents, _ = latents_and_prompts([draws.seed("scene") % 1000])
+    latent, _, noise = scene_to_show(draws)
     levels = torch.tensor([0, 200, 400, 600, 800, 999])
-    noise = torch.randn(6, *latents.shape[1:], generator=draws.tensors("picture"))
-    abar = DDPM().alphas_cumprod
-    x_t = student.call("add_noise", latents.expand(6, -1, -1, -1), noise, levels, abar)
+    both = (x.expand(6, -1, -1, -1) for x in (latent, noise))
+    x_t = student.call("add_noise", *both, levels, DDPM().alphas_cumprod)
     return save_strip(torch.as_tensor(x_t), folder / "ex01.png", f"t = {levels.tolist()}")
-
-
-EXERCISE = Exercise("noise", check, show=show)

@@ -7,25 +7,27 @@ import torch
 from torch import Tensor
 
 from nanocontrol import sample
-from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare, sentences
-from nanocontrol.course.pictures import bundled_control, bundled_nano, pairs_of_scenes, save_strip
+from nanocontrol.course.exercise import Seeds, Wrong, compare, sentences
+from nanocontrol.course.inside import bundled_nano
+from nanocontrol.course.pictures import bundled_control, pairs_of_scenes, save_strip, scene_to_show
 from nanocontrol.course.student import Student
 
 SAY = sentences("weights")
+MODES = "plain", "guess", "resolution"
 
 
 def right_weights(strength: float, heights: list[int], mode: str) -> Tensor:
-    n = len(heights)
-    if mode == "guess":
-        return torch.tensor([strength * 0.825 ** (n - 1 - i) for i in range(n)]).double()
-    tall = heights[0] if mode == "resolution" else 1
-    shared = heights if mode == "resolution" else [1] * n
-    return torch.tensor([strength * tall / height for height in shared]).double()
+    shares = {
+        "plain": [1.0 for _ in heights],
+        "guess": [0.825**k for k in reversed(range(len(heights)))],
+        "resolution": [heights[0] / height for height in heights],
+    }
+    return strength * torch.tensor(shares[mode], dtype=torch.float64)
 
 
 def wrong_weights(strength: float, heights: list[int], mode: str) -> dict[str, Tensor]:
-    right, no_strength = right_weights(strength, heights, mode), SAY.NO_STRENGTH.format(mode=mode)
-    known = {no_strength: right / strength}
+    right = right_weights(strength, heights, mode)
+    known = {SAY.NO_STRENGTH.format(mode=mode): right / strength}
     if mode == "guess":
         known[SAY.GUESS_REVERSED] = right.flip(0)
         known[SAY.GUESS_ONE_MORE] = right * 0.825
@@ -43,11 +45,11 @@ def check(student: Student, draws: Seeds) -> str:
     per_level = number.choice([2, 3])
     heights = [latent // 2**level for level in range(4) for _ in range(per_level)]
     heights += heights[-1:]
-    for mode in ("plain", "guess", "resolution"):
+    for mode in MODES:
         found = student.call("residual_weights", strength, heights, mode)
+        right = right_weights(strength, heights, mode)
         known = wrong_weights(strength, heights, mode)
-        advice = f"{mode}: {len(heights)} residuals, the middle block's is the last."
-        compare("residual_weights", found, right_weights(strength, heights, mode), known, advice)
+        compare("residual_weights", found, right, known, SAY.ORDER.format(mode=mode))
         check_rows(student, number.choice([1, 2, 3]), mode)
     return SAY.RIGHT
 
@@ -55,33 +57,24 @@ def check(student: Student, draws: Seeds) -> str:
 def check_rows(student: Student, pictures: int, mode: str) -> None:
     found = student.call("controlled_rows", pictures, mode)
     on, off = [True] * pictures, [False] * pictures
-    right = on + on if mode == "plain" else off + on
-    if found == right:
-        return
-    if mode == "plain":
-        raise Wrong(SAY.PLAIN_ROWS)
-    if found == on + off:
-        raise Wrong(SAY.OTHER_HALF.format(mode=mode))
-    if found == on + on:
-        raise Wrong(SAY.ALL_ROWS.format(mode=mode))
-    raise Wrong(f"controlled_rows, {mode}: expected {2 * pictures} times True or False, as a list.")
+    if found != (on + on if mode == "plain" else off + on):
+        sentence = SAY.OTHER_HALF if found == on + off else SAY.ROWS
+        sentence = SAY.ALL_ROWS if found == on + on else sentence
+        sentence = SAY.PLAIN_ROWS if mode == "plain" else sentence
+        raise Wrong(sentence.format(mode=mode, rows=2 * pictures))
 
 
 def show(student: Student, draws: Seeds, folder: Path) -> Path:
     """A hint without a prompt: plain control, guess mode, resolution weighting."""
-    sd, control = bundled_nano(), bundled_control("canny")
-    _, hints, _ = pairs_of_scenes([draws.seed("scene") % 1000], "canny")
-    noise = torch.randn(1, 4, sd.size // 8, sd.size // 8, generator=draws.tensors("picture"))
+    sd, control, (_, _, noise) = bundled_nano(), bundled_control("canny"), scene_to_show(draws)
+    _, hints, *_ = pairs_of_scenes([draws.seed("scene") % 1000], "canny")
     empty, heights = sd.encode_prompts(""), [sd.size // 8 // 2**n for n in control.skip_levels]
     heights, made = [*heights, heights[-1]], []
     own = partial(sample, sd, noise, empty, empty, scale=sd.guidance)
-    for mode in ("plain", "guess", "resolution"):
+    for mode in MODES:
         weights = student.call("residual_weights", 1.0, heights, mode)
         if mode != "plain":  # `sample` multiplies by its own weights
             weights = [w * h / heights[0] for w, h in zip(weights, heights)]
         made.append(own([(control, hints, weights)], resolution_weighting=mode != "plain"))
-    caption = "a hint without a prompt: plain, guess mode, resolution weighting"
+    caption = f"a hint without a prompt: {', '.join(MODES)}"
     return save_strip(torch.cat(made), folder / "ex11.png", caption)
-
-
-EXERCISE = Exercise("weights", check, show=show)

@@ -4,13 +4,12 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from nanocontrol import DDPM, ControlNet
 from nanocontrol.controlnet import initialise_condition_encoder
-from nanocontrol.course.exercise import Exercise, Seeds, Wrong, compare, sentences
-from nanocontrol.course.inside import descend
-from nanocontrol.course.pictures import bundled_nano
+from nanocontrol.course.exercise import Seeds, Wrong, compare, sentences
+from nanocontrol.course.inside import bundled_nano, descend
 from nanocontrol.course.student import Student
 from nanocontrol.nano.model import NARROW
 
@@ -38,16 +37,16 @@ def check_by_hand(student: Student, draws: Seeds) -> None:
         right = torch.autograd.grad(y, (weight, bias, x), grad)
         found = student.call("by_hand", x, weight, grad)
         if not isinstance(found, list) or len(found) != 3:
-            raise Wrong("by_hand returns something else than three tensors: weight, bias, input")
-        no_gradient, positions = torch.zeros(5, 3), len(x) * x[0, 0].numel()
-        weights = {SAY.NEVER: no_gradient, SAY.MEAN: right[0] / positions}
-        weights[SAY.BATCH] = right[0] / len(x)
-        compare("by_hand, weight", found[0], right[0], weights, "It is input times gradient.")
-        biases = {SAY.NEVER: torch.zeros(5), SAY.MEAN: right[1] / positions}
-        biases[SAY.BATCH] = right[1] / len(x)
-        compare("by_hand, bias", found[1], right[1], biases, "y grows with b by 1 everywhere.")
-        advice = SAY.PASSES if not weight.any() else "It is W^T times the gradient of y."
-        compare("by_hand, input", found[2], right[2], {}, advice)
+            raise Wrong(SAY.THREE)
+        advice = SAY.WEIGHT, SAY.BIAS, SAY.INPUT if weight.any() else SAY.PASSES
+        for i, name in enumerate(("weight", "bias", "input")):
+            known = {
+                SAY.NEVER: 0 * right[i],
+                SAY.MEAN: right[i] / grad[:, 0].numel(),
+                SAY.BATCH: right[i] / len(grad),
+            }
+            known = {} if name == "input" else known
+            compare(f"by_hand, {name}", found[i], right[i], known, advice[i])
 
 
 def real_run(draws: Seeds, zero: bool, end: bool) -> dict[str, int]:
@@ -68,16 +67,12 @@ def real_run(draws: Seeds, zero: bool, end: bool) -> dict[str, int]:
         residuals = control(x_t, hint, t, context)
         F.mse_loss(sd.unet(x_t, t, context, residuals), noise).backward()
         for name, weight in control.named_parameters():
-            if has_gradient(weight):
+            if weight.grad is not None and weight.grad.any():
                 first.setdefault(part_of(name), step)
         if len(first) == len(PARTS):
             break
         descend([*control.parameters()])
     return first
-
-
-def has_gradient(weight: Tensor) -> bool:
-    return weight.grad is not None and bool(weight.grad.abs().max() > 0)
 
 
 def part_of(name: str) -> str:
@@ -92,7 +87,7 @@ def part_of(name: str) -> str:
 def judge_steps(found: object, right: dict[str, int], zero: bool, end: bool) -> None:
     """Compare a prediction with a real run. zero, end: whether these layers start as zeros."""
     if not isinstance(found, dict) or set(found) != {*PARTS}:
-        raise Wrong(f"first_gradients returns no dictionary with the keys {', '.join(PARTS)}")
+        raise Wrong(SAY.KEYS.format(keys=", ".join(PARTS)))
     start = "zeros" if zero else "Gaussian weights", "zeros" if end else "Gaussian weights"
     case = f"(Zero convolutions start as {start[0]}, the end of the encoder as {start[1]}.)"
     for part in PARTS:
@@ -106,6 +101,3 @@ def judge_steps(found: object, right: dict[str, int], zero: bool, end: bool) -> 
         else:
             sentence = SAY.ALL_AT_ONCE if said == 1 and zero else SAY.ONE_LAYER
         raise Wrong(f"{sentence} {case}")
-
-
-EXERCISE = Exercise("zero", check)

@@ -10,9 +10,10 @@ signal keeps its size ("scaled"), or make it half as deep ("half").
    released initialisation three runs took 1,546 to 1,713 steps. Write PREDICTED first.
 2. Train both, 240 and 400 steps of some minutes:  python -m nanocontrol.course train scaled
                                                    python -m nanocontrol.course train half
-   The check needs both runs. The commands write runs/scaled and runs/half. Look at film.png and
-   curves.png there.
-3. Write first_step_at and compute FOUND from the scores that the commands print.
+   The commands write runs/scaled and runs/half. Look at film.png and curves.png there.
+3. Write first_step_at, and compute FOUND from the scores that the commands print.
+
+The check judges each part as soon as it is there, and says which command is still to be run.
 
     python -m nanocontrol.course check 10
 """

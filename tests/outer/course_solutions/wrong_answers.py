@@ -40,6 +40,10 @@ BELOW = """reversed(controlled)):
         h = block(torch.cat([h, skip], dim=1))"""
 BELOW_TOO = """reversed(list(zip(skips, for_skips)))):
         h = block(torch.cat([h + skip[1], skip[0]], dim=1))"""
+TWO_RIGHT = """middle + for_middle
+    controlled = [skip + residual for skip, residual in zip(skips, for_skips)]"""
+TWO_WRONG = """middle
+    controlled = [skip + residual for skip, residual in zip(skips, reversed(for_skips))]"""
 MEASURED = "return 1 / variance.sqrt().item()"
 
 WRONG = [
@@ -114,6 +118,8 @@ WRONG = [
         (BELOW, BELOW_TOO, residuals.SAY.TO_BELOW),
         ("*for_skips, for_middle = residuals", "*for_skips, for_middle = [2 * x for x in residuals]", residuals.SAY.TWICE),
         (DECODE, "controlled[:0]", residuals.SAY.ONCE),
+        (TWO_RIGHT, TWO_WRONG, residuals.SAY.REVERSED),
+        (TWO_RIGHT, TWO_WRONG, residuals.SAY.NO_MIDDLE),
     ),
     *answers(
         8,
@@ -144,6 +150,9 @@ WRONG = [
         ("zip(points, points[1:])", "reversed([*zip(points, points[1:])])", jump.SAY.LAST_TIME),
         ("return None", "return steps[-1]", jump.SAY.NEVER),
         ("BROKEN_AFTER_300 = False", "BROKEN_AFTER_300 = True", jump.SAY.NOT_BROKEN),
+        ('"half": 250}', '"half": 2000}', jump.SAY.BOTH_HELP),
+        ('"half": 250}', '"half": 2000}', "Right so far: BROKEN_AFTER_300, first_step_at, runs/scaled, runs/half."),
+        ("FOUND = {run: found(run)", "FOUND = {run: 0.9 * found(run)", jump.SAY.NOT_FOUND.format(run="scaled", level=0.4)),
     ),
     *answers(
         11,
@@ -161,7 +170,10 @@ WRONG = [
     *answers(
         12,
         ("enumerate(ORDER, 1)", "enumerate(ORDER[::-1], 1)", "is something else than"),
-        ("enumerate(ORDER, 1)", 'enumerate([name.replace("_", "-") for name in ORDER], 1)', "is no word of ERRORS"),
-        ("(Ours,), {}", '(Ours,), {"residuals": lambda self, x, hint, *more: Ours.residuals(self, x, 1 - hint, *more)}', "has the right name and is not mended"),
+        ('": name for', '": name.replace("_", "-") for', "is no word of ERRORS"),
+        ("self.inputs(x, hint, t, context)", "self.inputs(x, hint[:, ::-1], t, context)", "has the right name and is not mended"),
+        ("MENDED[name] | {", "{", "has the right name, and no code of its own for"),
+        ('convolutions": {"run_control": run_control}', 'convolutions": {"run_control": lambda *given: [0 * r for r in run_control(*given)]}', "no longer has this error, but it is no working ControlNet now"),
+        ("return (self.unet(x, t, prompts, residuals) - noise)", "return (self.unet(x, t, prompts, residuals) - noise).detach()", "no longer has this error, but it is no working ControlNet now"),
     ),
 ]  # fmt: skip
