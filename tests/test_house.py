@@ -30,10 +30,10 @@ BUDGETS = {
     "training": 2366,
     "nano": 1405,
     "commands": 330,
-    "tools": 809,
+    "tools": 804,
     "doctor": 640,
     "experiments": 2125,
-    "conformance": 1122,
+    "conformance": 1072,
     "course": 1750,
     "page": 1050,
 }

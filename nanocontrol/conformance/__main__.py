@@ -29,6 +29,7 @@ FORM = "expected ours, diffusers, mutants:NAME, FILE.py:CLASS or MODULE:CLASS"
 PLACES = {
     "ours": "nanocontrol.conformance.ours:Ours",
     "diffusers": "nanocontrol.conformance.of_diffusers:OfDiffusers",
+    "mutants": "nanocontrol.conformance.mutants",
 }
 
 
@@ -37,14 +38,12 @@ def adapter_named(name: str) -> Any:
     place, _, last = PLACES.get(name, name).rpartition(":")
     if not place:
         raise InputError(f"{name}: {FORM}")
+    found = names_in(PLACES.get(place, place))
     if place == "mutants":
-        mutants = names_in("nanocontrol.conformance.mutants")["MUTANTS"]
-        if last not in mutants:
-            raise InputError(f"there is no mutant {last}; expected one of {', '.join(mutants)}")
-        return mutants[last].adapter()
-    found = names_in(place)
+        found = {mutant: entry.adapter for mutant, entry in found["MUTANTS"].items()}
     if last not in found:
-        raise InputError(f"{place} has no class {last}")
+        one_of = f"; expected one of {', '.join(found)}" if place == "mutants" else ""
+        raise InputError(f"there is no {last} in {place}{one_of}")
     return found[last]()
 
 
@@ -66,9 +65,7 @@ def table(results: Sequence[Result]) -> list[str]:
     """A line for each check, and one below it for what went wrong."""
     lines = [f"{'level':<8}{'check':<36}{'result':<21}{'measured':>10}  {'allowed':>8}"]
     for r in results:
-        numbers = "".join(
-            f"{'' if x is None else format(x, '.2g'):>10}" for x in (r.measured, r.allowed)
-        )
+        numbers = "" if r.measured is None else f"{r.measured:>10.2g}{r.allowed:>10.2g}"
         lines.append(f"{r.level:<8}{r.name:<36}{r.status:<21}{numbers}".rstrip())
         for text in (r.message, r.expected and f"expected: {r.expected}"):
             if text:

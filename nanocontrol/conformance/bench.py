@@ -1,9 +1,12 @@
-"""The bench on which checks run: an adapter with its inputs, and what several checks need."""
+"""The bench on which checks run: an adapter with its inputs, and what several checks need.
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+A check that cannot run raises NotImplementedError, with what the adapter lacks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
@@ -11,14 +14,13 @@ from numpy import ndarray as Array
 from nanocontrol.conformance import cases
 from nanocontrol.conformance.adapter import Arrays, SamplingRun, TrainingBatch
 from nanocontrol.conformance.cases import CONFIG, Config, ModelInputs, error, normal
-from nanocontrol.schedulers import DDPM, STEPS
+from nanocontrol.conformance.ddim import ABAR, RULES, Rule
 
-ABAR = DDPM().alphas_cumprod.numpy()  # [1000], float64
 Found = tuple[float, float, str]  # measured, allowed, and the idea that is missed
-
-
-class NotRun(Exception):
-    """A check cannot run. The message is the reason."""
+Outputs = Sequence[Array] | Array  # several, or one with a row for each picture
+Known = Mapping[str, Outputs]
+FEW, MORE = 2, 5  # steps of sampling
+UNEXPLAINED = "; no known mistake explains it"
 
 
 def copies(arrays: Arrays) -> Arrays:
@@ -43,21 +45,9 @@ def noised(batch: TrainingBatch) -> tuple[Array, dict[str, Array]]:
     return signal * batch.x0 + sigma * batch.noise, targets
 
 
-def explained(
-    idea: str, errors: dict[str, float], allowed: float, right: Collection[str] = ("",)
-) -> Found:
-    """The error of the right explanation. If a known mistake explains the outputs, the message
-    adds its name to the idea.
-
-    errors: of what is expected under each explanation, by its name; right: the right ones.
-    An explanation that is more than ten times better is taken even if the difference is small.
-    """
-    best = min(errors, key=errors.__getitem__)
-    reason = f": {best}" if errors[best] <= allowed else "; no known mistake explains it"
-    measured = min(errors[name] for name in right if name in errors)
-    if best not in right:
-        allowed = min(allowed, 10 * errors[best])
-    return measured, allowed, idea + reason
+def largest_error(made: Outputs, expected: Outputs) -> float:
+    """The largest relative error of an output or of a row."""
+    return max(map(error, made, expected))
 
 
 class Bench:
@@ -67,12 +57,13 @@ class Bench:
         self.adapter = adapter
         self.given: ModelInputs = getattr(adapter, "given", None) or cases.inputs()
         self.own = getattr(adapter, "own_structure", False)
-        # Encoded negative prompts.
-        self.uncond = normal("uncond", *self.given.context.shape)
-        unit = cases.unit_of(getattr(adapter, "dtype", "float32"))
-        self.rounding, self.tolerance = cases.rounding(unit), cases.tolerance(unit)
+        self.uncond = normal("uncond", *self.given.context.shape)  # encoded negative prompts
+        self.dtype = getattr(adapter, "dtype", "float32")
+        self.rounding, self.tolerance = cases.rounding(self.dtype), cases.tolerance(self.dtype)
         # The difference that is allowed where the bits should be equal.
         self.bits = self.rounding if getattr(adapter, "compiles", False) else 0.0
+
+    # ------------------------------------------------------------------------- networks
 
     def fresh(self, config: Config = CONFIG) -> Any:
         """The adapter with a fresh base and ControlNet."""
@@ -82,6 +73,7 @@ class Bench:
     def loaded(self, config: Config = CONFIG) -> Any:
         """The adapter with the trained networks of the stored cases, or with its own."""
         adapter = self.fresh(config)
+        self.need_names()
         if not self.own:
             adapter.load(cases.weights())
             return adapter
@@ -92,23 +84,30 @@ class Bench:
     def named(self) -> Any:
         """The adapter with the trained networks of the stored cases."""
         if self.own:
-            raise NotRun("the networks have a structure of their own")
+            raise NotImplementedError("networks of Stable Diffusion's structure")
         return self.loaded()
 
-    @contextmanager
-    def changed(self, tensors: Arrays) -> Iterator[None]:
-        """The trained networks with other values for these tensors."""
-        self.adapter.load(tensors)
-        yield
-        self.adapter.load({name: cases.weights()[name] for name in tensors})
+    def need_names(self) -> None:
+        """The check does not run if tensors' names do not match."""
+        if not self.own and self.unmatched[0]:
+            raise NotImplementedError("tensors of the expected names: see tensors_match")
+
+    @cached_property
+    def unmatched(self) -> tuple[list, list]:
+        """The stored tensors that the adapter, once made, lacks, and those that it has instead:
+        pairs of name and shape."""
+        parts, expected = self.adapter.parameters(), cases.shapes().items()
+        made = {name: array.shape for part in parts for name, array in part.items()}.items()
+        return sorted(expected - made), sorted(made - expected)
+
+    # ------------------------------------------------------------------------- outputs
 
     def base(self) -> Array:
         return self.adapter.base(self.given.x, self.given.t, self.given.context)
 
-    def residuals(self, hint: Array | None = None) -> list[Array]:
-        given = self.given
-        hint = given.hint if hint is None else hint
-        return [*self.adapter.residuals(given.x, hint, given.t, given.context)]
+    def residuals(self, **changed: Array) -> list[Array]:
+        given = replace(self.given, **changed)
+        return [*self.adapter.residuals(given.x, given.hint, given.t, given.context)]
 
     def predict(self, residuals: list[Array]) -> Array:
         return self.adapter.predict(self.given.x, self.given.t, self.given.context, residuals)
@@ -129,10 +128,11 @@ class Bench:
 
     # ------------------------------------------------------------------------- sampling
 
-    def sampled(self, steps: int, scale: float, guess: bool = False) -> Array:
-        x, context, hint = self.given.x, self.given.context, self.given.hint
-        run = SamplingRun(x, context, self.uncond, hint, steps, scale, guess)
-        return self.adapter.sample(run)
+    def sampling(self, steps: int, scale: float, guess: bool = False) -> SamplingRun:
+        """A run with arrays of its own, in the networks' precision."""
+        arrays = self.given.x, self.given.context, self.uncond, self.given.hint
+        x, context, uncond, hint = (np.array(array, self.dtype) for array in arrays)
+        return SamplingRun(x, context, uncond, hint, steps, scale, guess)
 
     def guided(self, scale: float, without: Any, scales: Any, x: Array, t: Array) -> Array:
         """e_uncond + scale (e_cond - e_uncond), where the ControlNet's residuals are multiplied by
@@ -140,61 +140,35 @@ class Bench:
         e_uncond = self.controlled(x, t, self.uncond, without)
         return e_uncond + scale * (self.controlled(x, t, self.given.context, scales) - e_uncond)
 
-    def reference(self, rule: "Rule", output: Callable[[Array, Array], Array], steps: int) -> Array:
-        """DDIM's latents in float64, from output(x, t [B])."""
-        x, visited = self.given.x.astype(np.float64), rule.timesteps(steps)
-        alphas = [*ABAR[visited], rule.last_alpha]
-        for i, t in enumerate(visited):
-            seen = steps - 1 - i if rule.by_index else t
-            e = output(x, np.full(len(x), seen))
-            x0 = (x - np.sqrt(1 - alphas[i]) * e) / np.sqrt(alphas[i])
-            x = np.sqrt(alphas[i + 1]) * x0 + np.sqrt(1 - alphas[i + 1]) * e
-        return x
-
     @cached_property
-    def rule(self) -> tuple["Rule", dict[str, float]]:
-        """The rule that sampling without guidance follows in 2 and in 5 steps, the original's if
-        it follows none, and the errors of those tried."""
-        self.loaded()
-        found, errors = {s: self.sampled(s, 1.0) for s in SAMPLED_STEPS}, {}
+    def sampled(self) -> tuple[Rule | None, Found]:
+        """The rule of DDIM that sampling without guidance follows in 2 and in 5 steps, if it is
+        known, and the error against the original's rule."""
+        adapter, limit, known = self.loaded(), MORE * self.rounding, {}
+        made = [adapter.sample(self.sampling(steps, 1.0)) for steps in (FEW, MORE)]
         output = partial(self.controlled, context=self.given.context)
         for name, rule in RULES.items():
-            each = [error(found[s], self.reference(rule, output, s)) for s in SAMPLED_STEPS]
-            errors[name] = max(each)
-            if errors[name] <= self.allowed_after(max(SAMPLED_STEPS)):
-                return rule, errors
-        return RULES[""], errors
+            known[name] = [rule.latents(output, self.given.x, FEW)]
+            if largest_error(made, known[name]) <= limit:
+                break
+        known[name].append(rule.latents(output, self.given.x, MORE))
+        follows = largest_error(made, known[name]) <= limit
+        found = self.explained("sampling is not the original's DDIM", made, known, MORE)
+        return rule if follows else None, found
 
-    def allowed_after(self, steps: int) -> float:
-        """Each step adds a network's rounding to the latent."""
-        return steps * self.rounding
+    # ------------------------------------------------------------------------- explanations
 
+    def explained(self, idea: str, made: Outputs, known: Known, roundings: float = 1) -> Found:
+        """The error against the first of the known outputs, and the roundings that are allowed. If
+        a known mistake explains what was made, the message adds its name to the idea.
 
-class Rule(NamedTuple):
-    """Which steps DDIM visits, and where it ends."""
-
-    timesteps: Callable[[int], list[int]]
-    last_alpha: float = ABAR[0]
-    by_index: bool = False  # whether the network is given the step's number for t
-
-
-def original_steps(s: int) -> list[int]:
-    return [*range(1, STEPS + 1, STEPS // s)][::-1]
-
-
-def even_steps(s: int) -> list[int]:
-    return [round(t) for t in np.linspace(STEPS - 1, 0, s)]
-
-
-SAMPLED_STEPS = 2, 5
-RULES = {  # by how they differ from the original's
-    "": Rule(original_steps),
-    "its steps begin at 0, not at 1": Rule(lambda s: [*range(0, STEPS, STEPS // s)][::-1]),
-    "its steps begin at 999": Rule(lambda s: [*range(STEPS - 1, -1, -STEPS // s)]),
-    "its steps are spread evenly from 999 to 0": Rule(even_steps),
-}
-TO_ONE = f"its last alpha is 1, not abar_0 = {ABAR[0]:.5f}"
-for mistake, rule in [*RULES.items()]:
-    name = f"{mistake}, and {TO_ONE}" if mistake else TO_ONE
-    RULES[name] = Rule(rule.timesteps, last_alpha=1.0)
-RULES["its network is given a step's number instead of t"] = Rule(original_steps, by_index=True)
+        known: what is right, and then what is expected under each mistake, by its name.
+        A mistake that explains ten times better is taken even if the difference is small.
+        """
+        errors = {name: largest_error(made, expected) for name, expected in known.items()}
+        allowed, best = roundings * self.rounding, min(errors, key=errors.__getitem__)
+        reason = f": {best}" if errors[best] <= allowed else UNEXPLAINED
+        measured = next(iter(errors.values()))
+        if errors[best] < measured:
+            allowed = min(allowed, 10 * errors[best])
+        return measured, allowed, idea + reason

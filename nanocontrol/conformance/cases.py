@@ -27,24 +27,14 @@ BASE, CONTROL = "model.diffusion_model.", "control_model."  # how the tensors' n
 
 
 @dataclass(frozen=True)
-class Config:
-    """The networks that `make` builds, in the words of the original's configuration files."""
+class Config(UNetConfig):
+    """The networks that `make` builds, in the words of the original's configuration files. The
+    fields that are not here have Stable Diffusion 1's values."""
 
     model_channels: int = 32
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    attention_levels: tuple[int, ...] = (0, 1, 2)  # the resolutions with attention: 1, 1/2, 1/4
     context_dim: int = 64
-    num_heads: int = 8
-    norm_groups: int = 32
     hint_channels: tuple[int, ...] = HINT_CHANNELS
     prediction: str = "eps"  # what the base predicts: "eps" or "v"
-
-    @property
-    def unet(self) -> UNetConfig:
-        """The part that is the U-Net's, for our own classes."""
-        sizes = self.model_channels, self.channel_mult, self.num_res_blocks, self.attention_levels
-        return UNetConfig(*sizes, self.context_dim, self.num_heads, norm_groups=self.norm_groups)
 
 
 CONFIG = Config()
@@ -77,10 +67,10 @@ def weight(name: str, shape: tuple[int, ...]) -> Array:
 def shapes() -> dict[str, tuple[int, ...]]:
     """The names and shapes of all tensors, under the original's names."""
     with torch.device("meta"):
-        networks = UNet(CONFIG.unet), ControlNet(CONFIG.unet, CONFIG.hint_channels)
+        networks = {BASE: UNet(CONFIG), CONTROL: ControlNet(CONFIG, CONFIG.hint_channels)}
     return {
         prefix + name: tuple(tensor.shape)
-        for prefix, network in zip((BASE, CONTROL), networks)
+        for prefix, network in networks.items()
         for name, tensor in network.state_dict().items()
     }
 
@@ -131,32 +121,33 @@ PRODUCTS = 24 + 7 * 10 + 35 + 9 * 10
 LONGEST_SUM = 9 * 256  # terms in one number of a product: a 3x3 convolution of 256 channels
 
 
-def rounding(unit: float) -> float:
-    """The relative error that rounding explains, for a unit roundoff (float32: 6e-8).
+def unit_of(dtype: str) -> float:
+    """The unit roundoff of float32 (6e-8) or another type."""
+    return float(np.finfo(dtype).eps) / 2
+
+
+def rounding(dtype: str) -> float:
+    """The relative error that rounding explains.
 
     A sum of n terms has a relative error of about sqrt(n) units, since the errors of single
     operations are independent, and m products in a chain sqrt(m) times that (Higham & Mary 2019).
     Their bound holds with probability 1 - 2 exp(-c^2 / 2) for a factor of c: we take 4.
     """
-    return 4 * sqrt(PRODUCTS * LONGEST_SUM) * unit
+    return 4 * sqrt(PRODUCTS * LONGEST_SUM) * unit_of(dtype)
 
 
-def tolerance(unit: float) -> float:
+def tolerance(dtype: str) -> float:
     """The relative error allowed against an exact value.
 
     Rounding, and the time embedding: every implementation computes its angles, up to 999, in
     float32, and an angle that is wrong by 999 * 6e-8 changes a cosine by as much.
     """
-    return rounding(unit) + STEPS * unit_of("float32")
-
-
-def unit_of(dtype: str) -> float:
-    return float(np.finfo(dtype).eps) / 2
+    return rounding(dtype) + STEPS * unit_of("float32")
 
 
 def error(made: Array, exact: Array) -> float:
     """The relative error in the Euclidean norm; infinite if the shapes differ."""
     if np.shape(made) != np.shape(exact):
         return float("inf")
-    difference = np.asarray(made, np.float64) - exact
-    return float(np.linalg.norm(difference)) / max(float(np.linalg.norm(exact)), 1e-300)
+    norm, difference = np.linalg.norm, np.asarray(made, np.float64) - exact
+    return float(norm(difference)) / max(float(norm(exact)), 1e-300)

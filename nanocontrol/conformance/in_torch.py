@@ -14,13 +14,13 @@ from numpy import ndarray as Array
 from torch import Tensor, nn
 
 from nanocontrol.conformance.adapter import Adapter, Arrays, TrainingBatch
-from nanocontrol.conformance.cases import BASE, CONTROL, shapes
+from nanocontrol.conformance.cases import BASE, CONTROL
 
 Residuals = list[Tensor] | None
 
 
 class TorchAdapter(Adapter):
-    names: Mapping[str, str] = {}  # the original's name -> one's own, without prefixes
+    names: Mapping[str, str] = {}  # the original's name -> one's own, without a prefix
     unet: nn.Module
     control: nn.Module
     optimizer: torch.optim.Optimizer
@@ -38,13 +38,13 @@ class TorchAdapter(Adapter):
         raise NotImplementedError("loss")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the base and of the ControlNet under the original's names."""
+        """All tensors of the base and of the ControlNet under the original's names. A tensor that
+        is not in `names` has its own name after the prefix."""
         found: dict[str, Tensor] = {}
         for prefix, network in ((BASE, self.unet), (CONTROL, self.control)):
-            own = dict(network.named_parameters())
-            for name in shapes():
-                if name.startswith(prefix):
-                    found[name] = own[self.names.get(name, name.removeprefix(prefix))]
+            names = {own: name for name, own in self.names.items() if name.startswith(prefix)}
+            for own, tensor in network.named_parameters():
+                found[names.get(own, prefix + own)] = tensor
         return found
 
     def inputs(self, *arrays: Array) -> list[Tensor]:
@@ -62,8 +62,6 @@ class TorchAdapter(Adapter):
     def load(self, tensors: Arrays) -> None:
         own = self.tensors()
         for name, array in tensors.items():
-            if own[name].shape != array.shape:
-                raise ValueError(f"{name} is {tuple(own[name].shape)}, expected {array.shape}")
             own[name].copy_(torch.from_numpy(np.array(array)))
 
     @torch.no_grad()
@@ -90,17 +88,15 @@ class TorchAdapter(Adapter):
         return self.losses(batch).mean().item()
 
     def gradients(self, batch: TrainingBatch) -> Arrays:
-        self.losses(batch).mean().backward()
-        tensors = self.tensors()
-        found = {name: x.grad for name, x in tensors.items() if x.grad is not None}
-        for tensor in tensors.values():
-            tensor.grad = None
-        return to_arrays(found)
+        trained = {name: x for name, x in self.tensors().items() if x.requires_grad}
+        loss = self.losses(batch).mean()
+        found = torch.autograd.grad(loss, [*trained.values()], materialize_grads=True)
+        return to_arrays(dict(zip(trained, found)))
 
     def train_step(self, batch: TrainingBatch) -> None:
+        self.optimizer.zero_grad()
         self.losses(batch).mean().backward()
         self.optimizer.step()
-        self.optimizer.zero_grad()
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanocontrol.conformance.bench import Bench, Found, NotRun, copies, different
+from nanocontrol.conformance.bench import Bench, Found, copies, different
 
 
 def exact_resume(bench: Bench) -> Found:
@@ -22,7 +22,7 @@ def same_noise_on_every_device(bench: Bench) -> Found:
     """A seed makes the same picture on every device if it starts from the same noise."""
     devices = [*bench.adapter.devices]
     if len(devices) < 2:
-        raise NotRun(f"two devices are needed; here: {', '.join(devices) or 'none'}")
+        raise NotImplementedError(f"second device: it has {', '.join(devices) or 'none'}")
     first, *others = [bench.adapter.initial_noise(3, device) for device in devices]
     differ = sum(not np.array_equal(first, other) for other in others)
     return differ, 0, "a seed's noise depends on the device"

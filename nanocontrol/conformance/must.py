@@ -3,27 +3,40 @@ the idea that is missed if it measured more."""
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 from numpy import ndarray as Array
 
 from nanocontrol.conformance import cases
 from nanocontrol.conformance.adapter import Arrays
-from nanocontrol.conformance.bench import Bench, Found, copies, different, explained, noised
-from nanocontrol.conformance.cases import BASE, CONFIG, CONTROL, RESIDUALS, error, weights
+from nanocontrol.conformance.bench import Bench, Found, copies, different, largest_error, noised
+from nanocontrol.conformance.cases import BASE, CONFIG, CONTROL, RESIDUALS, error, stored, weights
 
 MIDDLE = RESIDUALS - 1
 
 
-def block_of(k: int) -> str:
-    """Where a residual belongs, as the front page's drawing names it."""
-    return "the middle block" if k == MIDDLE else f"block {k + 1}"
+def blocks_of(numbers: list[int]) -> str:
+    """Where residuals belong, as the front page's drawing names it."""
+    blocks = [str(k + 1) for k in numbers if k != MIDDLE]
+    joined = (" and " if len(blocks) == 2 else ", ").join(blocks)
+    said = [f"blocks {joined}" if len(blocks) > 1 else f"block {joined}"] if blocks else []
+    return " and ".join([*said, "the middle block"] if MIDDLE in numbers else said)
 
 
-def blocks_of(found: list[int]) -> str:
-    if len(found) == 2 and MIDDLE not in found:
-        return f"blocks {found[0] + 1} and {found[1] + 1}"
-    return "all blocks" if len(found) == RESIDUALS else ", ".join(map(block_of, found))
+def tensors_match(bench: Bench) -> Found:
+    """The networks have the tensors of the stored cases, under their names."""
+    if bench.own:
+        raise NotImplementedError("networks of Stable Diffusion's structure")
+    bench.fresh()
+    missing, others = bench.unmatched
+    message = f"the adapter lacks {len(missing)} tensors: {few(missing)}"
+    return len(missing), 0, f"{message}; it has {len(others)} others: {few(others)}"
+
+
+def few(tensors: list) -> str:
+    names = [f"{name} {[*shape]}" for name, shape in tensors]
+    return ", ".join(names[:3] + ["..."] * (len(names) > 3)) or "none"
 
 
 # -------------------------------------------------------------------------------- at the start
@@ -51,8 +64,8 @@ def encoders(locked: Iterable[str], trained: Arrays) -> Arrays:
 def copy_equals_base(bench: Bench) -> Found:
     locked, trained = bench.fresh().parameters()
     copy = encoders(locked, trained)
-    if len(copy) < (1 if bench.own else len(encoders(weights(), weights()))):
-        return 1, 0, "the ControlNet lacks parts of the base's encoder"
+    if not copy:
+        return 1, 0, "the ControlNet lacks the base's encoder"
     wrong = different(copy, locked)
     message = f"{len(wrong)} tensors are not copies of the base's, such as {', '.join(wrong[:1])}"
     return len(wrong), 0, message
@@ -77,65 +90,60 @@ def copy_shares_no_storage(bench: Bench) -> Found:
 
 def number_and_shapes(bench: Bench) -> Found:
     bench.named()
-    found, expected = bench.residuals(), cases.original_residuals()
-    if len(found) != RESIDUALS:
-        message = f"there are {len(found)} residuals, expected {RESIDUALS}, the shallowest first"
-        return abs(len(found) - RESIDUALS), 0, message
-    wrong = [
-        f"the residual for {block_of(k)} is {a.shape}, expected {b.shape}"
-        for k, (a, b) in enumerate(zip(found, expected))
-        if a.shape != b.shape
-    ]
-    return len(wrong), 0, ", ".join(wrong[:1])
+    made = [residual.shape for residual in bench.residuals()]
+    expected = [residual.shape for residual in cases.original_residuals()]
+    if len(made) != RESIDUALS:
+        message = f"there are {len(made)} residuals, expected {RESIDUALS}, the shallowest first"
+        return abs(len(made) - RESIDUALS), 0, message
+    wrong = [k for k in range(RESIDUALS) if made[k] != expected[k]]
+    shapes = ", ".join(f"{made[k]} for {expected[k]}" for k in wrong)
+    return len(wrong), 0, f"the residuals for {blocks_of(wrong)} have other shapes: {shapes}"
+
+
+def probes() -> list[Array]:
+    """Numbers for the channels of each residual."""
+    originals = cases.original_residuals()
+    return [0.05 * cases.normal(f"shift.{k}", r.shape[1]) for k, r in enumerate(originals)]
+
+
+def constant(values: list[Array]) -> list[Array]:
+    """Residuals with these numbers in their channels, the same at every place."""
+    return [0 * r + v[:, None, None] for r, v in zip(cases.original_residuals(), values)]
+
+
+def arrangements() -> dict[str, list[Array]]:
+    """The probes as they should arrive, and with two of equal shape exchanged, by the mistake."""
+    originals, found = cases.original_residuals(), {"": probes()}
+    for i, k in combinations(range(RESIDUALS), 2):
+        if originals[i].shape == originals[k].shape:
+            exchanged = probes()
+            exchanged[i], exchanged[k] = exchanged[k], exchanged[i]
+            found[f"the residuals for {blocks_of([i, k])} are exchanged"] = exchanged
+    return found
 
 
 def zeros(*beginnings: str) -> Arrays:
     """Zeros for the tensors whose names begin so."""
-    names = [name for name in cases.shapes() if name.startswith(beginnings)]
-    return {name: np.zeros(cases.shapes()[name]) for name in names}
+    return {name: 0 * array for name, array in weights().items() if name.startswith(beginnings)}
 
 
-ZERO_CONVOLUTIONS = [f"{CONTROL}zero_convs.{k}." for k in range(MIDDLE)]
-ZERO_CONVOLUTIONS.append(CONTROL + "middle_block_out.")
-
-
-def not_zero(residuals: list[Array]) -> list[int]:
-    return [k for k, r in enumerate(residuals) if np.any(r)]
+ZERO_CONVOLUTIONS = [f"{CONTROL}zero_convs.{k}.0." for k in range(MIDDLE)]
+ZERO_CONVOLUTIONS.append(CONTROL + "middle_block_out.0.")
 
 
 def residuals_pass_zero_convolutions(bench: Bench) -> Found:
-    """With zeros in all zero convolutions of a trained ControlNet, all residuals are zero."""
-    bench.named().load(zeros(*ZERO_CONVOLUTIONS))
-    passed_by = not_zero(bench.residuals())
-    message = f"residuals do not pass the zero convolutions: those for {blocks_of(passed_by)}"
-    return len(passed_by), 0, message
-
-
-def one_residual_per_zero_convolution(bench: Bench) -> Found:
-    """With zeros in all zero convolutions but one, its own residual is the only one."""
-    bench.named()
-    places = {}
-    for k, name in enumerate(ZERO_CONVOLUTIONS):
-        with bench.changed(zeros(*(other for other in ZERO_CONVOLUTIONS if other != name))):
-            places[k] = not_zero(bench.residuals())
-    return misplaced(places)
-
-
-def misplaced(places: dict[int, list[int]]) -> Found:
-    """How many residuals are in other places than their own; places: of residual k, those found."""
-    wrong = [k for k in places if places[k] != [k]]
-    message = f"the residuals for {blocks_of(wrong)} are in the wrong places"
-    for k in wrong:
-        if len(places[k]) == 1 and places.get(places[k][0]) == [k]:
-            message = f"the residuals for {blocks_of([k, *places[k]])} are exchanged"
-            break
-    return len(wrong), 0, message
+    """Zero convolutions whose weights are zeros give their biases, whatever the copy computes."""
+    biases = {name + "bias": probe for name, probe in zip(ZERO_CONVOLUTIONS, probes())}
+    bench.named().load(zeros(*ZERO_CONVOLUTIONS) | biases)
+    known = {mistake: constant(values) for mistake, values in arrangements().items()}
+    idea = "residuals do not pass the zero convolutions"
+    return bench.explained(idea, bench.residuals(), known)
 
 
 def hint_enters_after_the_first_block(bench: Bench) -> Found:
     """The hint is added to block 1's output, before its zero convolution."""
     bench.loaded()
-    a, b = bench.residuals(), bench.residuals(bench.given.hint[:, :, ::-1, ::-1])
+    a, b = bench.residuals(), bench.residuals(hint=bench.given.hint[:, :, ::-1, ::-1])
     deaf = [k for k in range(len(a)) if np.array_equal(a[k], b[k])]
     message = f"the hint is added after block {len(deaf) + 1}, not after block 1"
     if len(deaf) == len(a):
@@ -146,71 +154,51 @@ def hint_enters_after_the_first_block(bench: Bench) -> Found:
 # ------------------------------------------------------------------------ the base with control
 
 
-def changes(bench: Bench, residuals: list[Array], numbers: Iterable[int]) -> dict[int, float]:
-    """How much the output changes with each residual of these numbers, added alone."""
-    none = [np.zeros_like(r) for r in residuals]
-    without = bench.predict([*none])
-    alone = {k: [*none[:k], residuals[k], *none[k + 1 :]] for k in numbers}
-    return {k: error(bench.predict(alone[k]), without) for k in alone}
-
-
 def every_residual_acts(bench: Bench) -> Found:
+    """The output changes with each residual, added alone."""
     bench.loaded()
     residuals = bench.residuals()
-    change = changes(bench, residuals, range(len(residuals)))
-    idle = [k for k in change if change[k] == 0]
+    none = [np.zeros_like(r) for r in residuals]
+    without = bench.predict([*none])
+    alone = [bench.predict([*none[:k], r, *none[k + 1 :]]) for k, r in enumerate(residuals)]
+    idle = [k for k, output in enumerate(alone) if np.array_equal(output, without)]
     return len(idle), 0, f"residuals are never added to the base: those for {blocks_of(idle)}"
 
 
+BLOCKS = [f"{BASE}input_blocks.{k}." for k in range(MIDDLE)] + [BASE + "middle_block."]
+# What sees a block's input: without these only the shortcut of a ResBlock of equal channels.
+INPUTS = "0.in_layers.0.weight", "0.skip_connection.weight", "0.op.weight"
+
+
+def shifted(shifts: list[Array]) -> Arrays:
+    """Biases with which each encoder block's output is larger by its shift. The block's last layer
+    adds the shift, and the next block, which has no INPUTS, takes it away from its shortcut."""
+    made = {n: w for n, w in weights().items() if n.startswith((*BLOCKS,)) and n.endswith("bias")}
+    for block, following, shift in zip(BLOCKS, [*BLOCKS[1:], "none"], shifts):
+        last = [name for name in made if name.startswith(block)][-1]
+        made[last] = made[last] + shift
+        shortcut = following + "0.out_layers.3.bias"
+        if shortcut in made and following + "0.skip_connection.weight" not in weights():
+            made[shortcut] = made[shortcut] - shift
+    return made
+
+
 def residuals_on_own_connections(bench: Bench) -> Found:
-    """A residual changes nothing while its own connection to the decoder is closed."""
-    bench.named()
-    residuals = bench.residuals()
-
-    def leaks(closed: int, numbers: list[int]) -> dict[int, float]:
-        with bench.changed(closing(closed)):
-            return changes(bench, residuals, numbers)
-
-    leak = {k: leaks(k, [k])[k] for k in range(RESIDUALS)}
-    wrong = [k for k in leak if leak[k] > bench.rounding]
-    closed = {i: leaks(i, wrong) for i in wrong}
-    places = {k: [i for i in wrong if closed[i][k] <= bench.rounding] for k in wrong}
-    _, _, message = misplaced({k: [k] for k in leak} | places)
-    return max(leak.values()), bench.rounding, message
-
-
-def closing(k: int) -> Arrays:
-    """Tensors with which the decoder's block in row k does not see skip k; with k = 12 its first
-    block does not see the middle block. Its norm's scale is zero, so that only the shortcut sees
-    the input, and the shortcut's weights for these channels are zero."""
-    block = BASE + f"output_blocks.{max(0, MIDDLE - 1 - k)}.0."
-    shortcut = np.array(weights()[block + "skip_connection.weight"])
-    n = cases.original_residuals()[k].shape[1]
-    shortcut[:, slice(n) if k == MIDDLE else slice(-n, None)] = 0
-    return zeros(block + "in_layers.0.weight") | {block + "skip_connection.weight": shortcut}
-
-
-# A residual that is constant over the map equals a shift of the bias of the block's last layer.
-# Only the skip shows this shift while the Downsample after the block has zero weights.
-SHIFTED = {k: f"{BASE}input_blocks.{k}.1.proj_out.bias" for k in (2, 5, 8)}
-SHIFTED[MIDDLE] = BASE + "middle_block.2.out_layers.3.bias"
-DOWNSAMPLES = [f"{BASE}input_blocks.{k}.0.op.weight" for k in (3, 6, 9)]
-TIMES = {"": 1, "the residuals are added twice": 2, "the residuals are not added": 0}
-
-
-def residuals_added_once(bench: Bench) -> Found:
-    bench.named().load(zeros(*DOWNSAMPLES))
-    errors = dict.fromkeys(TIMES, 0.0)
-    for k, bias in SHIFTED.items():
-        constant = [np.zeros_like(r) for r in cases.original_residuals()]
-        shift = 0.05 * cases.normal(f"shift.{k}", constant[k].shape[1])
-        constant[k] += shift[:, None, None]
-        made = bench.predict(constant)
-        for name, times in TIMES.items():
-            with bench.changed({bias: weights()[bias] + times * shift}):
-                errors[name] = max(errors[name], error(made, bench.base()))
+    """A constant residual equals a shift of its encoder block's output that no other block sees,
+    if it is added there once and nowhere else."""
+    adapter = bench.named()
+    adapter.load(zeros(*(block + name for block in BLOCKS[1:] for name in INPUTS)))
+    made, known = bench.predict(constant(probes())), {}
+    shifts = arrangements()
+    shifts["the residuals are added twice"] = [2 * probe for probe in probes()]
+    shifts["the residuals are not added"] = [0 * probe for probe in probes()]
+    for mistake, values in shifts.items():
+        adapter.load(shifted(values))
+        known[mistake] = bench.base()
+        if largest_error(made, known[mistake]) <= bench.rounding:
+            break
     idea = "a residual is not added as it is, once, where it belongs"
-    return explained(idea, errors, bench.rounding)
+    return bench.explained(idea, made, known)
 
 
 # ----------------------------------------------------------------------------------- training
@@ -222,10 +210,6 @@ def locked_keeps_its_bits(bench: Bench) -> Found:
     for _ in range(3):
         adapter.train_step(bench.batch())
     after, learnt = adapter.parameters()
-    expected = [] if bench.own else [name for name in cases.shapes() if name.startswith(BASE)]
-    if missing := [name for name in expected if name not in locked]:
-        message = f"parameters() lacks {len(missing)} tensors of the base, such as {missing[0]}"
-        return len(missing), 0, message
     if not different(trained, learnt):
         return 1, 0, "three training steps change nothing"
     changed = different(locked, after)
@@ -235,27 +219,21 @@ def locked_keeps_its_bits(bench: Bench) -> Found:
 
 ZERO, COPY, ENCODER = "the zero convolutions", "the copy", "the condition encoder"
 LAST = "the condition encoder's zero convolution"
-
-
-def group_of(name: str, last: int) -> str:
-    """The group of a ControlNet's tensor; last: the number of the condition encoder's last
-    convolution."""
-    if name.startswith((CONTROL + "zero_convs.", CONTROL + "middle_block_out.")):
-        return ZERO
-    if name.startswith(CONTROL + "input_hint_block."):
-        return LAST if int(name.split(".")[2]) == last else ENCODER
-    return COPY
+GROUPS = {"zero_convs": ZERO, "middle_block_out": ZERO, "input_hint_block": ENCODER}
 
 
 def gradient_order(bench: Bench) -> Found:
     """Two zero layers lie between the loss and the condition encoder: each step opens one."""
     adapter = bench.fresh()
+    bench.need_names()
     names = [name for name in adapter.parameters()[1] if name.startswith(CONTROL)]
-    last = max(int(name.split(".")[2]) for name in names if "input_hint_block." in name)
+    group_of = {name: GROUPS.get(name.split(".")[1], COPY) for name in names}
+    numbers = {name: int(name.split(".")[2]) for name in names if group_of[name] == ENCODER}
+    group_of |= {name: LAST for name in numbers if numbers[name] == max(numbers.values())}
     expected = {ZERO}, {ZERO, COPY, LAST}, {ZERO, COPY, LAST, ENCODER}
     for step, groups in enumerate(expected, start=1):
         gradients = adapter.gradients(bench.batch())
-        reached = {group_of(name, last) for name in names if np.any(gradients.get(name, 0))}
+        reached = {group_of[name] for name in names if np.any(gradients.get(name, 0))}
         if wrong := sorted(reached ^ groups):
             state = "already" if wrong[0] in reached else "not yet"
             why = "" if bench.base().any() else "; the base's output is zero: see the README"
@@ -277,19 +255,17 @@ def loss_for(bench: Bench, prediction: str) -> Found:
     x, targets = noised(batch)
     output = bench.controlled(x, batch.t, batch.context)
     plain, target = adapter.base(x, batch.t, batch.context), targets.pop(prediction)
-    known = {
-        "": np.mean((output - target) ** 2),
-        "it is a sum, not a mean": np.sum((output - target) ** 2),
-        "it is the absolute error, not the square": np.mean(np.abs(output - target)),
-        "the residuals are not added": np.mean((plain - target) ** 2),
+    losses = {
+        "": (output - target) ** 2,
+        "it is a sum, not a mean": target.size * (output - target) ** 2,
+        "it is the absolute error, not the square": np.abs(output - target),
+        "the residuals are not added": (plain - target) ** 2,
     }
-    for name, other in targets.items():
-        known[f"the target is {name}"] = np.mean((output - other) ** 2)
-    made = adapter.loss(batch)
-    errors = {name: error(made, loss) for name, loss in known.items()}
-    # The output's error is relative to the output, and the loss is its square.
+    losses |= {f"the target is {name}": (output - other) ** 2 for name, other in targets.items()}
+    known = {name: [loss.mean()] for name, loss in losses.items()}
     idea = f"the loss is not the mean square against {prediction}"
-    return explained(idea, errors, 4 * bench.rounding)
+    # The output's error is relative to the output, and the loss is its square.
+    return bench.explained(idea, [adapter.loss(batch)], known, roundings=4)
 
 
 # ------------------------------------------------------------------------ the original's outputs
@@ -298,15 +274,14 @@ def loss_for(bench: Bench, prediction: str) -> Found:
 def stored_base(bench: Bench) -> Found:
     bench.named()
     message = "the base without control is not the original's network"
-    return error(bench.base(), cases.stored()["base"]), bench.tolerance, message
+    return error(bench.base(), stored()["base"]), bench.tolerance, message
 
 
 def stored_residuals(bench: Bench) -> Found:
     bench.named()
     found = [error(a, b) for a, b in zip(bench.residuals(), cases.original_residuals())]
-    first = next((k for k, one in enumerate(found) if one > bench.tolerance), MIDDLE)
-    message = f"residuals differ from the original's; the first is that for {block_of(first)}"
-    return max(found), bench.tolerance, message
+    wrong = blocks_of([k for k, one in enumerate(found) if not one <= bench.tolerance])
+    return max(found), bench.tolerance, f"the residuals for {wrong} are not the original's"
 
 
 def stored_controlled(bench: Bench) -> Found:
@@ -314,4 +289,4 @@ def stored_controlled(bench: Bench) -> Found:
     bench.named()
     made = bench.predict(cases.original_residuals())
     message = "with the original's residuals the base's output is not the original's"
-    return error(made, cases.stored()["controlled"]), bench.tolerance, message
+    return error(made, stored()["controlled"]), bench.tolerance, message

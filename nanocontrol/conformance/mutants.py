@@ -49,9 +49,9 @@ class NoZeroInitialisation(Ours):
 
     def make(self, config: Config) -> None:
         super().make(config)
-        for convolution in [*self.control.zero_convs, self.control.middle_block_out]:
-            for parameter in convolution.parameters():
-                nn.init.normal_(parameter.data, std=0.02)
+        zeros = nn.ModuleList([*self.control.zero_convs, self.control.middle_block_out])
+        for parameter in zeros.parameters():
+            nn.init.normal_(parameter.data, std=0.02)
 
 
 @planted("residuals_pass_zero_convolutions", "do not pass the zero", "ir-lab/Diff-Control#1")
@@ -80,13 +80,13 @@ class NoMiddleResidual(Ours):
         return super().predict(x, t, context, [*residuals[:-1], 0 * residuals[-1]])
 
 
-@planted("hint_is_rgb", "red and blue", "huggingface/diffusers#2407")
+@planted("hint_is_rgb_in_0_1", "red and blue", "huggingface/diffusers#2407")
 class HintInBGR(Ours):
     def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
         return super().residuals(x, hint[:, ::-1], t, context)
 
 
-@planted("hint_in_0_1", "read as RGB in [-1, 1]", "huggingface/diffusers#10821")
+@planted("hint_is_rgb_in_0_1", "read as RGB in [-1, 1]", "huggingface/diffusers#10821")
 class HintFromMinusOne(Ours):
     """The hint is in [-1, 1], like the pictures."""
 
@@ -128,13 +128,13 @@ class HintAfterSecondBlock(Ours):
         return [zero(h) for zero, h in zip([*net.zero_convs, net.middle_block_out], outputs)]
 
 
-@planted("residuals_added_once", "added twice")
+@planted("residuals_on_own_connections", "added twice")
 class ResidualsAddedTwice(Ours):
     def predict(self, x: Array, t: Array, context: Array, residuals: list[Array]) -> Array:
         return super().predict(x, t, context, [2 * r for r in residuals])
 
 
-@planted("hint_in_0_1", "read as RGB, inverted", "Mikubill/sd-webui-controlnet#309")
+@planted("hint_is_rgb_in_0_1", "read as RGB, inverted", "Mikubill/sd-webui-controlnet#309")
 class InvertedHint(Ours):
     """Black lines on white where the network learnt white lines on black."""
 
@@ -148,7 +148,7 @@ class ToOne(DDIM):
         return x0 if previous is None else super().step(x, output, t, previous, noise)
 
 
-@planted("ddim_last_alpha", "last alpha is 1", "lllyasviel/ControlNet#587")
+@planted("ddim", "last alpha is 1", "lllyasviel/ControlNet#587")
 class LastAlphaOne(Ours):
     """DDIM ends without noise, at an alpha of 1."""
 

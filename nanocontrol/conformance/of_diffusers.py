@@ -18,13 +18,7 @@ from nanocontrol.conformance.cases import Config
 from nanocontrol.conformance.in_torch import Residuals, TorchAdapter
 from nanocontrol.conformance.names import diffusers_names
 
-NOISE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.0120,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-}
-DDIM: dict[str, Any] = NOISE | {"set_alpha_to_one": False, "steps_offset": 1}
+NOISE = dict(beta_start=0.00085, beta_end=0.0120, beta_schedule="scaled_linear", clip_sample=False)
 
 
 def base_of(config: Config) -> Any:
@@ -59,16 +53,15 @@ class OfDiffusers(TorchAdapter):
         )
         self.optimizer = torch.optim.AdamW(self.control.parameters(), 1e-3)
         prediction = {"eps": "epsilon", "v": "v_prediction"}[config.prediction]
-        self.ddpm: Any = diffusers.DDPMScheduler(**NOISE, prediction_type=prediction)
-        self.ddim: Any = diffusers.DDIMScheduler(**DDIM, prediction_type=prediction)
+        noise: dict[str, Any] = NOISE | {"prediction_type": prediction}
+        self.ddpm: Any = diffusers.DDPMScheduler(**noise)
+        self.ddim: Any = diffusers.DDIMScheduler(**noise, set_alpha_to_one=False, steps_offset=1)
         self.control.controlnet_cond_embedding.register_forward_hook(self.count)
 
     def run_unet(self, x: Tensor, t: Tensor, context: Tensor, residuals: Residuals) -> Tensor:
-        control: dict[str, Any] = {}
-        if residuals is not None:
-            control["down_block_additional_residuals"] = tuple(residuals[:-1])
-            control["mid_block_additional_residual"] = residuals[-1]
-        return self.unet(x, t, encoder_hidden_states=context, return_dict=False, **control)[0]
+        down, middle = (residuals[:-1], residuals[-1]) if residuals else (None, None)
+        added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return self.unet(x, t, context, return_dict=False, **added)[0]
 
     def run_control(self, x: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
         down, middle = self.control(x, t, context, hint, return_dict=False)
@@ -87,12 +80,12 @@ class OfDiffusers(TorchAdapter):
         self.hints_encoded = 0
         given = self.inputs(run.noise, run.context, run.uncond, run.hint)
         names = "latents", "prompt_embeds", "negative_prompt_embeds", "image"
-        vae = diffusers.AutoencoderKL()  # unused between latents
+        vae: Any = diffusers.AutoencoderKL()  # unused between latents
         networks: list[Any] = [vae, None, None, self.unet, self.control, self.ddim]
         pipeline: Any = diffusers.StableDiffusionControlNetPipeline(
             *networks, None, None, None, False
         )
         pipeline.set_progress_bar_config(disable=True)
-        how: dict[str, Any] = {"num_inference_steps": run.steps, "guidance_scale": run.scale}
-        how |= {"guess_mode": run.guess, "output_type": "latent"}
-        return pipeline(**dict(zip(names, given)), **how).images.numpy()
+        how: dict[str, Any] = dict(zip(names, given)) | {"guess_mode": run.guess}
+        how |= {"num_inference_steps": run.steps, "guidance_scale": run.scale}
+        return pipeline(**how, output_type="latent").images.numpy()

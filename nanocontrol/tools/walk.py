@@ -298,15 +298,10 @@ def text_of(parts: list[WalkedPart], sums: dict, ran: bool) -> list[str]:
             network = group[0].network
             lines += ["", network.upper()]
         lines.append(line_of(group, ran))
-    lines += [
-        "",
-        "to: the block of output_blocks that reads the skip to which the residual is added.",
-    ]
+    to = "to: the block of output_blocks that reads skip + residual; below: middle block + residual"
+    lines += ["", to]
     if ran:
-        lines.append(
-            "share: the residual's RMS, divided by that of the skip; the last one's is the"
-        )
-        lines.append("middle block's.")
+        lines.append("share: the residual's RMS, divided by that of the skip or the middle block")
     return [*lines, *sums["said"]]
 
 

@@ -12,8 +12,9 @@ import torch
 from conftest import ROOT, refusal
 from nanocontrol.conformance import Adapter, Result, check_controlnet
 from nanocontrol.conformance.__main__ import as_json, main, table
-from nanocontrol.conformance.bench import RULES, Bench, NotRun
+from nanocontrol.conformance.bench import Bench
 from nanocontrol.conformance.cases import (
+    BASE,
     STORED,
     VERSION,
     error,
@@ -24,6 +25,7 @@ from nanocontrol.conformance.cases import (
     unit_of,
     weights,
 )
+from nanocontrol.conformance.ddim import ORIGINAL
 from nanocontrol.conformance.mutants import MUTANTS, InvertedHint
 from nanocontrol.conformance.ours import Ours
 from nanocontrol.conformance.suite import CHECKS, Check, counts, run_check
@@ -101,7 +103,7 @@ def test_in_float64_the_stored_outputs_differ_by_the_time_embedding_alone():
     bench = Bench(Ours("float64"))
     bench.loaded()
     worst = max(error(r, stored()[f"residual.{k}"]) for k, r in enumerate(bench.residuals()))
-    assert worst < 1000 * unit_of("float32") < tolerance(unit_of("float64"))
+    assert worst < 1000 * unit_of("float32") < tolerance("float64")
 
 
 @pytest.mark.parametrize("wrong", ["eps of norms", "eps of transformers", "GELU", "heads"])
@@ -136,7 +138,7 @@ def test_the_suites_own_sampling_is_the_originals(name):
         prompt = bench.controlled(x, t, bench.given.context, scales)
         return 3 * prompt - 2 * bench.controlled(x, t, bench.uncond, without)
 
-    assert error(bench.reference(RULES[""], output, 5), stored()[name]) < LATENTS
+    assert error(ORIGINAL.latents(output, bench.given.x, 5), stored()[name]) < LATENTS
 
 
 # --------------------------------------------------------------------------- running and counting
@@ -163,7 +165,7 @@ def is_missing(bench):
 
 
 def has_one_device(bench):
-    raise NotRun("there is one device here: cpu")
+    raise NotImplementedError("second device: it has cpu")
 
 
 def outcome(function, level="must", expected="") -> Result:
@@ -202,14 +204,14 @@ def test_a_class_without_the_optional_functions_is_an_adapter_too():
             for name in ("make", "load", "base", "residuals", "predict", "parameters"):
                 setattr(self, name, getattr(inner, name))
 
-    names = ["zero_at_start", "loss_for_eps", "guess_mode", "exact_resume", "hint_in_0_1"]
+    names = ["zero_at_start", "loss_for_eps", "guess_mode", "exact_resume", "rows_do_not_mix"]
     found = {r.name: r.passed for r in check_controlnet(Six(), only=names)}
     expected = {"loss_for_eps": None, "guess_mode": None, "exact_resume": None}
-    assert found == expected | {"zero_at_start": True, "hint_in_0_1": True}
+    assert found == expected | {"zero_at_start": True, "rows_do_not_mix": True}
 
 
 def test_a_name_that_no_check_has_is_an_error():
-    with pytest.raises(ValueError, match="no check 'zero_at_strat'; expected one of zero_at_start"):
+    with pytest.raises(ValueError, match="no check 'zero_at_strat'; expected one of tensors_match"):
         check_controlnet(Ours(), {"zero_at_strat": "a reason"})
 
 
@@ -228,8 +230,29 @@ def test_equal_bits_become_rounding_for_an_adapter_that_compiles():
 
 
 class FromZero(DDIM):
+    """It visits 0, 200, ... instead of 1, 201, ..."""
+
     def timesteps(self, steps):
         return [t - 1 for t in super().timesteps(steps)]
+
+
+class OtherAlphas(FromZero):
+    """It visits 0, 200, ..., and its steps' alphas are of 1, 201, ..."""
+
+    def step(self, x, output, t, previous, noise):
+        previous = None if previous is None else previous + 1
+        return super().step(x, output, t + 1, previous, noise)
+
+
+class EquallyLong(DDIM):
+    """It visits 999, 749, ..., 0, and each of its steps is 1000 / steps long."""
+
+    def timesteps(self, steps):
+        self.stride = 1000 // steps
+        return [round(t) for t in np.linspace(999, 0, steps)]
+
+    def step(self, x, output, t, previous, noise):
+        return super().step(x, output, t, t - self.stride if t >= self.stride else None, noise)
 
 
 class Broken(Ours):
@@ -256,7 +279,7 @@ BROKEN = {  # the check, the function, its change, and words of the message
     "copy_equals_base": ("make", spoil, "1 tensors are not copies"),
     "gradient_order": ("make", spoil, "gradients at step 2: already in the condition encoder"),
     "number_and_shapes": ("residuals", lambda a, f, *x: f(*x)[:12], "there are 12 residuals"),
-    "one_residual_per_zero_convolution": (
+    "residuals_pass_zero_convolutions": (
         "residuals",
         lambda a, f, *x: (lambda r: [r[0], r[2], r[1], *r[3:]])(f(*x)),
         "blocks 2 and 3 are exchanged",
@@ -266,9 +289,17 @@ BROKEN = {  # the check, the function, its change, and words of the message
     "guidance": ("sample", lambda a, f, r: f(replace(r, scale=r.scale + 1)), "one too large"),
     "guess_mode": ("sample", lambda a, f, r: f(replace(r, guess=False)), "guess mode's weights"),
     "hint_encoded_once": ("sample", count_five, "5 times"),
-    "rows_do_not_mix": ("base", lambda a, f, x, *o: f(x - x.mean(0) / 100, *o), "depends on the"),
+    "rows_do_not_mix": (
+        "predict",
+        lambda a, f, x, *o: f(x - x.mean(0) / 100, *o),
+        "depends on the",
+    ),
     "stored_base": ("base", lambda a, f, *x: 1.001 * f(*x), "not the original's network"),
-    "stored_residuals": ("residuals", lambda a, f, *x: [1.001 * r for r in f(*x)], "for block 1"),
+    "stored_residuals": (
+        "residuals",
+        lambda a, f, *x: [1.001 * r for r in f(*x)],
+        "for blocks 1, 2",
+    ),
     "stored_controlled": ("predict", lambda a, f, *x: 1.001 * f(*x), "is not the original's"),
     "exact_resume": ("resume", lambda a, f, saved: None, "tensors differ"),
 }
@@ -284,15 +315,79 @@ def test_the_other_checks_can_fail(check):
 
 
 @pytest.mark.slow
-def test_wrong_steps_and_noise_that_depends_on_the_device_are_found():
+@pytest.mark.parametrize(
+    "scheduler, words",
+    {
+        FromZero: "DDIM: its steps begin at 0, not at 1",
+        OtherAlphas: "visits and steps disagree: the network is given t that begin at 0",
+        EquallyLong: "visits and steps disagree: the network is given t that are spread evenly",
+    }.items(),
+)
+def test_wrong_rules_of_ddim_are_named(scheduler, words):
     adapter = Ours()
-    adapter.scheduler = FromZero
+    adapter.scheduler = scheduler
+    steps, guidance = check_controlnet(adapter, only=["ddim", "guidance"])
+    assert steps.passed is False and words in steps.message
+    assert "last alpha" not in steps.message and guidance.passed
+
+
+def test_noise_that_depends_on_the_device_is_found():
+    adapter = Ours()
     adapter.devices = "cpu", "another"
     adapter.initial_noise = lambda seed, device: np.full(3, len(device))
-    names = ["ddim_steps", "ddim_last_alpha", "same_noise_on_every_device"]
-    steps, last, noise = check_controlnet(adapter, only=names)
-    assert steps.passed is False and "begin at 0" in steps.message
-    assert last.passed and noise.passed is False
+    (noise,) = check_controlnet(adapter, only=["same_noise_on_every_device"])
+    assert noise.passed is False
+
+
+class Renamed(Ours):
+    """An adapter without `names`, of a network with other names and a Linear for a convolution."""
+
+    def tensors(self):
+        found = super().tensors()
+        other = BASE + "input_blocks.1.1.proj_in.weight"
+        found[other] = found[other][:, :, 0, 0]
+        return {name.replace("zero_convs", "zeros"): x for name, x in found.items()}
+
+
+def test_tensors_without_a_match_are_listed_once():
+    chosen = ["tensors_match", "zero_at_start", "gradient_order", "stored_base"]
+    names, start, order, outputs = check_controlnet(Renamed(), only=chosen)
+    assert names.passed is False and names.measured == 25
+    assert "lacks 25 tensors: control_model.zero_convs.0.0.bias [32], " in names.message
+    assert "25 others: control_model.zeros.0.0.bias [32], " in names.message
+    assert names.message.count("...") == 2
+    assert outputs.passed is None and "see tensors_match" in outputs.message
+    assert order.passed is None and order.message == outputs.message
+    assert start.passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [0, 6, 12])
+def test_every_residual_is_probed(k):
+    """The check of their connections sees that one residual of thirteen is 1 % too small."""
+
+    def change(adapter, predict, x, t, context, residuals):
+        return predict(x, t, context, [r * (1 - 0.01 * (i == k)) for i, r in enumerate(residuals)])
+
+    (result,) = check_controlnet(Broken("predict", change), only=["residuals_on_own_connections"])
+    assert result.passed is False and "no known mistake" in result.message
+
+
+def test_a_residual_that_goes_on_into_the_encoder_is_found():
+    """It is added to the skip, and to the map that the next encoder block sees."""
+
+    class Leaks(Ours):
+        def run_unet(self, x, t, context, residuals):
+            if residuals is None:
+                return super().run_unet(x, t, context, None)
+            leak = self.unet.input_blocks[1].register_forward_hook(lambda *x: x[2] + residuals[1])
+            rest = [r * (k != 1) for k, r in enumerate(residuals)]
+            made = super().run_unet(x, t, context, rest)
+            leak.remove()
+            return made
+
+    (result,) = check_controlnet(Leaks(), only=["residuals_on_own_connections"])
+    assert result.passed is False and "where it belongs" in result.message
 
 
 def test_a_writing_sampler_is_found():
@@ -317,7 +412,7 @@ def test_the_command_prints_counts_and_writes_json(tmp_path, capsys):
     found = json.loads((tmp_path / "a.json").read_text())
     assert said.splitlines()[-1] == found["summary"] and "3 did not" in found["summary"]
     failed = {r["name"]: r["message"] for r in found["checks"] if r["status"] == "FAILED"}
-    assert "inverted" in failed["hint_in_0_1"] and "hint_is_rgb" not in failed
+    assert "RGB, inverted" in failed["hint_is_rgb_in_0_1"]
     assert all(len(line) <= 100 for line in said.splitlines() if not line.startswith(" "))
 
 
@@ -334,7 +429,7 @@ def test_the_table_and_the_json_say_what_failed():
     results = [outcome(fails, expected="a reason"), outcome(has_one_device)]
     lines = table(results)
     assert "failed as expected" in lines[1] and lines[2].strip() == "an idea"
-    assert lines[3].strip() == "expected: a reason" and "one device" in lines[5]
+    assert lines[3].strip() == "expected: a reason" and "no second device" in lines[5]
     assert as_json(results)["checks"][1]["passed"] is None
 
 
@@ -342,10 +437,10 @@ def test_unknown_adapters_are_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "mine.py").write_text("import no_such_module_at_all\n")
     for name, expected in {
         "theirs": "expected ours, diffusers, mutants:NAME",
-        "mutants:none": "no mutant none; expected one of no_zero_initialisation",
+        "mutants:none": "no none in mutants; expected one of no_zero_initialisation",
         "missing.py:Mine": "missing.py: there is no such file",
         "nanocontrol.nothing:Mine": "no module nanocontrol.nothing",
-        "nanocontrol.conformance.ours:Theirs": "has no class Theirs",
+        "nanocontrol.conformance.ours:Theirs": "no Theirs in nanocontrol.conformance.ours",
         f"{tmp_path}/mine.py:Mine": "there is no module no_such_module_at_all",
     }.items():
         assert expected in refusal(main, capsys, name)
