@@ -14,7 +14,7 @@ ORDER = []
 
 def make(self, config):
     torch.manual_seed(0)
-    self.unet = UNet(config.unet).requires_grad_(False).to(getattr(torch, self.dtype))
+    self.unet = UNet(config).requires_grad_(False).to(getattr(torch, self.dtype))
     self.control = ControlNet.from_unet(self.unet, config.hint_channels)
     self.prediction = config.prediction
     self.trained = Optimizer({"control": self.control}, 1e-3, "cpu")
