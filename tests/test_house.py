@@ -30,7 +30,7 @@ BUDGETS = {
     "training": 2380,
     "nano": 1405,
     "commands": 330,
-    "tools": 804,
+    "tools": 806,
     "doctor": 640,
     "experiments": 2125,
     "conformance": 1072,
