@@ -29,7 +29,7 @@ SOUND = {
     "residuals": "stored_residuals",
     "run_control": "stored_residuals",
     "predict": "stored_controlled",
-    "scheduler.step": "ddim_steps",
+    "scheduler.step": "ddim",
 }
 
 
