@@ -55,6 +55,8 @@ def test_every_element_that_a_module_asks_for_exists():
     there = set(re.findall(r"\bid=\"([\w-]+)\"", html)) | set(
         re.findall(r"\bid: '([\w-]+)'", modules)
     )
+    # A field's explanation has the field's name and -help.
+    there |= {f"{name}-help" for name in re.findall(r"\bfield\('([\w-]+)'", modules)}
     asked = set(re.findall(r"\$\('([\w-]+)'\)", modules))
     assert asked and asked <= there
 
