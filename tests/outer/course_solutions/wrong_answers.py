@@ -173,7 +173,7 @@ WRONG = [
         ('": name for', '": name.replace("_", "-") for', "is no word of ERRORS"),
         ("self.inputs(x, hint, t, context)", "self.inputs(x, hint[:, ::-1], t, context)", "has the right name and is not mended"),
         ("MENDED[name] | {", "{", "has the right name, and no code of its own for"),
-        ('convolutions": {"run_control": run_control}', 'convolutions": {"run_control": lambda *given: [0 * r for r in run_control(*given)]}', "no longer has this error, but it is no working ControlNet now"),
+        ('convolutions": {"run_control": run_control}', 'convolutions": {"run_control": lambda self, x, hint, *others: run_control(self, x, 0 * hint, *others)}', "no longer has this error, but it is no working ControlNet now"),
         ("return (self.unet(x, t, prompts, residuals) - noise)", "return (self.unet(x, t, prompts, residuals) - noise).detach()", "no longer has this error, but it is no working ControlNet now"),
     ),
 ]  # fmt: skip
