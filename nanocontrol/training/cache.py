@@ -10,8 +10,9 @@ memory-mapped. Missing rows are computed.
 import hashlib
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,18 @@ class Keys:
         self.every = {kind: np.zeros(len(pairs), KEY) for kind in kinds}
         self.texts: list[str] = []
         self.first = np.zeros(len(pairs), int)
+
+        @lru_cache(2**16)  # a list may name a picture often
+        def keys_of(image: Hashable, edges: str) -> dict[str, bytes]:
+            found = pairs.fingerprint(i)
+            return self.of_image(i, found) if found else {}
+
         what = "comparing with the cache"
         for i in tqdm(range(len(pairs)), what, leave=False, disable=not show):
             self.first[i] = len(self.texts)
             self.texts += pairs.captions(i)
-            if found := pairs.fingerprint(i):
-                self.put(i, found)
-        self.every["contexts"] = np.array([*map(self.of_text, self.texts)], KEY)
+            self.put(i, keys_of(pairs.image_id(i), pairs.edges(i)))
+        self.every["contexts"] = np.array([*map(lru_cache(2**16)(self.of_text), self.texts)], KEY)
 
     def of_text(self, text: str) -> bytes:
         return key_of("contexts", self.encoders, text)
@@ -124,8 +130,8 @@ class Keys:
         edges = key_of("edges", self.pairs.edges(i), fingerprint)
         return {"latents": key_of("latents", self.encoders, fingerprint), "edges": edges}
 
-    def put(self, i: int, fingerprint: bytes) -> None:
-        for kind, key in self.of_image(i, fingerprint).items():
+    def put(self, i: int, keys: dict[str, bytes]) -> None:
+        for kind, key in keys.items():
             if kind in self.every:
                 self.every[kind][i] = key
 
@@ -134,7 +140,7 @@ class Keys:
         by_image = {self.pairs.image_id(i): one.fingerprint for i, one in found.items()}
         for i in range(len(self.pairs)) if by_image else ():
             if fingerprint := by_image.get(self.pairs.image_id(i)):
-                self.put(i, fingerprint)
+                self.put(i, self.of_image(i, fingerprint))
 
 
 def key_of(*what: object) -> bytes:
