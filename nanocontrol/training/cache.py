@@ -110,7 +110,8 @@ class Keys:
         self.texts: list[str] = []
         self.first = np.zeros(len(pairs), int)
 
-        @lru_cache(2**16)  # a list may name a picture often
+        # A list may name a picture often. i is the loop's: any pair of this picture will do.
+        @lru_cache(2**16)
         def keys_of(image: Hashable, edges: str) -> dict[str, bytes]:
             found = pairs.fingerprint(i)
             return self.of_image(i, found) if found else {}
