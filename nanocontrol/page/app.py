@@ -25,13 +25,13 @@ from nanocontrol.page.check import check_of, training_hints
 from nanocontrol.page.command import command_for
 from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
+from nanocontrol.page.preview import STATIC
 from nanocontrol.page.sketch import as_picture, drawn_hint, png
 from nanocontrol.page.worker import MOST, Worker, internal
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, picture_size, read_image
 
-STATIC = Path(__file__).parent / "static"
 BODY, PHOTO = 2**20, 10 * 2**20  # bytes, at most
 LARGEST = 50 * 10**6  # pixels of a photo
 PATIENCE = 20  # seconds for a request's body

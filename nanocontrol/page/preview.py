@@ -15,6 +15,7 @@ from nanocontrol.training.measure import mean_latents
 from nanocontrol.training.run import read_json
 
 FILE = Path(__file__).parent / "preview.json"
+STATIC = Path(__file__).parent / "static"  # what the browser gets
 
 
 def fit_preview(sd: StableDiffusion, n: int) -> tuple[Tensor, float]:

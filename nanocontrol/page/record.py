@@ -22,10 +22,9 @@ from nanocontrol.nano.model import DETECTOR, NANO
 from nanocontrol.nano.scenes import HELD_OUT
 from nanocontrol.nano.scores import score
 from nanocontrol.nano.world import random_scene
-from nanocontrol.page.app import STATIC
 from nanocontrol.page.making import Making
 from nanocontrol.page.models import Models
-from nanocontrol.page.preview import FILE, fit_preview
+from nanocontrol.page.preview import FILE, STATIC, fit_preview
 from nanocontrol.plumbing.errors import one_sentence, say
 from nanocontrol.plumbing.files import hash_of, write_atomically
 from nanocontrol.plumbing.flags import Parser
