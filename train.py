@@ -95,13 +95,13 @@ class Settings:
 
 
 NANO_PRESET: dict[str, Any] = {
-    "steps": 500,
-    "batch_size": 16,
+    "steps": 700,
+    "batch_size": 8,
     "lr": 1e-3,
     "schedule": "cooldown",
     "hint_init": "variance",
     "save_every": 200,
-    "sample_every": 50,
+    "sample_every": 70,
 }
 
 SCENES = 1600  # drawn by default; a run that would see each more than six times draws more

@@ -61,8 +61,8 @@ def name_of(config: UNetConfig) -> str:
 
 
 def hint_channels_for(unet: UNet) -> tuple[int, ...]:
-    """The channels of the condition encoder in a new ControlNet for this U-Net. The bundled
-    ControlNet has Stable Diffusion's channels; loading reads them from a file's shapes."""
+    """The channels of the condition encoder in a new ControlNet for this U-Net. Loading reads them
+    from a file's shapes instead."""
     return NARROW if unet.config == UNET else HINT_CHANNELS
 
 

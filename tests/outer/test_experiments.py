@@ -644,10 +644,10 @@ def of_one_row(row: Row) -> frame.Experiment:
 
 def test_a_run_on_another_base_changes_nothing_of_the_first(monkeypatch):
     """No number and no line of it. Back on the first base, the plot is still of the newest."""
-    other, drawn = Path("other.safetensors"), []
+    other, drawn, own = Path("other.safetensors"), [], hash_of(NANO)
     other.write_bytes(b"another base")
     monkeypatch.setattr(command, "write_plots", lambda found, *_: drawn.append(found.sampled))
-    first = {FIRST_BASE: results.sections_in(ASSETS / "limits.json")[FIRST_BASE]}
+    first = {own: results.sections_in(ASSETS / "limits.json")[FIRST_BASE]}
     results.write_results(Path("limits.json"), first)
     before = Path("limits.json").read_text()
     row = Row("prompt agrees", lambda n, seed: {"score": 0.123})
@@ -656,7 +656,7 @@ def test_a_run_on_another_base_changes_nothing_of_the_first(monkeypatch):
     command.run_experiment(of_one_row(row), *here)
     after = results.sections_in(Path("limits.json"))
     (base, second) = after.popitem()
-    assert after == first and list(after) == [FIRST_BASE] != [base] == [hash_of(other)]
+    assert after == first and list(after) == [own] != [base] == [hash_of(other)]
     assert Path("limits.json").read_text().startswith(before.removesuffix("\n}\n") + ",\n")
     assert [run["end"] for run in second["sampled"][row.name]["runs"]] == [{"score": 0.123}]
 
@@ -664,8 +664,8 @@ def test_a_run_on_another_base_changes_nothing_of_the_first(monkeypatch):
     unmeasured = row._replace(measure=lambda n, seed: {"score": 0.456})
     command.run_experiment(of_one_row(unmeasured), *here)
     after = results.sections_in(Path("limits.json"))
-    assert list(after) == [FIRST_BASE, base] and after[base] == second
-    assert after[FIRST_BASE]["sampled"][row.name]["runs"][0]["end"] == {"score": 0.456}
+    assert list(after) == [own, base] and after[base] == second
+    assert after[own]["sampled"][row.name]["runs"][0]["end"] == {"score": 0.456}
     assert drawn == [second["sampled"]] * len(drawn) != []
 
 

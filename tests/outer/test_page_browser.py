@@ -411,7 +411,7 @@ def test_the_tours_box_leaves_the_pictures_free(page, width, height):
 @pytest.mark.slow
 def test_a_recorded_training_is_shown_and_played(page):
     page.open()
-    page.wait(lambda: page.find_text("#run-at") == "step 500")
+    page.wait(lambda: page.find_text("#run-at") == "step 700")
     shown = "return document.querySelector('#run-pictures figure:last-child img').src"
     last = page.js(shown)
     assert page.js("return document.querySelectorAll('#film figure').length") > 10
@@ -421,7 +421,7 @@ def test_a_recorded_training_is_shown_and_played(page):
     page.js("""window.seen = []; const at = document.querySelector('#run-at');
         new MutationObserver(() => seen.push(at.textContent)).observe(at, {childList: true})""")
     page.click("#run-play")
-    page.wait(lambda: page.js("return seen.length") > 0 and page.find_text("#run-at") == "step 500")
+    page.wait(lambda: page.js("return seen.length") > 0 and page.find_text("#run-at") == "step 700")
     page.wait(lambda: "Play" in page.find_text("#run-play"))
     played = page.js("return [...new Set(seen)]")  # without step 0, where it was already
     assert played[-25:] == [f"step {20 * i}" for i in range(1, 26)]

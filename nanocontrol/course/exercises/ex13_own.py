@@ -5,9 +5,9 @@ from a drawn scene and says where objects are. It may show less than the nine do
 half, only the shadows, a dot for each object. How little is enough?
 
 `drawing` is described in nanocontrol/nano/world.py (class Drawing). conditions.py next to it has
-examples. Training takes half an hour on a laptop:
+examples. Training takes minutes on a laptop:
 
-    python -m nanocontrol.course train own    # 500 steps; writes runs/own
+    python -m nanocontrol.course train own    # 700 steps; writes runs/own
     python -m nanocontrol.course check 13     # 32 pictures; writes ex13.png
 
 Hand in runs/own/control-half.safetensors with this file: it has 4 MB.

@@ -52,7 +52,7 @@ def uncontrolled(prompts: tuple[str, ...], seed: int) -> Tensor:
 def with_condition(condition: str, n: int, seed: int) -> dict:
     file = NINE / condition / "control.safetensors"
     if not file.exists():
-        command = f"python train.py --condition {condition} --steps 600 --out {NINE / condition}"
+        command = f"python train.py --condition {condition} --steps 800 --out {NINE / condition}"
         raise InputError(f"{file} does not exist: {command}")
     images, hints, prompts, scenes = held_out_scenes(condition, n, size=nano().size)
     control = load_control(file, nano().unet)
