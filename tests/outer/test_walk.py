@@ -189,8 +189,8 @@ def test_a_control_of_its_own_and_json(tmp_path, capsys):
     save_control(ControlNet.from_unet(deepcopy(base)), tmp_path / "other.safetensors")
     main(["--base", NANO, "--control", CONTROL, "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found["totals"]["control"] == 2_305_232
-    assert sum(p["parameters"] for p in found["parts"]) == 2_305_232 + 4_208_580
+    assert found["totals"]["control"] == 1_937_736
+    assert sum(p["parameters"] for p in found["parts"]) == 1_937_736 + 4_208_580
     main(["--base", NANO])
     assert "1.09 M" not in capsys.readouterr().out
     told = refusal(main, capsys, "--base", NANO, "--control", str(tmp_path / "other.safetensors"))
