@@ -22,7 +22,7 @@ import torch
 from nanocontrol.experiments.frame import NAMES, Experiment, experiment_of
 from nanocontrol.experiments.measure import AT_END
 from nanocontrol.experiments.report import write_pages, write_plots, write_report
-from nanocontrol.experiments.results import ASSETS, Results, sections_in, write_results
+from nanocontrol.experiments.results import ASSETS, results_in, sections_in, write_results
 from nanocontrol.experiments.runs import RUNS, SEEDS, content_of, do_all, jobs_of, processes
 from nanocontrol.nano.model import NANO
 from nanocontrol.plumbing import machine
@@ -46,7 +46,7 @@ def run_experiment(
         sections = sections_in(file)
         sections[base] = content_of(experiment, once, root, sections.get(base))
         write_results(file, sections)
-        write_plots(Results([*sections.values()][-1]), experiment, folder)
+        write_plots(results_in(file), experiment, folder)
         if folder == ASSETS:
             write_pages()
 

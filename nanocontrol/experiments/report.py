@@ -9,7 +9,7 @@ Plots take matplotlib: pip install -e ".[experiments]".
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,8 +46,8 @@ over seeds, then the lowest and the highest. A claim that nobody made (evidence:
 not seen here; the others are reproduced or not."""
 
 BASES = """Verdicts are on the {}, then on both; "reproduced" alone means on both. Numbers and
-plots are of the newest base that has them. "Found" is what was found on the first."""
-FRONT_BASES = "Verdicts are of two bases. Numbers are of the newer one, where it has them."
+plots are of the newest base with three seeds. "Found" is what was found on the first."""
+FRONT_BASES = "Verdicts are of two bases, numbers of the newer one if it has three seeds."
 COUNTS, ORDINALS = ("one", "two", "three", "four"), ("first", "second", "third", "fourth")
 
 ByBase = Mapping[str, Results]  # without the bases on which an experiment was not run
@@ -68,8 +68,7 @@ def judged(claim: Claim, experiment: Experiment, results: Results | None) -> Jud
     names = experiment.names if claim.compares is None else claim.compares
     if results is None or not results.has(*names):
         return Judged("", "not run yet", 0)
-    seeds = min((len(results.runs(name)) for name in names), default=SEEDS)
-    return Judged(*claim.judged(results), seeds)
+    return Judged(*claim.judged(results), results.seeds(names) if names else SEEDS)
 
 
 def judged_on(bases: Sequence[str], claim: Claim, experiment: Experiment, own: ByBase) -> list:
@@ -90,9 +89,13 @@ def joint(each: Sequence[Judged]) -> str:
     if n < len(each):
         verdict += f" on {COUNTS[n - 1]} base{'s' * (n > 1)} of {COUNTS[len(each) - 1]}"
     seeds = min(one.seeds for one in ran)
-    if seeds == 1:
-        return f"one seed says: {verdict}"  # one seed of each is always below or above
-    return verdict + (f" (some variants: {seeds} seeds only)" if seeds < SEEDS else "")
+    few = f" (some variants: {seeds} seed{'s' * (seeds > 1)} only)"
+    return verdict + few * (seeds < SEEDS)
+
+
+def best(own: ByBase, names: Iterable[str]) -> Results:
+    """On the newest base with three seeds of these variants or rows, else on that with most."""
+    return max([*own.values()][::-1], key=lambda x: min(SEEDS, x.seeds(names)))
 
 
 def favour(verdict: str) -> list[bool]:
@@ -126,7 +129,7 @@ def claims_table(found: Found) -> str:
         link = f"[{experiment.parts[0]}](#{anchor_of(experiment)})"
         for claim in experiment.claims:
             each = judged_on(bases, claim, experiment, own)
-            ours = next((one.ours for one in reversed(each) if one.seeds), "")
+            ours = max(each[::-1], key=lambda one: min(SEEDS, one.seeds)).ours
             verdicts = [joint([one]) for one, _ in zip(each, titles)]
             rows.append([link, claim.claim, claim.evidence, ours, *verdicts, joint(each)])
     head = ["experiment", "claim", "evidence for it", "ours", *titles.values(), "verdict"]
@@ -141,7 +144,7 @@ def front_table(found: Found) -> str:
         claim = next(claim for claim in experiment.claims if claim.claim == row["claim"])
         link = f"[{claim.claim}](nanocontrol/experiments/RESULTS.md#{anchor_of(experiment)})"
         pair, number = row["compared"], row["number"]
-        results = next((x for x in [*own.values()][::-1] if x.has(*pair)), None)
+        results = best(own, pair) if own else Results({"arms": {}, "sampled": {}})
         cells = [f"{title}: {spoken_with_n(results, name, number)}" for name, title in pair.items()]
         verdict = joint(judged_on(bases, claim, experiment, own))
         rows.append([link, row["measured"], *cells, verdict])
@@ -149,9 +152,9 @@ def front_table(found: Found) -> str:
     return table if len(bases) == 1 else f"{table}\n\n{FRONT_BASES}"
 
 
-def spoken_with_n(results: Results | None, name: str, number: str) -> str:
-    n = len(results.both[name]["runs"]) if results else 0
-    return f"{results.spoken(name, number)}, n = {n}" if results else "not run"
+def spoken_with_n(results: Results, name: str, number: str) -> str:
+    n = results.seeds([name])
+    return f"{results.spoken(name, number)}, n = {n}" if n else "not run"
 
 
 def anchor_of(experiment: Experiment) -> str:
@@ -234,8 +237,8 @@ def write_report() -> None:
     """The pages, and every plot again."""
     write_pages()
     for name in NAMES:
-        for results in [*results_of(name).values()][-1:]:  # on the newest base
-            write_plots(results, experiment_of(name), ASSETS)
+        if own := results_of(name):
+            write_plots(own, experiment_of(name), ASSETS)
 
 
 # -------------------------------------------------------------------------------------- plots
@@ -244,7 +247,9 @@ BESIDE = 2  # charts
 OFFSET = 0.16  # between numbers of one name, so that none hides another
 
 
-def write_plots(results: Results, experiment: Experiment, folder: Path) -> None:
+def write_plots(own: ByBase, experiment: Experiment, folder: Path) -> None:
+    names = {name for results in own.values() for name in results.both if results.has(name)}
+    results = best(own, names)
     write_plot(results, experiment, folder / f"{experiment.name}.png")
     if experiment.front:
         panels, curves = experiment.panels[:1], experiment.front

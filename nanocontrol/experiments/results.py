@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +160,15 @@ class Results:
         self.both = self.arms | self.sampled
 
     def has(self, *names: str) -> bool:
-        return all(self.both.get(name, {}).get("runs") for name in names)
+        return not names or self.seeds(names) > 0
 
     def runs(self, name: str) -> list[dict]:
         """One run of a variant, or one measurement of a row, for each seed."""
         return self.both[name]["runs"]
+
+    def seeds(self, names: Iterable[str]) -> int:
+        """The number of seeds of the one with the fewest; 0 if not all of these have run."""
+        return min((len(self.both.get(n, {}).get("runs", [])) for n in names), default=0)
 
     def values(self, name: str, number: str) -> list:
         """One value for each seed: of the numbers compared, or of those at the end."""
@@ -206,10 +210,13 @@ class Results:
         return sum(run["seconds"] for one in self.both.values() for run in one["runs"]) / 60
 
 
+def results_in(file: Path) -> dict[str, Results]:
+    """On each base on which the experiment was run, the newest last."""
+    return {base: Results(content, base) for base, content in sections_in(file).items()}
+
+
 def results_of(experiment: str) -> dict[str, Results]:
-    """On each base on which it was run, the newest last."""
-    sections = sections_in(ASSETS / f"{experiment}.json")
-    return {base: Results(content, base) for base, content in sections.items()}
+    return results_in(ASSETS / f"{experiment}.json")
 
 
 # ---------------------------------------------------------------------------------- verdicts

@@ -643,10 +643,10 @@ def of_one_row(row: Row) -> frame.Experiment:
 
 
 def test_a_run_on_another_base_changes_nothing_of_the_first(monkeypatch):
-    """No number and no line of it. Back on the first base, the plot is still of the newest."""
+    """No number and no line of it. Back on the first base, the other one stays the newest."""
     other, drawn, own = Path("other.safetensors"), [], hash_of(NANO)
     other.write_bytes(b"another base")
-    monkeypatch.setattr(command, "write_plots", lambda found, *_: drawn.append(found.sampled))
+    monkeypatch.setattr(command, "write_plots", lambda found, *_: drawn.append([*found]))
     first = {own: results.sections_in(ASSETS / "limits.json")[FIRST_BASE]}
     results.write_results(Path("limits.json"), first)
     before = Path("limits.json").read_text()
@@ -666,7 +666,7 @@ def test_a_run_on_another_base_changes_nothing_of_the_first(monkeypatch):
     after = results.sections_in(Path("limits.json"))
     assert list(after) == [own, base] and after[base] == second
     assert after[own]["sampled"][row.name]["runs"][0]["end"] == {"score": 0.456}
-    assert drawn == [second["sampled"]] * len(drawn) != []
+    assert drawn == [[own, base]] * len(drawn) != []
 
 
 def test_a_run_of_another_base_is_neither_continued_nor_counted(monkeypatch):
@@ -905,7 +905,7 @@ def test_the_report_says_what_was_found_and_no_more(experiment):
             waits = missing is None or bool(asked & {*missing})
             assert ("not run yet" in line) == waits
             # Of those that have run, `half` has one seed.
-            assert ("| one seed says: " in line) == (some is half and bool(asked) and not waits)
+            assert ("1 seed only" in line) == (some is half and bool(asked) and not waits)
     for line, claim in zip(lines, experiment.claims):
         some_compared = bool(names) and claim.compares != ()
         assert ("(some variants: 2 seeds only)" in line) == some_compared
@@ -941,7 +941,8 @@ PART = "reproduced with scaled initialisation only"
         (("not reproduced", 3), (PART, 3), f"{PART} on one base of two"),
         (("untestable", 3), ("not reproduced", 3), "not reproduced on one base of two"),
         (("not run yet", 0), ("not run yet", 0), "not run yet"),
-        (("reproduced", 3), ("reproduced", 1), "one seed says: reproduced"),
+        (("reproduced", 1), ("reproduced", 1), "reproduced (some variants: 1 seed only)"),
+        (("seen", 3), ("seen", 1), "seen (some variants: 1 seed only)"),
         (("seen", 2), ("seen", 3), "seen (some variants: 2 seeds only)"),
     ],
 )
@@ -1018,14 +1019,22 @@ def test_the_front_page_has_the_joint_verdict_and_the_newest_numbers():
     assert dropped.removesuffix(" on one base of two |") in before  # not run there
 
 
-def test_plots_are_of_the_newest_base(monkeypatch):
-    low, drawn = level_except("unlocked", {}), {}
-    found = with_a_second_base("unlocked", low)
+@pytest.mark.parametrize("seeds", [3, 1])
+def test_numbers_and_plots_are_of_the_newest_base_with_three_seeds(seeds, monkeypatch):
+    experiment = experiment_of("unlocked")
+    new = made_up({name: LEVEL[:seeds] for name in experiment.names}, experiment)
+    drawn: dict[str, Results] = {}
+    found = with_a_second_base("unlocked", new)
     monkeypatch.setattr(report, "results_of", found.get)
     monkeypatch.setattr(report, "write_pages", lambda: None)
-    monkeypatch.setattr(report, "write_plots", lambda own, one, _: drawn.update({one.name: own}))
+    monkeypatch.setattr(report, "write_plot", lambda own, one, _: drawn.update({one.name: own}))
     report.write_report()
-    assert drawn["unlocked"] is low and drawn["middle"] is found["middle"][FIRST_BASE]
+    shown = new if seeds == 3 else found["unlocked"][FIRST_BASE]
+    assert drawn["unlocked"] is shown and drawn["middle"] is found["middle"][FIRST_BASE]
+    locked = "locked: " + report.spoken_with_n(shown, "variance", "base_loss")
+    assert locked in report.front_table(found)
+    ours = experiment.claims[0].judged(shown)[0]
+    assert f"| {ours} |" in report.claims_table(found)
 
 
 def test_a_rule_is_fitted_to_runs_on_its_own_base():
