@@ -47,7 +47,6 @@ not seen here; the others are reproduced or not."""
 
 BASES = """Verdicts are on the {}, then on both; "reproduced" alone means on both. Numbers and
 plots are of the newest base with three seeds. "Found" is what was found on the first."""
-FRONT_BASES = "Verdicts are of two bases, numbers of the newer one if it has three seeds."
 COUNTS, ORDINALS = ("one", "two", "three", "four"), ("first", "second", "third", "fourth")
 
 ByBase = Mapping[str, Results]  # without the bases on which an experiment was not run
@@ -146,10 +145,10 @@ def front_table(found: Found) -> str:
         pair, number = row["compared"], row["number"]
         results = best(own, pair) if own else Results({"arms": {}, "sampled": {}})
         cells = [f"{title}: {spoken_with_n(results, name, number)}" for name, title in pair.items()]
-        verdict = joint(judged_on(bases, claim, experiment, own))
+        above = rows and rows[-1][0] == link
+        verdict = "as above" if above else joint(judged_on(bases, claim, experiment, own))
         rows.append([link, row["measured"], *cells, verdict])
-    table = markdown_table(["claim", "measured on nano", "", "", "verdict"], rows)
-    return table if len(bases) == 1 else f"{table}\n\n{FRONT_BASES}"
+    return markdown_table(["claim", "measured on nano", "one", "the other", "verdict"], rows)
 
 
 def spoken_with_n(results: Results, name: str, number: str) -> str:
