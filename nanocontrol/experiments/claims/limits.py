@@ -1,7 +1,7 @@
 """Limits.
 
-Prompts and hints that contradict each other, and hints out of distribution, with the bundled
-ControlNets and no training:
+Prompts and hints that contradict each other, and hints out of distribution, with the ControlNets
+that were bundled with each base, and no training:
 
 - Contradiction. The paper (arXiv v1, limitation): where the meaning of a hint is misread, it seems
   difficult to repair, even by a strong prompt. Section 4.2, figure 8, has prompts that conflict

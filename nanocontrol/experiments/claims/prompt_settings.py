@@ -8,7 +8,7 @@ one, and says that a ControlNet succeeds with all four.) Section 3.4, figure 5: 
 the control is in both halves of the guidance, which then strengthens nothing, so it is given to the
 prompted half alone, weighted by resolution (CFG-RW); the original's guess mode is another way.
 
-Here, with the bundled ControlNet for Canny edges and no training:
+Here, with the Canny ControlNet that was bundled with each base, and no training:
 
 - default: "on a background", words of the world that name neither object nor colour
 - automatic: what the detector and the nearest colours say of the picture made with the default one
@@ -17,8 +17,8 @@ Here, with the bundled ControlNet for Canny edges and no training:
 Guidance is 2.5, nano's own; with no prompt and with the user's also 1, 5 and 9. (Without a prompt
 and with the control in both halves, guidance changes nothing: both halves are equal.)
 
-Settings differ where the ranges of their seeds of noise do not meet. The ControlNet's training
-ended with few dropped prompts (weights/README.md), so that it reads hints alone less well than it
+Settings differ where the ranges of their seeds of noise do not meet. The training of the first
+base's ControlNet ended with few dropped prompts, so that it reads hints alone less well than it
 might.
 
 Expected before the first run:
@@ -29,7 +29,7 @@ nothing is missing, and the two ways overdraw. Guidance of 5 costs a little, 9 a
 worse with it, by its own base's fault, not by the control's.
 
 Found:
-Without a prompt the bundled ControlNet draws almost 90 % of the objects as the hint has them.
+Without a prompt this ControlNet draws almost 90 % of the objects as the hint has them.
 [Resolution weighting](../tools/README.md) beats plain control and guess mode, as the paper says,
 but only at nano's guidance of 2.5: at 5 guess mode is level, at 9 it is better. More words do not
 always help: the default and the automatic prompt are worse than none. nano never saw a prompt like
