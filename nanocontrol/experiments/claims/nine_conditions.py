@@ -6,8 +6,8 @@ v1, implementation, also for cartoon lines. It shows pictures, in figure 7 witho
 scenes' prompts are given.
 
 No training: the ControlNets are those that the commands in nanocontrol/nano/README.md leave in
-runs/nine (800 steps of 8 pairs; on the first base 600 of 16). Measured is how well pictures follow the condition (nano/scores.py), pictures made
-without control, and the true ones.
+runs/nine (800 steps of 8 pairs; on the first base 600 of 16). Measured is how well pictures follow
+the condition (nano/scores.py), pictures made without control, and the true ones.
 
 A condition is followed if with every seed of noise the score is above half of the way from that
 without control to that of the true pictures.
@@ -18,11 +18,11 @@ normals, cartoon), those that leave most open last (scribbles, lines of solids);
 in that order are apart with three seeds. Whether a hint is lines, areas or graded does not matter.
 
 Found:
-All nine are followed. By `follows` the last are those that were expected,
-scribbles and then straight lines (level with soft edges), but the first is the pose, which leaves
-outlines open. Conditions are not quite comparable: each of the pose's scenes has a figure, and only
-figures are counted; those of Hough lines have cubes and pyramids only. Each was trained once, so
-differences of a few hundredths may be chance. Seeds 1 and 2 of the noise were run later, from a fresh clone; each
+All nine are followed. By `follows` the last are those that were expected, scribbles and then
+straight lines (level with soft edges), but the first is the pose, which leaves outlines open.
+Conditions are not quite comparable: each of the pose's scenes has a figure, and only figures are
+counted; those of Hough lines have cubes and pyramids only. Each was trained once, so differences of
+a few hundredths may be chance. Seeds 1 and 2 of the noise were run later, from a fresh clone; each
 alone gives the same nine verdicts.
 """
 

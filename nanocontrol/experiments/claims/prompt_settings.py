@@ -17,9 +17,9 @@ Here, with the Canny ControlNet that was bundled with each base, and no training
 Guidance is 2.5, nano's own; with no prompt and with the user's also 1, 5 and 9. (Without a prompt
 and with the control in both halves, guidance changes nothing: both halves are equal.)
 
-Settings differ where the ranges of their seeds of noise do not meet. The training of the first
-base's ControlNet ended with few dropped prompts, so that it reads hints alone less well than it
-might.
+Settings differ where the ranges of their seeds of noise do not meet. Trainings of these
+ControlNets ended with few dropped prompts (weights/README.md), so that they read hints alone less
+well than they might.
 
 Expected before the first run:
 every word helps: the share of right kinds and places rises from none over default and automatic to
