@@ -1,6 +1,7 @@
 """train.py from end to end, and its messages for bad input."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -557,8 +558,14 @@ def test_a_full_disk_keeps_the_last_save(flags, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_best_and_the_last_weights_are_kept(flags, tmp_path):
-    run = tmp_path / "run"
+def test_the_best_and_the_last_weights_are_kept(flags, tmp_path, monkeypatch):
+    run, sync, on_disk = tmp_path / "run", os.fsync, [0]
+
+    def measure(file):  # whenever a file is whole, before it takes an older one's place
+        on_disk.append(sum(path.stat().st_size for path in run.rglob("*.safetensors*")))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", measure)
     short = [*flags, "--steps", "6", "--sample-every", "1", "--save-every", "3"]
 
     def evaluate(sd, control, held_out, scores, batch_size):
@@ -582,6 +589,7 @@ def test_the_best_and_the_last_weights_are_kept(flags, tmp_path):
             one = (run / "control.safetensors").stat().st_size  # in float32
             sizes = [file.stat().st_size for file in run.rglob("*.safetensors")]
             assert len(sizes) == 5 and sum(sizes) < 3.1 * one
+            assert sum(sizes) < max(on_disk) <= (3 + 2) * one
         else:
             assert not (run / "weights").exists()
         run = tmp_path / "plain"
