@@ -32,7 +32,7 @@ BUDGETS = {
     "commands": 330,
     "tools": 806,
     "doctor": 640,
-    "experiments": 2132,
+    "experiments": 2144,
     "conformance": 1072,
     "course": 1750,
     "page": 1050,

@@ -46,7 +46,9 @@ over seeds, then the lowest and the highest. A claim that nobody made (evidence:
 not seen here; the others are reproduced or not."""
 
 BASES = """Verdicts are on the {}, then on both; "reproduced" alone means on both. Numbers and
-plots are of the newest base with three seeds. "Found" is what was found on the first."""
+plots are of the newest base with three seeds. "Found" is what was found on the first.
+
+Runs on the {}, of three for each variant: {}."""
 COUNTS, ORDINALS = ("one", "two", "three", "four"), ("first", "second", "third", "fourth")
 
 ByBase = Mapping[str, Results]  # without the bases on which an experiment was not run
@@ -132,8 +134,22 @@ def claims_table(found: Found) -> str:
             verdicts = [joint([one]) for one, _ in zip(each, titles)]
             rows.append([link, claim.claim, claim.evidence, ours, *verdicts, joint(each)])
     head = ["experiment", "claim", "evidence for it", "ours", *titles.values(), "verdict"]
+    if not titles:
+        return markdown_table(head, rows)
     names = " and the ".join(f"{title} (`{base[:8]}`)" for base, title in titles.items())
-    return (f"{BASES.format(names)}\n\n" if titles else "") + markdown_table(head, rows)
+    said = BASES.format(names, titles[bases[-1]], progress(found, bases[-1]))
+    return f"{said}\n\n{markdown_table(head, rows)}"
+
+
+def progress(found: Found, base: str) -> str:
+    """How many of its runs each experiment has on this base."""
+    counts = []
+    for experiment, own in ((experiment_of(name), found[name]) for name in found):
+        if experiment.names and not experiment.settled:
+            each = [own[base].seeds([name]) for name in experiment.names] if base in own else []
+            done, all_runs = sum(min(SEEDS, n) for n in each), SEEDS * len(experiment.names)
+            counts.append(f"{experiment.parts[0]} {done} of {all_runs}")
+    return "; ".join(counts)
 
 
 def front_table(found: Found) -> str:

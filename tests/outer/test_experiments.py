@@ -969,6 +969,7 @@ def test_with_a_second_base_the_report_has_the_verdict_on_each():
     assert table.startswith(
         f"Verdicts are on the first base (`{FIRST_BASE[:8]}`) and the second base (`5ec05ec0`)"
     )
+    assert "Limits 0 of 72" in table and "Locked and unlocked 15 of 15" in table
     assert "| ours | first base | second base | verdict |" in table
     lines = [line for line in table.splitlines() if "[Locked and unlocked]" in line]
     for claim, line in zip(experiment.claims, lines, strict=True):
