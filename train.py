@@ -5,6 +5,12 @@ to make the U-Net follow a hint.
         a ControlNet for the bundled small model, on scenes drawn in memory: minutes on a laptop
     python train.py --base weights/v1-5-pruned-emaonly.safetensors --data fill50k/
         a ControlNet for Stable Diffusion 1.5 on one GPU, with the paper's settings
+    python train.py --base FILE --data photos/ --hints canny
+        from pictures alone; --hints DIR takes a hint for each, DIR/a.png for photos/a.jpg
+
+A folder of --data has a list (prompt.json; metadata.jsonl or .csv with file_name, conditioning_image
+and text), a Hugging Face data set (.parquet), webdataset's archives (.tar), or pictures, with
+captions (a.txt) or without.
 
 The method is `diffusion_loss`, `training_loss` and the loop in `train`.
 """
