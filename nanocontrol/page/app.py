@@ -101,12 +101,6 @@ class Page:
         except Exception as error:
             self.models.about = {"ready": False, "error": str(explained(error))}
 
-    async def info(self, request: Request) -> Response:
-        return JSONResponse(self.models.info())
-
-    async def run(self, request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(self.models.progress))
-
     def answering(self, function: Callable[[Any], Any]) -> Callable:
         """The endpoint for a function of a request's JSON. Pictures are answered as a stream."""
 
@@ -170,7 +164,8 @@ class Page:
 
 def served_at(page: Page, hosts: str) -> Config:
     """The page for a server with these Host headers."""
-    routes: list[Any] = [Route("/api/info", page.info), Route("/api/run", page.run)]
+    routes: list[Any] = [Route("/api/info", lambda request: JSONResponse(page.models.info()))]
+    routes += [Route("/api/run", lambda request: JSONResponse(page.models.progress()))]
     functions = page.generate, page.command, page.draw
     posts = {f.__name__: page.answering(f) for f in functions} | {"photo": page.photo}
     routes += [Route(f"/api/{name}", post, methods=["POST"]) for name, post in posts.items()]

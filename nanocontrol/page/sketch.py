@@ -100,12 +100,9 @@ def colour_of(code: str) -> np.ndarray:
     return np.array([*bytes.fromhex(code[1:])], np.float32) / 255
 
 
-def code_of(colour: np.ndarray) -> str:
-    return "#" + bytes(np.rint(colour * 255).astype(np.uint8)).hex()
-
-
 # The colours of a pose: joints, then limbs.
-PALETTE = [code_of(colour) for colour in (*OPENPOSE, *(0.6 * OPENPOSE[:13]))]
+POSE = np.rint(255 * np.concatenate([OPENPOSE, 0.6 * OPENPOSE[:13]])).astype(np.uint8)
+PALETTE = ["#" + bytes(colour).hex() for colour in POSE]
 
 
 def png(pixels: np.ndarray | Tensor) -> str:
