@@ -145,35 +145,37 @@ async function takeSamples() {
   if (state.request) tiles();
 }
 
-function tile({ name, title, available, train }, chosen) {
+function tile({ name, title, available }, chosen) {
   const hint = now.hints[name] ?? now.samples[name];
   const picture = hint ? el('img', { src: pngUrl(hint), alt: '' }) : el('span', { class: 'sample' });
   if (available) {
     const radio = { type: 'radio', name: 'condition', value: name, checked: chosen, change: () => pick(name) };
     return el('label', { class: 'tile', title }, el('input', radio), picture, el('span', {}, nameOf(name)));
   }
-  return el('button', { class: 'tile off', value: name, title, click: () => tellTraining(name, train) },
+  return el('button', { class: 'tile off', value: name, title, click: () => tellTraining(name) },
     el('span', { class: 'sample' }, 'not trained'), el('span', {}, nameOf(name)));
 }
 
-function tellTraining(name, train) {
+function tellTraining(name) {
   const text = `There is no ControlNet for “${name}” yet. This trains one in minutes: `;
-  $('train').replaceChildren(text, el('code', {}, train));
+  $('train').replaceChildren(text, el('code', {}, `python train.py --condition ${name}`));
 }
 
-function pick(name) {
+async function pick(name) {
   setCondition(name);
-  const { drawable } = now.info.conditions.find((c) => c.name === name);
-  if (!drawable && !state.request.drawing.scene && now.info.nano) setMode('scene');
+  const { widths } = now.info.conditions.find((c) => c.name === name);
+  if (!widths.length && !state.request.drawing.scene && now.info.nano) await setMode('scene');
   if ($('compare').checked) compare();
 }
 
 /** A column for each kind of drawing. That needs a scene, of which all of them are made. */
-function compare() {
-  const { drawing } = state.request;
-  if ($('compare').checked && !drawing.scene) setMode('scene');
-  const others = now.info.conditions.filter((c) => c.available && c.name !== drawing.condition).map((c) => c.name);
-  change({ columns: ['none', drawing.condition, ...($('compare').checked ? others : [])] });
+async function compare() {
+  const all = $('compare').checked;
+  if (all && !state.request.drawing.scene) await setMode('scene');
+  $('compare').checked = all;
+  const { condition } = state.request.drawing;
+  const others = now.info.conditions.filter((c) => c.available && c.name !== condition).map((c) => c.name);
+  change({ columns: ['none', condition, ...(all ? others : [])] });
 }
 
 // ------------------------------------------------------------------------------------- photos

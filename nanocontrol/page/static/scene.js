@@ -74,7 +74,7 @@ function add(kind) {
   const most = now.info.limits.things;
   if (things.length >= most) return complain(`A scene holds at most ${most} objects.`);
   const used = [scene().background, ...things.map((thing) => thing.colour)];
-  const colour = Object.keys(now.info.colours).find((name) => !used.includes(name));
+  const colour = now.info.colours.find((name) => !used.includes(name));
   const bends = [0.6, 1.1, 0.2, 0.1, 0.6, 1.1, 0.2, 0.1];
   const small = things.length > 0;
   const x = small ? (things[0].x > 0.5 ? 0.28 : 0.72) : 0.5;
@@ -151,7 +151,7 @@ function drawPanel(thing) {
     return el('label', {}, `${label} `, el('select', { change: (event) => use(event.target.value) }, ...shown));
   };
   const paper = (background) => changeDrawing({ scene: { ...scene(), background } });
-  const colours = Object.keys(now.info.colours);
+  const colours = now.info.colours;
   const own = !thing ? [] : [
     select('Object', now.info.kinds, thing.kind, (kind) => edit(now.selected, { kind })),
     select('Colour', colours, thing.colour, (colour) => edit(now.selected, { colour })),
