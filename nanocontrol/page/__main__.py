@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import uvicorn
 
-        from nanocontrol.page.app import Page, own_hosts, page_app
+        from nanocontrol.page.app import Page, own_hosts, served_at
         from nanocontrol.page.models import Models
     except ModuleNotFoundError as error:
         if error.name not in ("uvicorn", "starlette"):
@@ -65,10 +65,8 @@ def main(argv: list[str] | None = None) -> None:
                 say(OPEN.format(host=args.host, out=args.out), sys.stderr)
             name = f"[{args.host}]" if ":" in args.host else args.host
             print(f"http://{name}:{port}  (Ctrl-C ends it)", flush=True)
-            app = page_app(page, own_hosts(name, port))
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
             try:
-                uvicorn.Server(config).run([found])
+                uvicorn.Server(served_at(page, own_hosts(name, port))).run([found])
             finally:
                 page.worker.pool.shutdown(cancel_futures=True)
 

@@ -5,29 +5,28 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn import Config
 
-from nanocontrol.doctor.hints import TrainingHints
 from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.world import KINDS, draw, random_scene
-from nanocontrol.page.asked import SCENE, SEED, THRESHOLDS, Refused, Sent, expect, fields_of, one_of
+from nanocontrol.nano.world import draw
+from nanocontrol.page.asked import THRESHOLDS, Refused, Sent, drawing, expect, fields_of, wanted
 from nanocontrol.page.check import check_of, training_hints
-from nanocontrol.page.command import command_for
-from nanocontrol.page.making import Making
-from nanocontrol.page.models import Models
-from nanocontrol.page.preview import STATIC
+from nanocontrol.page.making import Making, command_for
+from nanocontrol.page.models import STATIC, Models
 from nanocontrol.page.sketch import as_picture, drawn_hint, png
-from nanocontrol.page.worker import MOST, Worker, internal
+from nanocontrol.page.worker import Worker, explained
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, picture_size, read_image
@@ -35,34 +34,24 @@ from nanocontrol.plumbing.pictures import as_tensor, cut_out, picture_size, read
 BODY, PHOTO = 2**20, 10 * 2**20  # bytes, at most
 LARGEST = 50 * 10**6  # pixels of a photo
 PATIENCE = 20  # seconds for a request's body
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
+POLICY = "default-src 'self'; img-src 'self' data: blob:"
+POLICY += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
 HEADERS |= {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 
-class Guard:
-    """Answers only to the page itself. Another site's page can send requests here, and its name can
-    be made to lead here; but it cannot choose the headers Host and Origin."""
+def guarded(app: ASGIApp, hosts: str) -> ASGIApp:
+    """The app, for the page itself only. Another site's page can send requests here, and its name
+    can be made to lead here; but it cannot choose the headers Host and Origin."""
 
-    def __init__(self, app: ASGIApp, hosts: str):
-        self.app, self.hosts = app, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
         host = headers.get("host", "")
-        own = re.fullmatch(self.hosts, host) and headers.get("origin") in (None, f"http://{host}")
-        if scope["type"] == "http" and not own:
-            answer = refused(Refused("this page answers only to its own address", 403))
-            return await answer(scope, receive, sent)
-        await self.app(scope, receive, sent)
+        own = re.fullmatch(hosts, host) and headers.get("origin") in (None, f"http://{host}")
+        foreign = refused(Refused("this page answers only to its own address", 403))
+        await (app if own else foreign)(scope, receive, send)
+
+    return answer
 
 
 def own_hosts(address: str, port: int) -> str:
@@ -100,111 +89,90 @@ class Page:
     """The answers. Everything that computes runs in the worker's thread."""
 
     def __init__(self, models: Models, out: Path):
-        self.models, self.out = models, out
-        self.training: dict[str, TrainingHints] = {}
-        self.error, self.worker = "", Worker()
+        self.models, self.out, self.worker = models, out, Worker()
         self.worker.pool.submit(self.load)
 
     def load(self) -> None:
-        """Load the models; later, measure the hints of their trainings."""
+        """Load the models, then measure the hints of their trainings."""
         try:
             self.models.load()
             for name in self.models.usable() if self.models.scenes else ():
-                self.worker.pool.submit(self.measure, name)
+                self.worker.pool.submit(training_hints, name, self.models.size)
         except Exception as error:
-            self.error = str(error) if isinstance(error, InputError) else internal(error)
+            self.models.about = {"ready": False, "error": str(explained(error))}
 
-    def measure(self, condition: str) -> None:
-        self.training[condition] = training_hints(condition, self.models.size)
-
-    async def json(self, request: Request) -> Any:
-        """The JSON of a request. Raises Refused while there are no models."""
-        data = await body_of(request, "application/json", BODY)
-        if not self.models.about["ready"]:
-            raise Refused(self.error or "the models are still loading", 503)
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            raise Refused("the body is not JSON") from None
-
-    async def info(self, request: Request) -> Response:
-        return JSONResponse(self.models.info() | ({"error": self.error} if self.error else {}))
-
-    async def run(self, request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(self.models.progress))
-
-    def answering(self, function: Callable[[Any], dict]) -> Callable:
-        """The endpoint for a function of a request's JSON."""
+    def answering(self, function: Callable[[Any], Any]) -> Callable:
+        """The endpoint for a function of a request's JSON. Pictures are answered as a stream."""
 
         async def endpoint(request: Request) -> Response:
-            given = await self.json(request)
-            return JSONResponse(await self.worker.call(lambda: function(given)))
+            data, about = await body_of(request, "application/json", BODY), self.models.about
+            if not about["ready"]:
+                raise Refused(about.get("error", "the models are still loading"), 503)
+            try:
+                given = json.loads(data)
+            except (ValueError, RecursionError):
+                raise Refused("the body is not JSON") from None
+            makes = function == self.generate  # however many short calls of others wait
+            others = len(self.worker.latest) if makes else self.worker.waiting
+            found = await self.worker.call(partial(function, given), others)
+            if not isinstance(found, Making):
+                return JSONResponse(found)
+            events = self.worker.stream(found.wanted.client, found.events())
+            lines = (json.dumps(event).encode() + b"\n" async for event in events)
+            return StreamingResponse(lines, media_type="application/x-ndjson")
 
         return endpoint
 
-    def draw(self, given: Any) -> dict:
-        one = fields_of(drawing=lambda given, name: self.models.drawing(given))
-        drawing = one(given, "request").drawing
-        hint = drawn_hint(drawing, drawing.condition, self.models.size)
-        training = self.training.get(drawing.condition)
-        check = training and check_of(hint, drawing.condition, training)
-        return {"hint": png(hint), "empty": bool(hint.std() == 0), "check": check}
+    def generate(self, given: Any) -> Making:
+        return Making(self.models, wanted(self.models, given))
 
-    def scene(self, given: Any) -> dict:
-        """A scene with everything that its editor shows."""
-        if not self.models.scenes:
-            raise Refused("scenes are nano's: this base has no drawn world", 404)
-        parts = {"scene": (SCENE, None), "random": (SEED, None), "kind": (one_of(KINDS), None)}
-        found = fields_of(**parts)(given, "request")
-        kinds = (found.kind,) if found.kind else KINDS
-        expect(found.scene or found.random is not None, "request", "a scene or random")
-        scene = found.scene or random_scene(found.random, kinds)
-        drawing, n = draw(scene, self.models.size), len(scene.things)
-        hints = {name: png(as_picture(CONDITIONS[name](drawing))) for name in self.models.usable()}
+    def command(self, given: Any) -> dict:
+        return command_for(self.models, wanted(self.models, given), self.out)
+
+    def draw(self, given: Any) -> dict:
+        """A drawing's hint, and whether it is like those of the training. A scene is answered with
+        everything that its editor shows."""
+        check, models = fields_of(drawing=partial(drawing, self.models)), self.models
+        sketch = check(given, "request").drawing
+        hint, scene = drawn_hint(sketch, sketch.condition, models.size), sketch.scene
+        answer = {"hint": png(hint), "empty": bool(hint.std() == 0)}
+        answer |= {"check": check_of(hint, sketch.condition) if models.scenes else None}
+        if scene is None:
+            return answer
+        drawn, n = draw(scene, models.size), len(scene.things)
+        hints = {name: png(as_picture(CONDITIONS[name](drawn))) for name in models.usable()}
         prompt = scene.prompt.removeprefix(" on ")  # of a scene without objects
         notes = [] if n in (1, 2) else [f"{n} objects: the training's scenes have one or two"]
-        answer = {"scene": asdict(scene), "prompt": prompt, "hints": hints, "notes": notes}
-        return answer | {"picture": png(as_picture(drawing.image))}
+        answer |= {"scene": asdict(scene), "prompt": prompt, "hints": hints, "notes": notes}
+        return answer | {"picture": png(as_picture(drawn.image))}
 
     async def photo(self, request: Request) -> Response:
         """The middle of a photo, and its edges. Sent again, the middle stays as it is."""
-        data = await body_of(request, "application/octet-stream", PHOTO)
+        photo = Sent(await body_of(request, "application/octet-stream", PHOTO))
         given = {n: int(x[:9]) if x.isdecimal() else x for n, x in request.query_params.items()}
         found, size = fields_of(**THRESHOLDS)(given, "request"), self.models.size
         expect(found.low <= found.high, "request.high", "no less than low")
 
         def answer() -> dict:
-            photo = Sent(data, "the photo")
             width, height = picture_size(photo)  # before it is decoded
             expect(width * height <= LARGEST, str(photo), f"at most {LARGEST // 10**6} megapixels")
             pixels = as_tensor(cut_out(read_image(photo), (size, size), (0.5, 0.5)))
             return {"picture": png(pixels), "hint": png(canny(pixels, found.low, found.high))}
 
-        return JSONResponse(await self.worker.call(answer))
-
-    async def generate(self, request: Request) -> Response:
-        given = await self.json(request)
-        making = await self.worker.compute(lambda: Making(self.models, self.models.wanted(given)))
-        if len(self.worker.latest) >= MOST:
-            raise Refused("too many pictures are in the making: try again in a moment", 429)
-        events = self.worker.stream(making.wanted.client, making.events())
-        lines = (json.dumps(event).encode() + b"\n" async for event in events)
-        return StreamingResponse(lines, media_type="application/x-ndjson")
-
-    def command(self, given: Any) -> dict:
-        column = str(given.pop("column", None)) if isinstance(given, dict) else ""
-        wanted = self.models.wanted(given)
-        one_of(wanted.columns)(column, "request.column")
-        return command_for(self.models, wanted, column, self.out)
+        return JSONResponse(await self.worker.call(answer, self.worker.waiting))
 
 
-def page_app(page: Page, hosts: str) -> ASGIApp:
-    routes: list[Any] = [Route("/api/info", page.info), Route("/api/run", page.run)]
-    posts = {"generate": page.generate, "photo": page.photo}
-    posts |= {f.__name__: page.answering(f) for f in (page.draw, page.scene, page.command)}
+def served_at(page: Page, hosts: str) -> Config:
+    """The page for a server with these Host headers."""
+    routes: list[Any] = [Route("/api/info", lambda request: JSONResponse(page.models.info()))]
+    routes += [Route("/api/run", lambda request: JSONResponse(page.models.progress()))]
+    functions = page.generate, page.command, page.draw
+    posts = {f.__name__: page.answering(f) for f in functions} | {"photo": page.photo}
     routes += [Route(f"/api/{name}", post, methods=["POST"]) for name, post in posts.items()]
     routes += [Mount("/static", StaticFiles(directory=STATIC))]
     routes += [Route("/", lambda request: FileResponse(STATIC / "index.html"))]
     handlers: Any = {InputError: lambda request, error: refused(error)}
     handlers[HTTPException] = lambda _, error: refused(Refused(error.detail, error.status_code))
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)
+    app = guarded(Starlette(routes=routes, exception_handlers=handlers), hosts)
+    sent: Any = {"headers": [*HEADERS.items()], "log_level": "warning"}
+    return Config(app, lifespan="off", ws="none", timeout_graceful_shutdown=1, **sent)

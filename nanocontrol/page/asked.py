@@ -1,21 +1,23 @@
 """The browser's requests: JSON -> checked values. Every refusal is one sentence with a status."""
 
-import math
 import re
 from base64 import b64decode
 from collections.abc import Callable, Collection
+from functools import partial
+from math import hypot
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
-from nanocontrol.nano.world import COLOURS, KINDS, Scene, Thing
-from nanocontrol.plumbing.errors import InputError, one_line
+from nanocontrol.nano.world import COLOURS, KINDS, Scene, Thing, random_scene
+from nanocontrol.plumbing.errors import InputError, blame, one_line
 from nanocontrol.plumbing.pictures import as_tensor, picture_size, read_image
 
 LIMITS = {"strokes": 500, "points": 20_000, "prompt": 400, "things": 4, "steps": 100}
 NONE = "none"  # the column without control
 RULES = ("guess", "resolution_weighting")
+NO_RUN = "the page was started without --run RUN"
 Check = Callable[[Any, str], Any]  # a value and its name -> the value, or it raises Refused
 NEEDED = object()
 
@@ -36,40 +38,30 @@ def expect(condition: object, name: str, expected: str) -> None:
 # --------------------------------------------------------------------------- checks of values
 
 
-def checking(
-    holds: Callable[[Any], object], expected: str, convert: Callable = lambda given: given
-) -> Check:
+def checking(types: tuple[type, ...], holds: Callable[[Any], object], expected: str) -> Check:
     def check(given: Any, name: str) -> Any:
-        expect(holds(given), name, expected)
-        return convert(given)
+        expect(type(given) in types and holds(given), name, expected)
+        return given
 
     return check
 
 
 def real(low: float, high: float) -> Check:
     expected = f"a number from {low:g} to {high:g}"
-    return checking(lambda x: type(x) in (int, float) and low <= x <= high, expected, float)
+    return checking((int, float), lambda x: low <= x <= high, expected)
 
 
 def integer(most: int, least: int = 0) -> Check:
     expected = f"a whole number from {least} to {most}"
-    return checking(lambda x: type(x) is int and least <= x <= most, expected)
+    return checking((int,), lambda x: least <= x <= most, expected)
 
 
 def one_of(known: Collection[str]) -> Check:
-    return checking(lambda x: isinstance(x, str) and x in known, f"one of {', '.join(known)}")
+    return checking((str,), lambda x: x in known, f"one of {', '.join(known)}")
 
 
 def matching(pattern: str) -> Check:
-    return checking(lambda x: isinstance(x, str) and re.fullmatch(pattern, x), f"like {pattern}")
-
-
-def prose(most: int) -> Check:
-    expected = f"at most {most} printable characters"
-    return checking(lambda x: isinstance(x, str) and len(x) <= most and x.isprintable(), expected)
-
-
-switch = checking(lambda x: isinstance(x, bool), "true or false")
+    return checking((str,), re.compile(pattern).fullmatch, f"like {pattern}")
 
 
 def many(check: Check, least: int, most: int) -> Check:
@@ -99,41 +91,39 @@ def fields_of(make: Callable = SimpleNamespace, /, **parts: Any) -> Check:
     return check
 
 
-class Sent:
-    """Bytes of a picture from the browser, named in messages as a file would be."""
-
-    def __init__(self, data: bytes, name: str):
-        self.data, self.name = data, name
+class Sent(bytes):
+    """A picture from the browser, to be read as a file would be."""
 
     def __str__(self) -> str:
-        return self.name
+        return "the picture"
 
     def read_bytes(self) -> bytes:
-        return self.data
+        return self
 
 
-def picture(size: int) -> Check:
-    def check(given: Any, name: str) -> Tensor:
-        try:
-            data = b64decode(given, validate=True)
-        except (TypeError, ValueError):
-            raise Refused(f"{name}: expected a PNG file in base64") from None
-        sent = Sent(data, name)
-        expect(picture_size(sent) == (size, size), name, f"a picture of {size}x{size}")
+def picture(size: int, given: Any, name: str) -> Tensor:
+    """A PNG file in base64 -> [3, size, size]."""
+    try:
+        sent = Sent(b64decode(given, validate=True))
+    except (TypeError, ValueError):
+        raise Refused(f"{name}: expected a PNG file in base64") from None
+    with blame(name):
+        expect(picture_size(sent) == (size, size), str(sent), f"{size}x{size} pixels")
         return as_tensor(read_image(sent))
-
-    return check
 
 
 def direction(given: Any, name: str) -> tuple[float, ...]:
     vector = many(real(-1e3, 1e3), 3, 3)(given, name)
-    length = math.hypot(*vector)
+    length = hypot(*vector)
     expect(length > 1e-6, name, "a direction, not 0, 0, 0")
     return tuple(x / length for x in vector)
 
 
 # ------------------------------------------------------------------------------ what is asked
 
+SWITCH = checking((bool,), lambda x: True, "true or false")
+MOST = f"at most {LIMITS['prompt']} printable characters"
+PROSE = checking((str,), lambda x: len(x) <= LIMITS["prompt"] and x.isprintable(), MOST)
 ANGLE, PLACE, SEED = real(-6.3, 6.3), real(0, 1), integer(2**31 - 1)
 THING = fields_of(
     Thing,
@@ -148,60 +138,56 @@ SCENE = fields_of(
 THRESHOLDS = {"low": (integer(1000), 100), "high": (integer(1000), 200)}  # of Canny
 
 
-def drawing(conditions: Collection[str], size: int, scenes: bool) -> Check:
-    """size: the picture's side; scenes: whether the base knows the drawn world."""
-    point = many(real(-size, 2 * size), 2, 2)
+def scene(given: Any, name: str) -> Scene:
+    """A scene, or the random one of a seed."""
+    return random_scene(SEED(given, name)) if isinstance(given, int) else SCENE(given, name)
+
+
+def drawing(models: Any, given: Any, name: str) -> SimpleNamespace:
+    size = models.size
     stroke = fields_of(
         tool=one_of(("pen", "line", "eraser")),
         width=(real(1, 12), 1.0),
         colour=(matching("#[0-9a-f]{6}"), None),
-        points=many(point, 1, LIMITS["points"]),
+        points=many(many(real(-size, 2 * size), 2, 2), 1, LIMITS["points"]),
     )
-    parts = fields_of(
-        condition=one_of(conditions),
-        under=(picture(size), None),
-        scene=(SCENE, None),
+    found = fields_of(
+        condition=one_of(models.conditions),
+        under=(partial(picture, size), None),
+        scene=(scene, None),
         strokes=(many(stroke, 0, LIMITS["strokes"]), ()),
-    )
-
-    def check(given: Any, name: str) -> SimpleNamespace:
-        found = parts(given, name)
-        alone = found.scene is None or scenes and found.under is None
-        expect(alone, f"{name}.scene", "none with `under` or with this base")
-        n = sum(len(stroke.points) for stroke in found.strokes)
-        expect(n <= LIMITS["points"], f"{name}.strokes", f"at most {LIMITS['points']} points")
-        return found
-
-    return check
+    )(given, name)
+    alone = found.scene is None or models.scenes and found.under is None
+    expect(alone, f"{name}.scene", "none with `under` or with this base")
+    n = sum(len(stroke.points) for stroke in found.strokes)
+    expect(n <= LIMITS["points"], f"{name}.strokes", f"at most {LIMITS['points']} points")
+    return found
 
 
-def wanted(conditions: Collection[str], n: int, size: int, scenes: bool, scale: float) -> Check:
-    """The pictures that are asked for. n: connections; scale: the base's guidance; the others are
-    as in `drawing`."""
-    one, each = real(-4, 4), many(real(-4, 4), n, n)
-    parts = fields_of(
+def wanted(models: Any, given: Any, name: str = "request") -> SimpleNamespace:
+    """The pictures that are asked for."""
+    one, each = real(-4, 4), many(real(-4, 4), models.n, models.n)
+    found = fields_of(
         client=matching("[A-Za-z0-9-]{1,64}"),
-        drawing=drawing(conditions, size, scenes),
-        columns=(many(one_of((NONE, *conditions)), 1, 10), None),
-        **dict.fromkeys(("prompt", "negative"), (prose(LIMITS["prompt"]), "")),
+        drawing=partial(drawing, models),
+        columns=(many(one_of((NONE, *models.conditions)), 1, 10), None),
+        **dict.fromkeys(("prompt", "negative"), (PROSE, "")),
         **{"seed": (integer(2**32 - 1), 0), "steps": (integer(LIMITS["steps"], 1), 20)},
-        scale=(real(0, 30), scale),
+        scale=(real(0, 30), models.sd.guidance),
         strength=(lambda x, name: (each if isinstance(x, list) else one)(x, name), 1.0),
         **{"control_from": (PLACE, 0.0), "control_to": (PLACE, 1.0)},
-        **dict.fromkeys((*RULES, "attention"), (switch, False)),
+        **dict.fromkeys((*RULES, "attention"), (SWITCH, False)),
         run_step=(integer(10**7 - 1), None),
-    )
-
-    def check(given: Any, name: str) -> SimpleNamespace:
-        found = parts(given, name)
-        own = found.drawing.condition
-        found.columns = found.columns or (NONE, own)
-        expect(len({*found.columns}) == len(found.columns), f"{name}.columns", "each only once")
-        others = {*found.columns} - {NONE, own}
-        expect(found.drawing.scene or not others, f"{name}.columns", f"{own}, or a drawing.scene")
-        order = found.control_from <= found.control_to
-        expect(order, f"{name}.control_to", "no less than control_from")
-        expect(not (found.guess and found.resolution_weighting), name, "at most one of the rules")
-        return found
-
-    return check
+    )(given, name)
+    own = found.drawing.condition
+    found.columns = found.columns or (NONE, own)
+    expect(len({*found.columns}) == len(found.columns), f"{name}.columns", "each only once")
+    others = {*found.columns} - {NONE, own}
+    expect(found.drawing.scene or not others, f"{name}.columns", f"{own}, or a drawing.scene")
+    order = found.control_from <= found.control_to
+    expect(order, f"{name}.control_to", "no less than control_from")
+    expect(not (found.guess and found.resolution_weighting), name, "at most one of the rules")
+    if found.run_step is not None and found.run_step not in models.steps():
+        unknown = f"{models.run} keeps no weights of step {found.run_step}"
+        raise Refused(f"run_step: {unknown if models.run else NO_RUN}", 404)
+    return found

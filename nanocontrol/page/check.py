@@ -1,5 +1,6 @@
 """Is this a hint that the ControlNet was trained on? And a hint that would be."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,36 +10,30 @@ from torch import Tensor
 from nanocontrol.doctor.hints import TrainingHints, differences
 from nanocontrol.nano.conditions import thick_lines
 from nanocontrol.nano.scenes import Scenes
-from nanocontrol.page.sketch import colour_of, in_bytes, palette_of, png
+from nanocontrol.page.sketch import PALETTE, colour_of, in_bytes, png
 
 SCENES = 16  # whose hints a new one is compared with
-FIXES = {  # how a difference begins, and the fix for it
-    "it is inverted": "invert",
-    "its red and blue": "swap red and blue",
-    "its lines are faint": "strength",
-    "its lines are": "line width",
-    "it is of another kind": "colours",
-}
-MOST = 4  # fixes of one hint
 LINES = ("canny", "hough", "scribble")  # white on black
 
 
+@cache
 def training_hints(condition: str, size: int) -> TrainingHints:
     """The appearance of the hints of a condition's training."""
     scenes = Scenes(condition, size=size)
     return TrainingHints.of([scenes[i][1] for i in range(SCENES)])
 
 
-def check_of(hint: Tensor, condition: str, training: TrainingHints) -> dict[str, Any]:
+def check_of(hint: Tensor, condition: str) -> dict[str, Any]:
     """How a hint [3, H, W] differs from the training's, and one in which that is repaired as far as
     possible."""
+    training = training_hints(condition, len(hint[0]))
     found, fixed = differences(hint, training), hint
     after, fixes = found, list[str]()
-    while after and len(fixes) < MOST:
+    while after and not after[0].startswith("it is empty"):
         known = (fix for start, fix in FIXES.items() if any(x.startswith(start) for x in after))
-        fix = next(known, "colours")
-        changed = in_bytes(repaired(fixed, fix, condition, training))
-        if fix in fixes or torch.equal(changed, fixed) or after[0].startswith("it is empty"):
+        fix, repair = next(known, ("colours", in_its_colours))
+        changed = in_bytes(repair(fixed, condition, training))
+        if fix in fixes or torch.equal(changed, fixed):
             break
         fixes, fixed = [*fixes, fix], changed
         after = differences(fixed, training)
@@ -46,24 +41,33 @@ def check_of(hint: Tensor, condition: str, training: TrainingHints) -> dict[str,
     return check | {"fixed": png(fixed) if fixes else None}
 
 
-def repaired(hint: Tensor, fix: str, condition: str, training: TrainingHints) -> Tensor:
-    if fix == "invert":
-        return 1 - hint
-    if fix == "swap red and blue":
-        return hint.flip(0)
-    if fix == "strength":
-        return hint / hint.max().clamp(min=1e-3)
+def thinned(hint: Tensor, condition: str, training: TrainingHints) -> Tensor:
+    """Lines of the training's width."""
+    if condition not in LINES:
+        return hint
+    lines = skeleton(hint.amax(dim=0).numpy() > 0.25)
+    lines = thick_lines(lines, max(0, round((training.usual.width - 1) / 2)))
+    return torch.from_numpy(lines).float().expand(3, -1, -1)
+
+
+def in_its_colours(hint: Tensor, condition: str, training: TrainingHints) -> Tensor:
     if condition in LINES:
-        lines = hint.amax(dim=0).numpy() > 0.25
-        if fix == "line width":
-            lines = thick_lines(skeleton(lines), max(0, round((training.usual.width - 1) / 2)))
-        return torch.from_numpy(lines).float().expand(3, -1, -1).clone()
-    if fix == "colours" and condition == "pose":
-        colours = np.stack([colour_of(code) for code in ("#000000", *palette_of(condition))])
-        pixels = hint.permute(1, 2, 0).numpy()
-        nearest = np.square(pixels[:, :, None] - colours).sum(axis=-1).argmin(axis=-1)
-        return torch.from_numpy(colours[nearest]).permute(2, 0, 1)
-    return hint
+        return (hint.amax(dim=0) > 0.25).float().expand(3, -1, -1)
+    if condition != "pose":
+        return hint
+    colours = np.stack([colour_of(code) for code in ("#000000", *PALETTE)])
+    pixels = hint.permute(1, 2, 0).numpy()
+    nearest = np.square(pixels[:, :, None] - colours).sum(axis=-1).argmin(axis=-1)
+    return torch.from_numpy(colours[nearest]).permute(2, 0, 1)
+
+
+FIXES = {  # how a difference begins, and the fix for it
+    "it is inverted": ("invert", lambda hint, *_: 1 - hint),
+    "its red and blue": ("swap red and blue", lambda hint, *_: hint.flip(0)),
+    "its lines are faint": ("strength", lambda hint, *_: hint / hint.max().clamp(min=1e-3)),
+    "its lines are": ("line width", thinned),
+    "it is of another kind": ("colours", in_its_colours),
+}
 
 
 def skeleton(lines: np.ndarray) -> np.ndarray:

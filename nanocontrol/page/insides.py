@@ -1,22 +1,27 @@
-"""The networks' own tensors while a picture is made, taken by forward hooks."""
+"""The networks' own tensors while a picture is made, taken by forward hooks; numbers; previews."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanocontrol.clip import MAX_TOKENS
 from nanocontrol.controlnet import ControlNet
 from nanocontrol.formats.tokenizer import tokenizer
+from nanocontrol.nano.scenes import Scenes
+from nanocontrol.nano.world import SIZES
 from nanocontrol.sampling import Applied
 from nanocontrol.stable_diffusion import StableDiffusion
+from nanocontrol.training.measure import mean_latents
 from nanocontrol.unet import CrossAttention, UNet
 
 Taken = dict[nn.Module, Tensor]  # the last output of each watched module
-Named = list[tuple[str, nn.Module]]
 Span = tuple[str, int, int]  # a word, its first token, and the one after its last
+SCENES = 16  # for the previews' map: its error is 2 % larger than that of 256
 
 
 @contextmanager
@@ -35,72 +40,49 @@ def watched(modules: Sequence[nn.Module], taken: Taken) -> Iterator[None]:
             hook.remove()
 
 
-def parts_of(network: nn.Module) -> Named:
-    """The blocks of a U-Net or ControlNet in the order of their computation."""
-    lists = "input_hint_block", "input_blocks", "middle_block", "zero_convs", "middle_block_out"
-    found: Named = []
-    for name in (*lists, "output_blocks", "out"):
-        part = getattr(network, name, None)
-        if isinstance(part, nn.ModuleList) or name == "input_hint_block" and part is not None:
-            found += [(f"{name}.{i}", module) for i, module in enumerate(part)]
-        elif part is not None:
-            found.append((name, part))
-    return found
-
-
-def ends_of(network: nn.Module, blocks: str) -> list[nn.Module]:
-    """The connections' ends, shallowest first: `input_blocks` or `zero_convs`, and the middle's."""
-    return [m for name, m in parts_of(network) if name.startswith((blocks, END[blocks]))]
-
-
-END = {"input_blocks": "middle_block", "zero_convs": "middle_block_out"}
+def ends_of(control: ControlNet, unet: UNet) -> list[tuple[nn.Module, nn.Module]]:
+    """The connections, shallowest first: a zero convolution, and the block to whose output its own
+    is added."""
+    zeros = [*control.zero_convs, control.middle_block_out]
+    return [*zip(zeros, [*unet.input_blocks, unet.middle_block])]
 
 
 def cross_attentions(unet: UNet) -> list[CrossAttention]:
     return [module for name, module in unet.named_modules() if name.endswith("attn2")]
 
 
-def parts_to_watch(unet: UNet, control: ControlNet | None, attention: bool) -> list[nn.Module]:
-    layers = cross_attentions(unet) if attention else []
-    found: list[nn.Module] = [module for layer in layers for module in (layer.to_q, layer.to_k)]
-    if control is not None:
-        found += [*control.input_hint_block, *ends_of(control, "zero_convs")]
-        found += ends_of(unet, "input_blocks")
-    return found
+def parts_to_watch(unet: UNet, control: ControlNet | None) -> Sequence[nn.Module]:
+    """The layers' queries and keys, the condition encoder, and the connections' ends."""
+    own = [*control.input_hint_block, *chain(*ends_of(control, unet))] if control else []
+    return [*chain(*((layer.to_q, layer.to_k) for layer in cross_attentions(unet))), *own]
 
 
 # ------------------------------------------------------------------------------------- numbers
 
 
-def connections(taken: Taken, unet: UNet, applied: Applied) -> list[dict[str, float]]:
-    """The norms of each weighted residual and of the skip that it is added to, in the row with the
-    prompt, which is the last."""
+def loudness(taken: Taken, unet: UNet, applied: Applied) -> list[float]:
+    """The norm of each weighted residual, divided by that of the skip that it is added to, in the
+    row with the prompt, which is the last."""
     found = []
-    ends = zip(ends_of(applied.net, "zero_convs"), ends_of(unet, "input_blocks"))
-    for (zero, block), weight in zip(ends, applied.weights):
-        residual = (weight * taken[zero][-1].float()).norm().item()
-        skip = taken[block][-1].float().norm().item()
-        found.append({"residual": residual, "skip": skip, "ratio": residual / max(skip, 1e-12)})
+    for ends, weight in zip(ends_of(applied.net, unet), applied.weights):
+        residual, skip = (taken[end][-1].float().norm().item() for end in ends)
+        found.append(abs(weight) * residual / max(skip, 1e-12))
     return found
 
 
 def signals(taken: Taken, control: ControlNet, hint: Tensor, empty: Tensor) -> list[dict]:
-    """The root mean square of the difference that a drawing makes after each convolution of the
-    condition encoder, and the SiLU that follows. hint: [1, 3, H, W], whose pass was watched; empty:
-    the hint without a drawing."""
+    """The share of a drawing's signal after each convolution of the condition encoder, and the SiLU
+    that follows: the root mean square of the difference that the drawing makes. hint: [1, 3, H, W],
+    whose pass was watched; empty: the hint without a drawing."""
     blank: Taken = {}
     layers = [*control.input_hint_block]
     with watched(layers, blank):
         control.input_hint_block(empty.to(next(control.parameters())))
-    rows = [("hint", hint.to(empty), empty)]
-    for i in range(0, len(layers), 2):
-        last = layers[min(i + 1, len(layers) - 1)]
-        rows.append((f"input_hint_block.{i}", taken[last], blank[last]))
-    sizes = [(a.float() - b.float()).square().mean().sqrt().item() for _, a, b in rows]
-    return [
-        {"name": name, "shape": [*a.shape[1:]], "signal": x, "share": x / max(sizes[0], 1e-12)}
-        for (name, a, _), x in zip(rows, sizes)
-    ]
+    ends = [*layers[1::2], layers[-1]]
+    pairs = [(hint, empty)] + [(taken[end], blank[end]) for end in ends]
+    sizes = [(a.float() - b.float()).square().mean().sqrt().item() for a, b in pairs]
+    shares = [size / max(sizes[0], 1e-12) for size in sizes]
+    return [{"shape": [*a.shape[1:]], "share": share} for (a, _), share in zip(pairs, shares)]
 
 
 def attention_maps(taken: Taken, unet: UNet, spans: list[Span], n: int) -> Tensor:
@@ -117,7 +99,7 @@ def attention_maps(taken: Taken, unet: UNet, spans: list[Span], n: int) -> Tenso
         side = round(len(share) ** 0.5)
         for i, (_, first, end) in enumerate(spans):
             own = share[:, first:end].sum(dim=1).view(1, 1, side, side)
-            total[i] += nn.functional.interpolate(own, (n, n))[0, 0]
+            total[i] += F.interpolate(own, (n, n))[0, 0]
     return total / len(layers)
 
 
@@ -138,28 +120,22 @@ def is_known(sd: StableDiffusion, word: str) -> bool:
     return bool(table[tokenizer().encode(word)].any(dim=1).all())
 
 
-@torch.no_grad()
-def diagram_of(sd: StableDiffusion, control: ControlNet | None) -> list[dict]:
-    """The blocks of both networks in the order of their computation, with their outputs' shapes."""
-    taken: Taken = {}
-    weight, n = next(sd.unet.parameters()), sd.size // 8
-    x, t = weight.new_zeros(1, 4, n, n), torch.tensor([500], device=weight.device)
-    context, residuals = sd.encode_prompts(""), None
-    copy = [] if control is None else parts_of(control)
-    named = [("control", *pair) for pair in copy] + [("unet", *pair) for pair in parts_of(sd.unet)]
-    with watched([module for *_, module in named], taken):
-        if control is not None:
-            hint = weight.new_zeros(1, 3, sd.size, sd.size)
-            residuals = control(x, hint, t, context)
-        sd.unet(x, t, context, residuals)
-    return [
-        {
-            "part": part,
-            "name": name,
-            "type": ", ".join(type(m).__name__ for m in module.children()) or type(module).__name__,
-            "shape": [*taken[module].shape[1:]],
-            "parameters": sum(p.numel() for p in module.parameters()),
-        }
-        for part, name, module in named
-        if not isinstance(module, nn.SiLU)
-    ]
+# ------------------------------------------------------------------------------------ previews
+
+
+def preview_map(sd: StableDiffusion, n: int = SCENES) -> Tensor:
+    """The map [5, 3] from a latent's four channels and 1 to RGB in [0, 1], fitted by least squares
+    on n scenes."""
+    size = sd.size if sd.size in SIZES else SIZES[-1]
+    pictures = torch.stack([Scenes(None, size=size)[i][0] for i in range(n)])
+    latents = mean_latents(sd, pictures)
+    colours = F.avg_pool2d(pictures / 2 + 0.5, size // latents.shape[-1])
+    x, y = (z.permute(0, 2, 3, 1).flatten(0, 2).double() for z in (latents, colours))
+    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    return torch.linalg.lstsq(x, y).solution.float()
+
+
+def preview(x0: Tensor, mapped: Tensor) -> Tensor:
+    """A latent [4, h, w] -> RGB [3, h, w] in [0, 1], without the VAE."""
+    x = x0.float().cpu()
+    return (torch.einsum("chw,cr->rhw", x, mapped[:4]) + mapped[4, :, None, None]).clamp(0, 1)

@@ -1,6 +1,11 @@
-"""A request's pictures, step by step, as the events that the browser shows."""
+"""A request's pictures: step by step, as the events that the browser shows, or as a command."""
 
+import os
+import shlex
+from base64 import b64decode
 from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -9,21 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanocontrol.commands.inputs import refuse_nan
+from nanocontrol.commands.inputs import joined, refuse_nan
+from nanocontrol.nano.conditions import NEEDED
 from nanocontrol.nano.scores import WITHIN, score
+from nanocontrol.nano.world import KINDS
 from nanocontrol.page import insides
-from nanocontrol.page.asked import NONE, RULES
+from nanocontrol.page.asked import NONE, RULES, Refused
 from nanocontrol.page.models import Models
-from nanocontrol.page.preview import preview
 from nanocontrol.page.sketch import colour_of, drawn_hint, look_of, png
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import f1, near
+from nanocontrol.plumbing.files import make_folder, write_atomically
 from nanocontrol.plumbing.machine import forget_recorded
 from nanocontrol.plumbing.pictures import to_pixels
 from nanocontrol.sampling import Control, controlled_steps, initial_noise, sampling_steps, weigh
 from nanocontrol.schedulers import DDIM
 
 THRESHOLDS = 100, 200  # of Canny, for the score of a drawing; a scene's come from its seed
+MOST = 1000  # hints in the folder
 Event = dict[str, Any]
 
 
@@ -47,26 +55,24 @@ class Making:
         began, running = perf_counter(), [self.column(name) for name in self.wanted.columns]
         yield self.start()
         while running:
-            for one in [*running]:
-                if (event := next(one, None)) is not None:
-                    yield event
-                else:
-                    running.remove(one)
+            one = running.pop(0)
+            if event := next(one, None):
+                yield event
+                running.append(one)
         yield {"event": "done", "seconds": round(perf_counter() - began, 2)}
 
     def start(self) -> Event:
-        words = [word for word, *_ in self.spans]
-        known = [{"text": word, "known": insides.is_known(self.models.sd, word)} for word in words]
-        event: Event = {"event": "start", "hints": {n: png(hint) for n, hint in self.hints.items()}}
+        sd, hints = self.models.sd, self.hints.items()
+        words = [{"text": word, "known": insides.is_known(sd, word)} for word, *_ in self.spans]
+        event: Event = {"event": "start", "hints": {n: png(hint) for n, hint in hints}}
         event |= {"columns": self.wanted.columns, "ts": self.ts, "controlled": self.controlled}
         event |= {"weights": {n: applied.weights for n, applied in self.applied.items()}}
-        empty = [name for name, hint in self.hints.items() if hint.std() == 0]
-        return event | {"words": known, "empty": empty}
+        return event | {"words": words, "empty": [n for n, hint in hints if hint.std() == 0]}
 
     def column(self, name: str) -> Iterator[Event]:
-        unet, applied = self.models.sd.unet, self.applied.get(name)
+        unet, applied, own = self.models.sd.unet, self.applied.get(name), {"column": name}
         control, taken = applied and applied.net, insides.Taken()
-        watch = insides.parts_to_watch(unet, control, self.wanted.attention)
+        watch = insides.parts_to_watch(unet, control)
         steps = self.sampling(self.controls[name])
         forget_recorded()  # each column records graphs of its own, whose tensors `taken` keeps
         with insides.watched(watch, taken):
@@ -75,20 +81,19 @@ class Making:
             background = torch.from_numpy(colour_of(look_of(name)[0]))[:, None, None]
             hint, empty = self.hints[name], background.expand_as(self.hints[name])
             layers = insides.signals(taken, applied.net, hint[None], empty[None])
-            yield {"event": "encoder", "column": name, "layers": layers}
-        for i, t in enumerate(self.ts):
+            yield own | {"event": "encoder", "layers": layers}
+        for i, controlled in enumerate(self.controlled):
             with insides.watched(watch, taken):
                 x, x0 = next(steps)
-            norms = None
-            if applied and self.controlled[i]:
-                norms = insides.connections(taken, unet, applied)
-            maps = self.attention(taken) if self.wanted.attention else None
-            event = {"event": "step", "column": name, "step": i, "of": self.wanted.steps, "t": t}
-            event |= {"preview": png(preview(x0[0], self.models.map))}
-            yield event | {"connections": norms, "attention": maps}
+            event = own | {"event": "step", "step": i, "of": self.wanted.steps}
+            event |= {"preview": png(insides.preview(x0[0], self.models.map))}
+            if applied and controlled:
+                event |= {"connections": insides.loudness(taken, unet, applied)}
+            if self.wanted.attention:
+                event |= {"attention": self.attention(taken)}
+            yield event
         pixels = to_pixels(refuse_nan(self.models.sd.decode(refuse_nan(x)))[0])
-        followed = follows_drawing(self.models, self.wanted.drawing, name, pixels)
-        yield {"event": "picture", "column": name, "png": png(pixels), "score": followed}
+        yield own | {"event": "picture", "png": png(pixels), "score": self.score_of(name, pixels)}
 
     def sampling(self, controls: list[Control]) -> Iterator[tuple[Tensor, Tensor]]:
         """The steps of one picture, as `generate` in sample.py takes them."""
@@ -106,21 +111,60 @@ class Making:
         most = maps.max().clamp(min=1e-9) if self.spans else 1
         return [png(one.numpy()) for one in (255 * maps / most).to(torch.uint8)]
 
+    def score_of(self, column: str, pixels: np.ndarray) -> float | None:
+        """How well a picture [H, W, 3] follows its hint, or without control the drawing's; None
+        where that cannot be measured. See scores.py; a drawing's score is as Canny's there."""
+        drawing, detector, size = self.wanted.drawing, self.models.detector, self.models.size
+        condition = drawing.condition if column == NONE else column
+        exact = drawing.scene and not drawing.strokes
+        if detector is None or not exact and condition != "canny":
+            return None
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        if exact:
+            shown = drawing.scene.of(*NEEDED.get(condition, KINDS))
+            followed = condition, image[None] * 2 - 1, [drawing.scene], detector
+            return score(*followed) if shown else None
+        found, true = canny(image, *THRESHOLDS), drawn_hint(drawing, condition, size)
+        edges, lines = (picture[0].numpy() > 0.5 for picture in (found, true))
+        return f1(edges, lines, near(WITHIN["canny"], (size, size)))
 
-def follows_drawing(
-    models: Models, drawing: SimpleNamespace, column: str, pixels: np.ndarray
-) -> float | None:
-    """How well a picture [H, W, 3] follows its hint, or without control the drawing's; None where
-    that cannot be measured. See scores.py; a drawing's score is as Canny's there."""
-    scene, condition = drawing.scene, drawing.condition if column == NONE else column
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-    if models.detector is None:
-        return None
-    if scene and not drawing.strokes:
-        shown = scene.things if condition != "pose" else scene.of("figure")
-        return score(condition, image[None] * 2 - 1, [scene], models.detector) if shown else None
-    if condition != "canny":
-        return None
-    found, true = canny(image, *THRESHOLDS), drawn_hint(drawing, condition, models.size)
-    within = near(WITHIN["canny"], (models.size, models.size))
-    return f1(found[0].numpy() > 0.5, true[0].numpy() > 0.5, within)
+
+# --------------------------------------------------------------------------------- the command
+
+
+def command_for(models: Models, wanted: SimpleNamespace, out: Path) -> dict[str, Any]:
+    """The line of sample.py that makes the first column's picture again, with the same pixels. The
+    hint that it names is saved in the folder `out`.
+
+    It uses one thread and makes one picture: otherwise the last bits of the sums differ.
+    """
+    prompt = wanted.prompt + " " * (wanted.prompt == "default")  # alone it means the paper's
+    flags = ["sample.py", "--n=1", f"--base={near_here(models.base)}", f"--prompt={prompt}"]
+    flags += [f"--negative={wanted.negative}"] * bool(wanted.negative)
+    flags += [f"--seed={wanted.seed}", f"--steps={wanted.steps}", f"--scale={wanted.scale}"]
+    if (column := wanted.columns[0]) != NONE:
+        file = saved_hint(png(drawn_hint(wanted.drawing, column, models.size)), out)
+        control = near_here(models.control(column, wanted.run_step)[1])
+        each = wanted.strength if isinstance(wanted.strength, tuple) else [wanted.strength]
+        flags += [f"--control={control}", f"--hint={file}", f"--strength={joined([*each])}"]
+        flags += [f"--control-from={wanted.control_from}", f"--control-to={wanted.control_to}"]
+        flags += [f"--{rule.replace('_', '-')}" for rule in RULES if getattr(wanted, rule)]
+    line = shlex.join(["python", *flags, f"--device={models.device}"])
+    return {"command": f"OMP_NUM_THREADS=1 {line}"}
+
+
+def near_here(path: Path) -> Path:
+    """The path as one would type it in the current folder."""
+    return Path(os.path.relpath(path)) if path.resolve().is_relative_to(Path.cwd()) else path
+
+
+def saved_hint(hint: str, folder: Path) -> Path:
+    """Write a PNG in base64 under a name that its bytes determine. Raises Refused with status 507
+    if the folder holds too many."""
+    data = b64decode(hint)
+    file = make_folder("--out", folder) / f"hint-{sha256(data).hexdigest()[:8]}.png"
+    if not file.exists():
+        if len([*folder.glob("hint-*.png")]) >= MOST:
+            raise Refused(f"{folder} holds {MOST} hints: delete those that you do not need", 507)
+        write_atomically(file, lambda temporary: temporary.write_bytes(data))
+    return file

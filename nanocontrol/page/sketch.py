@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanocontrol.nano.conditions import CONDITIONS, OPENPOSE, blurred, line
 from nanocontrol.nano.world import PIXELS, draw, halved
+from nanocontrol.plumbing.pictures import to_bytes
 
 # How a condition's hints are drawn: background, ink, and widths in pixels of a picture of 64.
 # The others are areas: a scene has to be drawn for them.
@@ -54,9 +55,7 @@ def in_bytes(picture: Tensor) -> Tensor:
     return (picture * 255).round().to(torch.uint8).float() / 255
 
 
-def with_strokes(
-    hint: np.ndarray, strokes: tuple[SimpleNamespace, ...], condition: str
-) -> np.ndarray:
+def with_strokes(hint: np.ndarray, strokes: tuple, condition: str) -> np.ndarray:
     """The hint [size, size, 3] with strokes above it: Canny's on its pixels, others on four points
     for each."""
     background, ink, _ = look_of(condition)
@@ -101,21 +100,18 @@ def colour_of(code: str) -> np.ndarray:
     return np.array([*bytes.fromhex(code[1:])], np.float32) / 255
 
 
-def code_of(colour: np.ndarray) -> str:
-    return "#" + bytes(np.rint(colour * 255).astype(np.uint8)).hex()
-
-
-def palette_of(condition: str) -> list[str]:
-    """The colours to draw with."""
-    if condition == "pose":
-        return [code_of(c) for c in OPENPOSE] + [code_of(0.6 * c) for c in OPENPOSE[:13]]
-    return [*look_of(condition)[:2]]
+# The colours of a pose: joints, then limbs.
+POSE = np.rint(255 * np.concatenate([OPENPOSE, 0.6 * OPENPOSE[:13]])).astype(np.uint8)
+PALETTE = ["#" + bytes(colour).hex() for colour in POSE]
 
 
 def png(pixels: np.ndarray | Tensor) -> str:
     """A picture as PNG in base64: bytes [H, W, 3] or [H, W], or a tensor [3, H, W] in [0, 1]."""
-    if isinstance(pixels, Tensor):
-        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    pixels = to_bytes(pixels) if isinstance(pixels, Tensor) else pixels
+    return in_base64(Image.fromarray(pixels), "PNG")
+
+
+def in_base64(picture: Image.Image, form: str, **options: int) -> str:
+    """The file of a picture, as text."""
+    picture.save(file := BytesIO(), form, **options)
     return b64encode(file.getvalue()).decode()

@@ -1,7 +1,6 @@
 """One thread computes for all users, a step or a short call at a time."""
 
 import asyncio
-import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import torch
 from nanocontrol.page.asked import Refused
 from nanocontrol.plumbing.errors import InputError, one_line
 
-MOST = 64  # waiting calls, and streams
+MOST = 64  # pieces of work that wait, and of streams
 
 
 class Worker:
@@ -26,23 +25,17 @@ class Worker:
         self.pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
         self.waiting, self.latest = 0, dict[str, object]()
 
-    async def compute(self, function: Callable[[], Any]) -> Any:
-        """The function's result. Raises Refused for errors that are not InputErrors."""
-        try:
-            without_gradients = torch.no_grad()(function)
-            return await asyncio.get_running_loop().run_in_executor(self.pool, without_gradients)
-        except InputError:
-            raise
-        except Exception as error:
-            raise Refused(internal(error), 500) from None
-
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """As `compute`, for a single answer. Raises Refused if too many wait."""
-        if self.waiting >= MOST:
+    async def call(self, function: Callable[[], Any], others: int = 0) -> Any:
+        """The function's result. Raises Refused if too many others wait, and for errors that are
+        not InputErrors."""
+        if others >= MOST:
             raise Refused("too many requests wait: try again in a moment", 429)
         self.waiting += 1
         try:
-            return await self.compute(function)
+            without_gradients = torch.no_grad()(function)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, without_gradients)
+        except Exception as error:
+            raise explained(error) from None
         finally:
             self.waiting -= 1
 
@@ -51,7 +44,7 @@ class Worker:
         mine = self.latest[client] = object()
         try:
             while self.latest.get(client) is mine:
-                event = await self.compute(lambda: next(events, None))
+                event = await self.call(lambda: next(events, None))
                 if event is None:
                     return
                 yield event
@@ -63,7 +56,9 @@ class Worker:
                 del self.latest[client]
 
 
-def internal(error: Exception) -> str:
-    """An unexpected error as the browser shows it. Its trace is printed here."""
-    traceback.print_exception(error, file=sys.stderr)
-    return one_line(f"internal error: {type(error).__name__}: {error}")
+def explained(error: Exception) -> InputError:
+    """An error as the browser shows it. The trace of an unexpected one is printed here."""
+    if isinstance(error, InputError):
+        return error
+    traceback.print_exception(error)
+    return Refused(one_line(f"internal error: {type(error).__name__}: {error}"), 500)

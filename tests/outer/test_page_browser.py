@@ -298,9 +298,30 @@ def test_a_dragged_solid_moves_the_picture(page):
     moved = page.js("return document.querySelector('.thing.chosen .body').cx.baseVal.value")
     assert moved == pytest.approx(x + 0.1, abs=0.02)
     assert after["none"] == before["none"] and after["canny"] != before["canny"]
+    colours = "return [...document.querySelectorAll('#object select')].map((s) => s.value)"
+    assert page.js(colours) == ["pyramid", "blue", "red"]
     page.made(lambda: page.click("#compare"))
     page.keep("compare")
     assert {*page.pictures()} == {"none", "canny", "depth", "pose"}
+
+
+@pytest.mark.slow
+def test_comparing_begins_with_a_scene(page):
+    page.open()
+    page.made(lambda: page.set("#steps", 2))
+    page.made(lambda: page.click("#compare"))
+    assert {*page.pictures()} == {"none", "canny", "depth", "pose"}
+    page.made(lambda: page.click("#compare"))
+    assert {*page.pictures()} == {"none", "canny"}
+
+
+@pytest.mark.slow
+def test_kinds_without_weights_say_what_trains_them(page):
+    page.open()
+    page.click(".tile.off[value=soft]")
+    assert page.find_text("#train code") == "python train.py --condition soft"
+    page.made(lambda: page.click("[name=condition][value=depth]"))
+    assert "✓" in page.find_text("#check")  # areas come from a scene
 
 
 @pytest.mark.slow

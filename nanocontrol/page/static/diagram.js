@@ -11,9 +11,9 @@ export const pitch = (info) => (info.connections > 9 ? 46 : 58); // from one con
 const host = $('diagram');
 const now = { info: null, blocks: [], chosen: -1, mute: null };
 const TYPES = {
-  Conv2d: 'a convolution', ResBlock: 'a residual block', SpatialTransformer: 'attention to the prompt',
-  Downsample: 'a convolution that halves the size', Upsample: 'a convolution that doubles the size',
-  Conv: 'a convolution', SiLU: 'the function SiLU', GroupNorm: 'a normalisation',
+  Conv: 'a convolution', Res: 'a residual block', Attn: 'attention to the prompt',
+  Down: 'a convolution that halves the size', Up: 'a convolution that doubles the size',
+  Norm: 'a normalisation and the function SiLU',
 };
 
 /** `mute(i)` is called for a click on connection i. */
@@ -156,7 +156,7 @@ function weigh() {
   const connections = shownEvent()?.connections;
   for (const line of host.querySelectorAll('[data-push]')) {
     const i = Number(line.dataset.push);
-    const ratio = connections?.[i]?.ratio ?? 0;
+    const ratio = connections?.[i] ?? 0;
     line.style.strokeWidth = `${1 + 10 * loudness(ratio)}px`;
     const [muted, zero] = [own[i] === 0, host.querySelector(`[data-zero="${i}"]`)];
     line.classList.toggle('muted', muted);
@@ -165,7 +165,8 @@ function weigh() {
   }
 }
 
-const keyOf = (block) => `${block.part}:${block.name.startsWith('input_hint') ? 'encoder' : block.name}`;
+const partOf = ({ network }) => (network === 'the trainable copy' ? 'control' : 'unet');
+const keyOf = (block) => `${partOf(block)}:${block.key.startsWith('input_hint') ? 'encoder' : block.key}`;
 const indexOf = (key) => now.blocks.findIndex((block) => keyOf(block) === key);
 
 export function choose(index) {
@@ -188,21 +189,21 @@ function mark() {
     muted ? el('b', {}, ' It is muted: nothing of it is added. Another click brings it back.') : '');
 }
 
-function title({ part, name }) {
+function title(block) {
+  const name = block.key;
   const number = Number(name.split('.')[1]);
   if (name.startsWith('input_hint')) return `Condition encoder, layer ${1 + number / 2}`;
   if (name === 'middle_block_out') return `Zero convolution ${now.info.connections}`;
   if (name.startsWith('zero')) return `Zero convolution ${number + 1}`;
-  const whose = part === 'control' ? 'Trainable copy' : 'Locked network';
+  const whose = partOf(block) === 'control' ? 'Trainable copy' : 'Locked network';
   if (name === 'out') return 'Locked network, output';
   if (name.startsWith('middle')) return `${whose}, middle block`;
   if (name.startsWith('output')) return `Locked network, decoder block ${now.info.connections - 1 - number}`;
   return `${whose}, encoder block ${number + 1}`;
 }
 
-function describe({ type, shape, parameters }) {
-  const [channels, height, width] = shape;
-  const does = type.split(', ').map((name) => TYPES[name] ?? name).join(' and ');
+function describe({ module, shape_out: [channels, height, width], parameters }) {
+  const does = module.split(' ').map((name) => TYPES[name] ?? name).join(' and ');
   const out = `${plural(channels, 'map')} of ${height} × ${width} numbers come out`;
   return `It is ${does} with ${plural(parameters, 'trained number')}; ${out}.`;
 }

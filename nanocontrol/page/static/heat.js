@@ -80,7 +80,7 @@ function render() {
     const context = canvas.getContext('2d');
     for (let k = 0; k < stepsOf(); k++) {
       const connections = steps[k]?.connections;
-      context.fillStyle = !steps[k] ? '#f2f0ec' : connections ? shade(connections[i].ratio) : '#e3e6ea';
+      context.fillStyle = !steps[k] ? '#f2f0ec' : connections ? shade(connections[i]) : '#e3e6ea';
       context.fillRect(k, 0, 1, 1);
     }
     const shown = Math.min(shownStep(), stepsOf() - 1);
@@ -96,10 +96,10 @@ function read(i, step) {
   const connections = steps[k]?.connections;
   if (!steps.length) return ($('heat-text').textContent = '');
   if (!connections) return ($('heat-text').textContent = `Step ${k + 1} runs without control.`);
-  const most = connections.reduce((best, c, j) => (c.ratio > connections[best].ratio ? j : best), 0);
+  const most = connections.reduce((best, c, j) => (c > connections[best] ? j : best), 0);
   const j = i < 0 ? most : i;
   const row = $('rows').children[j].querySelector('.mute').textContent;
   const where = `${i < 0 ? 'Strongest at step' : 'Step'} ${k + 1}: at ${row}`;
-  const share = percent(connections[j].ratio);
+  const share = percent(connections[j]);
   $('heat-text').textContent = `${where} the drawing's part is ${share} as large as the picture's.`;
 }

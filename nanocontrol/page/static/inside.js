@@ -16,10 +16,10 @@ export function listenToInside() {
 
 /** Bars on a logarithmic scale, from a thousandth of the drawing's signal to ten times of it. */
 function showLayers(layers) {
-  const bars = layers.map(({ name, shape, share }, i) => {
+  const bars = layers.map(({ shape, share }, i) => {
     const bar = el('i');
     bar.style.width = `${100 * clamp((3 + Math.log10(Math.max(share, 1e-9))) / 4, 0.004, 1)}%`;
-    return el('div', { class: 'layer', title: name },
+    return el('div', { class: 'layer', title: i ? `input_hint_block.${2 * (i - 1)}` : 'hint' },
       el('span', {}, i ? `layer ${i}` : 'drawing'), el('span', { class: 'dim' }, shape.join(' × ')),
       el('div', { class: 'track' }, bar), el('b', {}, percent(share)));
   });

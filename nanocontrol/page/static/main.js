@@ -9,7 +9,7 @@ import { initPanel, listenToPanel } from './panel.js';
 import { initPictures, listenToPictures } from './pictures.js';
 import { begin, collect, result } from './result.js';
 import { initRun, listenToRun } from './run.js';
-import { listenToGrips, promptIsOwn } from './scene.js';
+import { EXAMPLE, listenToGrips, roll } from './scene.js';
 import { cancel, command, generate, get } from './server.js';
 import { initSettings, listenToSettings } from './settings.js';
 import { change, fromUrl, state, subscribe } from './state.js';
@@ -102,19 +102,12 @@ function take(request, info) {
   change({ drawing: rest.drawing }, { undoable: false });
 }
 
-/** What a base opens with that has no recorded run. */
-function opening({ defaults, example }) {
-  if (!example) return defaults;
-  return { ...defaults, prompt: example.prompt, drawing: { ...defaults.drawing, scene: example.scene } };
-}
-
 async function start() {
   let shown = null; // the recorded request
   const [linked, first] = await Promise.all([fromUrl(), get('/static/first.json').catch(() => null)]);
   if (first) {
     build(first.info);
     if (!linked) {
-      promptIsOwn(first.scene?.prompt);
       take(first.request, first.info);
       shown = state.request;
       say('A recorded run of the small model nano, while the models load …', 'recorded');
@@ -128,7 +121,8 @@ async function start() {
   const fits = first && info.name === first.info.name && info.size === first.info.size;
   if (linked || !fits) {
     making = true;
-    take(linked ?? opening(info), info);
+    take(linked ?? info.defaults, info);
+    if (!linked && info.nano) roll(EXAMPLE);
   } else {
     initDrawing(info);
     change({ drawing: state.request.drawing }, { undoable: false });

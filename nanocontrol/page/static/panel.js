@@ -3,7 +3,7 @@
 
 import { $, blobOf, debounced, el, pngUrl } from './dom.js';
 import { setCondition, showHint } from './draw.js';
-import { askAboutScene, initScene, promptIsOwn, roll } from './scene.js';
+import { EXAMPLE, followScene, initScene, promptIsOwn, roll } from './scene.js';
 import { newest, post, sendPhoto } from './server.js';
 import { change, changeDrawing, state, subscribe } from './state.js';
 
@@ -11,6 +11,7 @@ const NAMES = {
   canny: 'Edges', hough: 'Straight lines', soft: 'Soft edges', scribble: 'Scribble', pose: 'Pose',
   segmentation: 'Areas', depth: 'Depth', normals: 'Surfaces', cartoon: 'Ink',
 };
+const SAMPLE = 1000082; // seed of a scene with a figure and a cube
 const askDraw = newest((body) => post('/api/draw', body));
 const askPhoto = newest(sendPhoto);
 const now = { info: null, mode: 'draw', hints: {}, samples: {}, picture: null, lastScene: null, photo: null };
@@ -23,8 +24,7 @@ export function initPanel(info, problem) {
   complain = problem;
   for (const id of ['mode-scene', 'photo-note']) $(id).hidden = !info.nano;
   $('compare-label').hidden = info.conditions.filter((c) => c.available).length < 2;
-  now.lastScene ??= info.example?.scene;
-  if (info.nano) initScene(info, aboutScene);
+  if (info.nano) initScene(info, complain);
   if (info.nano && state.live) takeSamples();
 }
 
@@ -47,7 +47,8 @@ export function listenToPanel() {
 async function setMode(mode) {
   const { drawing } = state.request;
   if (mode === 'scene' && !drawing.scene) {
-    if (!now.lastScene) return roll();
+    showMode(now.mode);
+    if (!now.lastScene) return roll(EXAMPLE);
     promptIsOwn(state.request.prompt);
     changeDrawing({ scene: now.lastScene, under: null, strokes: [] });
   } else if (mode !== 'scene' && drawing.scene) {
@@ -74,22 +75,21 @@ async function drawingChanged() {
   if (!scene && now.mode === 'scene') showMode('draw');
   tiles();
   if (!state.live) return;
-  if (scene) askAboutScene();
-  else note([]);
-  if (!scene) Object.assign(now, { hints: {}, picture: null });
+  if (!scene) aboutScene({ hints: {}, picture: null, notes: [] });
   await askAboutDrawing();
 }
 
 // -------------------------------------------------------------------- what the server says of it
 
 async function askAboutDrawing() {
-  clearTimeout(now.waiting);
   try {
     const answer = await askDraw({ drawing: state.request.drawing });
     if (!answer) return;
     showHint(answer.hint);
     showCheck(answer);
-    if (!answer.check && now.info.nano) now.waiting = setTimeout(askAboutDrawing, 2000);
+    if (!answer.scene) return;
+    aboutScene(answer);
+    followScene(answer.prompt);
   } catch (error) {
     if (error.status !== 503) complain(error.message);
   }
@@ -102,7 +102,7 @@ function showCheck({ check, empty }) {
   const add = condition === 'pose' ? 'Add a figure.' : 'Add another object.';
   if (empty && scene) return place.replaceChildren(`This kind of drawing shows nothing of the scene. ${add}`);
   if (empty) return place.replaceChildren('The canvas is empty. Draw an outline, for example of a pyramid.');
-  if (!check) return place.replaceChildren(now.info.nano ? 'Comparing it with the drawings of the training …' : '');
+  if (!check) return place.replaceChildren();
   if (check.fits) return place.replaceChildren(el('b', {}, '✓ Its lines and colours are like those of the training.'));
   place.replaceChildren(el('b', {}, 'It is unlike the drawings of the training:'),
     el('ul', {}, ...check.differences.map((text) => el('li', {}, text))));
@@ -117,12 +117,10 @@ function note(notes) {
   $('notes').textContent = notes.map((text) => `${text}.`).join(' ');
 }
 
-function aboutScene(answer) {
-  if (answer.error) return complain(answer.error);
-  Object.assign(now, { hints: answer.hints, picture: answer.picture });
-  showHint(answer.hints[state.request.drawing.condition]);
+function aboutScene({ hints, picture, notes }) {
+  Object.assign(now, { hints, picture });
   tiles();
-  note(answer.notes);
+  note(notes);
 }
 
 // ------------------------------------------------------------------------------------- kinds
@@ -141,41 +139,43 @@ function tiles() {
 
 /** Small pictures of what each kind looks like: those of an example. */
 async function takeSamples() {
-  const answer = await post('/api/scene', { random: 28, kind: 'figure' }).catch(() => null);
+  const answer = await post('/api/draw', { drawing: { condition: 'canny', scene: SAMPLE } }).catch(() => null);
   if (!answer) return;
   now.samples = answer.hints;
   if (state.request) tiles();
 }
 
-function tile({ name, title, available, train }, chosen) {
+function tile({ name, title, available }, chosen) {
   const hint = now.hints[name] ?? now.samples[name];
   const picture = hint ? el('img', { src: pngUrl(hint), alt: '' }) : el('span', { class: 'sample' });
   if (available) {
     const radio = { type: 'radio', name: 'condition', value: name, checked: chosen, change: () => pick(name) };
     return el('label', { class: 'tile', title }, el('input', radio), picture, el('span', {}, nameOf(name)));
   }
-  return el('button', { class: 'tile off', value: name, title, click: () => tellTraining(name, train) },
+  return el('button', { class: 'tile off', value: name, title, click: () => tellTraining(name) },
     el('span', { class: 'sample' }, 'not trained'), el('span', {}, nameOf(name)));
 }
 
-function tellTraining(name, train) {
+function tellTraining(name) {
   const text = `There is no ControlNet for “${name}” yet. This trains one in minutes: `;
-  $('train').replaceChildren(text, el('code', {}, train));
+  $('train').replaceChildren(text, el('code', {}, `python train.py --condition ${name}`));
 }
 
-function pick(name) {
+async function pick(name) {
   setCondition(name);
-  const { drawable } = now.info.conditions.find((c) => c.name === name);
-  if (!drawable && !state.request.drawing.scene && now.info.nano) setMode('scene');
+  const { widths } = now.info.conditions.find((c) => c.name === name);
+  if (!widths.length && !state.request.drawing.scene && now.info.nano) await setMode('scene');
   if ($('compare').checked) compare();
 }
 
 /** A column for each kind of drawing. That needs a scene, of which all of them are made. */
-function compare() {
-  const { drawing } = state.request;
-  if ($('compare').checked && !drawing.scene) setMode('scene');
-  const others = now.info.conditions.filter((c) => c.available && c.name !== drawing.condition).map((c) => c.name);
-  change({ columns: ['none', drawing.condition, ...($('compare').checked ? others : [])] });
+async function compare() {
+  const all = $('compare').checked;
+  if (all && !state.request.drawing.scene) await setMode('scene');
+  $('compare').checked = all;
+  const { condition } = state.request.drawing;
+  const others = now.info.conditions.filter((c) => c.available && c.name !== condition).map((c) => c.name);
+  change({ columns: ['none', condition, ...(all ? others : [])] });
 }
 
 // ------------------------------------------------------------------------------------- photos

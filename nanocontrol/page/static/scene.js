@@ -7,14 +7,15 @@ import { newest, post } from './server.js';
 import { change, changeDrawing, state, subscribe } from './state.js';
 
 const grips = $('grips');
-const askScene = newest((body) => post('/api/scene', body));
+// The seed of the scene that one begins with: a pyramid.
+export const EXAMPLE = 1000003;
+const askRandom = newest((drawing) => post('/api/draw', { drawing }));
 const now = { info: null, selected: 0, drag: null, started: null, prompt: '' };
-let tell = () => {};
+let complain = () => {};
 
-/** `answered` gets the server's answer about every new scene. */
-export function initScene(info, answered) {
+export function initScene(info, problem) {
   Object.assign(now, { info });
-  tell = answered;
+  complain = problem;
   const buttons = info.kinds.map((kind) => el('button', { click: () => add(kind) }, kind));
   $('add').replaceChildren('Add:', ...buttons);
 }
@@ -34,34 +35,25 @@ export function listenToGrips() {
 
 const scene = () => state.request.drawing.scene;
 
-/** The server's answer about a scene, or null where it was overtaken or failed. */
-async function asked(body) {
+/** A random scene, which replaces the drawing. */
+export async function roll(seed = Math.floor(Math.random() * 2 ** 31)) {
   try {
-    return await askScene(body);
+    const answer = await askRandom({ condition: state.request.drawing.condition, scene: seed });
+    if (!answer) return;
+    now.selected = 0;
+    now.prompt = answer.prompt;
+    const drawing = { ...state.request.drawing, scene: answer.scene, under: null, strokes: [] };
+    change({ prompt: answer.prompt, drawing });
   } catch (error) {
-    tell({ error: error.message });
-    return null;
+    complain(error.message);
   }
 }
 
-/** A random scene, which replaces the drawing. */
-export async function roll() {
-  const answer = await asked({ random: Math.floor(Math.random() * 2 ** 31) });
-  if (!answer) return;
-  now.selected = 0;
-  now.prompt = answer.prompt;
-  const drawing = { ...state.request.drawing, scene: answer.scene, under: null, strokes: [] };
-  change({ prompt: answer.prompt, drawing });
-}
-
-/** Ask for the scene's hints, its prompt and what is unusual about it. */
-export async function askAboutScene() {
-  const answer = await asked({ scene: scene() });
-  if (!answer || !scene()) return;
+/** A scene in the making has this prompt. */
+export function followScene(prompt) {
   const follows = state.request.prompt === now.prompt || !state.request.prompt;
-  now.prompt = answer.prompt;
-  if (follows && state.request.prompt !== answer.prompt) change({ prompt: answer.prompt });
-  tell(answer);
+  now.prompt = prompt;
+  if (follows && state.request.prompt !== prompt) change({ prompt });
 }
 
 /** The scene's own prompt is kept up to date while nobody has typed another one. */
@@ -80,9 +72,9 @@ function edit(number, fields, undoable) {
 function add(kind) {
   const { things } = scene();
   const most = now.info.limits.things;
-  if (things.length >= most) return tell({ error: `A scene holds at most ${most} objects.` });
+  if (things.length >= most) return complain(`A scene holds at most ${most} objects.`);
   const used = [scene().background, ...things.map((thing) => thing.colour)];
-  const colour = Object.keys(now.info.colours).find((name) => !used.includes(name));
+  const colour = now.info.colours.find((name) => !used.includes(name));
   const bends = [0.6, 1.1, 0.2, 0.1, 0.6, 1.1, 0.2, 0.1];
   const small = things.length > 0;
   const x = small ? (things[0].x > 0.5 ? 0.28 : 0.72) : 0.5;
@@ -159,7 +151,7 @@ function drawPanel(thing) {
     return el('label', {}, `${label} `, el('select', { change: (event) => use(event.target.value) }, ...shown));
   };
   const paper = (background) => changeDrawing({ scene: { ...scene(), background } });
-  const colours = Object.keys(now.info.colours);
+  const colours = now.info.colours;
   const own = !thing ? [] : [
     select('Object', now.info.kinds, thing.kind, (kind) => edit(now.selected, { kind })),
     select('Colour', colours, thing.colour, (colour) => edit(now.selected, { colour })),

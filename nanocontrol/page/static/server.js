@@ -35,7 +35,7 @@ const json = (body) => ({
   body: JSON.stringify(body),
 });
 
-export const command = (request, column) => post('/api/command', { ...request, client, column });
+export const command = (request, column) => post('/api/command', { ...request, client, columns: [column] });
 
 /** The answer of the newest call only: overtaken ones are dropped (null). */
 export function newest(send) {

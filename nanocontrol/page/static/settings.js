@@ -100,7 +100,7 @@ function offerWords() {
   if (!info?.words || !state.request) return place.replaceChildren();
   if (place.contains(document.activeElement) && document.activeElement.matches('select')) return;
   const known = new Set(info.words);
-  const colours = Object.keys(info.colours);
+  const colours = info.colours;
   const parts = state.request.prompt.split(/(\s+)/);
   const shown = parts.map((word, i) => {
     const plain = word.toLowerCase().replace(/[^a-z0-9]/g, '');
