@@ -15,7 +15,6 @@ import json
 import runpy
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def table(results: Sequence[Result]) -> list[str]:
 
 def as_json(results: Sequence[Result]) -> dict:
     """The results as JSON."""
-    each = [asdict(result) | {"status": result.status} for result in results]
+    each = [result._asdict() | {"status": result.status} for result in results]
     return {"version": VERSION, "summary": counts(results), "checks": each}
 
 

@@ -6,18 +6,18 @@ A check that cannot run raises NotImplementedError, with what the adapter lacks.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy import ndarray as Array
 
 from nanocontrol.conformance import cases
-from nanocontrol.conformance.adapter import Arrays, SamplingRun, TrainingBatch
+from nanocontrol.conformance.adapter import Adapter, Arrays, SamplingRun, TrainingBatch
 from nanocontrol.conformance.cases import CONFIG, Config, ModelInputs, error, normal
 from nanocontrol.conformance.ddim import ABAR, RULES, Rule
 
 Found = tuple[float, float, str]  # measured, allowed, and the idea that is missed
-Outputs = Sequence[Array] | Array  # several, or one with a row for each picture
+Outputs = Sequence[Any] | Array  # several, or one with a row for each picture
 Known = Mapping[str, Outputs]
 FEW, MORE = 2, 5  # steps of sampling
 UNEXPLAINED = "; no known mistake explains it"
@@ -36,12 +36,8 @@ def noised(batch: TrainingBatch) -> tuple[Array, dict[str, Array]]:
     """x_t, and the targets that networks learn to predict from it."""
     abar = ABAR[batch.t].reshape(-1, 1, 1, 1)
     signal, sigma = np.sqrt(abar), np.sqrt(1 - abar)
-    targets = {
-        "eps": batch.noise,
-        "v": signal * batch.noise - sigma * batch.x0,
-        "x_0": batch.x0,
-        "x_0 - noise": batch.x0 - batch.noise,
-    }
+    targets = {"eps": batch.noise, "v": signal * batch.noise - sigma * batch.x0}
+    targets |= {"x_0": batch.x0, "x_0 - noise": batch.x0 - batch.noise}
     return signal * batch.x0 + sigma * batch.noise, targets
 
 
@@ -54,7 +50,7 @@ class Bench:
     """An adapter, and the stored inputs."""
 
     def __init__(self, adapter: Any):
-        self.adapter = adapter
+        self.adapter: Adapter = adapter
         self.given: ModelInputs = getattr(adapter, "given", None) or cases.inputs()
         self.own = getattr(adapter, "own_structure", False)
         self.uncond = normal("uncond", *self.given.context.shape)  # encoded negative prompts
@@ -65,37 +61,34 @@ class Bench:
 
     # ------------------------------------------------------------------------- networks
 
-    def fresh(self, config: Config = CONFIG) -> Any:
-        """The adapter with a fresh base and ControlNet."""
+    def fresh(self, config: Config = CONFIG) -> Self:
+        """The bench with a fresh base and ControlNet."""
         self.adapter.make(config)
-        return self.adapter
+        return self
 
-    def loaded(self, config: Config = CONFIG) -> Any:
-        """The adapter with the trained networks of the stored cases, or with its own."""
-        adapter = self.fresh(config)
-        self.need_names()
-        if not self.own:
-            adapter.load(cases.weights())
-            return adapter
-        for _ in range(3):
-            adapter.train_step(self.batch())
-        return adapter
-
-    def named(self) -> Any:
-        """The adapter with the trained networks of the stored cases."""
-        if self.own:
-            raise NotImplementedError("networks of Stable Diffusion's structure")
-        return self.loaded()
-
-    def need_names(self) -> None:
-        """The check does not run if tensors' names do not match."""
-        if not self.own and self.unmatched[0]:
+    def named(self, config: Config = CONFIG) -> Self:
+        """The bench with the trained networks of the stored cases. The check does not run if
+        tensors' names do not match."""
+        if self.fresh(config).unmatched[0]:
             raise NotImplementedError("tensors of the expected names: see tensors_match")
+        self.adapter.load(cases.weights())
+        return self
+
+    def loaded(self, config: Config = CONFIG) -> Self:
+        """The bench with the trained networks of the stored cases, or with the adapter's own."""
+        if not self.own:
+            return self.named(config)
+        self.fresh(config)
+        for _ in range(3):
+            self.adapter.train_step(self.batch())
+        return self
 
     @cached_property
     def unmatched(self) -> tuple[list, list]:
         """The stored tensors that the adapter, once made, lacks, and those that it has instead:
         pairs of name and shape."""
+        if self.own:
+            raise NotImplementedError("networks of Stable Diffusion's structure")
         parts, expected = self.adapter.parameters(), cases.shapes().items()
         made = {name: array.shape for part in parts for name, array in part.items()}.items()
         return sorted(expected - made), sorted(made - expected)
@@ -144,8 +137,9 @@ class Bench:
     def sampled(self) -> tuple[Rule | None, Found]:
         """The rule of DDIM that sampling without guidance follows in 2 and in 5 steps, if it is
         known, and the error against the original's rule."""
-        adapter, limit, known = self.loaded(), MORE * self.rounding, {}
-        made = [adapter.sample(self.sampling(steps, 1.0)) for steps in (FEW, MORE)]
+        self.loaded()
+        made = [self.adapter.sample(self.sampling(steps, 1.0)) for steps in (FEW, MORE)]
+        limit, known = MORE * self.rounding, {}
         output = partial(self.controlled, context=self.given.context)
         for name, rule in RULES.items():
             known[name] = [rule.latents(output, self.given.x, FEW)]

@@ -6,7 +6,7 @@ part of the message, and `.seen` a public issue of somebody who made or met this
 
 import re
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 import torch
 from numpy import ndarray as Array
@@ -19,8 +19,7 @@ from nanocontrol.schedulers import DDIM, DDPM
 from nanocontrol.training.optimizer import Optimizer
 
 
-@dataclass(frozen=True)
-class Mutant:
+class Mutant(NamedTuple):
     """A ControlNet with a planted error."""
 
     adapter: type[Ours]
@@ -160,7 +159,7 @@ class DroppedForControlAlone(Ours):
     """A dropped prompt is empty for the ControlNet, and the base still reads it."""
 
     def losses(self, batch: TrainingBatch) -> Tensor:
-        x0, noise, t, hint, context, empty, dropped = self.inputs(*astuple(batch))
+        x0, noise, t, hint, context, empty, dropped = self.inputs(*vars(batch).values())
         x = DDPM().add_noise(x0, noise, t)
         prompts = torch.where(dropped[:, None, None], empty, context)
         residuals = self.control(x, hint, t, prompts)
