@@ -4,7 +4,6 @@ A check that cannot run raises NotImplementedError, with what the adapter lacks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -13,7 +12,6 @@ from numpy import ndarray as Array
 
 from nanocontrol.conformance import cases
 from nanocontrol.conformance.adapter import Adapter, Arrays, SamplingRun, TrainingBatch
-from nanocontrol.conformance.cases import CONFIG, Config, ModelInputs, error, normal
 from nanocontrol.conformance.ddim import ABAR, RULES, Rule
 
 Found = tuple[float, float, str]  # measured, allowed, and the idea that is missed
@@ -43,7 +41,7 @@ def noised(batch: TrainingBatch) -> tuple[Array, dict[str, Array]]:
 
 def largest_error(made: Outputs, expected: Outputs) -> float:
     """The largest relative error of an output or of a row."""
-    return max(map(error, made, expected))
+    return max(map(cases.error, made, expected))
 
 
 class Bench:
@@ -51,9 +49,9 @@ class Bench:
 
     def __init__(self, adapter: Any):
         self.adapter: Adapter = adapter
-        self.given: ModelInputs = getattr(adapter, "given", None) or cases.inputs()
+        self.given: cases.ModelInputs = getattr(adapter, "given", None) or cases.inputs()
         self.own = getattr(adapter, "own_structure", False)
-        self.uncond = normal("uncond", *self.given.context.shape)  # encoded negative prompts
+        self.uncond = cases.normal("uncond", *self.given.context.shape)  # encoded negative prompts
         self.dtype = getattr(adapter, "dtype", "float32")
         self.rounding, self.tolerance = cases.rounding(self.dtype), cases.tolerance(self.dtype)
         # The difference that is allowed where the bits should be equal.
@@ -61,12 +59,12 @@ class Bench:
 
     # ------------------------------------------------------------------------- networks
 
-    def fresh(self, config: Config = CONFIG) -> Self:
+    def fresh(self, config: cases.Config = cases.CONFIG) -> Self:
         """The bench with a fresh base and ControlNet."""
         self.adapter.make(config)
         return self
 
-    def named(self, config: Config = CONFIG) -> Self:
+    def named(self, config: cases.Config = cases.CONFIG) -> Self:
         """The bench with the trained networks of the stored cases. The check does not run if
         tensors' names do not match."""
         if self.fresh(config).unmatched[0]:
@@ -74,7 +72,7 @@ class Bench:
         self.adapter.load(cases.weights())
         return self
 
-    def loaded(self, config: Config = CONFIG) -> Self:
+    def loaded(self, config: cases.Config = cases.CONFIG) -> Self:
         """The bench with the trained networks of the stored cases, or with the adapter's own."""
         if not self.own:
             return self.named(config)
@@ -98,9 +96,9 @@ class Bench:
     def base(self) -> Array:
         return self.adapter.base(self.given.x, self.given.t, self.given.context)
 
-    def residuals(self, **changed: Array) -> list[Array]:
-        given = replace(self.given, **changed)
-        return [*self.adapter.residuals(given.x, given.hint, given.t, given.context)]
+    def residuals(self, hint: Array | None = None) -> list[Array]:
+        hint = self.given.hint if hint is None else hint
+        return [*self.adapter.residuals(self.given.x, hint, self.given.t, self.given.context)]
 
     def predict(self, residuals: list[Array]) -> Array:
         return self.adapter.predict(self.given.x, self.given.t, self.given.context, residuals)
@@ -115,8 +113,8 @@ class Bench:
 
     def batch(self) -> TrainingBatch:
         given = self.given
-        x0, noise = (normal(name, *given.x.shape) for name in ("x0", "noise"))
-        empty, t = normal("empty", *given.context[:1].shape), np.array([120, 700])
+        x0, noise = (cases.normal(name, *given.x.shape) for name in ("x0", "noise"))
+        empty, t = cases.normal("empty", *given.context[:1].shape), np.array([120, 700])
         return TrainingBatch(x0, noise, t, given.hint, given.context, empty, np.zeros(2, bool))
 
     # ------------------------------------------------------------------------- sampling

@@ -9,7 +9,6 @@ Shapes: B = 2, h x w = 8 x 16 (the latent's), 77 tokens, D = 64.
 
 from dataclasses import dataclass
 from functools import cache
-from math import sqrt
 from pathlib import Path
 from zlib import crc32
 
@@ -61,7 +60,7 @@ def weight(name: str, shape: tuple[int, ...]) -> Array:
     if len(shape) == 1:
         return 1 + 0.1 * values if name.endswith("weight") else 0.01 * values
     faint = ("blocks.0.0.weight", "out_layers.3.weight", "proj_out.weight", "block.14.weight")
-    return (0.01 if name.endswith(faint) else 1) * values / sqrt(np.prod(shape[1:]))
+    return (0.01 if name.endswith(faint) else 1) * values / np.sqrt(np.prod(shape[1:]))
 
 
 @cache
@@ -155,7 +154,7 @@ def rounding(dtype: str) -> float:
     operations are independent, and m products in a chain sqrt(m) times that (Higham & Mary 2019).
     Their bound holds with probability 1 - 2 exp(-c^2 / 2) for a factor of c: we take 4.
     """
-    return 4 * sqrt(PRODUCTS * LONGEST_SUM) * unit_of(dtype)
+    return 4 * (PRODUCTS * LONGEST_SUM) ** 0.5 * unit_of(dtype)
 
 
 def tolerance(dtype: str) -> float:

@@ -1,8 +1,6 @@
 """Checks of what every ControlNet must do. A check returns what it measured, what is allowed, and
 the idea that is missed if it measured more."""
 
-from collections.abc import Iterable
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +9,7 @@ from numpy import ndarray as Array
 from nanocontrol.conformance import cases
 from nanocontrol.conformance.adapter import Arrays
 from nanocontrol.conformance.bench import Bench, Found, copies, different, largest_error, noised
-from nanocontrol.conformance.cases import BASE, CONFIG, CONTROL, RESIDUALS, error, stored, weights
+from nanocontrol.conformance.cases import BASE, CONTROL, RESIDUALS, Config, error, stored, weights
 
 MIDDLE = RESIDUALS - 1
 
@@ -40,9 +38,8 @@ def few(tensors: list) -> str:
 
 
 def zero_at_start(bench: Bench) -> Found:
-    largest = max(float(np.abs(r).max()) for r in bench.fresh().residuals())
-    message = "a fresh ControlNet's residuals are not zero: its convolutions are not zeros"
-    return largest, 0.0, message
+    most = max(float(np.abs(r).max()) for r in bench.fresh().residuals())
+    return most, 0.0, "a fresh ControlNet's residuals are not zero: its convolutions are not zeros"
 
 
 def base_unchanged_at_start(bench: Bench) -> Found:
@@ -50,7 +47,7 @@ def base_unchanged_at_start(bench: Bench) -> Found:
     return error(made, bench.base()), bench.bits, "a fresh ControlNet changes the base's output"
 
 
-def encoders(locked: Iterable[str], trained: Arrays) -> Arrays:
+def encoders(locked: Arrays, trained: Arrays) -> Arrays:
     """The copy's tensors, under the names that they have in the base."""
     names = {name: BASE + name.removeprefix(CONTROL) for name in trained}
     return {names[name]: trained[name] for name in trained if names[name] in locked}
@@ -240,7 +237,7 @@ def loss_for_v(bench: Bench) -> Found:
 
 
 def loss_for(bench: Bench, prediction: str) -> Found:
-    adapter = bench.loaded(replace(CONFIG, prediction=prediction)).adapter
+    adapter = bench.loaded(Config(prediction=prediction)).adapter
     batch = bench.batch()
     x, targets = noised(batch)
     output = bench.controlled(x, batch.t, batch.context)

@@ -34,9 +34,9 @@ class OfDiffusers(TorchAdapter):
         torch.manual_seed(0)
         how = config_of(ControlNet(config))
         del how["conditioning_embedding_out_channels"]  # the ControlNet's, and diffusers' default
-        decoder = [kind.replace("Down", "Up") for kind in reversed(how["down_block_types"])]
-        self.unet = diffusers.UNet2DConditionModel.from_config(how, up_block_types=decoder)
-        self.unet.requires_grad_(False)
+        encoder = reversed(how["down_block_types"])
+        how["up_block_types"] = [kind.replace("Down", "Up") for kind in encoder]
+        self.unet = diffusers.UNet2DConditionModel.from_config(how).requires_grad_(False)
         self.control = diffusers.ControlNetModel.from_unet(self.unet)
         self.optimizer = torch.optim.AdamW(self.control.parameters(), 1e-3)
         prediction = {"eps": "epsilon", "v": "v_prediction"}[config.prediction]

@@ -85,11 +85,9 @@ def run_check(check: Callable[[Bench], Found], bench: Bench) -> Outcome:
 
 def missing_function(error: Exception, adapter: Any) -> str | None:
     """The function that the adapter lacks, or what it says that it has not implemented."""
-    if isinstance(error, NotImplementedError):
-        return str(error) or "such function"
     if isinstance(error, AttributeError) and error.obj is adapter:
         return error.name
-    return None
+    return (str(error) or "such function") if isinstance(error, NotImplementedError) else None
 
 
 def counts(results: Sequence[Result]) -> str:
