@@ -33,7 +33,7 @@ BUDGETS = {
     "tools": 806,
     "doctor": 640,
     "experiments": 2127,
-    "conformance": 997,
+    "conformance": 989,
     "course": 1750,
     "page": 1050,
 }

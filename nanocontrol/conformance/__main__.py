@@ -10,11 +10,11 @@ unexpectedly or an expected failure passes, and 2 if there is no such adapter.
 """
 
 import argparse
-import importlib
 import json
 import runpy
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,7 @@ def adapter_named(name: str) -> Any:
 def names_in(module: str) -> dict[str, Any]:
     """The names that a module defines, which is given by its name or by its file."""
     try:
-        if module.endswith(".py"):
-            return runpy.run_path(module)
-        return vars(importlib.import_module(module))
+        return runpy.run_path(module) if module.endswith(".py") else vars(import_module(module))
     except FileNotFoundError:
         raise InputError(f"{module}: there is no such file") from None
     except ModuleNotFoundError as error:

@@ -104,9 +104,7 @@ class Bench:
         return self.adapter.predict(self.given.x, self.given.t, self.given.context, residuals)
 
     def controlled(self, x: Array, t: Array, context: Array, scales: Any = 1.0) -> Array:
-        """The adapter's output with its residuals times scales; None for no control at all."""
-        if scales is None:
-            return self.adapter.base(x, t, context)
+        """The adapter's output with its residuals times scales."""
         residuals = self.adapter.residuals(x, self.given.hint, t, context)
         scaled = [s * r for s, r in zip(np.broadcast_to(scales, len(residuals)), residuals)]
         return self.adapter.predict(x, t, context, scaled)
@@ -135,9 +133,8 @@ class Bench:
     def sampled(self) -> tuple[Rule | None, Found]:
         """The rule of DDIM that sampling without guidance follows in 2 and in 5 steps, if it is
         known, and the error against the original's rule."""
-        self.loaded()
-        made = [self.adapter.sample(self.sampling(steps, 1.0)) for steps in (FEW, MORE)]
-        limit, known = MORE * self.rounding, {}
+        adapter, limit, known = self.loaded().adapter, MORE * self.rounding, {}
+        made = [adapter.sample(self.sampling(steps, 1.0)) for steps in (FEW, MORE)]
         output = partial(self.controlled, context=self.given.context)
         for name, rule in RULES.items():
             known[name] = [rule.latents(output, self.given.x, FEW)]

@@ -40,8 +40,7 @@ class TorchAdapter:
         found: dict[str, Tensor] = {}
         for prefix, network in ((BASE, self.unet), (CONTROL, self.control)):
             names = {own: name for name, own in self.names.items() if name.startswith(prefix)}
-            for own, tensor in network.named_parameters():
-                found[names.get(own, prefix + own)] = tensor
+            found |= {names.get(own, prefix + own): x for own, x in network.named_parameters()}
         return found
 
     def inputs(self, *arrays: Array) -> list[Tensor]:

@@ -237,11 +237,10 @@ def loss_for_v(bench: Bench) -> Found:
 
 
 def loss_for(bench: Bench, prediction: str) -> Found:
-    adapter = bench.loaded(Config(prediction=prediction)).adapter
-    batch = bench.batch()
+    batch = bench.loaded(Config(prediction=prediction)).batch()
     x, targets = noised(batch)
     output = bench.controlled(x, batch.t, batch.context)
-    plain, target = adapter.base(x, batch.t, batch.context), targets.pop(prediction)
+    plain, target = bench.adapter.base(x, batch.t, batch.context), targets.pop(prediction)
     losses = {
         "": (output - target) ** 2,
         "it is a sum, not a mean": target.size * (output - target) ** 2,
@@ -252,7 +251,7 @@ def loss_for(bench: Bench, prediction: str) -> Found:
     known = {name: [loss.mean()] for name, loss in losses.items()}
     idea = f"the loss is not the mean square against {prediction}"
     # The output's error is relative to the output, and the loss is its square.
-    return bench.explained(idea, [adapter.loss(batch)], known, roundings=4)
+    return bench.explained(idea, [bench.adapter.loss(batch)], known, roundings=4)
 
 
 # ------------------------------------------------------------------------ the original's outputs

@@ -112,8 +112,7 @@ class UnlockedBase(Ours):
     def make(self, config: Config) -> None:
         super().make(config)
         self.unet.requires_grad_(True)
-        networks: dict[str, nn.Module] = {"control": self.control, "unet": self.unet}
-        self.trained = Optimizer(networks, 1e-3, "cpu")
+        self.trained = Optimizer({"control": self.control, "unet": self.unet}, 1e-3, "cpu")
 
 
 @planted("hint_enters_after_the_first_block", "added after block 2")

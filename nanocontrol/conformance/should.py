@@ -9,8 +9,8 @@ from nanocontrol.conformance.bench import UNEXPLAINED, Bench, Found, largest_err
 from nanocontrol.conformance.cases import CONTROL, RESIDUALS, normal, shapes, weights
 from nanocontrol.conformance.ddim import ORIGINAL
 
-# How a program can read a hint's colour, RGB in [0, 1], before its first convolution: the step with
-# which it reads the channels, and by how much it scales and shifts them.
+# How a program can read a hint's colour, RGB in [0, 1], before its first convolution: the order of
+# the channels, as a slice's step, and by how much it scales and shifts them.
 ORDERS = {"RGB": 1, "BGR, with red and blue exchanged,": -1}
 RANGES = {
     " in [0, 1]": (1, 0),
@@ -100,10 +100,10 @@ def guess_mode(bench: Bench) -> Found:
     powers = 0.825 ** np.arange(RESIDUALS - 1, -1, -1.0)
     logarithmic = np.logspace(-1, 0, RESIDUALS)
     known = {
-        "": (SCALE, None, powers),
-        "they are reversed: the middle block's is 1": (SCALE, None, powers[::-1]),
-        "they run from 0.1 to 1 on a logarithmic scale": (SCALE, None, logarithmic),
-        "they are all 1": (SCALE, None, 1.0),
+        "": (SCALE, 0.0, powers),
+        "they are reversed: the middle block's is 1": (SCALE, 0.0, powers[::-1]),
+        "they run from 0.1 to 1 on a logarithmic scale": (SCALE, 0.0, logarithmic),
+        "they are all 1": (SCALE, 0.0, 1.0),
         "they control the half without the prompt too": (SCALE, powers, powers),
     }
     return compare_guidance(bench, "guess mode's weights are not 0.825^(12 - i)", True, known)

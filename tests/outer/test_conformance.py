@@ -134,7 +134,7 @@ def test_the_suites_own_sampling_is_the_originals(name):
     """The checks of sampling compare with this loop. It has to give the original's latents."""
     bench = Bench(InDouble()).loaded()
     powers = 0.825 ** np.arange(12, -1, -1.0)
-    scales, without = (powers, None) if name == "guess" else (1.0, 1.0)
+    scales, without = (powers, 0.0) if name == "guess" else (1.0, 1.0)
 
     def output(x, t):
         prompt = bench.controlled(x, t, bench.given.context, scales)
