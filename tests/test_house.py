@@ -33,7 +33,7 @@ BUDGETS = {
     "tools": 806,
     "doctor": 640,
     "experiments": 2144,
-    "conformance": 1072,
+    "conformance": 989,
     "course": 1750,
     "page": 900,
 }

@@ -10,12 +10,11 @@ unexpectedly or an expected failure passes, and 2 if there is no such adapter.
 """
 
 import argparse
-import importlib
 import json
 import runpy
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +49,7 @@ def adapter_named(name: str) -> Any:
 def names_in(module: str) -> dict[str, Any]:
     """The names that a module defines, which is given by its name or by its file."""
     try:
-        if module.endswith(".py"):
-            return runpy.run_path(module)
-        return vars(importlib.import_module(module))
+        return runpy.run_path(module) if module.endswith(".py") else vars(import_module(module))
     except FileNotFoundError:
         raise InputError(f"{module}: there is no such file") from None
     except ModuleNotFoundError as error:
@@ -75,7 +72,7 @@ def table(results: Sequence[Result]) -> list[str]:
 
 def as_json(results: Sequence[Result]) -> dict:
     """The results as JSON."""
-    each = [asdict(result) | {"status": result.status} for result in results]
+    each = [result._asdict() | {"status": result.status} for result in results]
     return {"version": VERSION, "summary": counts(results), "checks": each}
 
 

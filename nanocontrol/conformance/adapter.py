@@ -1,15 +1,15 @@
 """An adapter gives the suite six functions of an implementation, and optional ones.
 
-Subclass `Adapter`, or write a class with the same functions. All arrays are numpy's. Tensors are
-named as in the original's checkpoints: `model.diffusion_model.` begins the base's names, and
-`control_model.` the ControlNet's. `names.py` lists them, with diffusers' names.
+Write a class with the functions of `Adapter`. All arrays are numpy's. Tensors are named as in the
+original's checkpoints: `model.diffusion_model.` begins the base's names, and `control_model.` the
+ControlNet's. `shapes` and `diffusers_names` in `cases.py` list them.
 
 Shapes: B pictures, h x w the latent's size, H = 8h and W = 8w the picture's.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from numpy import ndarray as Array
 
@@ -42,75 +42,67 @@ class SamplingRun:
     guess: bool = False  # guess mode
 
 
-class Adapter:
-    """An optional function that is missing raises NotImplementedError. Its checks do not run."""
+class Adapter(Protocol):
+    """Any class with these functions is an adapter. Do not inherit from this one: without an
+    optional function or attribute its checks do not run.
 
-    # Set it if the networks are not Stable Diffusion's in the small. Then nothing is loaded: checks
-    # train the fresh networks for three steps instead, and those that need the original's tensors
-    # do not run. `given` are inputs of the right shapes.
-    own_structure = False
-    given: ModelInputs | None = None
-    dtype = "float32"  # of the networks: the tolerances depend on it
-    compiles = False  # if it compiles, "equal to the bit" becomes "equal up to rounding"
-    devices: Sequence[str] = ()  # where `initial_noise` can make its noise
-    hints_encoded: int | None = None  # how often the last `sample` ran the condition encoder
-    expected_failures: Mapping[str, str] = {}  # a check's name, and the reason
+    Set `own_structure = True` if the networks are not Stable Diffusion's in the small, and `given`
+    to inputs of the right shapes. Then no stored weights are loaded: checks train the fresh
+    networks for three steps instead, and those that need the original's tensors do not run.
+    """
 
     # ------------------------------------------------------------------------- required
 
     def make(self, config: Config) -> None:
         """Make a base with random weights, and a fresh ControlNet for it."""
-        raise NotImplementedError("make")
 
     def load(self, tensors: Arrays) -> None:
         """Replace these tensors' values. The others keep theirs."""
-        raise NotImplementedError("load")
 
     def base(self, x: Array, t: Array, context: Array) -> Array:
         """The base's output without control. x [B, 4, h, w], t [B], context [B, 77, D] -> x's
         shape."""
-        raise NotImplementedError("base")
 
     def residuals(self, x: Array, hint: Array, t: Array, context: Array) -> list[Array]:
         """The ControlNet's residuals, the shallowest first, the middle block's last.
         hint [B, 3, H, W], RGB in [0, 1]."""
-        raise NotImplementedError("residuals")
 
     def predict(self, x: Array, t: Array, context: Array, residuals: list[Array]) -> Array:
         """The base's output with these residuals added."""
-        raise NotImplementedError("predict")
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         """All tensors of the base, and all of the ControlNet. Views of the memory, if they can be,
         so that shared memory shows."""
-        raise NotImplementedError("parameters")
 
     # ------------------------------------------------------------------------- optional
 
     def gradients(self, batch: TrainingBatch) -> Arrays:
         """The loss's gradients, by the tensors' names. Those without a gradient may be missing."""
-        raise NotImplementedError("gradients")
 
     def train_step(self, batch: TrainingBatch) -> None:
         """One step of the optimizer, at a rate of about 1e-3. `make` makes a new optimizer."""
-        raise NotImplementedError("train_step")
 
     def loss(self, batch: TrainingBatch) -> float:
         """The training loss, the mean over the batch."""
-        raise NotImplementedError("loss")
 
     def sample(self, run: SamplingRun) -> Array:
         """Latents [B, 4, h, w], made from noise with DDIM and eta 0."""
-        raise NotImplementedError("sample")
 
     def saved(self) -> Any:
         """Everything that a resumed training needs. It must not change with later steps."""
-        raise NotImplementedError("saved")
 
     def resume(self, saved: Any) -> None:
         """Continue from what `saved` returned, after a `make`."""
-        raise NotImplementedError("resume")
 
     def initial_noise(self, seed: int, device: str) -> Array:
         """The noise [1, 4, 8, 8] that a seed gives on a device of `devices`."""
-        raise NotImplementedError("initial_noise")
+
+    # ----------------------------------------------- optional attributes, with their defaults
+
+    own_structure: bool  # False
+    given: ModelInputs  # the stored inputs
+    dtype: str  # of the networks, on which the tolerances depend: "float32"
+    compiles: bool  # if it does, "equal to the bit" becomes "equal up to rounding": False
+    devices: Sequence[str]  # where `initial_noise` can make its noise
+    hints_encoded: int  # how often the last `sample` ran the condition encoder
+    expected_failures: Mapping[str, str]  # names of checks, with reasons: none

@@ -4,20 +4,18 @@ A check that cannot run raises NotImplementedError, with what the adapter lacks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy import ndarray as Array
 
 from nanocontrol.conformance import cases
-from nanocontrol.conformance.adapter import Arrays, SamplingRun, TrainingBatch
-from nanocontrol.conformance.cases import CONFIG, Config, ModelInputs, error, normal
+from nanocontrol.conformance.adapter import Adapter, Arrays, SamplingRun, TrainingBatch
 from nanocontrol.conformance.ddim import ABAR, RULES, Rule
 
 Found = tuple[float, float, str]  # measured, allowed, and the idea that is missed
-Outputs = Sequence[Array] | Array  # several, or one with a row for each picture
+Outputs = Sequence[Any] | Array  # several, or one with a row for each picture
 Known = Mapping[str, Outputs]
 FEW, MORE = 2, 5  # steps of sampling
 UNEXPLAINED = "; no known mistake explains it"
@@ -36,28 +34,24 @@ def noised(batch: TrainingBatch) -> tuple[Array, dict[str, Array]]:
     """x_t, and the targets that networks learn to predict from it."""
     abar = ABAR[batch.t].reshape(-1, 1, 1, 1)
     signal, sigma = np.sqrt(abar), np.sqrt(1 - abar)
-    targets = {
-        "eps": batch.noise,
-        "v": signal * batch.noise - sigma * batch.x0,
-        "x_0": batch.x0,
-        "x_0 - noise": batch.x0 - batch.noise,
-    }
+    targets = {"eps": batch.noise, "v": signal * batch.noise - sigma * batch.x0}
+    targets |= {"x_0": batch.x0, "x_0 - noise": batch.x0 - batch.noise}
     return signal * batch.x0 + sigma * batch.noise, targets
 
 
 def largest_error(made: Outputs, expected: Outputs) -> float:
     """The largest relative error of an output or of a row."""
-    return max(map(error, made, expected))
+    return max(map(cases.error, made, expected))
 
 
 class Bench:
     """An adapter, and the stored inputs."""
 
     def __init__(self, adapter: Any):
-        self.adapter = adapter
-        self.given: ModelInputs = getattr(adapter, "given", None) or cases.inputs()
+        self.adapter: Adapter = adapter
+        self.given: cases.ModelInputs = getattr(adapter, "given", None) or cases.inputs()
         self.own = getattr(adapter, "own_structure", False)
-        self.uncond = normal("uncond", *self.given.context.shape)  # encoded negative prompts
+        self.uncond = cases.normal("uncond", *self.given.context.shape)  # encoded negative prompts
         self.dtype = getattr(adapter, "dtype", "float32")
         self.rounding, self.tolerance = cases.rounding(self.dtype), cases.tolerance(self.dtype)
         # The difference that is allowed where the bits should be equal.
@@ -65,37 +59,34 @@ class Bench:
 
     # ------------------------------------------------------------------------- networks
 
-    def fresh(self, config: Config = CONFIG) -> Any:
-        """The adapter with a fresh base and ControlNet."""
+    def fresh(self, config: cases.Config = cases.CONFIG) -> Self:
+        """The bench with a fresh base and ControlNet."""
         self.adapter.make(config)
-        return self.adapter
+        return self
 
-    def loaded(self, config: Config = CONFIG) -> Any:
-        """The adapter with the trained networks of the stored cases, or with its own."""
-        adapter = self.fresh(config)
-        self.need_names()
-        if not self.own:
-            adapter.load(cases.weights())
-            return adapter
-        for _ in range(3):
-            adapter.train_step(self.batch())
-        return adapter
-
-    def named(self) -> Any:
-        """The adapter with the trained networks of the stored cases."""
-        if self.own:
-            raise NotImplementedError("networks of Stable Diffusion's structure")
-        return self.loaded()
-
-    def need_names(self) -> None:
-        """The check does not run if tensors' names do not match."""
-        if not self.own and self.unmatched[0]:
+    def named(self, config: cases.Config = cases.CONFIG) -> Self:
+        """The bench with the trained networks of the stored cases. The check does not run if
+        tensors' names do not match."""
+        if self.fresh(config).unmatched[0]:
             raise NotImplementedError("tensors of the expected names: see tensors_match")
+        self.adapter.load(cases.weights())
+        return self
+
+    def loaded(self, config: cases.Config = cases.CONFIG) -> Self:
+        """The bench with the trained networks of the stored cases, or with the adapter's own."""
+        if not self.own:
+            return self.named(config)
+        self.fresh(config)
+        for _ in range(3):
+            self.adapter.train_step(self.batch())
+        return self
 
     @cached_property
     def unmatched(self) -> tuple[list, list]:
         """The stored tensors that the adapter, once made, lacks, and those that it has instead:
         pairs of name and shape."""
+        if self.own:
+            raise NotImplementedError("networks of Stable Diffusion's structure")
         parts, expected = self.adapter.parameters(), cases.shapes().items()
         made = {name: array.shape for part in parts for name, array in part.items()}.items()
         return sorted(expected - made), sorted(made - expected)
@@ -105,25 +96,23 @@ class Bench:
     def base(self) -> Array:
         return self.adapter.base(self.given.x, self.given.t, self.given.context)
 
-    def residuals(self, **changed: Array) -> list[Array]:
-        given = replace(self.given, **changed)
-        return [*self.adapter.residuals(given.x, given.hint, given.t, given.context)]
+    def residuals(self, hint: Array | None = None) -> list[Array]:
+        hint = self.given.hint if hint is None else hint
+        return [*self.adapter.residuals(self.given.x, hint, self.given.t, self.given.context)]
 
     def predict(self, residuals: list[Array]) -> Array:
         return self.adapter.predict(self.given.x, self.given.t, self.given.context, residuals)
 
     def controlled(self, x: Array, t: Array, context: Array, scales: Any = 1.0) -> Array:
-        """The adapter's output with its residuals times scales; None for no control at all."""
-        if scales is None:
-            return self.adapter.base(x, t, context)
+        """The adapter's output with its residuals times scales."""
         residuals = self.adapter.residuals(x, self.given.hint, t, context)
         scaled = [s * r for s, r in zip(np.broadcast_to(scales, len(residuals)), residuals)]
         return self.adapter.predict(x, t, context, scaled)
 
     def batch(self) -> TrainingBatch:
         given = self.given
-        x0, noise = (normal(name, *given.x.shape) for name in ("x0", "noise"))
-        empty, t = normal("empty", *given.context[:1].shape), np.array([120, 700])
+        x0, noise = (cases.normal(name, *given.x.shape) for name in ("x0", "noise"))
+        empty, t = cases.normal("empty", *given.context[:1].shape), np.array([120, 700])
         return TrainingBatch(x0, noise, t, given.hint, given.context, empty, np.zeros(2, bool))
 
     # ------------------------------------------------------------------------- sampling
@@ -144,7 +133,7 @@ class Bench:
     def sampled(self) -> tuple[Rule | None, Found]:
         """The rule of DDIM that sampling without guidance follows in 2 and in 5 steps, if it is
         known, and the error against the original's rule."""
-        adapter, limit, known = self.loaded(), MORE * self.rounding, {}
+        adapter, limit, known = self.loaded().adapter, MORE * self.rounding, {}
         made = [adapter.sample(self.sampling(steps, 1.0)) for steps in (FEW, MORE)]
         output = partial(self.controlled, context=self.given.context)
         for name, rule in RULES.items():

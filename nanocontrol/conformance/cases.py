@@ -9,7 +9,6 @@ Shapes: B = 2, h x w = 8 x 16 (the latent's), 77 tokens, D = 64.
 
 from dataclasses import dataclass
 from functools import cache
-from math import sqrt
 from pathlib import Path
 from zlib import crc32
 
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from nanocontrol.controlnet import HINT_CHANNELS, ControlNet
+from nanocontrol.controlnet import HINT_LAYERS, ControlNet
+from nanocontrol.formats.diffusers_names import RES_BLOCK, name_table
 from nanocontrol.schedulers import STEPS
 from nanocontrol.unet import UNet, UNetConfig
 
@@ -29,11 +29,11 @@ BASE, CONTROL = "model.diffusion_model.", "control_model."  # how the tensors' n
 @dataclass(frozen=True)
 class Config(UNetConfig):
     """The networks that `make` builds, in the words of the original's configuration files. The
-    fields that are not here have Stable Diffusion 1's values."""
+    fields that are not here have Stable Diffusion 1's values, and so has the condition encoder: 16,
+    32, 96 and 256 channels."""
 
     model_channels: int = 32
     context_dim: int = 64
-    hint_channels: tuple[int, ...] = HINT_CHANNELS
     prediction: str = "eps"  # what the base predicts: "eps" or "v"
 
 
@@ -60,14 +60,14 @@ def weight(name: str, shape: tuple[int, ...]) -> Array:
     if len(shape) == 1:
         return 1 + 0.1 * values if name.endswith("weight") else 0.01 * values
     faint = ("blocks.0.0.weight", "out_layers.3.weight", "proj_out.weight", "block.14.weight")
-    return (0.01 if name.endswith(faint) else 1) * values / sqrt(np.prod(shape[1:]))
+    return (0.01 if name.endswith(faint) else 1) * values / np.sqrt(np.prod(shape[1:]))
 
 
 @cache
 def shapes() -> dict[str, tuple[int, ...]]:
     """The names and shapes of all tensors, under the original's names."""
     with torch.device("meta"):
-        networks = {BASE: UNet(CONFIG), CONTROL: ControlNet(CONFIG, CONFIG.hint_channels)}
+        networks = {BASE: UNet(CONFIG), CONTROL: ControlNet(CONFIG)}
     return {
         prefix + name: tuple(tensor.shape)
         for prefix, network in networks.items()
@@ -76,12 +76,33 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 @cache
+def diffusers_names() -> dict[str, str]:
+    """The original's name -> diffusers', without the prefixes: of all tensors in `shapes`, for
+    adapters of code with those names."""
+    levels, res_blocks = len(CONFIG.channel_mult), CONFIG.num_res_blocks
+    beginnings = name_table(levels, res_blocks, len(HINT_LAYERS))
+    beginnings |= {"out.0.": "conv_norm_out.", "out.2.": "conv_out."}
+    for i in range(levels * (res_blocks + 1)):  # the decoder, which a ControlNet does not have
+        level, number = divmod(i, res_blocks + 1)
+        block, up = f"output_blocks.{i}.", f"up_blocks.{level}."
+        for ours, theirs in RES_BLOCK.items():
+            beginnings[f"{block}0.{ours}."] = f"{up}resnets.{number}.{theirs}."
+        # The upsampler comes after the transformer, or in its place.
+        beginnings |= {f"{block}{k}.conv.": f"{up}upsamplers.0.conv." for k in (1, 2)}
+        beginnings[f"{block}1."] = f"{up}attentions.{number}."
+    found = {}
+    for name in shapes():
+        own = name.removeprefix(BASE).removeprefix(CONTROL)
+        ours = next(beginning for beginning in beginnings if own.startswith(beginning))
+        found[name] = beginnings[ours] + own.removeprefix(ours)
+    return found
+
+
+@cache
 def weights() -> dict[str, Array]:
     """All tensors of a trained base and ControlNet, read-only."""
-    made = {name: weight(name, shape) for name, shape in shapes().items()}
-    for array in made.values():
-        array.flags.writeable = False
-    return made
+    # broadcast_to returns a view that cannot be written.
+    return {name: np.broadcast_to(weight(name, shape), shape) for name, shape in shapes().items()}
 
 
 @dataclass
@@ -133,7 +154,7 @@ def rounding(dtype: str) -> float:
     operations are independent, and m products in a chain sqrt(m) times that (Higham & Mary 2019).
     Their bound holds with probability 1 - 2 exp(-c^2 / 2) for a factor of c: we take 4.
     """
-    return 4 * sqrt(PRODUCTS * LONGEST_SUM) * unit_of(dtype)
+    return 4 * (PRODUCTS * LONGEST_SUM) ** 0.5 * unit_of(dtype)
 
 
 def tolerance(dtype: str) -> float:

@@ -13,23 +13,20 @@ ABAR = DDPM().alphas_cumprod.numpy()  # [1000], float64
 Times = Callable[[int], list[int]]  # for s steps: a t for each, the noisiest first
 
 
-def next_of(visits: Times) -> Times:
-    return lambda s: [*visits(s)[1:], -1]
-
-
 class Rule(NamedTuple):
-    """The t that the network is given, and those at which each step begins and ends. The last step
-    ends at -1, with the last alpha."""
+    """The t that the network is given, and those at which each step begins and ends. A step ends
+    where the next begins, unless ends says otherwise, and the last at -1, with the last alpha."""
 
     seen: Times
     begins: Times
-    ends: Times
+    ends: Times | None = None
     last_alpha: float = ABAR[0]
 
     def latents(self, output: Callable[[Array, Array], Array], x: Array, steps: int) -> Array:
         """DDIM's latents in float64, from output(x, t [B]) and the noise x [B, 4, h, w]."""
-        x = x.astype(np.float64)
-        for seen, t, end in zip(self.seen(steps), self.begins(steps), self.ends(steps)):
+        x, begins = x.astype(np.float64), self.begins(steps)
+        ends = self.ends(steps) if self.ends else [*begins[1:], -1]
+        for seen, t, end in zip(self.seen(steps), begins, ends):
             abar, abar_end = ABAR[t], ABAR[end] if end >= 0 else self.last_alpha
             e = output(x, np.full(len(x), seen))
             x0 = (x - np.sqrt(1 - abar) * e) / np.sqrt(abar)
@@ -44,16 +41,15 @@ VISITS: dict[str, Times] = {  # the t that programs visit
     "are spread evenly from 999 to 0": lambda s: [round(t) for t in np.linspace(STEPS - 1, 0, s)],
 }
 FIRST, *_, EVEN = VISITS.values()
-ORIGINAL = Rule(FIRST, FIRST, next_of(FIRST))
+ORIGINAL = Rule(FIRST, FIRST)
 
 # By what a message says of them; the original's is the first.
-RULES = {f"its steps {name}": Rule(t, t, next_of(t)) for name, t in VISITS.items()}
-RULES["its network is given a step's number instead of t"] = ORIGINAL._replace(
-    seen=lambda s: [*range(s)][::-1]
-)
+RULES = {f"its steps {name}": Rule(t, t) for name, t in VISITS.items()}
+NUMBERED = Rule(lambda s: [*range(s)][::-1], FIRST)
+RULES["its network is given a step's number instead of t"] = NUMBERED
 DISAGREE = "visits and steps disagree: the network is given t that"
 for (name, seen), (other, t) in permutations(VISITS.items(), 2):
-    RULES[f"{DISAGREE} {name}, its steps' alphas are of t that {other}"] = Rule(seen, t, next_of(t))
+    RULES[f"{DISAGREE} {name}, its steps' alphas are of t that {other}"] = Rule(seen, t)
 RULES[f"{DISAGREE} are spread evenly, and all its steps are equally long"] = Rule(
     EVEN, EVEN, lambda s: [max(t - STEPS // s, -1) for t in EVEN(s)]
 )

@@ -5,7 +5,7 @@ names, and `run_unet` and `run_control` if the networks are called in another wa
 `loss`, `gradients` and `train_step`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,18 @@ import torch
 from numpy import ndarray as Array
 from torch import Tensor, nn
 
-from nanocontrol.conformance.adapter import Adapter, Arrays, TrainingBatch
+from nanocontrol.conformance.adapter import Arrays, TrainingBatch
 from nanocontrol.conformance.cases import BASE, CONTROL
 
 Residuals = list[Tensor] | None
 
 
-class TorchAdapter(Adapter):
+class TorchAdapter:
     names: Mapping[str, str] = {}  # the original's name -> one's own, without a prefix
     unet: nn.Module
     control: nn.Module
     optimizer: torch.optim.Optimizer
+    losses: Callable[[TrainingBatch], Tensor]  # the loss of each pair [B], for autograd; optional
 
     def run_unet(self, x: Tensor, t: Tensor, context: Tensor, residuals: Residuals) -> Tensor:
         """The base's output, with these residuals added; None for no control."""
@@ -33,18 +34,13 @@ class TorchAdapter(Adapter):
         """The ControlNet's residuals, the shallowest first, the middle block's last."""
         return self.control(x, hint, t, context)
 
-    def losses(self, batch: TrainingBatch) -> Tensor:
-        """The loss of each pair [B], for autograd."""
-        raise NotImplementedError("loss")
-
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the base and of the ControlNet under the original's names. A tensor that
         is not in `names` has its own name after the prefix."""
         found: dict[str, Tensor] = {}
         for prefix, network in ((BASE, self.unet), (CONTROL, self.control)):
             names = {own: name for name, own in self.names.items() if name.startswith(prefix)}
-            for own, tensor in network.named_parameters():
-                found[names.get(own, prefix + own)] = tensor
+            found |= {names.get(own, prefix + own): x for own, x in network.named_parameters()}
         return found
 
     def inputs(self, *arrays: Array) -> list[Tensor]:
@@ -56,7 +52,7 @@ class TorchAdapter(Adapter):
 
     def count(self, *_: Any) -> None:
         """A forward hook for the condition encoder, which counts its runs."""
-        self.hints_encoded = (self.hints_encoded or 0) + 1
+        self.hints_encoded = getattr(self, "hints_encoded", 0) + 1
 
     @torch.no_grad()
     def load(self, tensors: Arrays) -> None:

@@ -7,12 +7,12 @@ from nanocontrol.conformance.bench import Bench, Found, copies, different
 
 def exact_resume(bench: Bench) -> Found:
     """Two steps, and two steps with a new start between them, give equal bits."""
-    adapter, batch = bench.fresh(), bench.batch()
+    adapter, batch = bench.fresh().adapter, bench.batch()
     adapter.train_step(batch)
     saved = adapter.saved()
     adapter.train_step(batch)
     trained = copies(adapter.parameters()[1])
-    bench.fresh().resume(saved)
+    bench.fresh().adapter.resume(saved)
     adapter.train_step(batch)
     differ = different(trained, adapter.parameters()[1])
     return len(differ), 0, f"a resumed training is another one: {len(differ)} tensors differ"

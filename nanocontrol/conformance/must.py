@@ -1,8 +1,6 @@
 """Checks of what every ControlNet must do. A check returns what it measured, what is allowed, and
 the idea that is missed if it measured more."""
 
-from collections.abc import Iterable
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +9,7 @@ from numpy import ndarray as Array
 from nanocontrol.conformance import cases
 from nanocontrol.conformance.adapter import Arrays
 from nanocontrol.conformance.bench import Bench, Found, copies, different, largest_error, noised
-from nanocontrol.conformance.cases import BASE, CONFIG, CONTROL, RESIDUALS, error, stored, weights
+from nanocontrol.conformance.cases import BASE, CONTROL, RESIDUALS, Config, error, stored, weights
 
 MIDDLE = RESIDUALS - 1
 
@@ -26,10 +24,7 @@ def blocks_of(numbers: list[int]) -> str:
 
 def tensors_match(bench: Bench) -> Found:
     """The networks have the tensors of the stored cases, under their names."""
-    if bench.own:
-        raise NotImplementedError("networks of Stable Diffusion's structure")
-    bench.fresh()
-    missing, others = bench.unmatched
+    missing, others = bench.fresh().unmatched
     message = f"the adapter lacks {len(missing)} tensors: {few(missing)}"
     return len(missing), 0, f"{message}; it has {len(others)} others: {few(others)}"
 
@@ -43,26 +38,23 @@ def few(tensors: list) -> str:
 
 
 def zero_at_start(bench: Bench) -> Found:
-    bench.fresh()
-    largest = max(float(np.abs(r).max()) for r in bench.residuals())
-    message = "a fresh ControlNet's residuals are not zero: its convolutions are not zeros"
-    return largest, 0.0, message
+    most = max(float(np.abs(r).max()) for r in bench.fresh().residuals())
+    return most, 0.0, "a fresh ControlNet's residuals are not zero: its convolutions are not zeros"
 
 
 def base_unchanged_at_start(bench: Bench) -> Found:
-    bench.fresh()
-    change = error(bench.predict(bench.residuals()), bench.base())
-    return change, bench.bits, "a fresh ControlNet changes the base's output"
+    made = bench.fresh().predict(bench.residuals())
+    return error(made, bench.base()), bench.bits, "a fresh ControlNet changes the base's output"
 
 
-def encoders(locked: Iterable[str], trained: Arrays) -> Arrays:
+def encoders(locked: Arrays, trained: Arrays) -> Arrays:
     """The copy's tensors, under the names that they have in the base."""
     names = {name: BASE + name.removeprefix(CONTROL) for name in trained}
     return {names[name]: trained[name] for name in trained if names[name] in locked}
 
 
 def copy_equals_base(bench: Bench) -> Found:
-    locked, trained = bench.fresh().parameters()
+    locked, trained = bench.fresh().adapter.parameters()
     copy = encoders(locked, trained)
     if not copy:
         return 1, 0, "the ControlNet lacks the base's encoder"
@@ -73,14 +65,13 @@ def copy_equals_base(bench: Bench) -> Found:
 
 def copy_shares_no_storage(bench: Bench) -> Found:
     """No memory is shared, and loading the base's encoder leaves the copy as it was."""
-    adapter = bench.loaded()
+    adapter = bench.loaded().adapter
     locked, trained = adapter.parameters()
     copy = encoders(locked, trained)
     shared = {name for name in copy if np.shares_memory(locked[name], copy[name])}
-    if not bench.own:
-        before = copies(copy)
-        adapter.load({name: 2 * weights()[name] + 1 for name in copy})
-        shared |= {*different(before, encoders(locked, adapter.parameters()[1]))}
+    before = copies(copy)
+    adapter.load({name: 2 * before[name] + 1 for name in before})
+    shared |= {*different(before, encoders(locked, adapter.parameters()[1]))}
     message = "the base's encoder is shared, not copied: training the one changes the other"
     return len(shared), 0, f"{message} ({len(shared)} tensors)"
 
@@ -89,8 +80,7 @@ def copy_shares_no_storage(bench: Bench) -> Found:
 
 
 def number_and_shapes(bench: Bench) -> Found:
-    bench.named()
-    made = [residual.shape for residual in bench.residuals()]
+    made = [residual.shape for residual in bench.named().residuals()]
     expected = [residual.shape for residual in cases.original_residuals()]
     if len(made) != RESIDUALS:
         message = f"there are {len(made)} residuals, expected {RESIDUALS}, the shallowest first"
@@ -134,7 +124,7 @@ ZERO_CONVOLUTIONS.append(CONTROL + "middle_block_out.0.")
 def residuals_pass_zero_convolutions(bench: Bench) -> Found:
     """Zero convolutions whose weights are zeros give their biases, whatever the copy computes."""
     biases = {name + "bias": probe for name, probe in zip(ZERO_CONVOLUTIONS, probes())}
-    bench.named().load(zeros(*ZERO_CONVOLUTIONS) | biases)
+    bench.named().adapter.load(zeros(*ZERO_CONVOLUTIONS) | biases)
     known = {mistake: constant(values) for mistake, values in arrangements().items()}
     idea = "residuals do not pass the zero convolutions"
     return bench.explained(idea, bench.residuals(), known)
@@ -142,8 +132,7 @@ def residuals_pass_zero_convolutions(bench: Bench) -> Found:
 
 def hint_enters_after_the_first_block(bench: Bench) -> Found:
     """The hint is added to block 1's output, before its zero convolution."""
-    bench.loaded()
-    a, b = bench.residuals(), bench.residuals(hint=bench.given.hint[:, :, ::-1, ::-1])
+    a, b = bench.loaded().residuals(), bench.residuals(hint=bench.given.hint[:, :, ::-1, ::-1])
     deaf = [k for k in range(len(a)) if np.array_equal(a[k], b[k])]
     message = f"the hint is added after block {len(deaf) + 1}, not after block 1"
     if len(deaf) == len(a):
@@ -156,11 +145,9 @@ def hint_enters_after_the_first_block(bench: Bench) -> Found:
 
 def every_residual_acts(bench: Bench) -> Found:
     """The output changes with each residual, added alone."""
-    bench.loaded()
-    residuals = bench.residuals()
-    none = [np.zeros_like(r) for r in residuals]
-    without = bench.predict([*none])
-    alone = [bench.predict([*none[:k], r, *none[k + 1 :]]) for k, r in enumerate(residuals)]
+    residuals = bench.loaded().residuals()
+    masks = np.eye(len(residuals) + 1, dtype=bool)[:, 1:]  # no residual, then each one alone
+    without, *alone = [bench.predict([m * r for m, r in zip(mask, residuals)]) for mask in masks]
     idle = [k for k, output in enumerate(alone) if np.array_equal(output, without)]
     return len(idle), 0, f"residuals are never added to the base: those for {blocks_of(idle)}"
 
@@ -186,7 +173,7 @@ def shifted(shifts: list[Array]) -> Arrays:
 def residuals_on_own_connections(bench: Bench) -> Found:
     """A constant residual equals a shift of its encoder block's output that no other block sees,
     if it is added there once and nowhere else."""
-    adapter = bench.named()
+    adapter = bench.named().adapter
     adapter.load(zeros(*(block + name for block in BLOCKS[1:] for name in INPUTS)))
     made, known = bench.predict(constant(probes())), {}
     shifts = arrangements()
@@ -205,7 +192,7 @@ def residuals_on_own_connections(bench: Bench) -> Found:
 
 
 def locked_keeps_its_bits(bench: Bench) -> Found:
-    adapter = bench.fresh()
+    adapter = bench.fresh().adapter
     locked, trained = map(copies, adapter.parameters())
     for _ in range(3):
         adapter.train_step(bench.batch())
@@ -224,8 +211,7 @@ GROUPS = {"zero_convs": ZERO, "middle_block_out": ZERO, "input_hint_block": ENCO
 
 def gradient_order(bench: Bench) -> Found:
     """Two zero layers lie between the loss and the condition encoder: each step opens one."""
-    adapter = bench.fresh()
-    bench.need_names()
+    adapter = bench.loaded().fresh().adapter  # loaded: it does not run if names do not match
     names = [name for name in adapter.parameters()[1] if name.startswith(CONTROL)]
     group_of = {name: GROUPS.get(name.split(".")[1], COPY) for name in names}
     numbers = {name: int(name.split(".")[2]) for name in names if group_of[name] == ENCODER}
@@ -251,10 +237,10 @@ def loss_for_v(bench: Bench) -> Found:
 
 
 def loss_for(bench: Bench, prediction: str) -> Found:
-    adapter, batch = bench.loaded(replace(CONFIG, prediction=prediction)), bench.batch()
+    batch = bench.loaded(Config(prediction=prediction)).batch()
     x, targets = noised(batch)
     output = bench.controlled(x, batch.t, batch.context)
-    plain, target = adapter.base(x, batch.t, batch.context), targets.pop(prediction)
+    plain, target = bench.adapter.base(x, batch.t, batch.context), targets.pop(prediction)
     losses = {
         "": (output - target) ** 2,
         "it is a sum, not a mean": target.size * (output - target) ** 2,
@@ -265,28 +251,25 @@ def loss_for(bench: Bench, prediction: str) -> Found:
     known = {name: [loss.mean()] for name, loss in losses.items()}
     idea = f"the loss is not the mean square against {prediction}"
     # The output's error is relative to the output, and the loss is its square.
-    return bench.explained(idea, [adapter.loss(batch)], known, roundings=4)
+    return bench.explained(idea, [bench.adapter.loss(batch)], known, roundings=4)
 
 
 # ------------------------------------------------------------------------ the original's outputs
 
 
 def stored_base(bench: Bench) -> Found:
-    bench.named()
     message = "the base without control is not the original's network"
-    return error(bench.base(), stored()["base"]), bench.tolerance, message
+    return error(bench.named().base(), stored()["base"]), bench.tolerance, message
 
 
 def stored_residuals(bench: Bench) -> Found:
-    bench.named()
-    found = [error(a, b) for a, b in zip(bench.residuals(), cases.original_residuals())]
+    found = [*map(error, bench.named().residuals(), cases.original_residuals())]
     wrong = blocks_of([k for k, one in enumerate(found) if not one <= bench.tolerance])
     return max(found), bench.tolerance, f"the residuals for {wrong} are not the original's"
 
 
 def stored_controlled(bench: Bench) -> Found:
     """The stored residuals, so that a mistake in one's own does not show here too."""
-    bench.named()
-    made = bench.predict(cases.original_residuals())
+    made = bench.named().predict(cases.original_residuals())
     message = "with the original's residuals the base's output is not the original's"
     return error(made, stored()["controlled"]), bench.tolerance, message

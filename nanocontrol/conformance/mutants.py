@@ -6,7 +6,7 @@ part of the message, and `.seen` a public issue of somebody who made or met this
 
 import re
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 import torch
 from numpy import ndarray as Array
@@ -19,8 +19,7 @@ from nanocontrol.schedulers import DDIM, DDPM
 from nanocontrol.training.optimizer import Optimizer
 
 
-@dataclass(frozen=True)
-class Mutant:
+class Mutant(NamedTuple):
     """A ControlNet with a planted error."""
 
     adapter: type[Ours]
@@ -113,8 +112,7 @@ class UnlockedBase(Ours):
     def make(self, config: Config) -> None:
         super().make(config)
         self.unet.requires_grad_(True)
-        networks: dict[str, nn.Module] = {"control": self.control, "unet": self.unet}
-        self.trained = Optimizer(networks, 1e-3, "cpu")
+        self.trained = Optimizer({"control": self.control, "unet": self.unet}, 1e-3, "cpu")
 
 
 @planted("hint_enters_after_the_first_block", "added after block 2")
@@ -160,7 +158,7 @@ class DroppedForControlAlone(Ours):
     """A dropped prompt is empty for the ControlNet, and the base still reads it."""
 
     def losses(self, batch: TrainingBatch) -> Tensor:
-        x0, noise, t, hint, context, empty, dropped = self.inputs(*astuple(batch))
+        x0, noise, t, hint, context, empty, dropped = self.inputs(*vars(batch).values())
         x = DDPM().add_noise(x0, noise, t)
         prompts = torch.where(dropped[:, None, None], empty, context)
         residuals = self.control(x, hint, t, prompts)

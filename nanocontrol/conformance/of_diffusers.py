@@ -4,7 +4,6 @@ Training has the loss of diffusers' example script, and sampling is its pipeline
 scheduler's settings that Stable Diffusion's repositories have.
 """
 
-from dataclasses import astuple
 from typing import Any
 
 import diffusers
@@ -14,26 +13,12 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from nanocontrol.conformance.adapter import SamplingRun, TrainingBatch
-from nanocontrol.conformance.cases import Config
+from nanocontrol.conformance.cases import Config, diffusers_names
 from nanocontrol.conformance.in_torch import Residuals, TorchAdapter
-from nanocontrol.conformance.names import diffusers_names
+from nanocontrol.controlnet import ControlNet
+from nanocontrol.tools.to_diffusers import config_of
 
 NOISE = dict(beta_start=0.00085, beta_end=0.0120, beta_schedule="scaled_linear", clip_sample=False)
-
-
-def base_of(config: Config) -> Any:
-    """diffusers' base with random weights."""
-    levels = range(len(config.channel_mult))
-    kinds = ["CrossAttn" if level in config.attention_levels else "" for level in levels]
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=tuple(config.model_channels * mult for mult in config.channel_mult),
-        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        layers_per_block=config.num_res_blocks,
-        cross_attention_dim=config.context_dim,
-        attention_head_dim=config.num_heads,  # the number of heads, in spite of its name
-        norm_num_groups=config.norm_groups,
-    )
 
 
 class OfDiffusers(TorchAdapter):
@@ -47,10 +32,12 @@ class OfDiffusers(TorchAdapter):
 
     def make(self, config: Config) -> None:
         torch.manual_seed(0)
-        self.unet = base_of(config).requires_grad_(False)
-        self.control = diffusers.ControlNetModel.from_unet(
-            self.unet, conditioning_embedding_out_channels=config.hint_channels
-        )
+        how = config_of(ControlNet(config))
+        del how["conditioning_embedding_out_channels"]  # the ControlNet's, and diffusers' default
+        encoder = reversed(how["down_block_types"])
+        how["up_block_types"] = [kind.replace("Down", "Up") for kind in encoder]
+        self.unet = diffusers.UNet2DConditionModel.from_config(how).requires_grad_(False)
+        self.control = diffusers.ControlNetModel.from_unet(self.unet)
         self.optimizer = torch.optim.AdamW(self.control.parameters(), 1e-3)
         prediction = {"eps": "epsilon", "v": "v_prediction"}[config.prediction]
         noise: dict[str, Any] = NOISE | {"prediction_type": prediction}
@@ -68,7 +55,7 @@ class OfDiffusers(TorchAdapter):
         return [*down, middle]
 
     def losses(self, batch: TrainingBatch) -> Tensor:
-        x0, noise, t, hint, context, empty, dropped = self.inputs(*astuple(batch))
+        x0, noise, t, hint, context, empty, dropped = self.inputs(*vars(batch).values())
         context = torch.where(dropped[:, None, None], empty, context)
         x, target = self.ddpm.add_noise(x0, noise, t), noise
         if self.ddpm.config.prediction_type == "v_prediction":
@@ -78,14 +65,12 @@ class OfDiffusers(TorchAdapter):
 
     def sample(self, run: SamplingRun) -> Array:
         self.hints_encoded = 0
-        given = self.inputs(run.noise, run.context, run.uncond, run.hint)
+        *arrays, steps, scale, guess = vars(run).values()
         names = "latents", "prompt_embeds", "negative_prompt_embeds", "image"
-        vae: Any = diffusers.AutoencoderKL()  # unused between latents
-        networks: list[Any] = [vae, None, None, self.unet, self.control, self.ddim]
-        pipeline: Any = diffusers.StableDiffusionControlNetPipeline(
-            *networks, None, None, None, False
-        )
+        how = {"num_inference_steps": steps, "guidance_scale": scale, "guess_mode": guess}
+        how |= dict(zip(names, self.inputs(*arrays)))
+        unused: Any = diffusers.AutoencoderKL()
+        parts = [unused, None, None, self.unet, self.control, self.ddim, None, None, None, False]
+        pipeline: Any = diffusers.StableDiffusionControlNetPipeline(*parts)
         pipeline.set_progress_bar_config(disable=True)
-        how: dict[str, Any] = dict(zip(names, given)) | {"guess_mode": run.guess}
-        how |= {"num_inference_steps": run.steps, "guidance_scale": run.scale}
         return pipeline(**how, output_type="latent").images.numpy()

@@ -1,7 +1,6 @@
 """The adapter for nanocontrol's own classes. It calls the functions that train.py calls."""
 
 from copy import deepcopy
-from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -24,27 +23,25 @@ from train import training_loss
 
 
 class Ours(TorchAdapter):
-    """nanocontrol on a CPU. dtype: float32 or float64."""
+    """nanocontrol on a CPU."""
 
+    dtype = "float32"  # or "float64"
     scheduler: type[DDIM] = DDIM
     devices = tuple(dict.fromkeys(("cpu", default_device())))
     unet: UNet
     control: ControlNet
 
-    def __init__(self, dtype: str = "float32"):
-        self.dtype = dtype
-
     def make(self, config: Config) -> None:
         torch.manual_seed(0)
         self.unet = UNet(config).requires_grad_(False).to(getattr(torch, self.dtype))
-        self.control = ControlNet.from_unet(self.unet, config.hint_channels)
+        self.control = ControlNet.from_unet(self.unet)
         self.prediction = config.prediction
         self.trained = Optimizer({"control": self.control}, 1e-3, "cpu")
         self.control.input_hint_block.register_forward_hook(self.count)
 
     def losses(self, batch: TrainingBatch) -> Tensor:
         """train.py's loss of each pair. The latents are exact, so their deviation is zero."""
-        x0, noise, t, hint, context, empty, dropped = self.inputs(*astuple(batch))
+        x0, noise, t, hint, context, empty, dropped = self.inputs(*vars(batch).values())
         pairs = Batch(x0, torch.zeros_like(x0), context, hint)
         draws = Draws(torch.zeros_like(x0), noise, t, dropped)
         networks = self.unet, self.control, DDPM(self.prediction)
@@ -57,12 +54,12 @@ class Ours(TorchAdapter):
 
     def sample(self, run: SamplingRun) -> Array:
         self.hints_encoded = 0
-        noise, context, uncond, hint = self.inputs(run.noise, run.context, run.uncond, run.hint)
+        *arrays, steps, scale, guess = vars(run).values()
+        *given, hint = self.inputs(*arrays)
         unused: Any = nn.Identity()  # sampling between latents needs no VAE and no text encoder
         sd = StableDiffusion(self.unet, unused, unused, self.prediction)
-        how: dict[str, Any] = {"steps": run.steps, "scale": run.scale, "guess": run.guess}
-        how["scheduler"] = self.scheduler(self.prediction)
-        return sample(sd, noise, context, uncond, [(self.control, hint, 1.0)], **how).numpy()
+        controls, scheduler = [(self.control, hint, 1.0)], self.scheduler(self.prediction)
+        return sample(sd, *given, controls, steps, scale, scheduler, guess=guess).numpy()
 
     def saved(self) -> Any:
         return deepcopy(self.trained.state())

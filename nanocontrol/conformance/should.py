@@ -1,7 +1,5 @@
 """Checks of what a ControlNet should do to work with the released weights and others' programs."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,49 +9,47 @@ from nanocontrol.conformance.bench import UNEXPLAINED, Bench, Found, largest_err
 from nanocontrol.conformance.cases import CONTROL, RESIDUALS, normal, shapes, weights
 from nanocontrol.conformance.ddim import ORIGINAL
 
-# How a program can read a hint's colour [3], RGB in [0, 1], before its first convolution.
+# How a program can read a hint's colour, RGB in [0, 1], before its first convolution: the order of
+# the channels, as a slice's step, and by how much it scales and shifts them.
 ORDERS = {"RGB": 1, "BGR, with red and blue exchanged,": -1}
-RANGES: dict[str, Callable[[Array], Array]] = {
-    " in [0, 1]": lambda c: c,
-    " in [-1, 1]": lambda c: 2 * c - 1,
-    ", inverted": lambda c: 1 - c,
-    " in 0 to 255": lambda c: 255 * c,
+RANGES = {
+    " in [0, 1]": (1, 0),
+    " in [-1, 1]": (2, -1),
+    ", inverted": (-1, 1),
+    " in 0 to 255": (255, 0),
 }
 
 
 def hint_is_rgb_in_0_1(bench: Bench) -> Found:
     """The first convolution sees single pixels only, and the hint has one colour. So its output is
     the same number everywhere, which a bias gives as well, with weights of zero."""
-    adapter, colour = bench.named(), np.array([0.9, 0.4, 0.2])
+    adapter, colour = bench.named().adapter, np.array([0.9, 0.4, 0.2])
     hint = np.broadcast_to(colour[:, None, None], bench.given.hint.shape).copy()
     first, last = (CONTROL + f"input_hint_block.{i}." for i in (0, 14))
     pixel, bias = np.zeros(shapes()[first + "weight"]), normal("probe.bias", 16)
     pixel[:, :, 1, 1] = normal("probe", *pixel.shape[:2])
     # The stored weights have a faint last convolution.
-    adapter.load({last + "weight": 100 * weights()[last + "weight"]})
-    adapter.load({first + "weight": pixel, first + "bias": bias})
+    louder = {last + "weight": 100 * weights()[last + "weight"]}
+    adapter.load(louder | {first + "weight": pixel, first + "bias": bias})
     made, known = bench.residuals(hint=hint), {}
     for order, step in ORDERS.items():
-        for name, read in RANGES.items():
-            equal = bias + pixel[:, :, 1, 1] @ read(colour[::step])
+        for name, (scale, shift) in RANGES.items():
+            equal = bias + pixel[:, :, 1, 1] @ (scale * colour[::step] + shift)
             adapter.load({first + "weight": 0 * pixel, first + "bias": equal})
             known[f"it is read as {order}{name}"] = bench.residuals(hint=hint)
     return bench.explained("the hint should be read as RGB in [0, 1]", made, known)
 
 
 def hint_encoded_once(bench: Bench) -> Found:
-    adapter = bench.loaded()
-    adapter.sample(bench.sampling(5, 1.0))
-    times = adapter.hints_encoded
-    if times is None:
-        raise NotImplementedError("hints_encoded")
+    bench.loaded().adapter.sample(bench.sampling(5, 1.0))
+    times = bench.adapter.hints_encoded
     return times, 1, f"the hint is encoded {times} times in 5 steps; it is the same at every step"
 
 
 def rows_do_not_mix(bench: Bench) -> Found:
     """Guidance in one batch or in two gives equal results if each row of a batch is computed as if
     it were alone."""
-    adapter, given = bench.loaded(), bench.given
+    adapter, given = bench.loaded().adapter, bench.given
 
     def output(rows: slice) -> Array:
         x, hint, t, context = (a[rows] for a in (given.x, given.hint, given.t, given.context))
@@ -79,7 +75,7 @@ def compare_guidance(bench: Bench, idea: str, guess: bool, ways: dict[str, tuple
     arguments."""
     followed, _ = bench.sampled
     rule, known = followed or ORIGINAL, {}
-    made = bench.loaded().sample(bench.sampling(GUIDED_STEPS, SCALE, guess))
+    made = bench.loaded().adapter.sample(bench.sampling(GUIDED_STEPS, SCALE, guess))
     for mistake, way in ways.items():
         known[mistake] = rule.latents(partial(bench.guided, *way), bench.given.x, GUIDED_STEPS)
     # The outputs' errors are multiplied by SCALE and SCALE - 1, and each step adds one.
@@ -104,10 +100,10 @@ def guess_mode(bench: Bench) -> Found:
     powers = 0.825 ** np.arange(RESIDUALS - 1, -1, -1.0)
     logarithmic = np.logspace(-1, 0, RESIDUALS)
     known = {
-        "": (SCALE, None, powers),
-        "they are reversed: the middle block's is 1": (SCALE, None, powers[::-1]),
-        "they run from 0.1 to 1 on a logarithmic scale": (SCALE, None, logarithmic),
-        "they are all 1": (SCALE, None, 1.0),
+        "": (SCALE, 0.0, powers),
+        "they are reversed: the middle block's is 1": (SCALE, 0.0, powers[::-1]),
+        "they run from 0.1 to 1 on a logarithmic scale": (SCALE, 0.0, logarithmic),
+        "they are all 1": (SCALE, 0.0, 1.0),
         "they control the half without the prompt too": (SCALE, powers, powers),
     }
     return compare_guidance(bench, "guess mode's weights are not 0.825^(12 - i)", True, known)
@@ -115,7 +111,7 @@ def guess_mode(bench: Bench) -> Found:
 
 def sampling_leaves_its_inputs(bench: Bench) -> Found:
     """Arrays have the adapter's own precision here, so that it can use their memory."""
-    adapter, run = bench.loaded(), bench.sampling(GUIDED_STEPS, SCALE)
+    adapter, run = bench.loaded().adapter, bench.sampling(GUIDED_STEPS, SCALE)
     residuals = bench.residuals()
     arrays = [run.noise, run.context, run.uncond, run.hint, *residuals]
     before = [array.copy() for array in arrays]
@@ -130,7 +126,8 @@ def sampling_leaves_its_inputs(bench: Bench) -> Found:
 
 
 def dropped_prompt_is_the_empty_one(bench: Bench) -> Found:
-    adapter, batch = bench.loaded(), replace(bench.batch(), dropped=np.array([True, False]))
+    adapter, batch = bench.loaded().adapter, bench.batch()
+    batch.dropped[0] = True
     own, (x, _), known = batch.context, noised(batch), {}
     empty, zero = (np.where(batch.dropped[:, None, None], c, own) for c in (batch.empty, 0.0))
     seen = {  # the encoded prompts that the ControlNet and the base see

@@ -1,34 +1,23 @@
 """Run the checks, and count them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nanocontrol.conformance import may, must, should
 from nanocontrol.conformance.bench import Bench, Found
 from nanocontrol.plumbing.errors import one_line
 
-
-class Check(NamedTuple):
-    """A check: measured <= allowed passes. The message says which idea was missed."""
-
-    name: str
-    level: str  # must, should or may
-    function: Callable[[Bench], Found]
-
-
-# The functions of those modules that are called with a bench, and with nothing else, and return
-# Found.
-CHECKS = [
-    Check(name, module.__name__.rpartition(".")[2], function)
+# The level and function of each check, by its name: the functions of these modules that are called
+# with a bench, and with nothing else, and return Found.
+CHECKS: dict[str, tuple[str, Callable[[Bench], Found]]] = {
+    name: (module.__name__.rpartition(".")[2], function)
     for module in (must, should, may)
     for name, function in vars(module).items()
     if getattr(function, "__annotations__", None) == {"bench": Bench, "return": Found}
-]
+}
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How a check went. passed is None if it did not run; then message is the reason."""
 
     name: str
@@ -51,7 +40,7 @@ class Result:
     def wrong(self) -> bool:
         """Whether it makes the suite fail: a must that fails, or an expected failure that
         passes."""
-        must_failed = self.level == "must" and self.status == "FAILED"
+        must_failed = (self.level, self.status) == ("must", "FAILED")
         return must_failed or self.status == "PASSED UNEXPECTEDLY"
 
 
@@ -63,42 +52,42 @@ def check_controlnet(
     expected_failures: names of checks and why they are expected to fail.
     Raises ValueError for the name of a check that does not exist.
     """
-    names = [check.name for check in CHECKS]
     for name in [*expected_failures, *only]:
-        if name not in names:
-            raise ValueError(f"there is no check {name!r}; expected one of {', '.join(names)}")
+        if name not in CHECKS:
+            raise ValueError(f"there is no check {name!r}; expected one of {', '.join(CHECKS)}")
     bench = Bench(adapter)
-    chosen = [check for check in CHECKS if not only or check.name in only]
-    return [run_check(check, bench, expected_failures.get(check.name, "")) for check in chosen]
+    return [
+        Result(name, level, *run_check(check, bench), expected_failures.get(name, ""))
+        for name, (level, check) in CHECKS.items()
+        if not only or name in only
+    ]
 
 
+# passed, measured, allowed and message of a Result
+Outcome = tuple[bool | None, float | None, float | None, str]
 REQUIRED = "make", "load", "base", "residuals", "predict", "parameters"
 
 
-def run_check(check: Check, bench: Bench, expected: str) -> Result:
-    """A check's result. A check that raises an error fails; it does not run without an optional
-    function that it needs."""
-    passed, measured, allowed = None, None, None
+def run_check(check: Callable[[Bench], Found], bench: Bench) -> Outcome:
+    """A check's outcome: measured <= allowed passes. A check that raises an error fails; it does
+    not run without an optional function that it needs."""
     try:
-        measured, allowed, message = check.function(bench)
-        passed = bool(measured <= allowed)  # a NaN fails
-        message = "" if passed else message
+        measured, allowed, message = check(bench)
     except Exception as error:  # the implementation's, of any type
         missing = missing_function(error, bench.adapter)
-        passed = False if missing in (None, *REQUIRED) else None
-        message = f"the adapter has no {missing}"
         if missing is None:
-            message = one_line(f"it raised {type(error).__name__}: {error}")
-    return Result(check.name, check.level, passed, measured, allowed, message, expected)
+            return False, None, None, one_line(f"it raised {type(error).__name__}: {error}")
+        passed = False if missing in REQUIRED else None
+        return passed, None, None, f"the adapter has no {missing}"
+    passed = bool(measured <= allowed)  # a NaN fails
+    return passed, measured, allowed, "" if passed else message
 
 
 def missing_function(error: Exception, adapter: Any) -> str | None:
     """The function that the adapter lacks, or what it says that it has not implemented."""
-    if isinstance(error, NotImplementedError):
-        return str(error) or "such function"
     if isinstance(error, AttributeError) and error.obj is adapter:
         return error.name
-    return None
+    return (str(error) or "such function") if isinstance(error, NotImplementedError) else None
 
 
 def counts(results: Sequence[Result]) -> str:

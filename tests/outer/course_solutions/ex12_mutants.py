@@ -15,7 +15,7 @@ ORDER = []
 def make(self, config):
     torch.manual_seed(0)
     self.unet = UNet(config).requires_grad_(False).to(getattr(torch, self.dtype))
-    self.control = ControlNet.from_unet(self.unet, config.hint_channels)
+    self.control = ControlNet.from_unet(self.unet)
     self.prediction = config.prediction
     self.trained = Optimizer({"control": self.control}, 1e-3, "cpu")
     self.control.input_hint_block.register_forward_hook(self.count)
