@@ -410,7 +410,7 @@ def test_a_run_resumes_with_its_data_in_another_folder(tmp_path, capsys, blind):
     assert (
         losses[0] == losses[1]
         and len(losses[0]) == 6
-        and len([*Path("new-cache").rglob("*.safetensors")]) == 1
+        and len([*Path("new-cache/encoded").rglob("*.safetensors")]) == 1
     )
     train.main(["--resume", "new-run", "--steps", "7"])  # the new places are kept
 

@@ -381,17 +381,15 @@ def test_hints_keep_their_bits_on_every_way(flags, pairs, monkeypatch, hints):
     train.main([*flags, "--out", "cached"])
     train.main([*flags, "--no-cache", "--out", "not-cached"])
 
-    def from_picture(cached: cache.Cached, i: int) -> tuple[torch.Tensor, ...]:
-        entry = cached.pairs.entries[i]
+    def from_picture(cached: cache.Cached, i: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        entry = cached.pairs.entries[i[0]]
         picture = as_tensor(read_image(entry.hint or entry.picture))
         hint = canny(picture, *cached.pairs.thresholds(entry)) if hints else picture
         return *item(cached, i)[:3], hint
 
     item = cache.Cached.__getitem__
     monkeypatch.setattr(cache.Cached, "__getitem__", from_picture)
-    monkeypatch.setattr(
-        batches, "encoded", lambda sd, columns, device: (Batch(*x) for x in columns)
-    )
+    monkeypatch.setattr(cache, "encoded", lambda sd, columns, device: (Batch(*x) for x in columns))
     train.main([*flags, "--out", "floats"])
     weights = [
         load_file(f"{run}/control.safetensors") for run in ("cached", "not-cached", "floats")

@@ -1,9 +1,9 @@
 """The index: what earlier starts learnt about picture files, which are then not opened again.
 
-It is a store next to the cache, with three kinds of rows: a file's content, found by its path and
-the state in which it was read; the size of a picture with this content, which shows that it could
-be decoded; and crops of held-out pictures. Without it, or where it is damaged, everything is learnt
-again.
+It is a store next to the cache, with three kinds of rows: a file's content and size, found by its
+path and the state in which it was read; contents that were read, so that a copied or touched file
+is not decoded again; and crops of held-out pictures. Without it, or where it is damaged, everything
+is learnt again.
 """
 
 import hashlib
@@ -94,28 +94,30 @@ class Known:
         read."""
         if file in self.recent or not (stamp := stamp_of(file)):
             return self.recent.get(file)
-        content = self.store.get("files", *state_key(file, stamp))
-        return None if content is None else self.decoded(file, stamp, content.numpy().tobytes())
+        if (row := self.store.get("files", *state_key(file, stamp))) is None:
+            return None
+        content, (width, height) = row[0].numpy().tobytes(), row[1].tolist()
+        return Facts(file, stamp, content, (width, height))
 
-    def decoded(self, file: File, stamp: str, content: bytes) -> Facts | None:
-        """Facts about a file with this content, if an earlier start decoded one."""
-        size = self.store.get("pictures", content)
-        return None if size is None else Facts(file, stamp, content, (int(size[0]), int(size[1])))
+    def seen(self, content: bytes) -> bool:
+        """Whether an earlier start read a file with this content."""
+        return self.store.get("contents", content) is not None
 
     def learn(self, facts: Facts) -> None:
         self.recent[facts.file] = facts
-        content = torch.frombuffer(bytearray(facts.content), dtype=torch.uint8)
         if facts.stamp:
-            self.store.add("files", key_of("files", *state_key(*facts[:2])), content)
-            key = key_of("pictures", facts.content)
-            self.store.add("pictures", key, torch.tensor(facts.size))
+            content = torch.frombuffer(bytearray(facts.content), dtype=torch.uint8)
+            row = key_of("files", *state_key(*facts[:2])), content, torch.tensor(facts.size)
+            self.store.add("files", *row)
+            self.store.add("contents", key_of("contents", facts.content))
 
     def crop(self, *how: object, saved: bool) -> Tensor | None:
         """A crop, if this process decoded it or, with `saved`, an earlier start kept it. how: the
         picture's content, the colour behind it, and the crop's size."""
         if how in self.crops or not saved:
             return self.crops.get(how)
-        return self.store.get("crops", *how)
+        (pixels,) = self.store.get("crops", *how) or (None,)
+        return pixels
 
     def keep(self, how: tuple, pixels: Tensor) -> None:
         """Keep a crop in memory, if there is room. how: as above."""

@@ -185,9 +185,10 @@ class Folder(Pairs):
         return [self.entries[i].prompt, *self.entries[i].others]
 
     def drawn(self, i: int, seen: int) -> int:
-        n = len(self.entries[i].others) + 1
+        if not (n := len(self.entries[i].others)):
+            return 0  # at once, because this is asked for every pair of every step
         generator = generator_of(self.view.seed, seen, CAPTION)
-        return int(torch.randint(n, (), generator=generator)) if n > 1 else 0
+        return int(torch.randint(n + 1, (), generator=generator))
 
     def edges(self, i: int) -> str:
         entry = self.entries[i]
@@ -255,7 +256,7 @@ class Folder(Pairs):
                 opened = OpenedOnce(file)
                 size = picture_size(opened)  # which reads the file
                 facts = opened.facts._replace(size=size)
-                if again or behind and not known.decoded(*facts[:3]):
+                if again or behind and not known.seen(facts.content):
                     crop, _ = cropped(opened, behind, self.view.size, MIDDLE)
                     known.keep((facts.content, behind, self.view.size), crop)
                 known.learn(facts)

@@ -22,13 +22,13 @@ from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 VERSION = 3  # raise it when a change of the code changes the numbers in the files
 AN_HOUR = 3600  # seconds: no running process still writes to a temporary file of this age
 KEY = "S32"  # NumPy's type of a SHA-256
-# The columns of a kind. `whole` is the size of the picture that was cropped, width and height.
+# The columns of a kind. `size` is the whole picture's, width and height, and so are `sides`.
 KINDS = {
-    "latents": ("mean", "deviation", "whole"),
+    "latents": ("mean", "deviation", "size"),
     "contexts": ("context",),
     "edges": ("bits",),  # made by --hints canny
-    "files": ("content",),
-    "pictures": ("size",),
+    "files": ("content", "sides"),
+    "contents": (),  # of files that were read
     "crops": ("pixels",),  # of held-out pictures
 }
 
@@ -38,7 +38,8 @@ def key_of(kind: str, *what: object) -> bytes:
 
 
 class Store:
-    """The rows in a folder, as they were when one was first looked for, and new ones."""
+    """The rows in a folder, as they were when one was first looked for, and new ones. Without a
+    folder there are none."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
@@ -84,17 +85,17 @@ class Store:
         part = self.part(place >> 32)
         return [part[name][place & 0xFFFFFFFF] for name in KINDS[kind]]
 
-    def get(self, kind: str, *what: object) -> Tensor | None:
-        """The only column of a row on disk, if that is there."""
+    def get(self, kind: str, *what: object) -> list[Tensor] | None:
+        """The columns of a row on disk, if that is there."""
         (place,) = self.find(np.array([key_of(kind, *what)], KEY)).tolist()
-        return None if place < 0 else self.row(kind, place)[0]
+        return None if place < 0 else self.row(kind, place)
 
     def lacks(self, key: bytes) -> bool:
         known = key in self.written or key in self.new
         return not known and self.find(np.array([key], KEY))[0] < 0
 
     def add(self, kind: str, key: bytes, *columns: Tensor) -> None:
-        if self.lacks(key):
+        if self.folder and self.lacks(key):
             self.new[key] = kind, columns
 
     def write(self, share_done: float = 1) -> None:
