@@ -36,7 +36,8 @@ from nanocontrol.nano.model import NANO, UNET, hint_channels_for
 from nanocontrol.plumbing import flags, machine
 from nanocontrol.plumbing.errors import blame, one_sentence
 from nanocontrol.plumbing.flags import absolute, at_least, fraction, positive
-from nanocontrol.training.batches import Batch, Draws, batches_from, random_draws
+from nanocontrol.training.batches import Batch, Draws, random_draws
+from nanocontrol.training.cache import batches_from
 from nanocontrol.training.graph import replayed
 from nanocontrol.training.measure import HeldOut, Scores, how_made, measure
 from nanocontrol.training.optimizer import Optimizer
@@ -68,9 +69,7 @@ class Settings:
     size: str | None = knob(None, SIZE_HELP, flags.width_and_height)
     crop: Literal["middle", "random"] = knob("middle", "crop position; random: a new one each time")
     mirror: bool = knob(False, "also train on every pair of --data mirrored")
-    skip_wrong: bool = knob(
-        False, "skip pairs that cannot be used; the run's skipped.json has them"
-    )
+    skip_wrong: bool = knob(False, "skip pairs that cannot be used, listed in skipped.json")
     condition: str | None = knob(None, "hint of drawn scenes (default: canny)", choices=CONDITIONS)
     scenes: int = knob(None, "scenes to draw (default: 1600, more in long runs)", at_least(1))
     out: str = knob(None, "the run's folder (default: runs/canny-1, ...)", absolute, learnt=False)

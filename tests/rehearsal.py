@@ -28,7 +28,7 @@ from in_float64 import no_pictures
 from nanocontrol import ControlNet, load_sd, sampling, save_sd, unet
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.flags import absolute
-from nanocontrol.training import loader
+from nanocontrol.training import batches
 from nanocontrol.training.optimizer import Optimizer
 
 # ------------------------------------------------------------------------------- planted mistakes
@@ -161,7 +161,7 @@ def counting_steps(gpu: FakeGPU, loss: Callable[..., Tensor]) -> Iterator[tuple[
 
     with (
         no_pictures(),
-        mock.patch.object(loader, "readers", lambda _: 0),
+        mock.patch.object(batches, "readers", lambda _: 0),
         mock.patch.object(torch, "save", lambda _, file: Path(file).touch()),
     ):
         yield counting, counted

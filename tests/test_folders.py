@@ -19,10 +19,9 @@ from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import as_tensor, read_image
 from nanocontrol.training import check
-from nanocontrol.training.batches import batches_from
-from nanocontrol.training.cache import Keys
+from nanocontrol.training.batches import in_unit
+from nanocontrol.training.cache import Keys, batches_from
 from nanocontrol.training.check import agreement, edge_map, evenly_spaced, look_through, not_met
-from nanocontrol.training.loader import in_unit
 from nanocontrol.training.pairs import Folder, View, split
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.run import read_run
@@ -411,7 +410,7 @@ def test_a_run_resumes_with_its_data_in_another_folder(tmp_path, capsys, blind):
     assert (
         losses[0] == losses[1]
         and len(losses[0]) == 6
-        and len([*Path("new-cache").rglob("*.safetensors")]) == 1
+        and len([*Path("new-cache/encoded").rglob("*.safetensors")]) == 1
     )
     train.main(["--resume", "new-run", "--steps", "7"])  # the new places are kept
 

@@ -234,7 +234,6 @@ def test_one_of_several_captions_is_drawn(original, tmp_path):
     folder = copied(original, tmp_path / "data")
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pairs = Folder([folder], VIEW)
-    assert pairs.changes and not Folder([original], VIEW).changes
     drawn = [pairs[0, seen][2] for seen in range(60)]
     assert {*drawn} == {rows[0]["text"][0], "another", "a third"}
     assert drawn == [Folder([folder], VIEW)[0, seen][2] for seen in range(60)]

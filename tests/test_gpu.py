@@ -12,7 +12,7 @@ from nanocontrol.nano.model import NANO, WEIGHTS
 from nanocontrol.nano.scenes import held_out_scenes
 from nanocontrol.plumbing import machine
 from nanocontrol.sampling import initial_noise, sample
-from nanocontrol.training.loader import in_unit
+from nanocontrol.training.batches import in_unit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 

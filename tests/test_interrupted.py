@@ -30,7 +30,7 @@ from conftest import NANO, ROOT, write_pairs
 from in_float64 import hasty_pictures
 from nanocontrol.nano import train as nano_train
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.training import loader, processes
+from nanocontrol.training import batches, processes
 from nanocontrol.training.processes import Processes
 
 STEPS = 12
@@ -67,7 +67,7 @@ def child(folder: str, argv: list[str], readers: int, limit: int, environment: d
         changed.enter_context(hasty_pictures())
         changed.enter_context(mock.patch.multiple(nano_train, SHEET=2, HELD_OUT_SCENES=4))
         if readers:
-            changed.enter_context(mock.patch.object(loader, "readers", lambda _: readers))
+            changed.enter_context(mock.patch.object(batches, "readers", lambda _: readers))
         (nano_train if part else train).main(argv)
 
 
@@ -410,7 +410,7 @@ def test_two_processes_can_be_resumed_as_one_elsewhere(begin, flags, pairs):
     shutil.move("cache", "same-cache"), shutil.move("run", "same-run")
     more = ["--steps", "12", "--accumulate", "2", "--data", "same-pairs", "--cache", "same-cache"]
     assert ended(begin("--resume", "same-run", *more)) == 0, said(Path())
-    assert not Path("cache").exists() and len([*Path("same-cache").rglob("*.safetensors")]) == 1
+    assert not Path("cache").exists() and len([*Path("same-cache/encoded").iterdir()]) == 1
     whole, run = losses_of("whole"), losses_of("same-run")
     assert whole.keys() == run.keys() and len(whole) == 12
     assert all(whole[step] == pytest.approx(run[step], rel=1e-4) for step in whole)

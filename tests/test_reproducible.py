@@ -22,7 +22,7 @@ from conftest import NANO, ROOT, opened, write_pairs
 from nanocontrol.nano import data as nano_data
 from nanocontrol.nano import train as nano_train
 from nanocontrol.nano.scenes import Scenes
-from nanocontrol.training import loader
+from nanocontrol.training import batches
 
 TRAIN = ["--steps", "3", "--batch-size", "2", "--device", "cpu", "--dtype", "fp32", "--save-every"]
 TRAIN += ["3", "--sample-every", "9"]
@@ -135,7 +135,7 @@ def test_reader_processes_do_not_change_the_result(data, pairs, blind, monkeypat
     flags = TRAIN if data == "scenes" else [*TRAIN, "--base", NANO]
     flags += [] if data == "scenes" else ["--data", pairs, "--size", "64"]
     for readers in (0, 2):
-        monkeypatch.setattr(loader, "readers", lambda device: readers)
+        monkeypatch.setattr(batches, "readers", lambda device: readers)
         cached = ["--cache", f"cache-{readers}"] if "once" in data else ["--no-cache"]
         train.main([*flags, *cached, "--out", f"{readers} readers"])
     assert_same_run("0 readers", "2 readers")

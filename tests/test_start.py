@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sqlite3
 from collections import Counter
 from pathlib import Path
 
@@ -226,14 +225,14 @@ def test_the_models_are_loaded_after_the_check(tmp_path, capsys):
 def facts_of(file: Path) -> Facts:
     opened = OpenedOnce(file)
     opened.read_bytes()
-    return opened.facts
+    return opened.facts._replace(size=(3, 4))
 
 
 def test_the_index_forgets_a_file_in_another_state(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"one")
     first = Known(tmp_path)
-    first.learn(file, facts_of(file))
+    first.learn(facts_of(file))
     first.save()
     assert Known(tmp_path).about(file) == facts_of(file)
     stamp = stamp_of(file)
@@ -245,7 +244,7 @@ def test_the_index_forgets_a_file_in_another_state(tmp_path):
     ):
         change()
         assert stamp_of(file) != stamp and Known(tmp_path).about(file) is None
-        first.learn(file, facts_of(file))
+        first.learn(facts_of(file))
         first.save()
         assert Known(tmp_path).about(file) is not None
         stamp = stamp_of(file)
@@ -259,7 +258,7 @@ def test_a_young_file_is_not_trusted_by_the_next_start(tmp_path, monkeypatch):
     file = tmp_path / "a.png"
     file.write_bytes(b"one")
     first = Known(tmp_path)
-    first.learn(file, facts_of(file))
+    first.learn(facts_of(file))
     first.save()
     assert first.about(file) and Known(tmp_path).about(file) is None
 
@@ -276,38 +275,49 @@ def test_a_file_that_changes_while_it_is_read_is_not_known(tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, "read_bytes", late)
     index = Known(tmp_path)
-    index.learn(file, facts_of(file))
-    assert index.about(file) is None
+    index.learn(facts_of(file))
+    index.save()
+    assert Known(tmp_path).about(file) is None
 
 
 def test_a_damaged_or_unusable_index_is_replaced(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"one")
-    (tmp_path / known.NAME).write_bytes(b"no database" * 1000)
+    (tmp_path / known.FOLDER).mkdir()
+    (tmp_path / known.FOLDER / "0.safetensors").write_bytes(b"no tensors" * 1000)
     index = Known(tmp_path)
-    assert index.about(file) is None and not (tmp_path / known.NAME).exists()
-    index.learn(file, facts_of(file))
+    assert index.about(file) is None
+    index.learn(facts_of(file))
     index.save()
-    assert index.about(file)
+    assert index.about(file) == Known(tmp_path).about(file) == facts_of(file)
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / known.NAME).mkdir()  # cannot be opened
+    (tmp_path / "x" / known.FOLDER).write_bytes(b"")  # where the folder should be
     index = Known(tmp_path / "x")
-    index.learn(file, facts_of(file))
+    index.learn(facts_of(file))
     index.save()
     assert index.about(file)
 
 
-def test_an_uncommitted_transaction_leaves_the_index_as_it_was(tmp_path):
+def test_an_index_whose_writer_was_killed_is_as_it_was(tmp_path, monkeypatch):
     file = tmp_path / "a.png"
     file.write_bytes(b"one")
     index = Known(tmp_path)
-    index.learn(file, facts_of(file))
+    index.learn(facts_of(file))
     index.save()
-    db = sqlite3.connect(tmp_path / known.NAME)
-    db.execute("UPDATE files SET content = 'other'")
-    shutil.copytree(tmp_path, tmp_path.parent / "killed")  # as the disk is at this moment
-    db.close()
-    assert Known(tmp_path).about(file) == facts_of(file)
+    before, facts = {*(tmp_path / known.FOLDER).iterdir()}, facts_of(file)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    other = tmp_path / "b.png"
+    other.write_bytes(b"two")
+    index.learn(facts_of(other))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index.save()
+    assert {*(tmp_path / known.FOLDER).iterdir()} == before
+    assert Known(tmp_path).about(file) == facts and Known(tmp_path).about(other) is None
 
 
 # ------------------------------------------------------------------------------- wrong pairs
@@ -354,7 +364,7 @@ def test_a_folder_without_a_good_pair_is_refused_although_wrong_ones_are_skipped
 def test_a_picture_that_fails_for_a_moment_is_read_again(tmp_path, monkeypatch, readers):
     pairs = Folder([write_photos(tmp_path / "photos", 4)], View((64, 64), hints="canny"))
     monkeypatch.setattr(batches, "PAUSES", (0.01, 0.3))
-    patient = batches.Patient(pairs)
+    patient = batches.Patient(pairs.__getitem__)
     (tmp_path / "photos/2.png").rename(tmp_path / "2.png")
     slept = []
 

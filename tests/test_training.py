@@ -28,9 +28,9 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError, one_sentence
 from nanocontrol.plumbing.machine import Conv3x3
 from nanocontrol.plumbing.pictures import as_tensor, read_image
-from nanocontrol.training import batches, cache, loader, optimizer
-from nanocontrol.training.batches import batches_from
-from nanocontrol.training.loader import Batch, encode, in_unit
+from nanocontrol.training import batches, cache, optimizer, store
+from nanocontrol.training.batches import Batch, encode, in_unit
+from nanocontrol.training.cache import batches_from
 from nanocontrol.training.pairs import Folder, View
 from nanocontrol.training.processes import Processes
 from nanocontrol.training.run import RunFolder
@@ -129,7 +129,8 @@ def files_in(folder: Path) -> dict[Path, int]:
 def rows_in(folder: Path) -> dict[str, int]:
     """The number of rows of each kind in the cache's files."""
     parts = [load_file(file) for file in files_in(folder)]
-    return {kind: sum(len(part[kind]) for part in parts if kind in part) for kind in cache.KINDS}
+    kinds = "latents", "contexts", "edges"
+    return {kind: sum(len(part[kind]) for part in parts if kind in part) for kind in kinds}
 
 
 def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
@@ -137,7 +138,7 @@ def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
     scenes = Scenes("canny", n=9)
     with torch.no_grad():
         keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, (1, 2))
-    found = cache.Rows(tmp_path / cache.FOLDER).find(keys.every["latents"]) >= 0
+    found = store.Store(tmp_path / cache.FOLDER).find(keys.every["latents"]) >= 0
     assert found.tolist() == [False, False, True, True, False, False, True, True, False]
     with pytest.raises(InputError, match="files disappeared"):
         cache.Cached(scenes, tmp_path, keys)
@@ -208,7 +209,7 @@ def test_a_changed_input_gets_other_rows(sd, tmp_path, monkeypatch):
         if change == "size":
             view = view._replace(size=(128, 64))
         if change == "version":
-            monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+            monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
         if change == "precision":
             sd.vae.bfloat16(), sd.text_encoder.bfloat16()
         folder = Folder([changed], view)
@@ -259,7 +260,7 @@ def test_an_interrupted_or_damaged_cache_is_completed(sd, tmp_path, monkeypatch)
 def test_too_little_disk_space_is_reported_before_anything_is_written(
     flags, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     message = refusal(
         train.main, capsys, *flags, "--steps", "6", "--batch-size", "4", "--out", "run"
     )
@@ -306,10 +307,10 @@ def test_the_cache_holds_each_context_once(sd, tmp_path, monkeypatch, prompts, k
     needed = sum(
         x.nbytes for file in files_in(tmp_path / "cache") for x in load_file(file).values()
     )
-    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
     for free in (needed - 1, needed):
         usage = type("Usage", (), {"free": free})
-        monkeypatch.setattr(cache.shutil, "disk_usage", lambda _, usage=usage: usage)
+        monkeypatch.setattr(store.shutil, "disk_usage", lambda _, usage=usage: usage)
         with pytest.raises(InputError) if free < needed else nullcontext():
             fill(sd, folder, tmp_path / "cache")
 
@@ -369,7 +370,7 @@ def test_hints_keep_their_bits_on_every_way(flags, pairs, monkeypatch, hints):
         ones = (encode(sd, image[None], [p]) for image, p in zip(images, prompts))
         return tuple(map(torch.cat, zip(*ones)))
 
-    for module in (loader, cache):
+    for module in (batches, cache):
         monkeypatch.setattr(module, "encode", one_by_one)
     shutil.copytree(pairs, "coloured")
     lines = Path("coloured/prompt.json").read_text().splitlines()
@@ -380,17 +381,15 @@ def test_hints_keep_their_bits_on_every_way(flags, pairs, monkeypatch, hints):
     train.main([*flags, "--out", "cached"])
     train.main([*flags, "--no-cache", "--out", "not-cached"])
 
-    def from_picture(cached: cache.Cached, i: int) -> tuple[torch.Tensor, ...]:
-        entry = cached.pairs.entries[i]
+    def from_picture(cached: cache.Cached, i: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        entry = cached.pairs.entries[i[0]]
         picture = as_tensor(read_image(entry.hint or entry.picture))
         hint = canny(picture, *cached.pairs.thresholds(entry)) if hints else picture
         return *item(cached, i)[:3], hint
 
     item = cache.Cached.__getitem__
     monkeypatch.setattr(cache.Cached, "__getitem__", from_picture)
-    monkeypatch.setattr(
-        batches, "encoded", lambda sd, columns, device: (Batch(*x) for x in columns)
-    )
+    monkeypatch.setattr(cache, "encoded", lambda sd, columns, device: (Batch(*x) for x in columns))
     train.main([*flags, "--out", "floats"])
     weights = [
         load_file(f"{run}/control.safetensors") for run in ("cached", "not-cached", "floats")
@@ -404,7 +403,7 @@ def test_readers_share_the_cores_of_the_machine(monkeypatch):
     for cores, processes, number in (1, 1, 1), (2, 1, 2), (6, 2, 3), (96, 8, 8), (4, 8, 1):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert loader.readers("cuda") == number and loader.readers("cpu") == 0
+        assert batches.readers("cuda") == number and batches.readers("cpu") == 0
 
 
 @pytest.mark.parametrize(

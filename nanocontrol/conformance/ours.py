@@ -15,8 +15,7 @@ from nanocontrol.plumbing.machine import default_device
 from nanocontrol.sampling import initial_noise, sample
 from nanocontrol.schedulers import DDIM, DDPM
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.batches import Draws
-from nanocontrol.training.loader import Batch
+from nanocontrol.training.batches import Batch, Draws
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.unet import UNet
 from train import training_loss

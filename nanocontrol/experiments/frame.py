@@ -16,7 +16,7 @@ from nanocontrol import DDPM, ControlNet, StableDiffusion
 from nanocontrol.experiments.results import Results, verdict, with_infinity
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing import machine
-from nanocontrol.training.batches import batches_from
+from nanocontrol.training.cache import batches_from
 from nanocontrol.training.processes import Processes
 
 ORDER = (

@@ -52,8 +52,8 @@ class Scenes(Pairs):
             raise IndexError(i)
         return random_scene(self.first + i, NEEDED.get(self.condition or "", KINDS))
 
-    def __getitem__(self, i: int) -> Pair:
-        drawing = draw(self.scene(i), self.size)
+    def __getitem__(self, i: int | tuple[int, int]) -> Pair:
+        drawing = draw(self.scene(i[0] if isinstance(i, tuple) else i), self.size)
         return self.image_of(drawing), self.hint_of(drawing), drawing.scene.prompt
 
     def take(self, i: int) -> Taken:
@@ -61,7 +61,7 @@ class Scenes(Pairs):
         if self.condition and get_worker_info() is None:
             # Training needs the hint next. A worker process would only fill a cache of its own.
             self.keep(i, self.hint_of(drawing))
-        return Taken(self.fingerprint(i), self.image_of(drawing))
+        return Taken(self.image_of(drawing))
 
     def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
         return self.hint_of(draw(self.scene(i), self.size))

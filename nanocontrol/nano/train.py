@@ -37,7 +37,7 @@ from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import absolute, at_least, device, fraction, positive, seed
 from nanocontrol.schedulers import DDPM, STEPS
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.loader import generator_of, groups, ignore_ctrl_c, loader, shuffled
+from nanocontrol.training.batches import generator_of, groups, ignore_ctrl_c, loader, shuffled
 from nanocontrol.training.measure import HeldOut, held_out_loss, make_pictures, mean_latents
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes

@@ -1,17 +1,12 @@
 """The cache: outputs of the locked VAE and text encoder, computed once and kept on disk.
 
-A row is found by its key, a hash of everything it was computed from: the picture's bytes or the
-prompt, the weights and the precision. If one of these changes, so does the key, so a stale row is
-never read. There are three kinds of rows: latents, contexts, and edges made by --hints canny. A
-file holds up to 256 of each kind with their keys, and is complete or absent. The files are
-memory-mapped. Missing rows are computed.
+Its rows are latents, contexts, and edges made by --hints canny (store.py). A key is a hash of the
+picture's bytes or the prompt, the weights and the precision. Missing rows are computed.
 """
 
 import hashlib
 import itertools
-import shutil
 from collections.abc import Hashable, Iterable, Iterator
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,58 +17,25 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from nanocontrol.formats.tensors import Tensors, read_safetensors, write_tensors
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.files import make_folder, remove_temporary_files
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.loader import encode, loader
+from nanocontrol.training.batches import (
+    Batch,
+    Patient,
+    columns_of,
+    encode,
+    encoded,
+    groups,
+    loader,
+    shuffled,
+)
+from nanocontrol.training.known import Facts
 from nanocontrol.training.pairs import Pairs, Taken, unpacked
 from nanocontrol.training.processes import Processes
+from nanocontrol.training.store import KEY, Store, key_of
 
-VERSION = 3  # raise it when a change of the code changes the numbers in the files
 FOLDER = "encoded"
 IN_FILE = 256  # rows of a kind, at most; a multiple of common batch sizes
-# The columns of a kind. `size` is the whole picture's, width and height.
-KINDS = {"latents": ("mean", "deviation", "size"), "contexts": ("context",), "edges": ("bits",)}
-AN_HOUR = 3600  # seconds: no running process still writes to a temporary file of this age
-KEY = "S32"  # NumPy's type of a SHA-256
-
-
-class Rows:
-    """The rows in the cache's files."""
-
-    def __init__(self, folder: Path):
-        self.files = sorted(folder.glob("*.safetensors"))
-        self.parts: dict[int, Tensors] = {}  # by the number of the file
-        found = [(np.empty(0, KEY), np.empty(0, int))]
-        for number in range(len(self.files)):
-            with suppress(InputError):  # cut off: its rows are computed again
-                for kind in KINDS.keys() & self.part(number).keys():
-                    keys = self.part(number)[kind].numpy().view(KEY).ravel()
-                    found.append((keys, (number << 32) + np.arange(len(keys))))
-        keys, places = map(np.concatenate, zip(*found))
-        order = keys.argsort()
-        self.keys, self.places = keys[order], places[order]
-
-    def __getstate__(self) -> dict:
-        """The state that a reader process gets: the files' names, not their mapped contents."""
-        return {"files": self.files, "parts": {}}
-
-    def part(self, number: int) -> Tensors:
-        if number not in self.parts:
-            self.parts[number] = read_safetensors(self.files[number])[0]
-        return self.parts[number]
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """The places of rows with these keys; -1 for a missing one."""
-        if not len(self.keys):
-            return np.full(len(keys), -1)
-        at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, self.places[at], -1)
-
-    def row(self, kind: str, place: int) -> list[Tensor]:
-        part = self.part(place >> 32)
-        return [part[name][place & 0xFFFFFFFF] for name in KINDS[kind]]
 
 
 class Cached(Dataset):
@@ -81,7 +43,7 @@ class Cached(Dataset):
     bytes [H, W, 1], other hints as in `Pairs.hint`."""
 
     def __init__(self, pairs: Pairs, folder: Path, keys: "Keys"):
-        self.pairs, self.rows, self.first = pairs, Rows(folder / FOLDER), keys.first
+        self.pairs, self.rows, self.first = pairs, Store(folder / FOLDER), keys.first
         self.places = {kind: self.rows.find(every) for kind, every in keys.every.items()}
         if any((places < 0).any() for places in self.places.values()):
             raise InputError(f"--cache {folder}: files disappeared; expected to use it alone")
@@ -104,134 +66,82 @@ class Keys:
     has none yet. Contexts have a key for each caption of each pair: pair i's begin at first[i]."""
 
     def __init__(self, sd: StableDiffusion, pairs: Pairs, show: bool):
-        self.pairs, self.encoders = pairs, encoders_hash(sd)
-        kinds = KINDS if pairs.edges(0) else ("latents", "contexts")
-        self.every = {kind: np.zeros(len(pairs), KEY) for kind in kinds}
-        self.texts: list[str] = []
-        self.first = np.zeros(len(pairs), int)
-
-        # A list may name a picture often. i is the loop's: any pair of this picture will do.
-        @lru_cache(2**16)
-        def keys_of(image: Hashable, edges: str) -> dict[str, bytes]:
-            found = pairs.fingerprint(i)
-            return self.of_image(i, found) if found else {}
-
-        what = "comparing with the cache"
-        for i in tqdm(range(len(pairs)), what, leave=False, disable=not show):
-            self.first[i] = len(self.texts)
-            self.texts += pairs.captions(i)
-            self.put(i, keys_of(pairs.image_id(i), pairs.edges(i)))
-        self.every["contexts"] = np.array([*map(lru_cache(2**16)(self.of_text), self.texts)], KEY)
+        self.pairs, self.encoders, self.show = pairs, encoders_hash(sd), show
+        captions = [pairs.captions(i) for i in range(len(pairs))]
+        self.texts = [text for some in captions for text in some]
+        self.first = np.cumsum([0, *map(len, captions)])
+        contexts = np.array([*map(lru_cache(2**16)(self.of_text), self.texts)], KEY)
+        kinds = ("latents", "edges") if pairs.edges(0) else ("latents",)
+        self.every = {kind: np.zeros(len(pairs), KEY) for kind in kinds} | {"contexts": contexts}
+        self.put_images()
 
     def of_text(self, text: str) -> bytes:
         return key_of("contexts", self.encoders, text)
 
-    def of_image(self, i: int, fingerprint: bytes) -> dict[str, bytes]:
-        """The keys of pair i's latents and edges."""
-        edges = key_of("edges", self.pairs.edges(i), fingerprint)
-        return {"latents": key_of("latents", self.encoders, fingerprint), "edges": edges}
+    def of_image(self, i: int) -> dict[str, bytes]:
+        """The keys of pair i's latents and edges; none if its picture has to be read first."""
+        if not (fingerprint := self.pairs.fingerprint(i)):
+            return {}
+        latents = key_of("latents", self.encoders, fingerprint)
+        return {"latents": latents, "edges": key_of("edges", self.pairs.edges(i), fingerprint)}
 
-    def put(self, i: int, keys: dict[str, bytes]) -> None:
-        for kind, key in keys.items():
-            if kind in self.every:
-                self.every[kind][i] = key
+    def put_images(self) -> None:
+        # A list may name a picture often. i is the loop's: any pair of this picture will do.
+        @lru_cache(2**16)
+        def keys_of(image: Hashable, edges: str) -> dict[str, bytes]:
+            return self.of_image(i)
 
-    def update(self, found: dict[int, Taken]) -> None:
-        """Put those that were read, by the number of one of their pairs."""
-        by_image = {self.pairs.image_id(i): one.fingerprint for i, one in found.items()}
-        for i in range(len(self.pairs)) if by_image else ():
-            if fingerprint := by_image.get(self.pairs.image_id(i)):
-                self.put(i, self.of_image(i, fingerprint))
+        what = "comparing with the cache"
+        for i in tqdm(range(len(self.pairs)), what, leave=False, disable=not self.show):
+            keys = keys_of(self.pairs.image_id(i), self.pairs.edges(i))
+            for kind in self.every.keys() & keys.keys():
+                self.every[kind][i] = keys[kind]
 
-
-def key_of(*what: object) -> bytes:
-    return hashlib.sha256(repr((VERSION, *what)).encode()).digest()
-
-
-class Pictures(Dataset):
-    """A data set's pairs as they are read for the cache."""
-
-    def __init__(self, pairs: Pairs):
-        self.pairs = pairs
-
-    def __getitem__(self, i: int) -> Taken:
-        return self.pairs.take(i)
-
-
-class Writer:
-    """Adds rows to the cache."""
-
-    def __init__(self, folder: Path, rows: Rows):
-        self.folder, self.rows = folder, rows
-        self.new: dict[bytes, tuple[str, tuple[Tensor, ...]]] = {}  # kind and columns, by key
-        self.written: set[bytes] = set()
-
-    def lacks(self, key: bytes) -> bool:
-        known = key in self.written or key in self.new
-        return not known and self.rows.find(np.array([key], KEY))[0] < 0
-
-    def add(self, kind: str, key: bytes, *columns: Tensor) -> None:
-        if self.lacks(key):
-            self.new[key] = kind, columns
-
-    def write(self, share_done: float) -> None:
-        """Write the new rows into a file. share_done: of the work, to ask for space before the
-        first one."""
-        tensors: Tensors = {}
-        for kind, names in KINDS.items():
-            rows = {key: columns for key, (own, columns) in self.new.items() if own == kind}
-            if rows:
-                keys = np.array([*rows], KEY).view(np.uint8).reshape(len(rows), -1)
-                columns = map(torch.stack, zip(*rows.values()))
-                tensors |= {kind: torch.from_numpy(keys), **dict(zip(names, columns))}
-        if tensors and not self.written:
-            needed = sum(tensor.nbytes for tensor in tensors.values()) / share_done
-            check_space(self.folder, int(needed))
-        if tensors:
-            name = hashlib.sha256(b"".join(self.new)).hexdigest()
-            write_tensors(self.folder / f"{name}.safetensors", tensors, {})
-        self.written |= self.new.keys()
-        self.new.clear()
+    def update(self, found: list[Facts]) -> None:
+        """Put the keys of images that were read."""
+        for facts in found:
+            self.pairs.known.learn(facts)
+        if found:
+            self.put_images()
 
 
 def encode_all(
     sd: StableDiffusion, pairs: Pairs, folder: Path, batch_size: int, part: tuple[int, int] = (0, 1)
-) -> tuple[Keys, dict[int, Taken]]:
-    """Write the rows that the cache in this folder lacks -> all keys, and what was learnt about the
-    images that were read, by the number of a pair.
+) -> tuple[Keys, list[Facts]]:
+    """Write the rows that the cache in this folder lacks -> all keys, and facts about the pictures
+    that were read.
 
     part: the number of this process and how many there are. Each reads and writes its own share of
     the pairs, so other processes' rows may still be missing on return. An interruption loses one
     file at most. Raises InputError if the disk has too little space.
     """
     rank, processes = part
-    inner = make_folder("--cache", folder / FOLDER)
-    remove_temporary_files(inner, AN_HOUR)
-    keys, rows = Keys(sd, pairs, rank == 0), Rows(inner)
+    keys, store = Keys(sd, pairs, rank == 0), Store(folder / FOLDER)
     lacking = {
-        kind: (np.arange(len(x)) // IN_FILE % processes == rank) & (rows.find(x) < 0)
+        kind: (np.arange(len(x)) // IN_FILE % processes == rank) & (store.find(x) < 0)
         for kind, x in keys.every.items()
     }
-    writer, done = Writer(inner, rows), 0
-    found: dict[int, Taken] = {}
+    done, found = 0, []
     batches = batches_of(unread(pairs, lacking), batch_size)
     n, device = sum(map(len, batches)), str(next(sd.vae.parameters()).device)
     ways: Any = {"collate_fn": list, "pin_memory": False}
-    read = loader(Pictures(pairs), batches, device, **ways) if batches else ()
+    read = loader(Patient(pairs.take), batches, device, **ways) if batches else ()
     with tqdm(desc="encoding pairs", total=n, disable=rank > 0) as bar:
         for numbers, taken in zip(batches, read):
-            encode_batch(sd, keys, writer, numbers, taken)
-            found |= {i: one._replace(image=None, edges=None) for i, one in zip(numbers, taken)}
+            for facts in (one.facts for one in taken if one.facts):
+                pairs.known.learn(facts)
+                found.append(facts._replace(stamp=""))  # other processes need not save it, too
+            encode_batch(sd, keys, store, numbers, taken)
             bar.update(len(numbers))
             done += len(numbers)
             if done % IN_FILE < len(numbers):
-                writer.write(done / n / processes)
+                store.write(done / n / processes)
     others = {keys.texts[i]: i for i in np.flatnonzero(lacking["contexts"]).tolist()}
-    left = [i for text, i in others.items() if writer.lacks(keys.of_text(text))]
+    left = [i for text, i in others.items() if store.lacks(keys.of_text(text))]
     for numbers in batches_of(left, batch_size):
-        encode_texts(sd, keys, writer, [keys.texts[i] for i in numbers])
-    writer.write(1 / processes)
-    pairs.learnt(found)
+        encode_texts(sd, keys, store, [keys.texts[i] for i in numbers])
+    store.write(1 / processes)
+    pairs.known.settle()
     return keys, found
 
 
@@ -254,15 +164,15 @@ def batches_of(numbers: Iterable[int], batch_size: int) -> list[list[int]]:
 
 
 def encode_batch(
-    sd: StableDiffusion, keys: Keys, writer: Writer, numbers: list[int], taken: list[Taken]
+    sd: StableDiffusion, keys: Keys, store: Store, numbers: list[int], taken: list[Taken]
 ) -> None:
     """Add the rows of some pairs. Images whose latents the cache has are not encoded again."""
     some = []
     for i, one in zip(numbers, taken):
-        key = keys.of_image(i, one.fingerprint)
+        key = keys.of_image(i)
         if one.edges is not None:
-            writer.add("edges", key["edges"], one.edges)
-        if writer.lacks(key["latents"]):
+            store.add("edges", key["edges"], one.edges)
+        if store.lacks(key["latents"]):
             some.append((i, one, key["latents"]))
     if not some:
         return
@@ -270,31 +180,18 @@ def encode_batch(
     rows = zip(*encode(sd, torch.stack([one.image for _, one, _ in some]), prompts))
     for (_, one, latents), prompt, (mean, deviation, context) in zip(some, prompts, rows):
         size = torch.tensor(one.facts.size if one.facts else (0, 0))
-        writer.add("latents", latents, mean, deviation, size)
-        writer.add("contexts", keys.of_text(prompt), context)
+        store.add("latents", latents, mean, deviation, size)
+        store.add("contexts", keys.of_text(prompt), context)
 
 
 @torch.no_grad()
-def encode_texts(sd: StableDiffusion, keys: Keys, writer: Writer, texts: list[str]) -> None:
+def encode_texts(sd: StableDiffusion, keys: Keys, store: Store, texts: list[str]) -> None:
     """Add the contexts of captions that are not encoded with a picture."""
     contexts = sd.encode_prompts(texts).to(next(sd.vae.parameters()).dtype)
     for text, context in zip(texts, contexts):
-        writer.add("contexts", keys.of_text(text), context)
-    if len(writer.new) >= IN_FILE:
-        writer.write(1)
-
-
-def encoded_once(
-    sd: StableDiffusion, pairs: Pairs, folder: str, batch_size: int, processes: Processes
-) -> Cached:
-    """The pairs with their encodings from the cache; missing ones are encoded now. Afterwards the
-    VAE and the text encoder leave the GPU, because training no longer needs them."""
-    part = processes.rank, processes.size
-    keys, found = encode_all(sd, pairs, Path(folder), batch_size, part)
-    for theirs in processes.gather(found):  # waits until the others have written their rows
-        keys.update(theirs)
-    sd.vae.cpu(), sd.text_encoder.cpu()
-    return Cached(pairs, Path(folder), keys)
+        store.add("contexts", keys.of_text(text), context)
+    if len(store.new) >= IN_FILE:
+        store.write()
 
 
 def encoders_hash(sd: StableDiffusion) -> str:
@@ -307,10 +204,36 @@ def encoders_hash(sd: StableDiffusion) -> str:
     return digest.hexdigest()
 
 
-def check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"--cache {folder.parent} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
-            "free: use a folder with more space, or --no-cache"
-        )
+def batches_from(
+    start: int,
+    sd: StableDiffusion,
+    pairs: Pairs,
+    processes: Processes,
+    device: str,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    accumulate: int,
+    cache: str,
+) -> Iterator[Batch]:
+    """This process's batches from step `start` on, one per pass, without end.
+
+    Pairs that are seen more than once are encoded once and kept in the folder `cache`. Then the VAE
+    and the text encoder move to the CPU, because training no longer needs them. With cache "" every
+    batch is encoded when it is used.
+    """
+    n = batch_size * processes.size  # pairs in a pass
+    seen = start * accumulate * n
+    dataset: Pairs | Cached = pairs
+    if cache and not pairs.moves and steps * accumulate * n > len(pairs):
+        part = processes.rank, processes.size
+        keys, found = encode_all(sd, pairs, Path(cache), batch_size, part)
+        every = processes.gather(found)  # waits until the others have written their rows
+        keys.update([facts for theirs in every for facts in theirs])
+        sd.vae.cpu(), sd.text_encoder.cpu()
+        dataset = Cached(pairs, Path(cache), keys)
+    pairs.known.settle()
+    order = zip(shuffled(len(pairs), seed, seen), itertools.count(seen))
+    indices = groups(order, n, processes.share(0, batch_size))
+    columns = loader(Patient(dataset.__getitem__), indices, device, collate_fn=columns_of)
+    return encoded(sd, columns, device)

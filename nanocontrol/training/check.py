@@ -4,8 +4,9 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import lt
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -20,8 +21,8 @@ from nanocontrol.formats.tokenizer import count_tokens
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
-from nanocontrol.training.folders import Entry, check_shapes
-from nanocontrol.training.loader import in_unit
+from nanocontrol.training.batches import in_unit
+from nanocontrol.training.folders import Entry, a_few, check_shapes, plural
 from nanocontrol.training.pairs import Folder, View, held_out_first
 from nanocontrol.training.processes import Processes, is_first
 from nanocontrol.training.run import read_json, write_json
@@ -39,6 +40,7 @@ ENLARGED = 2  # pictures that are enlarged more than this, along each side, are 
 class Checked(NamedTuple):
     """The result of checking one pair. Hints that the index knows are not judged again."""
 
+    entry: Entry
     wrong: str  # the error, or "" if the pair can be used
     picture: bytes = b""  # a hash of its file
     size: tuple[int, int] = (0, 0)  # width and height of the picture
@@ -58,23 +60,22 @@ def look_through(folder: Folder, steps: int, batch: int, most: int | None = None
     often each pair will be seen. most: above this number a sample, drawn by the seed, is checked;
     it includes the held-out pairs."""
     numbers = held_out_first(len(folder), folder.view.seed)[:most].sort().values.tolist()
-    both = [(folder.entries[i], one) for i, one in zip(numbers, check_pairs(folder, numbers))]
+    seen = check_pairs(folder, numbers)
     wrong = dict(zip(folder.wrong, folder.wrong))
-    wrong |= {entry.where: one.wrong for entry, one in both if one.wrong}
-    good = [(entry, one) for entry, one in both if not one.wrong]
+    wrong |= {one.entry.where: one.wrong for one in seen if one.wrong}
+    good = [one for one in seen if not one.wrong]
     if not good:
         return Findings(wrong, [])
-    entries, seen = [entry for entry, _ in good], [one for _, one in good]
-    n = len(folder) - len(both) + len(good)
+    n = len(folder) - len(seen) + len(good)
     notes = [
         f"{plural(n, 'pair')}; {steps:,} steps of {batch} will see each "
         f"{steps * batch / n:,.1f} times",
-        *([f"{len(both):,} of them were checked"] if len(both) < len(folder) else []),
+        *([f"{len(seen):,} of them were checked"] if len(seen) < len(folder) else []),
         *ignored_notes(folder.ignored),
-        *size_notes(entries, seen, folder.view),
-        *prompt_notes(entries),
-        *repeat_notes(entries, seen),
-        *hint_notes(entries, seen),
+        *size_and_prompt_notes(good, folder.view),
+        *odd_notes(good, folder.view.size),
+        *repeat_notes(good),
+        *foreign_notes([one for one in good if one.edges]),
     ]
     return Findings(wrong, notes)
 
@@ -148,8 +149,8 @@ def check_pair(folder: Folder, i: int, compare: bool, bar: tqdm) -> Checked:
         check_shapes(entry, facts.size, of_hint.size)
     except InputError as error:
         named = entry.where == str(entry.picture)
-        return Checked(str(error) if named else f"{entry.where}: {error}")
-    found = Checked("", facts.content, facts.size, of_hint.size)
+        return Checked(entry, str(error) if named else f"{entry.where}: {error}")
+    found = Checked(entry, "", facts.content, facts.size, of_hint.size)
     image = None if pixels is None else in_unit(pixels)
     if hint is not None:
         hint = in_unit(hint)
@@ -183,83 +184,66 @@ def agreement(a: Tensor, b: Tensor) -> float:
 # ----------------------------------------------------------------------------- lines of a report
 
 
-def plural(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
-
-
-def a_few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def named(entries: Sequence[Entry], hints: bool = False) -> str:
-    """The names of a few entries' pictures or, with `hints`, of their hints if these are files."""
-    return a_few([(hints and entry.hint or entry.picture).name for entry in entries])
-
-
-def note(some: list[Entry], what: str, fact: str, hints: bool = False) -> list[str]:
-    """A line with the number and names of some pairs, unless there are none."""
-    return [f"{plural(len(some), what)} {fact}: {named(some, hints)}"] if some else []
-
-
 def ignored_notes(names: list[str]) -> list[str]:
     what = plural(len(names), "other item")
     return [f"{what} in the folder, not used: {a_few(names)}"] if names else []
 
 
-def size_notes(entries: list[Entry], seen: list[Checked], view: View) -> list[str]:
+def size_and_prompt_notes(seen: list[Checked], view: View) -> list[str]:
     width, height = view.size
     sizes = Counter(f"{one.size[0]}x{one.size[1]}" for one in seen)
     common = ", ".join(f"{name} ({n})" for name, n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
     scales = [max(width / one.size[0], height / one.size[1]) for one in seen]
     lost = [1 - width * height / (x**2 * math.prod(one.size)) for x, one in zip(scales, seen)]
-    small = [entry for scale, entry in zip(scales, entries) if scale > ENLARGED]
-    other = [entry for entry, one in zip(entries, seen) if one.hint_size != one.size]
+    lengths = [count_tokens(one.entry.prompt) for one in seen]
     return [
         f"sizes: {common}{more}; each is cropped and resized to {width}x{height} ({view.crop}), "
         f"which loses {sum(lost) / len(lost):.0%} of a picture (at most {max(lost):.0%})",
-        *note(small, "picture", "enlarged by a factor above 2"),
-        *note(other, "hint", "with another size than the picture, resized", hints=True),
-    ]
-
-
-def prompt_notes(entries: list[Entry]) -> list[str]:
-    lengths = [count_tokens(entry.prompt) for entry in entries]
-    long = [entry for entry, n in zip(entries, lengths) if n > MAX_TOKENS]
-    missing = [entry for entry in entries if not entry.prompt]
-    return [
         f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}",
-        *note(long, "prompt", f"longer than {MAX_TOKENS} tokens, truncated"),
-        *note(missing, "caption", "missing"),
     ]
 
 
-def repeat_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
-    groups: dict[bytes, list[Entry]] = {}
-    for entry, one in zip(entries, seen):
-        groups.setdefault(one.picture, []).append(entry)
+def odd_notes(seen: list[Checked], size: tuple[int, int]) -> Iterator[str]:
+    """A line for each oddity that pairs have, with their number and the names of a few."""
+    least = [side / ENLARGED for side in size]
+    oddities: dict[tuple[str, str], Callable[[Checked], bool]] = {
+        ("picture", "enlarged by a factor above 2"): lambda x: any(map(lt, x.size, least)),
+        ("hint", "with another size than the picture, resized"): lambda x: x.hint_size != x.size,
+        ("prompt", f"longer than {MAX_TOKENS} tokens, truncated"): (
+            lambda x: count_tokens(x.entry.prompt) > MAX_TOKENS
+        ),
+        ("caption", "missing"): lambda x: not x.entry.prompt,
+        ("hint", "constant, so useless for training"): lambda x: x.deviation < FLAT,
+        ("hint", "mostly white (inverted?)"): lambda x: x.white > WHITE,
+    }
+    for (what, fact), is_so in oddities.items():
+        if odd := [one for one in seen if is_so(one)]:
+            yield f"{plural(len(odd), what)} {fact}: {named(odd, what == 'hint')}"
+
+
+def named(seen: list[Checked], hints: bool) -> str:
+    """The names of a few pairs' pictures or, with `hints`, of their hints if these are files."""
+    return a_few([(hints and one.entry.hint or one.entry.picture).name for one in seen])
+
+
+def repeat_notes(seen: list[Checked]) -> list[str]:
+    groups: dict[bytes, list[Checked]] = {}
+    for one in seen:
+        groups.setdefault(one.picture, []).append(one)
     same = [group for group in groups.values() if len(group) > 1]
     what = plural(sum(map(len, same)) - len(same), "duplicate picture")
-    return [f"{what}, as seen by training: {named(same[0])}"] if same else []
+    return [f"{what}, as seen by training: {named(same[0], False)}"] if same else []
 
 
-def hint_notes(entries: list[Entry], seen: list[Checked]) -> list[str]:
-    pairs = [*zip(entries, seen)]
-    flat = [entry for entry, one in pairs if one.deviation < FLAT]
-    white = [entry for entry, one in pairs if one.white > WHITE]
-    compared = [(entry, one) for entry, one in pairs if one.edges]
-    apart = not_met([one.edges for _, one in compared])
-    foreign = [entry for (entry, _), is_apart in zip(compared, apart) if is_apart]
+def foreign_notes(compared: list[Checked]) -> list[str]:
+    apart = not_met([one.edges for one in compared])
+    foreign = [one for one, is_apart in zip(compared, apart) if is_apart]
+    if len(foreign) <= len(apart) / 4:  # true of 20 % of correct poses, of few wrong hints
+        return []
+    what = f"{len(foreign)} of {plural(len(apart), 'hint')}"
     fits = "fit another picture at least as well as their own (shuffled, or shifted?)"
-    lines = [
-        *note(flat, "hint", "constant, so useless for training", hints=True),
-        *note(white, "hint", "mostly white (inverted?)", hints=True),
-    ]
-    if len(foreign) > len(apart) / 4:  # true of 20 % of correct poses, of most wrong hints
-        what = f"{len(foreign)} of {plural(len(apart), 'hint')} {fits}"
-        lines.append(f"{what}: {named(foreign, hints=True)}")
-    return lines
+    return [f"{what} {fits}: {named(foreign, True)}"]
 
 
 def not_met(edges: list[tuple[Tensor, ...]]) -> list[bool]:

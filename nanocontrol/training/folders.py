@@ -2,25 +2,14 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import is_picture
-from nanocontrol.training.forms import (
-    CAPTION,
-    CAPTIONS,
-    HINT,
-    PICTURE,
-    Member,
-    Sample,
-    first_key,
-    pictures_below,
-    samples_in,
-)
+from nanocontrol.training.forms import CAPTIONS, File, Lacking, Sample, pictures_below, samples_in
 
 ALIKE = 0.02  # tolerance between the aspect ratios of hint and picture, as sides are whole pixels
 
@@ -29,8 +18,8 @@ class Entry(NamedTuple):
     """A pair as listed by its folder."""
 
     where: str  # file and line, or the picture's own name
-    picture: Path | Member
-    hint: Path | Member | None  # None: it is made from the picture
+    picture: File
+    hint: File | None  # None: it is made from the picture
     prompt: str
     number: int = 0  # index over all folders
     mirrored: bool = False
@@ -39,10 +28,6 @@ class Entry(NamedTuple):
     def text(self) -> bytes:
         """The pair's name and captions: as listed in a folder that may have moved."""
         return repr((self.picture.name, self.prompt, *self.others)).encode()
-
-
-class Lacking(Exception):
-    """A pair lacks something. The message follows the number of such pairs: "lack ..."."""
 
 
 def read_folder(folder: Path, hints: str | None, cache: Path) -> tuple[str, list[Entry], list[str]]:
@@ -78,56 +63,28 @@ def read_folder(folder: Path, hints: str | None, cache: Path) -> tuple[str, list
 def grouped(lacking: dict[str, list[str]]) -> Iterator[str]:
     """A line for each thing that pairs lack, with the first of these pairs."""
     for what, places in lacking.items():
-        more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
-        n = f"{len(places):,} pair{'s' * (len(places) > 1)}"
-        yield f"{', '.join(places[:3])}{more}: {n} {what}"
+        yield f"{a_few(places)}: {plural(len(places), 'pair')} {what}"
+
+
+def plural(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def a_few(names: list[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def entry_of(sample: Sample, folder: Path, made: bool, by_name: dict[str, Path] | None) -> Entry:
     """made: whether hints are made from the pictures; by_name: the hints of another folder."""
-    picture = file_of(sample, PICTURE)
-    hint: Path | Member | None = None
+    picture = sample.picture()
+    hint: File | None = None
     if by_name is not None:
         hint = hint_named(picture, folder, by_name)
     elif not made:
-        hint = file_of(sample, HINT)
-    prompt, *others = captions_of(sample)
+        hint = sample.hint()
+    prompt, *others = sample.captions()
     return Entry(sample.where, picture, hint, prompt, others=tuple(others))
-
-
-def file_of(sample: Sample, names: tuple[str, ...]) -> Path | Member:
-    """The file under the first of these names. Raises Lacking if there is none."""
-    value = value_of(sample, names, (str, Member))
-    return value if isinstance(value, Member) else path_in(sample.folder, value)
-
-
-@lru_cache(2**16)  # lists may name a file often
-def path_in(folder: Path, name: str) -> Path:
-    path = folder / name
-    if "\\" in name and not os.path.exists(path):  # a list made on Windows
-        path = folder / name.replace("\\", "/")
-    return path
-
-
-def captions_of(sample: Sample) -> list[str]:
-    value = value_of(sample, CAPTION, (str, list))
-    captions = [value] if isinstance(value, str) else value
-    if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise Lacking(f"lack `{CAPTION[1]}`: expected a text, or a list of texts")
-    try:
-        "".join(captions).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        raise InputError(f"{sample.where}: its `{CAPTION[0]}` is not UTF-8") from None
-    return captions
-
-
-def value_of(sample: Sample, names: tuple[str, ...], kinds: tuple[type, ...]) -> Any:
-    name = first_key(sample.values, names)
-    if name is None or not isinstance(sample.values[name], kinds):
-        keys = ", ".join(sorted(map(str, sample.values))) or "nothing"
-        wanted = name or "` or `".join(names[:2])
-        raise Lacking(f"lack `{wanted}`; they have: {keys}")
-    return sample.values[name]
 
 
 # ------------------------------------------------------------------------- hints of another folder
@@ -146,9 +103,9 @@ def hints_by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-def hint_named(picture: Path | Member, folder: Path, by_name: dict[str, Path]) -> Path:
+def hint_named(picture: File, folder: Path, by_name: dict[str, Path]) -> Path:
     """The hint of a picture: of its path in the folder, or else of its own name."""
-    path = Path(picture.name) if isinstance(picture, Member) else picture
+    path = picture if isinstance(picture, Path) else Path(picture.name)
     inner = path.relative_to(folder) if path.is_relative_to(folder) else path
     found = by_name.get(inner.with_suffix("").as_posix()) or by_name.get(path.stem)
     if found is None:

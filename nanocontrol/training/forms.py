@@ -21,6 +21,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,12 +58,49 @@ class Member(NamedTuple):
         return self.read_bytes().decode("utf-8-sig", "replace")
 
 
+File = Path | Member
+
+
+class Lacking(Exception):
+    """A pair lacks something. The message follows the number of such pairs: "lack ..."."""
+
+
 class Sample(NamedTuple):
-    """A pair as its form describes it."""
+    """A pair as its form describes it. What it lacks raises Lacking."""
 
     where: str  # file and line, or the picture's own name
     values: dict[str, Any]  # by key or column
     folder: Path  # to which paths are relative
+
+    def picture(self) -> File:
+        return self.file(PICTURE)
+
+    def hint(self) -> File:
+        return self.file(HINT)
+
+    def captions(self) -> list[str]:
+        value = self.value(CAPTION, (str, list))
+        captions = [value] if isinstance(value, str) else value
+        if not captions or not all(isinstance(caption, str) for caption in captions):
+            raise Lacking(f"lack `{CAPTION[1]}`: expected a text, or a list of texts")
+        try:
+            "".join(captions).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair
+            raise InputError(f"{self.where}: its `{CAPTION[0]}` is not UTF-8") from None
+        return captions
+
+    def file(self, names: tuple[str, ...]) -> File:
+        value = self.value(names, (str, Member))
+        return value if isinstance(value, Member) else path_in(self.folder, value)
+
+    def value(self, names: tuple[str, ...], kinds: tuple[type, ...]) -> Any:
+        """The value under the first of these names."""
+        name = first_key(self.values, names)
+        if name is None or not isinstance(self.values[name], kinds):
+            keys = ", ".join(sorted(map(str, self.values))) or "nothing"
+            wanted = name or "` or `".join(names[:2])
+            raise Lacking(f"lack `{wanted}`; they have: {keys}")
+        return self.values[name]
 
 
 class Form(NamedTuple):
@@ -84,6 +122,14 @@ def samples_in(folder: Path, cache: Path) -> tuple[str, Iterator[Sample | InputE
             return form.name, form.read(files, cache)
     pictures = ", ".join(PICTURES)
     raise InputError(f"{folder} holds no pictures: expected {pictures}, or a list of pairs")
+
+
+@lru_cache(2**16)  # lists may name a file often
+def path_in(folder: Path, name: str) -> Path:
+    path = folder / name
+    if "\\" in name and not os.path.exists(path):  # a list made on Windows
+        path = folder / name.replace("\\", "/")
+    return path
 
 
 def first_key(values: dict[str, Any], names: tuple[str, ...]) -> str | None:

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from nanocontrol.plumbing.errors import say
 from nanocontrol.plumbing.machine import Replayed, is_gpu
-from nanocontrol.training.batches import Draws
-from nanocontrol.training.loader import Batch
+from nanocontrol.training.batches import Batch, Draws
 from nanocontrol.training.optimizer import Optimizer
 from nanocontrol.training.processes import Processes
 

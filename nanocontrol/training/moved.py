@@ -46,7 +46,7 @@ def record(run: Path, pairs: Pairs) -> None:
     have what the index learnt when the pictures were checked and encoded."""
     before = read_rows(run)
     if isinstance(pairs, Folder) and not (len(before) and before[:, 1].all()):
-        rows = rows_of(pairs, pairs.known.recall)
+        rows = rows_of(pairs, pairs.known.about)
         rows = np.where(before > 0, before, rows) if len(before) == len(rows) else rows
         write_atomically(run / FILE, rows.tofile)
 
@@ -63,7 +63,7 @@ def check_moved(run: Path, settings: dict[str, Any], folder: Folder) -> None:
     before = read_json(run / "settings.json")
     if all(before.get(name) == value for name, value in settings.items()):
         return
-    new = rows_of(folder, folder.facts_of)
+    new = rows_of(folder, lambda file: folder.look(file, "")[0])
     for entry, was, now in zip(folder.listed, old, new):
         if was[0] != now[0]:
             raise InputError(f"{entry.where} is another pair than {run} began with at its place")

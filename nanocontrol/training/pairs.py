@@ -17,13 +17,15 @@ from torch.utils.data import Dataset
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import PictureFile, cut_out, picture_size, read_image
+from nanocontrol.training.batches import generator_of, in_unit
 from nanocontrol.training.folders import Entry, check_shapes, ignored_in, read_folder
-from nanocontrol.training.forms import Member
-from nanocontrol.training.known import Facts, Known, OpenedOnce, stamp_of
-from nanocontrol.training.loader import generator_of, in_unit
+from nanocontrol.training.forms import File
+from nanocontrol.training.known import Facts, Known, OpenedOnce
+from nanocontrol.training.store import key_of
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
 Size = tuple[int, int]  # width and height
+Place = tuple[float, float]  # of a crop, right and down, as fractions of the free room
 MIDDLE = 0.5, 0.5
 # Third numbers for `generator_of`, so that these draws differ from those of steps and epochs.
 CROP, THRESHOLDS, HELD_OUT, CAPTION = 3, 4, 5, 6
@@ -32,16 +34,19 @@ CROP, THRESHOLDS, HELD_OUT, CAPTION = 3, 4, 5, 6
 class Taken(NamedTuple):
     """A pair that was read for the cache."""
 
-    fingerprint: bytes
-    image: Any  # [3, H, W] in [-1, 1]
+    image: Tensor  # [3, H, W] in [-1, 1]
     edges: Tensor | None = None  # packed, where they are the hint
     facts: Facts | None = None  # about the picture's file
 
 
 class Pairs(Dataset, ABC):
-    """A data set of pairs: drawn scenes, or folders."""
+    """A data set of pairs: drawn scenes, or folders. Item (i, n) is pair i as the n-th pair that
+    training sees, and item i is the pair for evaluation."""
+
+    moves = False  # whether images differ each time, so that the cache cannot have them
 
     def __init__(self) -> None:
+        self.known = Known()
         self.kept: dict[int, Tensor] = {}  # cached hints
         self.own: tuple[Tensor, list[str]] | None = None  # hints and prompts for evaluation only
 
@@ -70,20 +75,6 @@ class Pairs(Dataset, ABC):
     def image_id(self, i: int) -> Hashable:
         """Equal for pairs of one image."""
         return i
-
-    def learnt(self, found: dict[int, Taken]) -> None:
-        """Keep facts about pictures that reader processes brought, and forget what was kept for the
-        cache only."""
-
-    @property
-    def changes(self) -> bool:
-        """Whether a pair differs from one time that it is seen to the next."""
-        return False
-
-    @property
-    def moves(self) -> bool:
-        """Whether its image does, so that the cache cannot have it."""
-        return False
 
     def drawn(self, i: int, seen: int) -> int:
         """The number of the caption that is drawn for the n-th pair that training sees."""
@@ -126,8 +117,8 @@ class Folder(Pairs):
     image [3, H, W] RGB in [-1, 1], hint [3, H, W] in [0, 1], prompt.
 
     Picture and hint are cropped alike, to the largest part with the view's aspect ratio, and
-    resized. Item (i, n) is pair i as the n-th pair that training sees: it determines a random place
-    of the crop, and the caption where a pair has several.
+    resized. The n of item (i, n) determines a random place of the crop, and the caption where a
+    pair has several.
 
     `wrong` has an error line for each folder or pair that cannot be used, `refused` those of whole
     folders. `ignored` has the names of files that are neither pictures nor captions. Pictures are
@@ -136,7 +127,8 @@ class Folder(Pairs):
 
     def __init__(self, folders: Iterable[Path], view: View, known: Known | None = None):
         super().__init__()
-        self.view, self.known = view, known or Known()
+        self.view, self.moves = view, view.crop == "random"
+        self.known = known or self.known
         self.remembers = False  # whether the index keeps crops
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
@@ -187,32 +179,30 @@ class Folder(Pairs):
         place = MIDDLE if seen is None or not self.moves else self.random_place(seen)
         image, size = self.image(i, place)
         caption = self.captions(i)[0 if seen is None else self.drawn(i, seen)]
-        return image * 2 - 1, in_unit(self.hint_at(i, place, image, size)), caption
+        return image * 2 - 1, in_unit(self.read_hint(i, size, place, image)), caption
 
     def captions(self, i: int) -> list[str]:
         return [self.entries[i].prompt, *self.entries[i].others]
 
     def drawn(self, i: int, seen: int) -> int:
-        n = len(self.entries[i].others) + 1
+        if not (n := len(self.entries[i].others)):
+            return 0  # at once, because this is asked for every pair of every step
         generator = generator_of(self.view.seed, seen, CAPTION)
-        return int(torch.randint(n, (), generator=generator)) if n > 1 else 0
-
-    def read_hint(self, i: int, size: Sequence[int] = ()) -> Tensor:
-        return self.hint_at(i, MIDDLE, None, size)
+        return int(torch.randint(n + 1, (), generator=generator))
 
     def edges(self, i: int) -> str:
         entry = self.entries[i]
         return "" if entry.hint else f"canny {self.thresholds(entry)}"
 
-    def image(self, i: int, place: tuple[float, float]) -> tuple[Tensor, Size]:
+    def image(self, i: int, place: Place) -> tuple[Tensor, Size]:
         """The crop of picture i, [3, H, W] in [0, 1], and the whole picture's size. Transparent
         pixels become white."""
         entry = self.entries[i]
         pixels, size = self.crop(entry.picture, "white", place)
         return in_unit(pixels.flip(1) if entry.mirrored else pixels), size
 
-    def hint_at(
-        self, i: int, place: tuple[float, float], image: Tensor | None, size: Sequence[int]
+    def read_hint(
+        self, i: int, size: Sequence[int] = (), place: Place = MIDDLE, image: Tensor | None = None
     ) -> Tensor:
         """The crop of hint i: a file's bytes as from `pixels_of`, or edges [3, H, W] of 0 and 1.
         image: the picture's crop, if already read; size: the whole picture's, () if unknown."""
@@ -224,26 +214,15 @@ class Folder(Pairs):
         check_shapes(entry, size or own, own)
         return pixels.flip(1) if entry.mirrored else pixels
 
-    def crop(self, file: Path | Member, behind: str, place: tuple) -> tuple[Tensor, Size]:
+    def crop(self, file: File, behind: str, place: Place) -> tuple[Tensor, Size]:
         """The crop of a picture, bytes as from `pixels_of`, and the whole picture's size."""
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
-        facts, pixels = self.look(file, behind)
-        if pixels is None and (kept := self.known.crop(self.key_of(facts, behind))):
-            (width, height), data = self.view.size, bytearray(kept)
-            pixels = torch.frombuffer(data, dtype=torch.uint8).view(height, width, -1)
-        if pixels is None:  # decoded earlier, but not kept
-            facts, pixels = self.decoded(file, behind)
-        self.known.lasting[self.key_of(facts, behind)] = pixels.numpy().tobytes()
+        facts, pixels = self.look(file, behind, again=True)
+        assert pixels is not None
+        key = key_of("crops", facts.content, behind, self.view.size)
+        self.known.store.add("crops", key, pixels.expand(-1, -1, 3))
         return pixels, facts.size
-
-    @property
-    def changes(self) -> bool:
-        return self.moves or any(entry.others for entry in self.entries)
-
-    @property
-    def moves(self) -> bool:
-        return self.view.crop == "random"
 
     def random_place(self, seen: int) -> tuple[float, float]:
         right, down = torch.rand(2, generator=generator_of(self.view.seed, seen, CROP)).tolist()
@@ -264,43 +243,29 @@ class Folder(Pairs):
 
     # ------------------------------------------------------------- pictures that are opened once
 
-    def look(self, file: Path | Member, behind: str) -> tuple[Facts, Tensor | None]:
-        """Facts about a picture, and its crop from the middle if it was decoded. A file is opened
-        only if its state is new, and decoded only if its content is."""
-        with self.known.turn(file):
-            before = self.known.recall(file)
-            if before and before.stamp == stamp_of(file) != "":
-                facts, pixels = self.known.crops.get((file, behind), (before, None))
-                return before, pixels if facts == before else None
-            opened, pixels = OpenedOnce(file), None
-            facts = facts_about(opened)
-            if before is None or before.content != facts.content:
-                pixels, _ = cropped(opened, behind, self.view.size, MIDDLE)
-                self.known.keep(file, behind, facts, pixels)
-            self.known.learn(file, facts)
-            return facts, pixels
+    def look(self, file: File, behind: str, again: bool = False) -> tuple[Facts, Tensor | None]:
+        """Facts about a picture and, if it was decoded or with `again`, its crop from the middle.
+        The file is opened if its state is new, and decoded if its content is. behind: the colour
+        that replaces transparent pixels; "" if no crop is needed."""
+        known, crop = self.known, None
+        with known.turn(file):
+            facts = known.about(file)
+            if facts:
+                crop = known.crop(facts.content, behind, self.view.size, saved=again)
+            if facts is None or again and crop is None:
+                opened = OpenedOnce(file)
+                size = picture_size(opened)  # which reads the file
+                facts = opened.facts._replace(size=size)
+                if again or behind and not known.seen(facts.content):
+                    crop, _ = cropped(opened, behind, self.view.size, MIDDLE)
+                    known.keep((facts.content, behind, self.view.size), crop)
+                known.learn(facts)
+            return facts, crop
 
-    def decoded(self, file: Path | Member, behind: str) -> tuple[Facts, Tensor]:
-        """Facts about a picture, and its crop from the middle. The file is opened."""
-        opened = OpenedOnce(file)
-        pixels, size = cropped(opened, behind, self.view.size, MIDDLE)
-        return opened.facts._replace(size=size), pixels
-
-    def facts_of(self, file: Path | Member) -> Facts:
-        """Facts about a picture, which is read if they are not known."""
-        facts = self.known.about(file)
-        if facts is None:
-            facts = facts_about(OpenedOnce(file))
-            self.known.learn(file, facts)
-        return facts
-
-    def key_of(self, facts: Facts, behind: str) -> bytes:
-        return hashlib.sha256(f"{facts.content!r} {behind} {self.view.size}".encode()).digest()
-
-    def fingerprint(self, i: int, facts: Facts | None = None) -> bytes:
+    def fingerprint(self, i: int) -> bytes:
         entry = self.entries[i]
-        facts = facts or self.known.about(entry.picture)
         how = f"{self.view.size} {MIDDLE} {entry.mirrored}".encode()
+        facts = self.known.about(entry.picture)
         return facts.content + how if facts else b""
 
     def image_id(self, i: int) -> Hashable:
@@ -308,26 +273,14 @@ class Folder(Pairs):
 
     def take(self, i: int) -> Taken:
         entry = self.entries[i]
-        crop = self.known.crops.get((entry.picture, "white"))
-        facts, pixels = crop or self.decoded(entry.picture, "white")
+        facts, pixels = self.look(entry.picture, "white", again=True)
+        assert pixels is not None
         image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
         edges = None if entry.hint else packed(canny(image, *self.thresholds(entry)))
-        return Taken(self.fingerprint(i, facts), image * 2 - 1, edges, facts)
-
-    def learnt(self, found: dict[int, Taken]) -> None:
-        for i, one in found.items():
-            if one.facts:
-                self.known.learn(self.entries[i].picture, one.facts)
-        self.known.save()
-        self.known.crops.clear()
+        return Taken(image * 2 - 1, edges, facts)
 
 
-def facts_about(opened: OpenedOnce) -> Facts:
-    size = picture_size(opened)  # which reads the file
-    return opened.facts._replace(size=size)
-
-
-def cropped(file: PictureFile, behind: str, size: Size, place: tuple) -> tuple[Tensor, Size]:
+def cropped(file: PictureFile, behind: str, size: Size, place: Place) -> tuple[Tensor, Size]:
     """The crop of a picture at a place, as from `pixels_of`, and the whole picture's size."""
     picture = read_image(file, behind)
     return pixels_of(cut_out(picture, size, place)), picture.size

@@ -3,8 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanocontrol.formats.tensors import read_tensors, write_tensors
 from nanocontrol.plumbing.errors import InputError, memory_is_full
 from nanocontrol.plumbing.files import make_folder, remove_temporary_files, sync, write_atomically
 from nanocontrol.plumbing.pictures import CAPTION, grid, read_image, save_picture, with_caption
@@ -155,6 +158,27 @@ class RunFolder:
         files = [file for file in (self.path / "samples").glob("*.png") if file.is_file()]
         return sorted((f for f in files if f.stem.isdecimal()), key=lambda file: int(file.stem))
 
+    def keep_weights(self, save: Callable[[Path], None], step: int, best: bool, n: int) -> None:
+        """Write this step's weights in half precision, as `control-best.safetensors` if they are
+        the best and into the folder `weights`, where the last n evaluations' stay. Each file is
+        complete or absent, and has its step in its metadata. save: writes the weights into a
+        folder."""
+        if not best and not n:
+            return
+        whole = self.path / "keeping"  # a killed process may have left it
+        shutil.rmtree(whole, ignore_errors=True)
+        save(make_folder("--out", whole))
+        files = sorted(whole.iterdir())  # a ControlNet, and the base if it is trained
+        for file in files:  # all of them, before the first one takes its place
+            tensors, metadata = read_tensors(file)
+            half = {name: in_half(tensor) for name, tensor in tensors.items()}
+            write_tensors(file, half, metadata | {"step": step})
+        if n:
+            keep_last(files, make_folder("--out", self.path / "weights"), step, n)
+        for file in files if best else []:
+            os.replace(file, self.path / f"{file.stem}-best.safetensors")
+        shutil.rmtree(whole)
+
     def film(self, height: int, width: int, first: int = 0) -> None:
         """Save the film, made from the log and the contact sheets. A sheet's first row has the
         hints, its last row the model's output. height, width: of a picture, in pixels; first: how
@@ -188,3 +212,20 @@ def write_json(path: Path, content: dict) -> None:
 def finite_or_none(numbers: dict) -> dict:
     """The numbers, with None for NaN and infinity, which JSON does not have."""
     return {name: x if x is None or math.isfinite(x) else None for name, x in numbers.items()}
+
+
+def keep_last(files: list[Path], folder: Path, step: int, n: int) -> None:
+    """Copy these files into the folder, then delete all but n of each kind: first those of later
+    steps, which a killed run left, then the oldest."""
+    names = [f"{file.stem}-{step:07d}.safetensors" for file in files]
+    for file, new in zip(files, names):
+        write_atomically(folder / new, partial(shutil.copy, file))
+    for file, new in zip(files, names):
+        kept = [(other.name <= new, other) for other in folder.glob(f"{file.stem}-*.safetensors")]
+        for _, old in sorted(kept)[:-n]:
+            old.unlink()
+
+
+def in_half(tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    return half if half.isfinite().all() else tensor  # what float16 cannot hold

@@ -12,9 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import LONGEST, InputError, Stopped, say
+from nanocontrol.training.batches import Batch
 from nanocontrol.training.curves import draw_curves
-from nanocontrol.training.keep import keep_weights
-from nanocontrol.training.loader import Batch
 from nanocontrol.training.measure import step_of_jump
 from nanocontrol.training.moved import record
 from nanocontrol.training.optimizer import Optimizer
@@ -209,7 +208,7 @@ class Watch:
         self.run.log(step, **numbers)
         self.draw_curves(note=False)
         best = math.isfinite(loss) and all(loss < other for other in before)
-        keep_weights(self.save, self.run.path, step, best, self.keep)
+        self.run.keep_weights(self.save, step, best, self.keep)
 
     def draw_curves(self, note: bool) -> None:
         if self.bands is not None:

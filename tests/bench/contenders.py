@@ -38,9 +38,8 @@ from nanocontrol import (
 )
 from nanocontrol.clip import CLIPTextEncoder
 from nanocontrol.plumbing import machine
-from nanocontrol.training.batches import Draws, random_draws
+from nanocontrol.training.batches import Batch, Draws, encoded, random_draws
 from nanocontrol.training.graph import replayed
-from nanocontrol.training.loader import Batch, encoded
 from nanocontrol.training.optimizer import PRECISIONS, Optimizer
 from nanocontrol.training.processes import Processes
 

@@ -40,7 +40,7 @@ from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.flags import absolute, at_least, device, positive
 from nanocontrol.plumbing.pictures import grid, save_picture
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.loader import generator_of, groups, shuffled
+from nanocontrol.training.batches import generator_of, groups, shuffled
 from nanocontrol.training.optimizer import Optimizer
 
 PART = 15_000_000  # bytes of a part, at most
