@@ -8,9 +8,9 @@ to make the U-Net follow a hint.
     python train.py --base FILE --data photos/ --hints canny
         from pictures alone; --hints DIR takes a hint for each, DIR/a.png for photos/a.jpg
 
-A folder of --data has a list (prompt.json; metadata.jsonl or .csv with file_name, conditioning_image
-and text), a Hugging Face data set (.parquet), webdataset's archives (.tar), or pictures, with
-captions (a.txt) or without.
+A folder of --data has a list (prompt.json; metadata.jsonl or .csv with file_name, text and
+conditioning_image), a Hugging Face data set (.parquet), webdataset's archives (.tar), or pictures,
+with captions (a.txt) or without.
 
 The method is `diffusion_loss`, `training_loss` and the loop in `train`.
 """

@@ -66,7 +66,7 @@ def test_a_folder_of_photographs_with_caption_files_is_read(tmp_path):
     assert [entry.picture.name for entry in pairs.entries] == ["a.PNG", "b.jpg", "c.webp"]
     assert [pairs[i][2] for i in range(3)] == ["a red ramp", "", ""]
     notes = found(pairs)
-    assert "2 captions missing: b.jpg, c.webp" in notes
+    assert "2 captions missing, so these prompts are empty: b.jpg, c.webp" in notes
     assert "3 other items in the folder, not used: d.heic, more, notes.md" in notes
 
 
@@ -281,10 +281,29 @@ def found(pairs: Folder) -> str:
 def test_the_check_reports_nothing_odd_in_good_pairs(tmp_path):
     pairs = pairs_in(write_pairs(tmp_path, n=12))
     notes = found(pairs)
-    assert "12 pairs; 100 steps of 4 will see each 33.3 times" in notes
+    assert "12 pairs, 2 held out; the others will be seen 40.0 times each" in notes
     assert "64x64 (12)" in notes and "tokens" in notes
     for word in ("constant", "white", "dupli", "missing", "enlarged", "another", "truncated"):
         assert word not in notes, word
+
+
+def test_what_is_used_of_a_folder_is_not_called_unused(tmp_path):
+    for name in ("img/a.png", "img/b.png", "edges/a.png", "edges/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        gradient((64, 64)).save(tmp_path / name)
+    (tmp_path / "notes.md").write_text("not a picture")
+    assert "1 other item in the folder, not used: notes.md" in found(
+        pairs_in(tmp_path, hints=str(tmp_path / "edges"))
+    )
+    pairs = pairs_in(tmp_path / "img", hints=str(tmp_path / "edges"))
+    assert "not used" not in found(pairs) and "the first pair: a.png; a.png; ''" in found(pairs)
+
+
+def test_a_folder_of_hints_with_all_pictures_is_refused(tmp_path):
+    gradient((64, 64)).save(tmp_path / "a.png")
+    assert pairs_in(tmp_path, hints=str(tmp_path)).wrong == [
+        f"--hints {tmp_path} has all pictures of {tmp_path}; expected only their hints"
+    ]
 
 
 def test_the_check_reports_every_oddity(tmp_path):
@@ -304,7 +323,7 @@ def test_the_check_reports_every_oddity(tmp_path):
     assert "1 duplicate picture, as seen by training: image3.png, image4.png" in notes
     assert "1 picture enlarged by a factor above 2: image5.png" in notes
     assert "1 prompt longer than 77 tokens, truncated: image6.png" in notes
-    assert "1 caption missing: image7.png" in notes
+    assert "1 caption missing, so these prompts are empty: image7.png" in notes
     assert "2 to 82 tokens" in notes
 
 

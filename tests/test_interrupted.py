@@ -445,7 +445,10 @@ def test_two_machines_with_disks_of_their_own_end_in_one_sentence(begin):
     assert [ended(process) for process in pair] == [2, 2]
     for folder in (Path("p0"), Path("p1")):
         assert f"{OWN_DISK}/run is not the same folder on all machines" in said(folder)
-    assert "8 pairs; 2 steps of 6 will see each 1.5 times" in Path("p0/output").read_text()
+    assert (
+        "8 pairs, 2 held out; the others will be seen 2.0 times each"
+        in Path("p0/output").read_text()
+    )
     shutil.rmtree("p1/pairs")
     pair = begin_two(begin, *flags, machines=2)
     assert [ended(process) for process in pair] == [2, 2]

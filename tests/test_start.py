@@ -159,6 +159,30 @@ def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):
     torch.testing.assert_close(cached[4][0], mean[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_second_check_says_the_same_and_knows_hints_that_were_exchanged(tmp_path):
+    """Neither opens a file again; what the first one saw is in the index."""
+    write_pairs(tmp_path, "metadata.jsonl", n=8)
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "hint3.png")
+
+    def notes() -> list[str]:
+        index = Known(tmp_path / "cache")
+        folder = Folder([tmp_path], View((64, 64)), index)
+        found = check.look_through(folder, 4, 2).notes
+        read.append(len(index.recent))
+        return found
+
+    read: list[int] = []
+    first, second = notes(), notes()
+    assert first == second and any("constant" in line for line in first)
+    assert not any("fit another picture" in line for line in first)
+    listed = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    hints = [line["conditioning_image"] for line in listed]
+    rotated = (line | {"conditioning_image": hint} for line, hint in zip(listed, hints[1:] + hints))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rotated)))
+    assert any("fit another picture" in line for line in notes())
+    assert read == [16, 0, 0]
+
+
 @pytest.mark.slow
 def test_twenty_thousand_lines_open_no_picture_at_their_second_start(tmp_path, reach):
     """Nor are their hints opened before the first batch, which needs its own."""

@@ -23,9 +23,10 @@ from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
 from nanocontrol.training.batches import in_unit
 from nanocontrol.training.folders import Entry, a_few, check_shapes, plural
-from nanocontrol.training.pairs import Folder, View, held_out_first
+from nanocontrol.training.pairs import Folder, View, held_out_first, held_out_of
 from nanocontrol.training.processes import Processes, is_first
 from nanocontrol.training.run import read_json, write_json
+from nanocontrol.training.store import key_of
 
 GRID = 64  # cells along the short side of an edge map
 AT_ONCE = 1000  # pairs, after which the index is saved
@@ -34,11 +35,12 @@ COMPARED = 256  # most pairs whose edges are compared
 OTHERS = 4  # other pictures that each hint is compared with
 FLAT, WHITE = 0.01, 0.5  # standard deviation of a constant hint; white share of a mostly white one
 READERS = 8  # threads
+FEW = 3  # errors that are printed
 ENLARGED = 2  # pictures that are enlarged more than this, along each side, are reported
 
 
 class Checked(NamedTuple):
-    """The result of checking one pair. Hints that the index knows are not judged again."""
+    """The result of checking one pair."""
 
     entry: Entry
     wrong: str  # the error, or "" if the pair can be used
@@ -66,10 +68,9 @@ def look_through(folder: Folder, steps: int, batch: int, most: int | None = None
     good = [one for one in seen if not one.wrong]
     if not good:
         return Findings(wrong, [])
-    n = len(folder) - len(seen) + len(good)
     notes = [
-        f"{plural(n, 'pair')}; {steps:,} steps of {batch} will see each "
-        f"{steps * batch / n:,.1f} times",
+        counts_note(len(folder) - len(seen) + len(good), steps * batch),
+        example_note(good[0].entry),
         *([f"{len(seen):,} of them were checked"] if len(seen) < len(folder) else []),
         *ignored_notes(folder.ignored),
         *size_and_prompt_notes(good, folder.view),
@@ -127,11 +128,14 @@ def usable(
             (first, *others) = new.values()
             more = f" ({len(others)} more errors)" if others else ""
             how = "python -m nanocontrol.tools.check_data lists all errors"
+            how += "" if folder.refused else ", --skip-wrong trains without such pairs"
             raise InputError(f"{first}{more}; {how}", longest=2 * LONGEST)
         if skip and run and not resumed:
             write_json(run / "skipped.json", new)
-        for note in found.notes + [f"{plural(len(new), 'error')}: pairs skipped"] * bool(new):
+        for note in [*found.notes, *(f"skipped: {why}" for why in [*new.values()][:FEW])]:
             say(note, sys.stderr)
+        if new and run:
+            say(f"{plural(len(new), 'error')}: {run / 'skipped.json'}", sys.stderr)
         skipped = new
     if team:
         skipped = team.gather(skipped)[0]
@@ -139,8 +143,9 @@ def usable(
 
 
 def check_pair(folder: Folder, i: int, compare: bool, bar: tqdm) -> Checked:
-    """Check pair i. Files are opened only if the index does not know them. compare: also compute
-    the edge maps and, where hints are made from the pictures, the hint; this takes longer."""
+    """Check pair i. Files are opened only if the index does not know them. compare: also look at
+    the edges of picture and hint, or where hints are made from the pictures at the hint; this takes
+    longer."""
     bar.update()
     entry = folder.entries[i]
     try:
@@ -150,17 +155,39 @@ def check_pair(folder: Folder, i: int, compare: bool, bar: tqdm) -> Checked:
     except InputError as error:
         named = entry.where == str(entry.picture)
         return Checked(entry, str(error) if named else f"{entry.where}: {error}")
-    found = Checked(entry, "", facts.content, facts.size, of_hint.size)
-    image = None if pixels is None else in_unit(pixels)
-    if hint is not None:
-        hint = in_unit(hint)
-    elif image is not None and compare and not entry.hint:
+    image, hint = (None if x is None else in_unit(x) for x in (pixels, hint))
+    if image is not None and compare and not entry.hint:
         hint = canny(image, *folder.thresholds(entry))
-    if hint is None:
-        return found
-    white = (hint.amin(dim=0) > 0.9).float().mean().item()
-    edges = (edge_map(image), edge_map(hint)) if compare and image is not None else ()
-    return found._replace(white=white, deviation=hint.std(dim=(1, 2)).max().item(), edges=edges)
+    of_image = facts.content, "white", folder.view.size
+    how = of_hint.content, folder.edges(i) or "black", folder.view.size
+    look = remembered(folder, "looks", how, look_of, hint)
+    found = Checked(entry, "", facts.content, facts.size, of_hint.size, *look.tolist())
+    if compare and entry.hint:
+        maps = (("maps", of_image, edge_map, image), ("maps", how, edge_map, hint))
+        edges = [remembered(folder, *one) for one in maps]
+        found = found._replace(edges=tuple(edges) if all(map(len, edges)) else ())
+    return found
+
+
+def remembered(
+    folder: Folder, kind: str, how: tuple, judge: Callable, picture: Tensor | None
+) -> Tensor:
+    """What `judge` says of a picture: from the index, or computed and kept there; empty if the
+    picture was not read now. how: what determines the picture."""
+    store = folder.known.store
+    if row := store.get(kind, *how):
+        return row[0]
+    if picture is None:
+        return torch.empty(0)
+    found = judge(picture)
+    store.add(kind, key_of(kind, *how), found)
+    return found
+
+
+def look_of(hint: Tensor) -> Tensor:
+    """A hint's white share and deviation."""
+    white = (hint.amin(dim=0) > 0.9).float().mean()
+    return torch.stack([white, hint.std(dim=(1, 2)).max()])
 
 
 def edge_map(picture: Tensor) -> Tensor:
@@ -182,6 +209,18 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 
 # ----------------------------------------------------------------------------- lines of a report
+
+
+def counts_note(n: int, seen: int) -> str:
+    """seen: the pairs in all steps."""
+    kept = held_out_of(n) if n > 1 else 0
+    times = f"{seen / (n - kept):,.1f}"
+    return f"{plural(n, 'pair')}, {kept} held out; the others will be seen {times} times each"
+
+
+def example_note(entry: Entry) -> str:
+    hint = entry.hint.name if entry.hint else "edges made from it"
+    return f"the first pair: {entry.picture.name}; {hint}; {entry.prompt[:80]!r}"
 
 
 def ignored_notes(names: list[str]) -> list[str]:
@@ -213,7 +252,7 @@ def odd_notes(seen: list[Checked], size: tuple[int, int]) -> Iterator[str]:
         ("prompt", f"longer than {MAX_TOKENS} tokens, truncated"): (
             lambda x: count_tokens(x.entry.prompt) > MAX_TOKENS
         ),
-        ("caption", "missing"): lambda x: not x.entry.prompt,
+        ("caption", "missing, so these prompts are empty"): lambda x: not x.entry.prompt,
         ("hint", "constant, so useless for training"): lambda x: x.deviation < FLAT,
         ("hint", "mostly white (inverted?)"): lambda x: x.white > WHITE,
     }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import is_picture
+from nanocontrol.plumbing.pictures import is_picture, pictures_in
 from nanocontrol.training.forms import CAPTIONS, File, Lacking, Sample, pictures_below, samples_in
 
 ALIKE = 0.02  # tolerance between the aspect ratios of hint and picture, as sides are whole pixels
@@ -57,6 +57,8 @@ def read_folder(folder: Path, hints: str | None, cache: Path) -> tuple[str, list
             wrong.append(str(error))
         except Lacking as what:
             lacking.setdefault(str(what), []).append(sample.where)
+    if not entries and not wrong and not lacking:
+        raise InputError(f"--hints {hints} has all pictures of {folder}; expected only their hints")
     return form, entries, wrong + [*grouped(lacking)]
 
 
@@ -127,8 +129,12 @@ def check_shapes(entry: Entry, size: Sequence[int], hint_size: Sequence[int]) ->
         )
 
 
-def ignored_in(folder: Path) -> list[str]:
-    """In a folder of pictures, the names of files that are neither pictures nor captions."""
+def ignored_in(folder: Path, hints: str | None) -> list[str]:
+    """The names of what is not used of a folder of pictures. Inner folders are, if it has no
+    pictures itself, and so is that of the hints."""
+    used = Path(hints or "").resolve()
     files = (file for file in folder.iterdir() if not file.name.startswith("."))
-    others = (file for file in files if not is_picture(file))
+    others = [file for file in files if not is_picture(file) and file.resolve() != used]
+    if not pictures_in(folder):
+        others = [file for file in others if not file.is_dir()]
     return sorted(file.name for file in others if file.suffix.lower() not in CAPTIONS)

@@ -145,7 +145,7 @@ class Folder(Pairs):
             except InputError as error:
                 self.refused.append(str(error))
                 continue
-            self.ignored += ignored_in(folder) if form == "pictures" else []
+            self.ignored += ignored_in(folder, view.hints) if form == "pictures" else []
             self.entries += entries
             self.wrong += wrong
         self.wrong += self.refused

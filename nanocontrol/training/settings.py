@@ -156,7 +156,7 @@ def check_together(settings: Mapping[str, Any]) -> None:
     if {"low_memory", "unlock"} <= used:
         raise InputError("--low-memory is for a locked base: it cannot be used with --unlock")
     if "data" in used and settings.get("condition") not in (None, settings.get("hints")):
-        raise InputError("--condition is for drawn scenes: it cannot be used with --data")
+        raise InputError("--condition is for drawn scenes: with --data use --hints")
     if len(settings.get("data") or []) > 1 and settings.get("hints") not in (None, "canny"):
         raise InputError("--hints DIR is for one --data: join the folders, or train with one")
     drawn = used & {"condition", "hints", "size", "crop", "mirror"} == {"condition"}

@@ -29,6 +29,8 @@ KINDS = {
     "edges": ("bits",),  # made by --hints canny
     "files": ("content", "sides"),
     "contents": (),  # of files that were read
+    "looks": ("look",),  # of hints: the white share and the deviation, as in check.Checked
+    "maps": ("map",),  # of edges, see check.edge_map
     "crops": ("pixels",),  # of held-out pictures
 }
 

@@ -86,7 +86,7 @@ def test_folders_without_pairs_are_refused(tmp_path, capsys):
     Image.linear_gradient("L").resize((64, 64)).save("a.png")
     (Path("._a.png")).write_bytes(b"a file of macOS")
     text, status = report(capsys, ".", "--hints", "canny")
-    assert status == 0 and "1 pair;" in text
+    assert status == 0 and "1 pair," in text
     assert ". is given twice" in report(capsys, ".", ".", "--hints", "canny")[0]
     Path("a.txt").write_bytes(b"\xff\xfe\x00")
     assert "a.txt is not UTF-8" in report(capsys, ".", "--hints", "canny")[0]
@@ -129,7 +129,10 @@ def test_paths_that_cannot_be_looked_at_are_refused(tmp_path, capsys):
 def test_a_pipe_is_no_caption(tmp_path, capsys):
     Image.linear_gradient("L").save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "a.txt")
-    assert "1 caption missing: a.png" in report(capsys, tmp_path, "--hints", "canny")[0]
+    assert (
+        "1 caption missing, so these prompts are empty: a.png"
+        in report(capsys, tmp_path, "--hints", "canny")[0]
+    )
 
 
 def test_damaged_pictures_are_named_and_the_report_is_finished(tmp_path, capsys):
@@ -154,5 +157,7 @@ def test_a_folder_of_photographs_is_accepted(photos, capsys):
     check_data([str(photos), "--hints", "canny", "--size", "128"])
     text = capsys.readouterr().out
     assert "8 pairs" in text and "640x427" in text and "512x512" in text
-    assert "1 caption missing: china.jpg" in text and "wrong" not in text
+    assert (
+        "1 caption missing, so these prompts are empty: china.jpg" in text and "wrong" not in text
+    )
     assert opened("out/pairs.png").size == (8 * 128, 2 * 128)
