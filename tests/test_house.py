@@ -34,7 +34,7 @@ BUDGETS = {
     "doctor": 640,
     "experiments": 2127,
     "conformance": 1072,
-    "course": 1750,
+    "course": 1560,
     "page": 1050,
 }
 BROWSER, BROWSER_BUDGET = (".js", ".html", ".css"), 2100
