@@ -34,7 +34,7 @@ BUDGETS = {
     "doctor": 640,
     "experiments": 2144,
     "conformance": 989,
-    "course": 1750,
+    "course": 1560,
     "page": 900,
 }
 BROWSER, BROWSER_BUDGET = (".js", ".html", ".css"), 2100

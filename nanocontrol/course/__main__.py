@@ -6,7 +6,8 @@
     python -m nanocontrol.course hint N       a hint for exercise N; call it again for the next one
     python -m nanocontrol.course train WHAT   a training for exercise 10 or the bonus: minutes
     python -m nanocontrol.course status       what is done
-    python -m nanocontrol.course grade FOLDER grade the submissions in a folder
+    python -m nanocontrol.course grade FOLDER grade the submissions in a folder; --csv: as a
+                                              gradebook, --json: with all sentences
 
 `next`, `check`, `hint`, `train` and `status` work in the student's folder. README.md next to this
 file is for teachers.
@@ -18,12 +19,12 @@ from pathlib import Path
 
 from nanocontrol.commands.clone import ROOT
 from nanocontrol.course import folder as progress
-from nanocontrol.course.exercise import Seeds, exercises
+from nanocontrol.course.exercise import Seeds, Student, exercises
 from nanocontrol.course.grade import BONUS, grade_folder, judge_exercise
 from nanocontrol.course.own_runs import RUNS, train_own_condition, train_own_run
-from nanocontrol.course.student import Student
 from nanocontrol.plumbing.errors import InputError, one_line, one_sentence, say
 from nanocontrol.plumbing.flags import Parser
+from nanocontrol.plumbing.pictures import grid, save_picture, with_caption
 
 # Each of these functions is a command. args.here is the student's folder.
 
@@ -48,18 +49,19 @@ def check(args: Namespace) -> None:
     draws = Seeds(progress.remembered(here)["name"], "check")
     if not (here / exercise.file).exists():
         raise InputError(f"check {exercise.number}: {exercise.file} is missing in {here}")
-    picture = None
+    picture = here / f"{exercise.file[:4]}.png"
     with Student() as student:
         grade = judge_exercise(exercise, here / exercise.file, student, draws)
         if grade.points and exercise.show:
-            picture = exercise.show(student, draws, here)
+            rows, caption = exercise.show(student, draws)
+            save_picture(with_caption(grid(rows), caption), picture)
     for line in student.printed.decode(errors="replace").splitlines()[:20]:
         say(f"  your file printed: {line}")
     if not grade.points:
         sys.exit(one_line(f"exercise {exercise.number}, not yet: {grade.sentence}", 500))
     say(f"Exercise {exercise.number} is right. {grade.sentence}")
     progress.mark_passed(here, exercise)
-    if picture:
+    if exercise.show:
         say(f"Look at {picture}")
     if left := progress.open_exercises(here):
         say(f"Next: exercise {left[0].number}, {left[0].said.title} ({left[0].file})")
@@ -99,15 +101,13 @@ def parsed_command(argv: list[str] | None) -> Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     of = {name: commands.add_parser(name) for name in COMMANDS}  # the description explains them
     of["start"].add_argument("folder", type=Path, metavar="DIR")
-    name = "the student's name, which decides all values (default: the folder's name)"
-    of["start"].add_argument("--name", help=name)
+    of["start"].add_argument("--name", help="decides all values (default: the folder's name)")
     for command in ("check", "hint"):
         of[command].add_argument("number", type=int, choices=[*exercises()], metavar="N")
     of["train"].add_argument("run", choices=[*RUNS, "own"], help="which training")
     of["grade"].add_argument("folder", type=Path, metavar="FOLDER")
-    form = of["grade"].add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const="json", help="all grades")
-    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a gradebook")
+    for form in ("json", "csv"):
+        of["grade"].add_argument(f"--{form}", dest="form", action="store_const", const=form)
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,7 @@
 """The process in which a submission runs. It only computes: it calls functions of the submission
 for inputs that it is sent, and sends back what they return. The grader judges in its own process.
 
-    python -I child.py ROOT PRIVATE ...
+    python -I -B child.py ROOT PRIVATE ...
 
 ROOT: the folder that holds the package nanocontrol. PRIVATE: folders that a submission may not
 open, such as the other submissions. Messages come on standard input and go to standard output. What
@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 MEMORY = 2 * 2**30  # bytes that a submission may use, on Linux
@@ -23,7 +24,11 @@ PROCESSOR = 900  # seconds of processor time, on Linux: the last resort
 # How the names of refused events begin.
 PROGRAMS = ("subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "pty.")
 OTHERS = ("os.kill", "signal.pthread_kill", "socket.connect", "socket.bind", "socket.getaddrinfo")
-LINKS = ("os.link", "os.symlink")
+REFUSED = {
+    "starts another program": PROGRAMS,
+    "reaches for another process or the network": OTHERS,
+    "makes links": ("os.link", "os.symlink"),
+}
 CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "shutil.")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -41,22 +46,17 @@ def limit_resources() -> None:
 
 
 def guard(private: tuple[str, ...], refuse: Callable[[str], None]) -> None:
-    """From now on, call refuse(what) when the process does something that no exercise needs.
-    private: folders that it may not open."""
-    own, state = os.path.realpath(os.getcwd()), {"refused": False}
-    closed = [os.path.realpath(folder) for folder in private]
+    """From now on, call refuse(what), which ends the process, when it does something that no
+    exercise needs. private: folders that it may not open."""
+    own, *closed = (os.path.realpath(folder) for folder in (os.getcwd(), *private))
 
     def within(path: str, folder: str) -> bool:
         return path == folder or path.startswith(folder + os.sep)
 
-    def why_not(event: str, args: tuple) -> str | None:
-        for what, events in {
-            "starts another program": PROGRAMS,
-            "reaches for another process or the network": OTHERS,
-            "makes links": LINKS,
-        }.items():
+    def hook(event: str, args: tuple) -> None:
+        for what, events in REFUSED.items():
             if event.startswith(events):
-                return what
+                refuse(what)
         changes = event.startswith(CHANGES)
         for given in args if changes else args[:1] if event == "open" else ():
             if not isinstance(given, str | bytes | os.PathLike):
@@ -65,17 +65,11 @@ def guard(private: tuple[str, ...], refuse: Callable[[str], None]) -> None:
             if within(path, own):
                 continue
             if changes:
-                return "changes files outside its own folder"
+                refuse("changes files outside its own folder")
             if any(within(path, folder) for folder in closed):
-                return "opens the checks, the solutions or another submission"
+                refuse("opens the checks, the solutions or another submission")
             if (args[2] or 0) & WRITES and path != os.devnull:
-                return "writes a file outside its own folder"
-        return None
-
-    def hook(event: str, args: tuple) -> None:
-        if not state["refused"] and (what := why_not(event, args)):
-            state["refused"] = True
-            refuse(what)
+                refuse("writes a file outside its own folder")
 
     sys.addaudithook(hook)
 
@@ -91,58 +85,51 @@ def closed_import(source: str, closed: list[str]) -> str | None:
     return None
 
 
+class Missing(Exception):
+    """The file lacks a value or a function. The message names it."""
+
+
 class Submission:
-    """A student's file. Each method's result is a reply to the grader."""
+    """A student's file. The grader asks for its three methods."""
 
-    def __init__(self, inside: Any):
-        self.inside = inside
-        self.names: dict[str, Any] = {}
-        self.file = ""
+    def __init__(self, inside: Any, refuse: Callable[[str], None]):
+        self.inside, self.refuse = inside, refuse
 
-    def load(self, file: str, closed: list[str]) -> dict:
-        self.file, self.names = os.path.basename(file), {"__name__": "submission"}
-        try:
-            source = Path(file).read_text(encoding="utf-8-sig")
-            if name := closed_import(source, closed):
-                return {"refused": f"imports {name}, which this exercise asks you to write"}
-            exec(compile(source, file, "exec"), self.names)
-        except BaseException as error:
-            return self.failed("the file", error)
-        return {"value": None}
+    def load(self, file: str, closed: list[str]) -> None:
+        self.file, self.running = os.path.basename(file), "the file"
+        self.names: dict[str, Any] = {"__name__": "submission"}
+        source = Path(file).read_text(encoding="utf-8-sig")
+        if name := closed_import(source, closed):
+            self.refuse(f"imports {name}, which this exercise asks you to write")
+        exec(compile(source, file, "exec"), self.names)
 
-    def value(self, name: str) -> dict:
+    def value(self, name: str) -> Any:
         if name not in self.names:
-            return {"error": f"{name} is missing in {self.file}"}
-        return {"value": self.names[name]}
+            raise Missing(name)
+        return self.names[name]
 
-    def call(self, name: str, args: list, through: str | None) -> dict:
+    def call(self, name: str, args: list, through: str | None) -> Any:
         """Call a function, or let a function of inside.py call it."""
-        function = self.names.get(name)
+        function, self.running = self.names.get(name), name
         if not callable(function):
-            return {"error": f"the function {name} is missing in {self.file}"}
-        try:
-            if through:
-                return {"value": getattr(self.inside, through)(function, *args)}
-            return {"value": function(*args)}
-        except BaseException as error:
-            return self.failed(name, error)
+            raise Missing(f"the function {name}")
+        return getattr(self.inside, through)(function, *args) if through else function(*args)
 
-    def failed(self, name: str, error: BaseException) -> dict:
+    def explained(self, error: BaseException) -> str:
         """A sentence about an error of the submission's own."""
+        if isinstance(error, Missing):
+            return f"{error} is missing in {self.file}"
         if isinstance(error, NotImplementedError):
-            return {"error": f"{name} is not written yet"}
+            return f"{self.running} is not written yet"
         if isinstance(error, SystemExit):
-            return {"error": f"{name} ends the program (exit); expected a result"}
+            return f"{self.running} ends the program (exit); expected a result"
         if isinstance(error, MemoryError) or "allocate" in str(error):
-            most = f"the {MEMORY // 2**30} GB of memory that it may use"
-            return {"error": f"{name} needs more than {most}"}
-        line, step = getattr(error, "lineno", None), error.__traceback__
-        while step:
-            if os.path.basename(step.tb_frame.f_code.co_filename) == self.file:
-                line = step.tb_lineno
-            step = step.tb_next
-        where = f", line {line} of {self.file}" if line else ""
-        return {"error": f"{name} raises {type(error).__name__}{where}: {str(error)[:200]}"}
+            return f"{self.running} needs more than the {MEMORY // 2**30} GB of memory it may use"
+        lines = [getattr(error, "lineno", None)]
+        for frame, line in walk_tb(error.__traceback__):
+            lines += [line] if os.path.basename(frame.f_code.co_filename) == self.file else []
+        where = f", line {lines[-1]} of {self.file}" if lines[-1] else ""
+        return f"{self.running} raises {type(error).__name__}{where}: {str(error)[:200]}"
 
 
 def main(root: str, *private: str) -> None:
@@ -155,33 +142,32 @@ def main(root: str, *private: str) -> None:
     import torch
 
     from nanocontrol.course import inside
-    from nanocontrol.course.messages import TooLong, pack, read_message
+    from nanocontrol.course.messages import pack, read_message
 
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    sys.dont_write_bytecode = True
 
-    def send(reply: dict) -> None:
+    def send(kind: str, content: Any) -> None:
         try:
-            data = pack(reply)
-        except TooLong as error:
-            data = pack({"error": f"the result is {error}"})
+            data = pack({kind: content})
         except Exception as error:
             data = pack({"error": f"the result has {error}; expected numbers or tensors"})
         replies.write(data)
         replies.flush()
 
     def refuse(what: str) -> None:
-        send({"refused": what})
+        send("refused", what)
         os._exit(1)
 
     limit_resources()
-    submission = Submission(inside)
+    submission = Submission(inside, refuse)
     guard(private, refuse)
-    send({"ready": True})
+    send("ready", None)
     while True:
         what, *args = read_message(requests)
-        send(getattr(submission, what)(*args))
+        try:
+            send("value", getattr(submission, what)(*args))
+        except BaseException as error:
+            send("error", submission.explained(error))
 
 
 if __name__ == "__main__":

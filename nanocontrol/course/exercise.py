@@ -1,9 +1,8 @@
-"""The frame of the exercises: what a file in checks/ has, and how answers are compared."""
+"""The frame of the exercises: what a file in checks/ has and uses, and how answers are compared."""
 
 import hashlib
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,17 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nanocontrol.course.student import Student
+from nanocontrol.course.student import Student as Student
+from nanocontrol.course.student import Wrong as Wrong
 
 EXERCISES = Path(__file__).with_name("exercises")
-SENTENCES = Path(__file__).with_name("checks") / "sentences.toml"
-# Float32 rounds by 6e-8 of a value. An answer has at most some hundred roundings, one after the
-# other, in any order; wrong answers differ by more than 1e-2.
-TOLERANCE = 1e-4
-
-
-class Wrong(Exception):
-    """An answer is wrong. The message is a sentence that says what it looks like."""
 
 
 class Seeds(NamedTuple):
@@ -52,23 +44,22 @@ class Seeds(NamedTuple):
         return self._replace(purpose="start")
 
 
-@dataclass(frozen=True)
-class Exercise:
+class Exercise(NamedTuple):
     """The student's file exNN_NAME.py, from exercises/, and what checks/NAME.py has for it."""
 
     number: int
     file: str  # the name of the student's file
     said: SimpleNamespace  # texts, and the modules that a submission may not import (closed)
-    check: Callable[[Student, Seeds], str]  # what is right in one sentence; raises Wrong or Failed
-    give: Callable[[Seeds, Path], None] | None = None  # writes the student's data into the folder
-    show: Callable[[Student, Seeds, Path], Path] | None = None  # draws a picture of a right answer
-    wanted: tuple[str, ...] = ()  # more files that are handed in
+    check: Callable[[Student, Seeds], str]  # what is right in one sentence; raises Wrong
+    give: Callable[[Seeds, Path], None] | None  # writes the student's data into the folder
+    show: Callable[[Student, Seeds], tuple[list, str]] | None  # rows of pictures, and their caption
+    wanted: tuple[str, ...]  # more files that are handed in
 
 
 @cache
 def sentences(name: str) -> SimpleNamespace:
     """The texts of an exercise, by their names in sentences.toml."""
-    text = SENTENCES.read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "checks" / "sentences.toml").read_text(encoding="utf-8")
     return SimpleNamespace(**tomllib.loads(text)[name])
 
 
@@ -79,13 +70,19 @@ def exercises() -> dict[int, Exercise]:
     for file in sorted(EXERCISES.glob("ex*_*.py")):
         number, name = int(file.stem[2:4]), file.stem[5:]
         there = vars(import_module(f"nanocontrol.course.checks.{name}"))
-        functions = there["check"], there.get("give"), there.get("show")
-        wanted = there.get("WANTED", ())
-        found[number] = Exercise(number, file.name, sentences(name), *functions, wanted)
+        parts = there["check"], there.get("give"), there.get("show"), there.get("WANTED", ())
+        found[number] = Exercise(number, file.name, sentences(name), *parts)
     return found
 
 
 # -------------------------------------------------------------------------- comparing answers
+
+
+def refuse(wrong: dict[str, Any], /, **facts: Any) -> None:
+    """Raise Wrong with the first sentence whose condition holds. facts: for its placeholders."""
+    for sentence, holds in wrong.items():
+        if holds:
+            raise Wrong(sentence.format(**facts))
 
 
 def as_tensor_like(name: str, found: Any, right: Tensor) -> Tensor:
@@ -103,44 +100,37 @@ def as_tensor_like(name: str, found: Any, right: Tensor) -> Tensor:
     return values
 
 
-def close(a: Tensor, b: Tensor, within: float = TOLERANCE, least: float = 1.0) -> bool:
+# Float32 rounds by 6e-8 of a value. An answer has at most some hundred roundings, one after the
+# other, in any order; wrong answers differ by more than 1e-2.
+def close(a: Tensor, b: Tensor, within: float = 1e-4, least: float = 1.0) -> bool:
     """Whether two tensors agree up to a share of the second one's largest value, which counts as
     `least` at least."""
     most = within * max(least, b.abs().max().item())
     return a.shape == b.shape and bool((a.double() - b.double()).abs().max() <= most)
 
 
-def compare(
-    name: str,
-    found: Any,
-    right: Tensor | float,
-    known: Mapping[str, Any],
-    advice: str,
-    **tolerance: float,
-) -> float:
+def compare(name: str, found: Any, right: Any, known: dict, advice: str, **near: float) -> float:
     """Raise Wrong if an answer is wrong, with the sentence of the known wrong answer that it is.
 
     known: sentences, and the wrong answers that they explain: a tensor or number, or a list of
-    them. advice: for all other answers. tolerance: of `close`. Returns the answer's mean.
+    them. advice: for all other answers. near: the tolerance of `close`. Returns the answer's mean.
     """
     right = torch.as_tensor(right)
     values = as_tensor_like(name, found, right)
-    if close(values, right, **tolerance):
+    if close(values, right, **near):
         return values.mean().item()
     for sentence, answers in known.items():
         for wrong in map(torch.as_tensor, answers if isinstance(answers, list) else [answers]):
-            if close(values, wrong, **tolerance) and not close(wrong, right, **tolerance):
+            if close(values, wrong, **near) and not close(wrong, right, **near):
                 raise Wrong(sentence)
     if not values.shape:
         raise Wrong(f"{name} returns {values:.4g}. {advice}")
-    right_ones = sum(close(a, b, **tolerance) for a, b in zip(values.flatten(), right.flatten()))
+    right_ones = sum(close(a, b, **near) for a, b in zip(values.flatten(), right.flatten()))
     share = 100 * (1 - right_ones / values.numel())
     raise Wrong(f"{name}: {share:.0f} % of the values are wrong. {advice}")
 
 
-def compare_choice(
-    name: str, found: Any, right: Any, known: Mapping[Any, str], advice: str
-) -> None:
+def compare_choice(name: str, found: Any, right: Any, known: dict, advice: str) -> None:
     """Raise Wrong for a choice that is not the right one: with its own sentence, if it has one."""
     if found is None or found == "":
         raise Wrong(f"{name} is not answered yet")

@@ -60,13 +60,12 @@ def mark_passed(folder: Path, exercise: Exercise) -> None:
 
 def progress_of(folder: Path, exercise: Exercise) -> str:
     """ "passed", "changed since it passed", "missing" or "open"."""
-    file, passed = folder / exercise.file, remembered(folder)["passed"]
+    file = folder / exercise.file
+    passed = remembered(folder)["passed"].get(str(exercise.number), "")
     if not file.exists():
         return "missing"
-    if str(exercise.number) not in passed:
-        return "open"
-    unchanged = passed[str(exercise.number)] == hash_of(file)
-    return "passed" if unchanged else "changed since it passed"
+    state = "passed" if passed == hash_of(file) else "changed since it passed"
+    return state if passed else "open"
 
 
 def open_exercises(folder: Path) -> list[Exercise]:

@@ -7,13 +7,13 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from nanocontrol.course.exercise import Exercise, Seeds, Wrong, exercises
+from nanocontrol.course.exercise import Exercise, Seeds, Student, Wrong, exercises
 from nanocontrol.course.folder import remembered
-from nanocontrol.course.student import SECONDS, Failed, Student, copy_file
+from nanocontrol.course.student import SECONDS, copy_file
 from nanocontrol.plumbing.errors import InputError, one_line, say
 
 BONUS = 13
@@ -23,7 +23,8 @@ NO_NAME = "student.json is missing or damaged: the folder's name is used"
 TWICE = "another submission has the same name, and so the same seed"
 
 
-class Grade(NamedTuple):
+@dataclass
+class Grade:
     """The points of one exercise, and the sentence that goes with them."""
 
     exercise: int
@@ -37,16 +38,9 @@ class Graded:
 
     folder: str
     name: str
-    grades: list[Grade] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def points(self) -> int:
-        return sum(grade.points for grade in self.grades)
-
-    @property
-    def note(self) -> str:
-        return "; ".join(self.notes)
+    points: int = 0
+    note: str = ""
+    exercises: list[Grade] = field(default_factory=list)
 
 
 def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Seeds) -> Grade:
@@ -56,7 +50,7 @@ def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Seed
     try:
         student.load(file, exercise.said.closed)
         sentence, points = exercise.check(student, draws), 1
-    except (Wrong, Failed, InputError) as error:
+    except (Wrong, InputError) as error:
         sentence = str(error)
     except Exception as error:  # an answer of a form that the check does not expect
         sentence = f"the answer has a form that the check cannot use ({type(error).__name__})"
@@ -65,13 +59,11 @@ def judge_exercise(exercise: Exercise, file: Path, student: Student, draws: Seed
 
 def grade_submission(folder: Path, others: Path, seconds: float = SECONDS) -> Graded:
     """Grade one submission. Its files are copied; it may not open `others`, which holds all."""
-    graded = Graded(one_line(folder.name, 80), folder.name)
-    try:
-        graded.name = remembered(folder)["name"]
-    except InputError:
-        graded.notes.append(NO_NAME)
-    draws = Seeds(graded.name, "grade")
-    graded.name = one_line(graded.name, 80)
+    name, note = folder.name, NO_NAME
+    with suppress(InputError):
+        name, note = remembered(folder)["name"], ""
+    graded = Graded(one_line(folder.name, 80), one_line(name, 80), note=note)
+    draws = Seeds(name, "grade")
     # A submission may leave files that cannot be deleted.
     own_folder = tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True)
     with own_folder as own, Student((others,), seconds) as student:
@@ -79,14 +71,15 @@ def grade_submission(folder: Path, others: Path, seconds: float = SECONDS) -> Gr
             if exercise.give:  # the same data again: a file may read it
                 exercise.give(draws.given(), Path(own))
             try:
-                for name in exercise.wanted:
-                    if os.path.lexists(folder / name):  # the check knows what to say without it
-                        copy_file(name, folder, Path(own))
+                for wanted in exercise.wanted:
+                    if os.path.lexists(folder / wanted):  # the check knows what to say without it
+                        copy_file(wanted, folder, Path(own))
                 file = copy_file(exercise.file, folder, Path(own))
-            except Failed as error:
-                graded.grades.append(Grade(exercise.number, 0, one_line(str(error), SAID)))
-                continue
-            graded.grades.append(judge_exercise(exercise, file, student, draws))
+                grade = judge_exercise(exercise, file, student, draws)
+            except Wrong as error:
+                grade = Grade(exercise.number, 0, one_line(str(error), SAID))
+            graded.exercises.append(grade)
+    graded.points = sum(grade.points for grade in graded.exercises)
     return graded
 
 
@@ -112,16 +105,11 @@ def grade_folder(folder: Path, form: str | None) -> str:
         graded.append(grade_submission(path.resolve(), folder.resolve()))
     names = Counter(one.name for one in graded)
     for one in graded:
-        one.notes += [TWICE] if names[one.name] > 1 else []
-    return {"json": grades_as_json, "csv": grades_as_csv, None: grades_as_text}[form](graded)
-
-
-def grades_as_json(graded: list[Graded]) -> str:
-    def plain(one: Graded) -> dict[str, Any]:
-        found = {name: getattr(one, name) for name in ("folder", "name", "points", "note")}
-        return found | {"exercises": [grade._asdict() for grade in one.grades]}
-
-    return json.dumps([plain(one) for one in graded], indent=1)
+        if names[one.name] > 1:
+            one.note = "; ".join(filter(None, (one.note, TWICE)))
+    if form == "json":
+        return json.dumps([asdict(one) for one in graded], indent=1)
+    return grades_as_csv(graded) if form == "csv" else grades_as_text(graded)
 
 
 def grades_as_csv(graded: list[Graded]) -> str:
@@ -131,7 +119,7 @@ def grades_as_csv(graded: list[Graded]) -> str:
     titles = ["bonus" if number == BONUS else f"exercise {number}" for number in exercises()]
     writer.writerow(["folder", "name", *titles, "points", "note"])
     for one in graded:
-        points = [grade.points for grade in one.grades]
+        points = [grade.points for grade in one.exercises]
         writer.writerow([cell(one.folder), cell(one.name), *points, one.points, one.note])
     return out.getvalue()
 
@@ -146,5 +134,5 @@ def grades_as_text(graded: list[Graded]) -> str:
     for one in graded:
         note = f" ({one.note})" if one.note else ""
         lines.append(f"{one.folder}: {one.name}, {one.points} points{note}")
-        lines += [f"  {grade.exercise:2} {grade.points} {grade.sentence}" for grade in one.grades]
+        lines += [f"  {x.exercise:2} {x.points} {x.sentence}" for x in one.exercises]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache, partial
 from inspect import unwrap
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -39,14 +40,13 @@ def small_block() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
 
 
-def two_steps(
-    function: Callable, weights: dict[str, Tensor], x: Tensor, c: Tensor, target: Tensor
-) -> dict:
+def two_steps(function: Callable, weights: dict[str, Tensor], given: Tensor) -> dict:
     """Train equation 2 for two steps, with the parts that function(block) returns.
 
-    weights: the block's; x, c, target [B, 4, h, w]. Returns outputs and weights before and after.
+    weights: the block's; given: x, c and the target, [3, B, 4, h, w]. Returns the first output, and
+    weights before and after.
     """
-    block = small_block()
+    block, (x, c, target) = small_block(), given
     block.load_state_dict(weights)
     locked, copied, parameters = function(block)
     zero_in, zero_out = zero_convolution(4), zero_convolution(4)
@@ -81,20 +81,18 @@ def descend(parameters: Sequence[nn.Parameter], rate: float = 0.1) -> None:
 
 def probed(function: Callable, outputs: list[Tensor], *given: Any) -> dict:
     """function(blocks, *given), with blocks that note their inputs. Block k returns outputs[k]."""
-    noted: list[Tensor] = []
-    order: list[int] = []
+    noted: list[tuple[int, Tensor]] = []
 
     def run_block(k: int, x: Tensor) -> Tensor:
-        order.append(k)
-        noted.append(x.clone())
+        noted.append((k, x.clone()))
         return outputs[k].clone()
 
     result = function([partial(run_block, k) for k in range(len(outputs))], *given)
-    return {"inputs": noted, "order": order, "result": result}
+    return {"noted": noted, "result": result}
 
 
 @torch.no_grad()
-def with_loss(function: Callable, hints: Tensor, prompts: list[str], *noised: Tensor) -> float:
+def with_loss(function: Callable, hints: Tensor, prompts: list[str], *noised: Tensor) -> Any:
     """function(loss, hints), where loss(hints) is the bundled ControlNet's mean loss with any
     hints, on held-out latents; noised: x_t, the noise, and t [n]."""
     sd, (x_t, noise, t) = bundled_nano(), noised
@@ -107,39 +105,34 @@ def with_loss(function: Callable, hints: Tensor, prompts: list[str], *noised: Te
     return function(loss, hints)
 
 
-made: dict[Callable, Any] = {}  # the adapter of each of a student's classes
-
-
-def of_adapter(function: Callable, method: str, args: list) -> Any:
+def of_adapter(function: Any, method: str, args: list) -> Any:
     """Call a method of a student's adapter (nanocontrol.conformance), whose class is `function`.
     A dictionary from a dataclass's name to its fields stands for the dataclass."""
     from nanocontrol.conformance import adapter
 
     if method == "make":
-        made.clear()
-        made[function] = function()
+        function.made = function()
     for i, value in enumerate(args):
         name = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else ""
         if kind := getattr(adapter, name, None):
             fields = value[name].items()
             args[i] = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields})
-    return getattr(made[function], method)(*args)
+    return getattr(function.made, method)(*args)
+
+
+# In a mended class no function calls one of these in its place.
+BASES = {"super", "Adapter", "TorchAdapter", "Ours", "DDIM"}
 
 
 def parts_lacking(function: type, parts: Sequence[str]) -> list[str]:
     """The parts, such as "predict" or "scheduler.step", that a student's class does not define
     itself, or for which it calls a base."""
-    return [part for part in parts if not has_own(function, part.split("."))]
 
+    def is_own(part: Callable) -> bool:
+        own = part.__module__ == function.__module__
+        return own and not BASES.intersection(unwrap(part).__code__.co_names)
 
-def has_own(owner: Any, names: Sequence[str]) -> bool:
-    part = vars(owner).get(names[0])
-    if getattr(part, "__module__", None) != owner.__module__:
-        return False
-    if len(names) > 1:
-        return has_own(part, names[1:])
-    bases = {"super", *(base.__name__ for base in owner.__mro__[1:])}
-    return not bases.intersection(unwrap(part).__code__.co_names)
+    return [part for part in parts if not is_own(attrgetter(part)(function))]
 
 
 def with_drawings(function: Callable, seeds: list[int], size: int) -> list[Tensor]:

@@ -1,6 +1,5 @@
 """Trainings in a student's folder, for exercise 10 and the bonus."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from nanocontrol.nano.model import halve_condition_encoder
 from nanocontrol.nano.scores import SCORES, canny_score
 from nanocontrol.training.run import read_run
 
-RUNS = "scaled", "half"
+# The runs of exercise 10: steps, and how the condition encoder is initialised.
+RUNS = {"scaled": (240, "variance"), "half": (400, "pytorch")}
 HANDED_IN = "runs/own/control-half.safetensors"  # of the bonus
 # How often a run is evaluated and saved: for exercise 10, and for the bonus.
 OFTEN = {"sample_every": 20, "save_every": 400}
@@ -26,25 +26,24 @@ def seed_of(name: str) -> int:
 
 def settings_for(run: str, seed: int) -> dict[str, Any]:
     """The settings that differ from nano's, and the seed."""
-    steps, hint_init = {"scaled": (240, "variance"), "half": (400, "pytorch")}[run]
+    steps, hint_init = RUNS[run]
     shared = {"condition": "canny", "batch_size": 8, "lr": 1e-3, "schedule": "constant"}
     return shared | {"steps": steps, "hint_init": hint_init, "seed": seed}
 
 
-def models_for(run: str, settings: Any) -> tuple:
-    """In the place of train.models: its networks, with the run's encoder."""
+def models_with_half_encoder(settings: Any) -> tuple:
+    """In the place of train.models: its networks, with a condition encoder half as deep."""
     from train import models
 
     sd, control, trained = models(settings)
-    if run == "half":
-        halve_condition_encoder(control)
+    halve_condition_encoder(control)
     return sd, control, trained
 
 
 def train_own_run(run: str, name: str, folder: Path) -> None:
     """Train a variant of exercise 10 by train.py, and print its scores."""
-    flags = settings_for(run, seed_of(name)) | OFTEN
-    train_in(folder, run, flags, models=partial(models_for, run))
+    changed = {"models": models_with_half_encoder} if run == "half" else {}
+    train_in(folder, run, settings_for(run, seed_of(name)) | OFTEN, **changed)
     for step, score in read_run(folder / "runs" / run).measured("score"):
         print(f"step {step:3}: score {score:.3f}")
 

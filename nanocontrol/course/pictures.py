@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from nanocontrol.nano.detector import Detector, load_detector
 from nanocontrol.nano.model import DETECTOR, WEIGHTS
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import Scene
-from nanocontrol.plumbing.pictures import grid, save_picture, with_caption
 from nanocontrol.training.measure import mean_latents
 
 
@@ -38,25 +36,14 @@ def pairs_of_scenes(
     return torch.stack(images), torch.stack(hints), [*prompts], [data.scene(i) for i in numbers]
 
 
-def latents_and_prompts(numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
-    """Scaled latents [n, 4, h, w] of held-out scenes, and their prompts."""
-    images, _, prompts, _ = pairs_of_scenes(numbers)
-    return mean_latents(bundled_nano(), images), prompts
-
-
 def scene_to_show(draws: Seeds) -> tuple[Tensor, str, Tensor]:
     """A scene's latent [1, 4, h, w], its prompt, and noise of the latent's shape."""
-    latent, prompts = latents_and_prompts([draws.seed("scene") % 1000])
+    images, _, prompts, _ = pairs_of_scenes([draws.seed("scene") % 1000])
+    latent = mean_latents(bundled_nano(), images)
     return latent, prompts[0], torch.randn(latent.shape, generator=draws.tensors("picture"))
 
 
 @torch.no_grad()
-def save_strip(latents: Tensor, path: Path, caption: str) -> Path:
-    """Write a row of latents [n, 4, h, w] as decoded pictures."""
-    pictures = bundled_nano().decode(latents.float()).clamp(-1, 1)
-    return save_rows([[*pictures]], path, caption)
-
-
-def save_rows(rows: Sequence[Sequence[Tensor]], path: Path, caption: str) -> Path:
-    save_picture(with_caption(grid(rows), caption), path)
-    return path
+def decoded(latents: Tensor) -> list[list[Tensor]]:
+    """A row of pictures, decoded from latents [n, 4, h, w]."""
+    return [[*bundled_nano().decode(latents.float()).clamp(-1, 1)]]

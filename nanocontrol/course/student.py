@@ -1,7 +1,6 @@
 """A submission in a process of its own, seen from the grader."""
 
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -9,11 +8,11 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from threading import Thread
-from typing import Any, BinaryIO
+from threading import Thread, Timer
+from typing import Any
 
 from nanocontrol.commands.clone import ROOT
-from nanocontrol.course.messages import TooLong, pack, read_message
+from nanocontrol.course.messages import pack, read_message
 
 HERE = Path(__file__).parent
 PRIVATE = ROOT / "tests", HERE / "checks"  # the solutions, and the sentences
@@ -27,8 +26,8 @@ ENVIRONMENT = "PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG"  # a submission se
 DAMAGED = "the result is damaged; a file may not write to the grader"
 
 
-class Failed(Exception):
-    """The submission gave no answer. The message is a sentence that says why."""
+class Wrong(Exception):
+    """An answer is wrong or missing. The message is a sentence that says what it looks like."""
 
 
 class Student(AbstractContextManager):
@@ -39,7 +38,7 @@ class Student(AbstractContextManager):
 
     def __init__(self, private: tuple[Path, ...] = (), seconds: float = SECONDS):
         self.private, self.seconds = (*PRIVATE, *private), seconds
-        self.process: subprocess.Popen | None = None
+        self.process: Any = None  # subprocess.Popen
         self.folder = Path()  # where it runs
         self.printed = b""
 
@@ -49,32 +48,18 @@ class Student(AbstractContextManager):
     def start(self, folder: Path) -> None:
         """Start the process, in the submission's folder."""
         self.folder, self.printed, self.bytes_printed = folder, b"", 0
-        command: list[str | Path] = [sys.executable, "-I", HERE / "child.py", ROOT, *self.private]
+        python = [sys.executable, "-I", "-B"]  # it may not write bytecode elsewhere
+        command = [*python, str(HERE / "child.py"), str(ROOT), *map(str, self.private)]
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         environment |= {"OMP_NUM_THREADS": "1", "HOME": str(folder), "TMPDIR": str(folder)}
         pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, start_new_session=True, **pipes
         )
-        self.replies: queue.Queue = queue.Queue()
-        Thread(target=self.listen, args=(self.process.stdout, self.replies), daemon=True).start()
         self.reader = Thread(target=self.overhear, args=(self.process,), daemon=True)
         self.reader.start()
         self.left = STARTING
-        if self.receive() != {"ready": True}:
-            raise RuntimeError(f"the course's process does not start: {self.printed.decode()}")
-
-    def listen(self, pipe: BinaryIO, replies: queue.Queue) -> None:
-        """Put what the process sends into a queue, in a thread: pipes have no time limit."""
-        try:
-            while True:
-                replies.put(read_message(pipe))
-        except (EOFError, OSError):
-            replies.put(Failed("the process ended before it answered; does it call exit?"))
-        except TooLong as error:
-            replies.put(Failed(f"the result is {error}"))
-        except (ValueError, RecursionError):
-            replies.put(Failed(DAMAGED))
+        self.exchange(b"")  # it says that it is ready
 
     def overhear(self, process: subprocess.Popen) -> None:
         """Keep the beginning of what is printed. Stop a process that prints too much."""
@@ -84,44 +69,47 @@ class Student(AbstractContextManager):
             if self.bytes_printed > MOST_PRINTED:
                 kill(process)
 
-    def receive(self) -> Any:
-        began = time.monotonic()
+    def exchange(self, request: bytes) -> Any:
+        """The process's answer. The process is stopped when its time is up."""
+        began, process = time.monotonic(), self.process
+        timer = Timer(max(0, self.left), kill, [process])
+        timer.start()
         try:
-            reply = self.replies.get(timeout=max(0, self.left))
-        except queue.Empty:
-            reply = Failed(f"the file computes for more than {self.seconds:g} seconds")
-        self.left -= time.monotonic() - began
-        if isinstance(reply, Failed):
-            raise self.explained(reply)
-        return reply
-
-    def explained(self, failed: Failed) -> Failed:
-        """A better sentence for a process that was stopped or crashed."""
-        process = self.process
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
+            with suppress(OSError):  # it has ended, and may have said why
+                process.stdin.write(request)
+                process.stdin.flush()
+            return read_message(process.stdout)
+        except (EOFError, OSError, ValueError) as error:
+            why = error
+        finally:
+            timer.cancel()
+            self.left -= time.monotonic() - began
         self.stop()
+        raise Wrong(self.explained(why, -process.returncode))
+
+    def explained(self, error: Exception, crash: int) -> str:
+        """A sentence about a process that was stopped. crash: the signal that ended it."""
         if self.bytes_printed > MOST_PRINTED:
-            return Failed(f"the file prints more than {MOST_PRINTED // 2**20} MB")
-        crash = -(process.returncode or 0)
-        if "ended" in str(failed) and crash > 0 and crash != KILLED:
-            return Failed(f"the process crashed ({signal.strsignal(crash)})")
-        return failed
+            return f"the file prints more than {MOST_PRINTED // 2**20} MB"
+        if self.left <= 0:
+            return f"the file computes for more than {self.seconds:g} seconds"
+        if isinstance(error, ValueError):
+            return DAMAGED
+        if crash > 0 and crash != KILLED:
+            return f"the process crashed ({signal.strsignal(crash)})"
+        return "the process ended before it answered; does it call exit?"
 
     def ask(self, *request: Any) -> Any:
-        with suppress(OSError):  # it has ended; `receive` says so
-            self.process.stdin.write(pack(request))
-            self.process.stdin.flush()
-        reply = self.receive()
-        kind = next(iter(reply), None) if isinstance(reply, dict) else None
-        if kind == "value":
-            return reply["value"]
-        if kind == "error":
-            raise Failed(str(reply["error"]))
+        match self.exchange(pack(request)):
+            case {"value": value}:
+                return value
+            case {"error": str(sentence)}:
+                raise Wrong(sentence)
+            case {"refused": what}:
+                self.stop()
+                raise Wrong(f"the file {what}, which a submission may not")
         self.stop()
-        if kind == "refused":
-            raise Failed(f"the file {reply['refused']}, which a submission may not")
-        raise Failed(DAMAGED)
+        raise Wrong(DAMAGED)
 
     def load(self, file: Path, closed: Sequence[str] = ()) -> None:
         """Run a file. Its functions and values can then be asked for.
@@ -147,14 +135,10 @@ class Student(AbstractContextManager):
     def stop(self) -> None:
         """End the process and all that it started."""
         process, self.process = self.process, None
-        if process is None:
-            return
-        kill(process)
-        process.wait()
-        self.reader.join(5)
-        for pipe in process.stdin, process.stdout, process.stderr:
-            with suppress(OSError):
-                pipe.close()
+        if process:
+            with suppress(OSError), process:  # it waits for the end, and closes the pipes
+                kill(process)
+                self.reader.join(5)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -166,15 +150,15 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def copy_file(name: str, source: Path, folder: Path) -> Path:
-    """A copy of a submitted file. Raises Failed if it is missing, not an ordinary file of this
+    """A copy of a submitted file. Raises Wrong if it is missing, not an ordinary file of this
     submission, or too large. name: relative to both folders."""
     file = source / name
     if not file.resolve().is_relative_to(source.resolve()) or file.is_symlink():
-        raise Failed(f"{name} is a link; expected a file")
+        raise Wrong(f"{name} is a link; expected a file")
     if not file.is_file():
-        raise Failed(f"{name} is missing; expected a file")
+        raise Wrong(f"{name} is missing; expected a file")
     if file.stat().st_size > MOST_HANDED_IN:
-        raise Failed(f"{name} is larger than {MOST_HANDED_IN // 2**20} MB")
+        raise Wrong(f"{name} is larger than {MOST_HANDED_IN // 2**20} MB")
     copy = folder / name
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(file.read_bytes())

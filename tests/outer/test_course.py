@@ -24,13 +24,7 @@ from nanocontrol.course.checks.jump import STORED
 from nanocontrol.course.checks.mutants import MUTANTS, SHOWS, check_mended, order_of
 from nanocontrol.course.exercise import EXERCISES, Exercise, Seeds, Wrong, exercises
 from nanocontrol.course.folder import start_course
-from nanocontrol.course.grade import (
-    BONUS,
-    grade_submission,
-    grades_as_csv,
-    grades_as_json,
-    judge_exercise,
-)
+from nanocontrol.course.grade import BONUS, grade_submission, grades_as_csv, judge_exercise
 from nanocontrol.course.messages import pack
 from nanocontrol.course.own_runs import OFTEN, RUNS, SELDOM, seed_of, settings_for
 from nanocontrol.course.student import PRIVATE, Student
@@ -159,7 +153,7 @@ def without_code(source: str, how: str) -> str:
     """Exercise 12's file with `pass` in all classes or in all functions, or with functions that
     call their base's."""
     tree = ast.parse(source)
-    for node in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+    for node in [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]:
         for function in [part for part in node.body if isinstance(part, ast.FunctionDef)]:
             given = ", ".join(arg.arg for arg in function.args.args[1:])
             called = f"return super().{function.name}({given})"
@@ -390,7 +384,7 @@ def test_a_hostile_submission_gets_a_sentence_and_no_points(kind, tmp_path, only
     neighbour.write_text(SOLVED_1)
     (own / "ex01_noise.py").write_text(hostile_source(source, victim, neighbour))
     graded = grade_submission(own, tmp_path / "all", seconds=4)
-    (grade,) = graded.grades
+    (grade,) = graded.exercises
     assert grade.points == 0
     assert re.search(sentence, grade.sentence), grade.sentence
     assert victim.read_text() == "kept"
@@ -421,7 +415,7 @@ def test_after_hostile_submissions_the_others_are_graded(tmp_path, only_one, cap
 
 
 @pytest.mark.slow
-def test_a_gradebook_holds_no_formula(tmp_path, only_one):
+def test_a_gradebook_holds_no_formula(tmp_path, only_one, capsys):
     folder = tmp_path / "=1+1"
     folder.mkdir()
     graded = [grade_submission(folder, tmp_path)]
@@ -429,10 +423,9 @@ def test_a_gradebook_holds_no_formula(tmp_path, only_one):
     assert titles[0] == "folder" and titles[-2:] == ["points", "note"]
     assert row[:2] == ["'=1+1", "'=1+1"]
     assert "folder's name is used" in row[-1]
-    assert (
-        json.loads(grades_as_json(graded))[0]["exercises"][0]["sentence"]
-        == "ex01_noise.py is missing; expected a file"
-    )
+    main(["grade", str(folder.parent), "--json"])
+    (one,) = json.loads(capsys.readouterr().out)
+    assert one["exercises"][0]["sentence"] == "ex01_noise.py is missing; expected a file"
 
 
 @pytest.mark.slow
@@ -500,9 +493,9 @@ def test_a_whole_submission_is_graded(solved):
     reading = "import numpy as np\n\nassert np.load('hints.npy').shape[0] == 6\n"
     file.write_text(reading + solution_of(exercises()[8], NAME))
     graded = grade_submission(solved, solved.parent, seconds=PATIENT)
-    assert graded.points == 12, [grade for grade in graded.grades if not grade.points]
-    assert "control-half.safetensors is missing" in graded.grades[-1].sentence
-    assert graded.grades[-1].exercise == BONUS
+    assert graded.points == 12, [grade for grade in graded.exercises if not grade.points]
+    assert "control-half.safetensors is missing" in graded.exercises[-1].sentence
+    assert graded.exercises[-1].exercise == BONUS
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from nanocontrol import DDPM
-from nanocontrol.course.exercise import Seeds, compare, compare_choice, sentences
-from nanocontrol.course.inside import with_loss
-from nanocontrol.course.pictures import latents_and_prompts, pairs_of_scenes
-from nanocontrol.course.student import Student
+from nanocontrol.course.exercise import Seeds, Student, compare, compare_choice, sentences
+from nanocontrol.course.inside import bundled_nano, with_loss
+from nanocontrol.course.pictures import pairs_of_scenes
+from nanocontrol.training.measure import mean_latents
 
 SAY = sentences("gain")
 
@@ -36,27 +36,24 @@ def give(draws: Seeds, folder: Path) -> None:
 
 def check(student: Student, draws: Seeds) -> str:
     letters = {name: letter for letter, name in names_of_runs(draws).items()}
-    sentences = {
+    known = {
         letters["memorises"]: SAY.LOWEST.format(run=letters["memorises"]),
         letters["waits"]: SAY.LOWER.format(run=letters["waits"]),
     }
-    compare_choice("FOLLOWS", student.value("FOLLOWS"), letters["follows"], sentences, SAY.LETTER)
+    compare_choice("FOLLOWS", student.value("FOLLOWS"), letters["follows"], known, SAY.LETTER)
     return SAY.RIGHT.format(percent=100 * check_gain(student, draws))
 
 
 def check_gain(student: Student, draws: Seeds) -> float:
     """Check control_gain -> the gain as a share of the loss."""
     numbers = draws.numbers("pairs").sample(range(1000), PAIRS)
-    x0, prompts = latents_and_prompts(numbers)
-    _, hints, *_ = pairs_of_scenes(numbers, "canny")
+    images, hints, prompts, _ = pairs_of_scenes(numbers, "canny")
+    x0 = mean_latents(bundled_nano(), images)
     noise = torch.randn(x0.shape, generator=draws.tensors("noise"))
     t = torch.tensor([200, 700])
     given = hints, prompts, DDPM().add_noise(x0, noise, t), noise, t
-
-    def loss(hints: torch.Tensor) -> float:
-        return with_loss(lambda loss, _: loss(hints), *given)
-
-    own, other, black = loss(hints), loss(hints.flip(0)), loss(0 * hints)
+    three = [hints, hints.flip(0), 0 * hints]
+    own, other, black = with_loss(lambda loss, _: [*map(loss, three)], *given)
     gain = other - own
     known = {
         SAY.SIGN: -gain,

@@ -1,13 +1,10 @@
 """Check of exercise 4: classifier-free guidance."""
 
-from pathlib import Path
-
 import torch
 
 from nanocontrol import sample
-from nanocontrol.course.exercise import Seeds, compare, compare_choice, sentences
-from nanocontrol.course.pictures import bundled_nano, save_strip, scene_to_show
-from nanocontrol.course.student import Student
+from nanocontrol.course.exercise import Seeds, Student, compare, compare_choice, sentences
+from nanocontrol.course.pictures import bundled_nano, decoded, scene_to_show
 
 SAY = sentences("guidance")
 
@@ -25,18 +22,17 @@ def check(student: Student, draws: Seeds) -> str:
         }
         right = without + scale * (prompted - without)
         compare("guided", student.call("guided", pair, scale), right, known, SAY.LINE)
-    for name, answer, other, sentence, advice in (
-        ("PROMPT_HAS_NO_EFFECT", 0, 1, SAY.NOTHING_AT_1, SAY.WITHOUT),
-        ("NEGATIVE_PROMPT_HAS_NO_EFFECT", 1, 0, SAY.NOTHING_AT_0, SAY.CANCELS),
-    ):
-        compare_choice(name, student.value(name), answer, {other: sentence}, advice)
+    found = student.value("PROMPT_HAS_NO_EFFECT")
+    compare_choice("PROMPT_HAS_NO_EFFECT", found, 0, {1: SAY.NOTHING_AT_1}, SAY.WITHOUT)
+    found = student.value("NEGATIVE_PROMPT_HAS_NO_EFFECT")
+    compare_choice("NEGATIVE_PROMPT_HAS_NO_EFFECT", found, 1, {0: SAY.NOTHING_AT_0}, SAY.CANCELS)
     return SAY.RIGHT
 
 
-def show(student: Student, draws: Seeds, folder: Path) -> Path:
+def show(student: Student, draws: Seeds) -> tuple[list, str]:
     """One noise at four scales."""
     sd, scales = bundled_nano(), (0.0, 1.0, 2.5, 9.0)
     _, prompt, noise = scene_to_show(draws)
     context, uncond = sd.encode_prompts(prompt), sd.encode_prompts("")
     found = [sample(sd, noise, context, uncond, steps=10, scale=scale) for scale in scales]
-    return save_strip(torch.cat(found), folder / "ex04.png", f"{prompt}: scale 0, 1, 2.5, 9")
+    return decoded(torch.cat(found)), f"{prompt}: scale 0, 1, 2.5, 9"

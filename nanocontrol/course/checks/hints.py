@@ -9,16 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanocontrol.course.exercise import Seeds, Wrong, as_tensor_like, close, sentences
-from nanocontrol.course.pictures import (
-    bundled_control,
-    bundled_detector,
-    bundled_nano,
-    pairs_of_scenes,
-    save_rows,
-)
-from nanocontrol.course.student import Student
+from nanocontrol.course.exercise import Seeds, Student, as_tensor_like, close, refuse, sentences
+from nanocontrol.course.inside import bundled_nano
+from nanocontrol.course.pictures import bundled_control, bundled_detector, pairs_of_scenes
 from nanocontrol.nano.scores import score
+from nanocontrol.plumbing.pictures import grid, save_picture, with_caption
 from nanocontrol.training.measure import make_pictures
 
 SAY = sentences("hints")
@@ -40,12 +35,7 @@ class Fault(NamedTuple):
 
 
 def blurred_lines(hint: Tensor, shift: tuple[int, int]) -> Tensor:
-    kernel = (BLUR[:, None] * BLUR).expand(3, 1, 5, 5)
-    return F.conv2d(hint[None], kernel, padding=2, groups=3)[0]
-
-
-def widened(hint: Tensor, shift: tuple[int, int]) -> Tensor:
-    return F.max_pool2d(hint[None], WIDE, 1, WIDE // 2)[0]
+    return F.conv2d(hint[:, None], (BLUR[:, None] * BLUR)[None, None], padding=2)[:, 0]
 
 
 FAULTS = (
@@ -54,7 +44,7 @@ FAULTS = (
     Fault("depth", lambda hint, shift: 2 * hint - 1, SAY.BELOW_0),
     Fault("canny", blurred_lines, SAY.GREY),
     Fault("canny", lambda hint, shift: hint.roll(shift, (1, 2)), SAY.SHIFTED),
-    Fault("canny", widened, SAY.THICK),
+    Fault("canny", lambda hint, shift: F.max_pool2d(hint, WIDE, 1, WIDE // 2), SAY.THICK),
 )
 
 
@@ -69,80 +59,73 @@ def faults_of(draws: Seeds) -> tuple[list[Fault], tuple[int, int]]:
 def give(draws: Seeds, folder: Path) -> None:
     """Write the spoiled hints, their pictures, and a sheet of both."""
     order, shift = faults_of(draws)
-    pictures, spoiled = [], []
+    images, spoiled = [], []
     for i, fault in enumerate(order):
-        images, hints, *_ = pairs_of_scenes([draws.seed(f"hint {i}") % 1000], fault.condition)
-        pictures.append(images[0])
-        spoiled.append(fault.spoil(hints[0], shift))
+        image, hint, *_ = pairs_of_scenes([draws.seed(f"hint {i}") % 1000], fault.condition)
+        images.append(image[0])
+        spoiled.append(fault.spoil(hint[0], shift))
     np.save(folder / "hints.npy", torch.stack(spoiled).numpy())
-    np.save(folder / "pictures.npy", torch.stack(pictures).numpy())
-    shown = [hint.clamp(0, 1) * 2 - 1 for hint in spoiled]
+    np.save(folder / "pictures.npy", torch.stack(images).numpy())
+    sheet = grid([images, [hint.clamp(0, 1) * 2 - 1 for hint in spoiled]])
     kinds = ", ".join(f"{i}: {SHOWN[fault.condition]}" for i, fault in enumerate(order, 1))
-    save_rows([pictures, shown], folder / "hints.png", f"{kinds} (cut off at 0 and 1 here)")
+    save_picture(with_caption(sheet, f"{kinds} (cut off at 0 and 1 here)"), folder / "hints.png")
 
 
 def check(student: Student, draws: Seeds) -> str:
-    order, shift = faults_of(draws)
-    shares = [check_repair(student, draws, i, fault, shift) for i, fault in enumerate(order, 1)]
+    shares = [check_repair(student, draws, i) for i in range(1, len(FAULTS) + 1)]
     return SAY.RIGHT.format(worst=min(shares))
 
 
-def check_repair(
-    student: Student, draws: Seeds, i: int, fault: Fault, shift: tuple[int, int]
-) -> float:
+def check_repair(student: Student, draws: Seeds, i: int) -> float:
     """Check repair_i -> the share of the score that its hints reach."""
-    name = f"repair_{i}"
+    order, shift = faults_of(draws)
+    name, fault = f"repair_{i}", order[i - 1]
     numbers = draws.numbers(f"scenes {i}").sample(range(1000), TRIED)
     _, hints, prompts, scenes = pairs_of_scenes(numbers, fault.condition)
     repaired = []
     for hint in hints:
         spoiled = fault.spoil(hint, shift)
         found = as_tensor_like(name, student.call(name, spoiled), hint).float()
-        if wrong := what_is_wrong(found, hint, spoiled, fault, shift):
-            raise Wrong(SAY.AFTER.format(name=name, wrong=wrong))
+        if not close(found, hint):
+            for wrong, holds in known_faults(fault, shift, found, hint, spoiled):
+                refuse({SAY.AFTER: holds}, name=name, wrong=wrong)
         repaired.append(found)
     if all(map(close, repaired, hints)):
         return 1.0
     scores = []
     for given in (torch.stack(repaired), hints):
         controls = [(bundled_control(fault.condition), given, 1.0)]
-        pictures = make_pictures(bundled_nano(), prompts, controls, steps=STEPS)
-        scores.append(score(fault.condition, pictures, scenes, bundled_detector()))
+        images = make_pictures(bundled_nano(), prompts, controls, steps=STEPS)
+        scores.append(score(fault.condition, images, scenes, bundled_detector()))
     share = scores[0] / scores[1]
-    if share < ENOUGH:
-        raise Wrong(SAY.TOO_LOW.format(name=name, share=share, enough=ENOUGH))
+    refuse({SAY.TOO_LOW: share < ENOUGH}, name=name, share=share, enough=ENOUGH)
     return share
 
 
-def what_is_wrong(
-    found: Tensor, hint: Tensor, spoiled: Tensor, fault: Fault, shift: tuple[int, int]
-) -> str | None:
-    """The sentence about a repaired hint that is still spoiled, or None."""
-    known: dict[str, dict[str, Any]] = {
-        "pose": {SAY.NOT_A_SWAP: True},
-        "depth": {SAY.CUT_OFF: close(found, spoiled.clamp(0, 1))},
-        "canny": {
-            SAY.INVERTED: found.mean() > 0.5,
-            SAY.WRONG_WAY: close(found, spoiled.roll(shift, (1, 2))),
-            SAY.EMPTY: found.mean() < 0.3 * hint.mean(),
-            SAY.GREY: ((found > 0.1) & (found < 0.9)).float().mean() > 0.02,
-            SAY.THICK: found.mean() > 2.5 * hint.mean(),
-            SAY.SHIFTED: max(map(abs, shift_between(found[0], hint[0]))) > 2,
-        },
-    }
-    if close(found, hint):
-        return None
-    if found.min() < -0.01 or found.max() > 1.01:
-        return SAY.BELOW_0
-    if close(found, spoiled):
-        return fault.untouched
-    return next((x for x, is_so in known[fault.condition].items() if is_so), None)
+def known_faults(fault: Fault, shift: tuple[int, int], *three: Tensor) -> list[tuple[str, Any]]:
+    """Sentences about a repaired hint, and whether they hold. three: the repaired hint, the true
+    one and the spoiled one."""
+    found, hint, spoiled = three
+    outside = found.min() < -0.01 or found.max() > 1.01
+    known = [(SAY.BELOW_0, outside), (fault.untouched, close(found, spoiled))]
+    if fault.condition == "pose":
+        return [*known, (SAY.NOT_A_SWAP, True)]
+    if fault.condition == "depth":
+        return [*known, (SAY.CUT_OFF, close(found, spoiled.clamp(0, 1)))]
+    return [
+        *known,
+        (SAY.INVERTED, found.mean() > 0.5),
+        (SAY.WRONG_WAY, close(found, spoiled.roll(shift, (1, 2)))),
+        (SAY.EMPTY, found.mean() < 0.3 * hint.mean()),
+        (SAY.GREY, ((found > 0.1) & (found < 0.9)).float().mean() > 0.02),
+        (SAY.THICK, found.mean() > 2.5 * hint.mean()),
+        (SAY.SHIFTED, is_shifted(found[0], hint[0])),
+    ]
 
 
-def shift_between(a: Tensor, b: Tensor) -> tuple[int, int]:
-    """How far down and to the right the lines of a [H, W] lie from those of b: where they have most
+def is_shifted(a: Tensor, b: Tensor) -> bool:
+    """Whether the lines of a [H, W] lie more than 2 pixels from those of b: where they have most
     pixels in common, by Fourier transforms."""
     common = torch.fft.irfft2(torch.fft.rfft2(a) * torch.fft.rfft2(b).conj())
     shift = divmod(int(common.argmax()), a.shape[1])
-    down, right = (x if x <= side // 2 else x - side for x, side in zip(shift, a.shape))
-    return down, right
+    return any(2 < x < side - 2 for x, side in zip(shift, a.shape))

@@ -5,18 +5,18 @@ import re
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import partial
-from inspect import getsource
+from inspect import getsource, signature
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, indent
 from typing import Any
 
 import numpy as np
 
-from nanocontrol.conformance import check_controlnet, mutants, ours
+from nanocontrol.conformance import check_controlnet
 from nanocontrol.conformance.adapter import Adapter
 from nanocontrol.conformance.mutants import MUTANTS
-from nanocontrol.course.exercise import EXERCISES, Seeds, Wrong, sentences
-from nanocontrol.course.student import Failed, Student
+from nanocontrol.course.exercise import EXERCISES, Seeds, compare_choice, refuse, sentences
+from nanocontrol.course.student import Student, Wrong
 
 SAY = sentences("mutants")
 SHOWS = SAY.SHOWS  # what one would see if a ControlNet had this error
@@ -45,62 +45,46 @@ def order_of(draws: Seeds) -> dict[str, str]:
 def give(draws: Seeds, folder: Path) -> None:
     """Write the exercise's file with the mutants' code, in this student's order and without their
     names. Each class has the whole code of the functions in which its error is."""
-    trees = [ast.parse(getsource(module)) for module in (mutants, ours)]
-    classes = {node.name: node for node in trees[0].body if isinstance(node, ast.ClassDef)}
-    renamed = {MUTANTS[name].adapter.__name__: broken for broken, name in order_of(draws).items()}
-    used = {x.id for old in renamed for x in ast.walk(classes[old]) if isinstance(x, ast.Name)}
-    parts = {old: f"part_{k}" for k, old in enumerate(sorted(used & classes.keys()), 1)}
-    renamed = parts | renamed
-    code = "\n\n\n".join(anonymous(classes[old], renamed) for old in renamed)
-    imports = [x for tree in trees for x in tree.body if isinstance(x, ast.Import | ast.ImportFrom)]
-    words = {*re.findall(r"\w+", code)}
-    for node in imports:
-        node.names = [alias for alias in node.names if (alias.asname or alias.name) in words]
-    needed = dict.fromkeys(ast.unparse(node) for node in imports if node.names)
-    idea, errors = (EXERCISES / FILE).read_text(encoding="utf-8").split("\n\nERRORS")
-    names = "\n".join(f'    "{broken}": "",' for broken in order_of(draws))
-    head = "\n".join([idea, "", *needed, "", f"ERRORS{errors}", f"NAMES = {{\n{names}\n}}"])
-    (folder / FILE).write_text(f"{head}\n\n\n{code}\n", encoding="utf-8")
+    order = order_of(draws)
+    names = "\n".join(f'    "{broken}": "",' for broken in order)
+    classes = [code_of_class(MUTANTS[name].adapter, broken) for broken, name in order.items()]
+    text = (EXERCISES / FILE).read_text(encoding="utf-8") + f"NAMES = {{\n{names}\n}}\n"
+    (folder / FILE).write_text("\n\n".join([text, *classes]), encoding="utf-8")
 
 
-def anonymous(node: ast.ClassDef, renamed: dict[str, str]) -> str:
-    """The source of a class without docstrings and decorators, with these names replaced and with
-    the code of its base where it calls that."""
-    base = getattr(mutants, node.name).__base__
-    node.decorator_list = []  # they name the error
-    for part in ast.walk(node):
-        if isinstance(part, ast.FunctionDef):
-            write_out(part, base)
-        if isinstance(part, ast.ClassDef | ast.FunctionDef):
-            if ast.get_docstring(part) is not None:
-                part.body = part.body[1:]
-            part.name = renamed.get(part.name, part.name)
-        if isinstance(part, ast.Name):
-            part.id = renamed.get(part.id, part.id)
-    return ast.unparse(node)
+def code_of_class(made: type, name: str) -> str:
+    """The source of a class under another name, without docstrings."""
+    base, code = made.__base__, ""
+    for part, value in own_parts(made):
+        is_class = isinstance(value, type)
+        code += code_of_class(value, part) if is_class else written_out(value, base)
+    return f"class {name}({base.__name__}):\n" + indent(code, "    ")
 
 
-def write_out(method: ast.FunctionDef, base: type) -> None:
-    """Replace `super().NAME(...)` in a method by the base's code of that name."""
-    for i, statement in enumerate(method.body):
-        calls = [x for x in ast.walk(statement) if isinstance(x, ast.Call)]
-        for call in [x for x in calls if ast.unparse(x.func).startswith("super().")]:
-            (code,) = ast.parse(dedent(getsource(getattr(base, method.name)))).body
-            assert isinstance(code, ast.FunctionDef)
-            text = called_with(code, [ast.unparse(x) for x in call.args])
-            before, returns, result = text.rpartition("return ")
-            if returns:
-                text = before + ast.unparse(statement).replace(ast.unparse(call), result)
-            method.body[i : i + 1] = ast.parse(text).body
-            method.decorator_list = code.decorator_list
-            return
+def own_parts(made: type) -> list[tuple[str, Any]]:
+    return [part for part in vars(made).items() if not part[0].startswith("__")]
 
 
-def called_with(code: ast.FunctionDef, args: list[str]) -> str:
-    """A method's code without its docstring, with these arguments in the place of its names."""
-    given = dict(zip([arg.arg for arg in code.args.args[1:]], args))
-    text = "\n".join(map(ast.unparse, code.body[ast.get_docstring(code) is not None :]))
-    return re.sub(r"\w+", lambda word: given.get(word[0], word[0]), text)
+def source_of(function: Callable) -> str:
+    """A function's source without docstring and comments."""
+    code: Any = ast.parse(dedent(getsource(function))).body[0]
+    del code.body[: ast.get_docstring(code) is not None]
+    return ast.unparse(code)
+
+
+def written_out(method: Callable, base: type | None) -> str:
+    """A method's source, with the base's code in the place of `super().NAME(...)`."""
+    source = source_of(method)
+    if found := re.search(r"^ *(.*)super\(\)\.(\w+\(.*\))$", source, re.MULTILINE):
+        call: Any = ast.parse(found[2], mode="eval").body
+        of_base = getattr(base, call.func.id)
+        given = dict(zip([*signature(of_base).parameters][1:], map(ast.unparse, call.args)))
+        head, body = source_of(of_base).split(":\n", 1)
+        body = re.sub(r"\w+", lambda word: given.get(word[0], word[0]), dedent(body))
+        before, _, result = body.rpartition("return ")
+        body = indent(before + found[1] + result, "    ")
+        source = head.partition("def ")[0] + source.replace(found[0], body)
+    return source + "\n\n"
 
 
 # ------------------------------------------------------------------------------------ the check
@@ -124,29 +108,21 @@ class FromChild:
         args += options.values()
         found = self.student.call(self.name, method, args, through="of_adapter")
         if found is None and method in ("residuals", "predict", "sample", "loss"):
-            raise Failed(f"{method} returns None")
+            raise Wrong(f"{method} returns None")
         return found
 
 
 def check(student: Student, draws: Seeds) -> str:
-    said = student.value("NAMES")
-    if not isinstance(said, dict):
-        raise Wrong(SAY.DICTIONARY)
-    for broken, name in order_of(draws).items():
-        check_name(broken, said.get(broken), name)
-    for broken, name in order_of(draws).items():
+    said, order = student.value("NAMES"), order_of(draws)
+    refuse({SAY.DICTIONARY: not isinstance(said, dict)})
+    for broken, name in order.items():
+        known = {x: SAY.OTHER.format(broken=broken, said=x, shows=SHOWS[x]) for x in SHOWS}
+        unknown = SAY.UNKNOWN.format(broken=broken, said=str(said.get(broken))[:40])
+        compare_choice(f'NAMES["{broken}"]', said.get(broken), name, known, unknown)
+    for broken, name in order.items():
         check_mended(student, broken, name)
     seen = sorted({mutant.seen for mutant in MUTANTS.values() if "#" in mutant.seen})
     return SAY.RIGHT.format(seen=" and ".join(seen[:2]))
-
-
-def check_name(broken: str, said: Any, name: str) -> None:
-    if not said:
-        raise Wrong(SAY.UNNAMED.format(broken=broken))
-    if not isinstance(said, str) or said not in SHOWS:
-        raise Wrong(SAY.UNKNOWN.format(broken=broken, said=str(said)[:40]))
-    if said != name:
-        raise Wrong(SAY.OTHER.format(broken=broken, said=said, shows=SHOWS[said]))
 
 
 def check_mended(student: Student, broken: str, name: str) -> None:
@@ -154,23 +130,20 @@ def check_mended(student: Student, broken: str, name: str) -> None:
     more."""
     mutant = MUTANTS[name]
     parts = written_parts(mutant.adapter)
-    if lacking := student.call(broken, parts, through="parts_lacking"):
-        raise Wrong(SAY.DELETED.format(broken=broken, part=lacking[0]))
+    lacking = student.call(broken, parts, through="parts_lacking")
+    refuse({SAY.DELETED: lacking}, broken=broken, part="".join(lacking[:1]))
     checks = [mutant.check, *(SOUND[part] for part in parts)]
     results = check_controlnet(FromChild(student, broken), only=checks)
     for result in sorted(results, key=lambda result: result.name != mutant.check):
-        if not result.passed:
-            sentence = SAY.NOT_MENDED if result.name == mutant.check else SAY.NOT_SOUND
-            message = result.message.removeprefix("it raised Failed: ")
-            raise Wrong(sentence.format(broken=broken, message=message))
+        sentence = SAY.NOT_MENDED if result.name == mutant.check else SAY.NOT_SOUND
+        message = result.message.removeprefix("it raised Wrong: ")
+        refuse({sentence: not result.passed}, broken=broken, message=message)
 
 
 def written_parts(made: type) -> list[str]:
     """The functions that a class defines, "scheduler.step" if they are a class's in the class."""
     parts = []
-    for name, value in vars(made).items():
-        if isinstance(value, type):
-            parts += [f"{name}.{part}" for part in written_parts(value)]
-        elif not name.startswith("__"):
-            parts.append(name)
+    for name, value in own_parts(made):
+        inner = written_parts(value) if isinstance(value, type) else []
+        parts += [f"{name}.{part}" for part in inner] or [name]
     return parts

@@ -1,37 +1,27 @@
 """Check of exercise 1: adding noise, and what t is."""
 
-from pathlib import Path
-
 import torch
-from torch import Tensor
 
 from nanocontrol import DDPM
-from nanocontrol.course.exercise import Seeds, as_tensor_like, compare, sentences
-from nanocontrol.course.pictures import save_strip, scene_to_show
-from nanocontrol.course.student import Student
+from nanocontrol.course.exercise import Seeds, Student, as_tensor_like, compare, sentences
+from nanocontrol.course.pictures import decoded, scene_to_show
 
 SAY = sentences("noise")
-
-
-def mixed(x0: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-    signal, sigma = (x.view(-1, 1, 1, 1) for x in (signal, sigma))
-    return signal * x0 + sigma * noise
 
 
 def check(student: Student, draws: Seeds) -> str:
     generator, abar = draws.tensors("noise"), DDPM().alphas_cumprod
     x0, noise = torch.randn(2, 4, 4, 8, 8, generator=generator).double()
     t = torch.cat([torch.randint(100, 900, (3,), generator=generator), torch.tensor([999])])
-    a = abar[t]
+    a = abar[t].view(-1, 1, 1, 1)
     known = {
-        SAY.NO_ROOTS: mixed(x0, noise, a, 1 - a),
-        SAY.SWAPPED: mixed(x0, noise, (1 - a).sqrt(), a.sqrt()),
-        SAY.ONE_ROOT: mixed(x0, noise, a.sqrt(), 1 - a.sqrt()),
-        SAY.ONE_T: mixed(x0, noise, a[:1].sqrt(), (1 - a[:1]).sqrt()),
+        SAY.NO_ROOTS: a * x0 + (1 - a) * noise,
+        SAY.SWAPPED: (1 - a).sqrt() * x0 + a.sqrt() * noise,
+        SAY.ONE_ROOT: a.sqrt() * x0 + (1 - a.sqrt()) * noise,
+        SAY.ONE_T: a[:1].sqrt() * x0 + (1 - a[:1]).sqrt() * noise,
     }
-    right = mixed(x0, noise, a.sqrt(), (1 - a).sqrt())
     found = student.call("add_noise", x0.float(), noise.float(), t, abar)
-    compare("add_noise", found, right, known, SAY.SHARES)
+    compare("add_noise", found, a.sqrt() * x0 + (1 - a).sqrt() * noise, known, SAY.SHARES)
     for steps in (20, draws.numbers("steps").choice([25, 40, 50])):
         check_levels(student, steps)
     return SAY.RIGHT
@@ -50,10 +40,10 @@ def check_levels(student: Student, steps: int) -> None:
     compare("level_of_step", torch.stack(levels), right, known, SAY.LEVELS)
 
 
-def show(student: Student, draws: Seeds, folder: Path) -> Path:
+def show(student: Student, draws: Seeds) -> tuple[list, str]:
     """A scene at six levels of noise, decoded."""
     latent, _, noise = scene_to_show(draws)
     levels = torch.tensor([0, 200, 400, 600, 800, 999])
     both = (x.expand(6, -1, -1, -1) for x in (latent, noise))
     x_t = student.call("add_noise", *both, levels, DDPM().alphas_cumprod)
-    return save_strip(torch.as_tensor(x_t), folder / "ex01.png", f"t = {levels.tolist()}")
+    return decoded(torch.as_tensor(x_t)), f"t = {levels.tolist()}"

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanocontrol.course.exercise import Seeds, Wrong, close, sentences
-from nanocontrol.course.student import Student
+from nanocontrol.course.exercise import Seeds, Student, Wrong, close, refuse, sentences
 
 SAY = sentences("residuals")
 # Known errors. A function may make two of them.
@@ -15,14 +15,10 @@ KNOWN = [SAY.NEVER, SAY.REVERSED, SAY.SKIPS, SAY.MIDDLE_FIRST, SAY.NO_MIDDLE, SA
 KNOWN += [SAY.JOINED, SAY.TWICE]
 
 
-def inputs_with(
-    errors: Collection[str],
-    outputs: list[Tensor],
-    skips: list[Tensor],
-    middle: Tensor,
-    residuals: list[Tensor],
-) -> list[Tensor]:
-    """The inputs of the decoder's blocks if `decode` makes these errors; outputs: the blocks'."""
+def inputs_with(errors: Collection[str], *given: Any) -> list[Tensor]:
+    """The inputs of the decoder's blocks if `decode` makes these errors. given: the blocks'
+    outputs, and what `decode` is given."""
+    outputs, skips, middle, residuals = given
     times = 0 if SAY.NEVER in errors else 2 if SAY.TWICE in errors else 1
     *for_skips, for_middle = (times * residual for residual in residuals)
     if SAY.MIDDLE_FIRST in errors:
@@ -51,15 +47,13 @@ def check(student: Student, draws: Seeds) -> str:
     middle, last = torch.randn(2, 1, 3, 4, 4, generator=generator)
     given = outputs, skips, middle, [*residuals, last]
     found = student.call("decode", *given, through="probed")
-    if found["order"] != [*range(n)]:
-        raise Wrong(SAY.ONCE)
-    right = inputs_with((), *given)
-    equal = [*map(close, found["inputs"], right)]
+    refuse({SAY.ONCE: [block for block, _ in found["noted"]] != [*range(n)]})
+    inputs = [x for _, x in found["noted"]]
+    equal = [*map(close, inputs, inputs_with((), *given))]
     if not all(equal):
         for errors in (*combinations(KNOWN, 1), *combinations(KNOWN, 2)):
-            if all(map(close, found["inputs"], inputs_with(errors, *given))):
-                raise Wrong(" ".join(errors))
+            refuse({" ".join(errors): all(map(close, inputs, inputs_with(errors, *given)))})
         raise Wrong(SAY.OTHER.format(block=equal.index(False)))
-    if not isinstance(found["result"], Tensor) or not close(found["result"], outputs[-1]):
-        raise Wrong(SAY.RESULT)
+    result = found["result"]
+    refuse({SAY.RESULT: not isinstance(result, Tensor) or not close(result, outputs[-1])})
     return SAY.RIGHT.format(residuals=n + 1)

@@ -2,9 +2,8 @@
 
 import torch
 
-from nanocontrol.course.exercise import Seeds, compare, sentences
+from nanocontrol.course.exercise import Seeds, Student, compare, sentences
 from nanocontrol.course.pictures import bundled_nano, pairs_of_scenes
-from nanocontrol.course.student import Student
 
 SAY = sentences("scale")
 

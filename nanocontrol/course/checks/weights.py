@@ -1,42 +1,32 @@
 """Check of exercise 11: strength, guess mode, resolution weighting."""
 
-from functools import partial
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from nanocontrol import sample
-from nanocontrol.course.exercise import Seeds, Wrong, compare, sentences
+from nanocontrol.course.exercise import Seeds, Student, compare, refuse, sentences
 from nanocontrol.course.inside import bundled_nano
-from nanocontrol.course.pictures import bundled_control, pairs_of_scenes, save_strip, scene_to_show
-from nanocontrol.course.student import Student
+from nanocontrol.course.pictures import bundled_control, decoded, pairs_of_scenes, scene_to_show
 
 SAY = sentences("weights")
 MODES = "plain", "guess", "resolution"
 
 
-def right_weights(strength: float, heights: list[int], mode: str) -> Tensor:
-    shares = {
-        "plain": [1.0 for _ in heights],
-        "guess": [0.825**k for k in reversed(range(len(heights)))],
-        "resolution": [heights[0] / height for height in heights],
-    }
-    return strength * torch.tensor(shares[mode], dtype=torch.float64)
-
-
-def wrong_weights(strength: float, heights: list[int], mode: str) -> dict[str, Tensor]:
-    right = right_weights(strength, heights, mode)
-    known = {SAY.NO_STRENGTH.format(mode=mode): right / strength}
+def right_and_wrong_weights(strength: float, heights: list[int], mode: str) -> tuple[Tensor, dict]:
+    """The right weights, and the known wrong ones."""
+    n, height = len(heights), torch.tensor(heights).double()
+    guess = 0.825 ** torch.arange(n - 1, -1, -1).double()
+    share = {"plain": torch.ones(n), "guess": guess, "resolution": height[0] / height}[mode]
+    right, known = strength * share, {SAY.NO_STRENGTH.format(mode=mode): share}
     if mode == "guess":
         known[SAY.GUESS_REVERSED] = right.flip(0)
         known[SAY.GUESS_ONE_MORE] = right * 0.825
-        known[SAY.GUESS_EVEN] = strength * torch.logspace(-1, 0, len(heights)).double()
+        known[SAY.GUESS_EVEN] = strength * torch.logspace(-1, 0, n).double()
     if mode == "resolution":
         known[SAY.EIGHT_FIRST] = right.flip(0)
-        known[SAY.INVERTED] = strength**2 / right
-        known[SAY.FIXED_64] = right * 64 / heights[0]
-    return known
+        known[SAY.INVERTED] = strength / share
+        known[SAY.FIXED_64] = right * 64 / height[0]
+    return right, known
 
 
 def check(student: Student, draws: Seeds) -> str:
@@ -47,8 +37,7 @@ def check(student: Student, draws: Seeds) -> str:
     heights += heights[-1:]
     for mode in MODES:
         found = student.call("residual_weights", strength, heights, mode)
-        right = right_weights(strength, heights, mode)
-        known = wrong_weights(strength, heights, mode)
+        right, known = right_and_wrong_weights(strength, heights, mode)
         compare("residual_weights", found, right, known, SAY.ORDER.format(mode=mode))
         check_rows(student, number.choice([1, 2, 3]), mode)
     return SAY.RIGHT
@@ -58,23 +47,17 @@ def check_rows(student: Student, pictures: int, mode: str) -> None:
     found = student.call("controlled_rows", pictures, mode)
     on, off = [True] * pictures, [False] * pictures
     if found != (on + on if mode == "plain" else off + on):
-        sentence = SAY.OTHER_HALF if found == on + off else SAY.ROWS
-        sentence = SAY.ALL_ROWS if found == on + on else sentence
-        sentence = SAY.PLAIN_ROWS if mode == "plain" else sentence
-        raise Wrong(sentence.format(mode=mode, rows=2 * pictures))
+        wrong = {SAY.PLAIN_ROWS: mode == "plain", SAY.OTHER_HALF: found == on + off}
+        wrong |= {SAY.ALL_ROWS: found == on + on, SAY.ROWS: True}
+        refuse(wrong, mode=mode, rows=2 * pictures)
 
 
-def show(student: Student, draws: Seeds, folder: Path) -> Path:
+def show(student: Student, draws: Seeds) -> tuple[list, str]:
     """A hint without a prompt: plain control, guess mode, resolution weighting."""
-    sd, control, (_, _, noise) = bundled_nano(), bundled_control("canny"), scene_to_show(draws)
+    sd, (_, _, noise) = bundled_nano(), scene_to_show(draws)
     _, hints, *_ = pairs_of_scenes([draws.seed("scene") % 1000], "canny")
-    empty, heights = sd.encode_prompts(""), [sd.size // 8 // 2**n for n in control.skip_levels]
-    heights, made = [*heights, heights[-1]], []
-    own = partial(sample, sd, noise, empty, empty, scale=sd.guidance)
-    for mode in MODES:
-        weights = student.call("residual_weights", 1.0, heights, mode)
-        if mode != "plain":  # `sample` multiplies by its own weights
-            weights = [w * h / heights[0] for w, h in zip(weights, heights)]
-        made.append(own([(control, hints, weights)], resolution_weighting=mode != "plain"))
-    caption = f"a hint without a prompt: {', '.join(MODES)}"
-    return save_strip(torch.cat(made), folder / "ex11.png", caption)
+    controls, empty = [(bundled_control("canny"), hints, 1.0)], sd.encode_prompts("")
+    flags: tuple[dict, ...] = {}, {"guess": True}, {"resolution_weighting": True}
+    given = sd, noise, empty, empty, controls
+    made = [sample(*given, scale=sd.guidance, **flag) for flag in flags]
+    return decoded(torch.cat(made)), f"a hint without a prompt: {', '.join(MODES)}"

@@ -1,6 +1,7 @@
 """Check of exercise 5: zero convolutions, and who gets a gradient when."""
 
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +9,11 @@ from torch import nn
 
 from nanocontrol import DDPM, ControlNet
 from nanocontrol.controlnet import initialise_condition_encoder
-from nanocontrol.course.exercise import Seeds, Wrong, compare, sentences
+from nanocontrol.course.exercise import Seeds, Student, Wrong, compare, refuse, sentences
 from nanocontrol.course.inside import bundled_nano, descend
-from nanocontrol.course.student import Student
 from nanocontrol.nano.model import NARROW
 
 SAY = sentences("zero")
-
-PARTS = "zero convolutions", "copy", "end of the encoder", "encoder"
 
 
 def check(student: Student, draws: Seeds) -> str:
@@ -36,8 +34,7 @@ def check_by_hand(student: Student, draws: Seeds) -> None:
         y = F.conv2d(x, weight[:, :, None, None], bias)
         right = torch.autograd.grad(y, (weight, bias, x), grad)
         found = student.call("by_hand", x, weight, grad)
-        if not isinstance(found, list) or len(found) != 3:
-            raise Wrong(SAY.THREE)
+        refuse({SAY.THREE: not isinstance(found, list) or len(found) != 3})
         advice = SAY.WEIGHT, SAY.BIAS, SAY.INPUT if weight.any() else SAY.PASSES
         for i, name in enumerate(("weight", "bias", "input")):
             known = {
@@ -50,14 +47,21 @@ def check_by_hand(student: Student, draws: Seeds) -> None:
 
 
 def real_run(draws: Seeds, zero: bool, end: bool) -> dict[str, int]:
-    """The first step in which each part of nano's ControlNet gets a gradient, in four steps."""
+    """The first step in which each part of nano's ControlNet gets a gradient, in four steps. zero,
+    end: whether the zero convolutions and the end of the encoder start as zeros."""
     sd, generator = bundled_nano(), draws.tensors("run")
     torch.manual_seed(draws.seed("control"))
     control = ControlNet.from_unet(sd.unet, NARROW)
     initialise_condition_encoder(control)
-    layers = [] if zero else [*control.zero_convs, control.middle_block_out]
-    for layer in [*layers, *([] if end else [control.input_hint_block[-1]])]:
-        for weight in layer.parameters():
+    *encoder, last = control.input_hint_block
+    parts = {
+        "zero convolutions": nn.ModuleList([*control.zero_convs, control.middle_block_out]),
+        "copy": nn.ModuleList([control.input_blocks, control.middle_block]),
+        "end of the encoder": last,
+        "encoder": nn.ModuleList(encoder),
+    }
+    for name, is_zero in {"zero convolutions": zero, "end of the encoder": end}.items():
+        for weight in () if is_zero else parts[name].parameters():
             nn.init.normal_(weight, std=0.02)
     x0, noise = torch.randn(2, 1, 4, 4, 4, generator=generator)
     hint, t = torch.rand(1, 3, 32, 32, generator=generator), torch.tensor([500])
@@ -66,38 +70,26 @@ def real_run(draws: Seeds, zero: bool, end: bool) -> dict[str, int]:
     for step in range(1, 5):
         residuals = control(x_t, hint, t, context)
         F.mse_loss(sd.unet(x_t, t, context, residuals), noise).backward()
-        for name, weight in control.named_parameters():
-            if weight.grad is not None and weight.grad.any():
-                first.setdefault(part_of(name), step)
-        if len(first) == len(PARTS):
-            break
+        for name, part in parts.items():
+            if any(x.grad is not None and x.grad.any() for x in part.parameters()):
+                first.setdefault(name, step)
         descend([*control.parameters()])
     return first
 
 
-def part_of(name: str) -> str:
-    """The part of a ControlNet that a weight of this name belongs to."""
-    if name.startswith(("zero_convs", "middle_block_out")):
-        return "zero convolutions"
-    if name.startswith("input_hint_block"):
-        return "end of the encoder" if name.startswith("input_hint_block.14") else "encoder"
-    return "copy"
-
-
-def judge_steps(found: object, right: dict[str, int], zero: bool, end: bool) -> None:
-    """Compare a prediction with a real run. zero, end: whether these layers start as zeros."""
-    if not isinstance(found, dict) or set(found) != {*PARTS}:
-        raise Wrong(SAY.KEYS.format(keys=", ".join(PARTS)))
-    start = "zeros" if zero else "Gaussian weights", "zeros" if end else "Gaussian weights"
+def judge_steps(found: Any, right: dict[str, int], zero: bool, end: bool) -> None:
+    """Compare a prediction with a real run. zero, end: as in `real_run`."""
+    is_dict = isinstance(found, dict) and found.keys() == right.keys()
+    refuse({SAY.KEYS: not is_dict}, keys=", ".join(right))
+    start = ["zeros" if is_zero else "Gaussian weights" for is_zero in (zero, end)]
     case = f"(Zero convolutions start as {start[0]}, the end of the encoder as {start[1]}.)"
-    for part in PARTS:
-        said, step = found[part], right[part]
+    for part, step in right.items():
+        said = found[part]
         if said == step:
             continue
+        sentence = SAY.ALL_AT_ONCE if said == 1 and zero else SAY.ONE_LAYER
         if part == "zero convolutions":
             sentence = SAY.NEVER
         elif not isinstance(said, int) or said > step:
             sentence = SAY.LATER if zero and end else SAY.GAUSSIAN
-        else:
-            sentence = SAY.ALL_AT_ONCE if said == 1 and zero else SAY.ONE_LAYER
         raise Wrong(f"{sentence} {case}")

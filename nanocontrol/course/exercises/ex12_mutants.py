@@ -19,6 +19,8 @@ ControlNet: it has to learn, with a base that does not, or to have the original'
     python -m nanocontrol.course check 12
 """
 
+from nanocontrol.conformance.ours import *  # noqa: F403  `Ours`, and all names that it uses
+
 ERRORS = """no_zero_initialisation unused_zero_convolutions exchanged_residuals no_middle_residual
 hint_in_bgr hint_from_minus_one shared_encoder unlocked_base hint_after_second_block
 residuals_added_twice inverted_hint last_alpha_one dropped_for_control_alone""".split()
