@@ -7,7 +7,7 @@ and training has to amplify it first. Two changes help: initialise the encoder s
 signal keeps its size ("scaled"), or make it half as deep ("half").
 
 1. Predict at which step each of the two begins to follow, that is, reaches a score of 0.4. With the
-   released initialisation three runs took 1,546 to 1,713 steps. Write PREDICTED first.
+   released initialisation four runs took 1,546 to 1,994 steps. Write PREDICTED first.
 2. Train both, 240 and 400 steps of some minutes:  python -m nanocontrol.course train scaled
                                                    python -m nanocontrol.course train half
    The commands write runs/scaled and runs/half. Look at film.png and curves.png there.
