@@ -1054,7 +1054,7 @@ def test_the_json_has_five_digits_and_a_line_for_a_list(tmp_path):
 def test_claims_are_judged_by_their_rules():
     zero = experiment_of("zero_convolutions")
     judges = {claim.claim: claim.judge for claim in zero.claims}
-    judge = judges["Zero convolutions end better"]
+    judge = judges["Zero convolutions end better than Gaussian ones"]
     lower = made_up({name: [0.2] * 3 if "gaussian" in name else [0.6] * 3 for name in zero.names})
     assert judge(lower)[1] == "reproduced"
     one = made_up({n: [0.2] * 3 if n == "gaussian variance" else [0.6] * 3 for n in zero.names})

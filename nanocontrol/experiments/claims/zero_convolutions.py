@@ -202,7 +202,9 @@ EXPERIMENT = Experiment(
     titles={shared.PLAIN.name: "zero", shared.VARIANCE.name: "zero variance"},
     claims=(
         zero_is_harmless,
-        zero_above("Zero convolutions end better", "section 4.2, figure 8", "gaussian"),
+        zero_above(
+            "Zero convolutions end better than Gaussian ones", "section 4.2, figure 8", "gaussian"
+        ),
         gaussian_is_like_lite,
         zero_above("ControlNet-lite is weaker", "section 4.2, figure 8, tables 1 to 3", "lite"),
         zero_above(
