@@ -89,6 +89,7 @@ def joint(each: Sequence[Judged]) -> str:
     n = verdicts.count(verdict := max(verdicts, key=favour))
     if n < len(each):
         verdict += f" on {COUNTS[n - 1]} base{'s' * (n > 1)} of {COUNTS[len(each) - 1]}"
+        verdict += ", not run on the other" * (n == len(ran))
     seeds = min(one.seeds for one in ran)
     few = f" (some variants: {seeds} seed{'s' * (seeds > 1)} only)"
     return verdict + few * (seeds < SEEDS)

@@ -925,6 +925,7 @@ def test_the_report_says_what_was_found_and_no_more(experiment):
 
 
 PART = "reproduced with scaled initialisation only"
+NOT_RUN = ", not run on the other"
 
 
 @pytest.mark.parametrize(
@@ -935,8 +936,8 @@ PART = "reproduced with scaled initialisation only"
         ((PART, 3), (PART, 3), PART),
         (("reproduced", 3), ("not reproduced", 3), "reproduced on one base of two"),
         (("not seen", 3), ("seen", 3), "seen on one base of two"),
-        (("reproduced", 3), ("not run yet", 0), "reproduced on one base of two"),
-        (("not run yet", 0), ("not seen", 3), "not seen on one base of two"),
+        (("reproduced", 3), ("not run yet", 0), "reproduced on one base of two" + NOT_RUN),
+        (("not run yet", 0), ("not seen", 3), "not seen on one base of two" + NOT_RUN),
         ((PART, 3), ("reproduced", 3), "reproduced on one base of two"),
         (("not reproduced", 3), (PART, 3), f"{PART} on one base of two"),
         (("untestable", 3), ("not reproduced", 3), "not reproduced on one base of two"),
@@ -1004,8 +1005,8 @@ def test_what_was_not_run_on_the_second_base_is_said_and_what_is_settled_is_not_
                 lines[title].append(line.strip("| ").split(" | ")[-3:])
     settled, waits = lines.values()
     assert [one[1] for one in settled] == ["settled on the first base"] * 2
-    assert settled[0][2] == "not seen on one base of two"
-    assert waits == [["reproduced", "not run yet", "reproduced on one base of two"]] * 9
+    assert settled[0][2] == "not seen on one base of two" + NOT_RUN
+    assert waits == [["reproduced", "not run yet", "reproduced on one base of two" + NOT_RUN]] * 9
 
 
 def test_the_front_page_has_the_joint_verdict_and_the_newest_numbers():
@@ -1016,7 +1017,7 @@ def test_the_front_page_has_the_joint_verdict_and_the_newest_numbers():
     assert "locked: 0.3100 (0.3000 to 0.3200)" in forgets
     assert forgets.endswith("| reproduced on one base of two |")
     dropped = lines["| [Dropping half of the prompts teaches it to read the hint"]
-    assert dropped.removesuffix(" on one base of two |") in before  # not run there
+    assert dropped.removesuffix(f" on one base of two{NOT_RUN} |") in before
 
 
 @pytest.mark.parametrize("seeds", [3, 1])
