@@ -160,19 +160,19 @@ def check_pair(folder: Folder, i: int, compare: bool, bar: tqdm) -> Checked:
         hint = canny(image, *folder.thresholds(entry))
     of_image = facts.content, "white", folder.view.size
     how = of_hint.content, folder.edges(i) or "black", folder.view.size
-    look = remembered(folder, "looks", how, look_of, hint)
+    look = in_index(folder, "looks", how, white_and_deviation, hint)
     found = Checked(entry, "", facts.content, facts.size, of_hint.size, *look.tolist())
     if compare and entry.hint:
         maps = (("maps", of_image, edge_map, image), ("maps", how, edge_map, hint))
-        edges = [remembered(folder, *one) for one in maps]
+        edges = [in_index(folder, *one) for one in maps]
         found = found._replace(edges=tuple(edges) if all(map(len, edges)) else ())
     return found
 
 
-def remembered(
+def in_index(
     folder: Folder, kind: str, how: tuple, judge: Callable, picture: Tensor | None
 ) -> Tensor:
-    """What `judge` says of a picture: from the index, or computed and kept there; empty if the
+    """The judgement of a picture, from the index, or computed and kept there; empty if the
     picture was not read now. how: what determines the picture."""
     store = folder.known.store
     if row := store.get(kind, *how):
@@ -184,7 +184,7 @@ def remembered(
     return found
 
 
-def look_of(hint: Tensor) -> Tensor:
+def white_and_deviation(hint: Tensor) -> Tensor:
     """A hint's white share and deviation."""
     white = (hint.amin(dim=0) > 0.9).float().mean()
     return torch.stack([white, hint.std(dim=(1, 2)).max()])
