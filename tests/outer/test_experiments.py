@@ -828,9 +828,10 @@ def counted(cell: str) -> Counter[str]:
 
 
 def in_short(verdict: str) -> str:
-    for begin, short in {"untestable": "untestable", "reproduced ": "reproduced in part"}.items():
-        if verdict.startswith(begin):
-            return short
+    if verdict.startswith("untestable"):
+        return "untestable"
+    if verdict.startswith(("reproduced,", "reproduced ")):
+        return "reproduced in part"
     return verdict.removeprefix("a ")
 
 
@@ -905,10 +906,10 @@ def test_the_report_says_what_was_found_and_no_more(experiment):
             waits = missing is None or bool(asked & {*missing})
             assert ("not run yet" in line) == waits
             # Of those that have run, `half` has one seed.
-            assert ("1 seed only" in line) == (some is half and bool(asked) and not waits)
+            assert ("variants: 1 seed)" in line) == (some is half and bool(asked) and not waits)
     for line, claim in zip(lines, experiment.claims):
         some_compared = bool(names) and claim.compares != ()
-        assert ("(some variants: 2 seeds only)" in line) == some_compared
+        assert ("(some variants: 2 seeds)" in line) == some_compared
     assert all(f"{2 * len(names)} minutes in all" in text for _ in names[:1])
     lines = [line for line in text.splitlines() if line.endswith("| 1.0 (1.0 to 1.0) |")]
     for name, line in zip(names, lines, strict=True):
@@ -924,8 +925,8 @@ def test_the_report_says_what_was_found_and_no_more(experiment):
     assert "| pytorch | 1 | 0.0012 |" in text
 
 
-PART = "reproduced with scaled initialisation only"
-NOT_RUN = ", not run on the other"
+PART = "reproduced, but only with scaled initialisation"
+NOT_RUN = " (not run on the other)"
 
 
 @pytest.mark.parametrize(
@@ -942,9 +943,9 @@ NOT_RUN = ", not run on the other"
         (("not reproduced", 3), (PART, 3), f"{PART} on one base of two"),
         (("untestable", 3), ("not reproduced", 3), "not reproduced on one base of two"),
         (("not run yet", 0), ("not run yet", 0), "not run yet"),
-        (("reproduced", 1), ("reproduced", 1), "reproduced (some variants: 1 seed only)"),
-        (("seen", 3), ("seen", 1), "seen (some variants: 1 seed only)"),
-        (("seen", 2), ("seen", 3), "seen (some variants: 2 seeds only)"),
+        (("reproduced", 1), ("reproduced", 1), "reproduced (some variants: 1 seed)"),
+        (("seen", 3), ("seen", 1), "seen (on one base: 1 seed)"),
+        (("seen", 2), ("seen", 3), "seen (on one base: 2 seeds)"),
     ],
 )
 def test_a_verdict_is_on_both_bases_or_on_one_of_two(first, second, expected):
@@ -1059,7 +1060,7 @@ def test_claims_are_judged_by_their_rules():
     lower = made_up({name: [0.2] * 3 if "gaussian" in name else [0.6] * 3 for name in zero.names})
     assert judge(lower)[1] == "reproduced"
     one = made_up({n: [0.2] * 3 if n == "gaussian variance" else [0.6] * 3 for n in zero.names})
-    assert judge(one)[1] == "reproduced with scaled initialisation only"
+    assert judge(one)[1] == "reproduced, but only with scaled initialisation"
     level = made_up({name: [0.5, 0.6, 0.7] for name in zero.names})
     assert judge(level)[1] == "not reproduced"
     like = judges["A ControlNet with Gaussian convolutions performs like ControlNet-lite"]
@@ -1237,7 +1238,7 @@ def test_an_initialisation_with_which_neither_jumps_says_nothing():
     scaled = {"variance": ALL_HIGH, "random copy variance": MIDDLE_HIGH}
     found = level_except("zero_convolutions", scaled)
     begin = "The copied weights matter"
-    one_of_two = "reproduced with scaled initialisation only"
+    one_of_two = "reproduced, but only with scaled initialisation"
     assert judged("zero_convolutions", begin, found) == one_of_two
     for name in ("plain", "random copy"):
         assert judged("zero_convolutions", begin, found) == one_of_two
