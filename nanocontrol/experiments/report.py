@@ -89,9 +89,9 @@ def joint(each: Sequence[Judged]) -> str:
     n = verdicts.count(verdict := max(verdicts, key=favour))
     if n < len(each):
         verdict += f" on {COUNTS[n - 1]} base{'s' * (n > 1)} of {COUNTS[len(each) - 1]}"
-        verdict += " (not run on the other)" * (n == len(ran))
+        verdict += " (the other base was not run)" * (n == len(ran))
     seeds = sorted(one.seeds for one in ran)
-    where = "some variants" if seeds[-1] < SEEDS or len(each) == 1 else "on one base"
+    where = "some variants" if seeds[-1] < SEEDS or len(each) == 1 else "one of the bases"
     few = f" ({where}: {seeds[0]} seed{'s' * (seeds[0] > 1)})"
     return verdict + few * (seeds[0] < SEEDS)
 
@@ -164,7 +164,7 @@ def front_table(found: Found) -> str:
         results = best(own, pair) if own else Results({"arms": {}, "sampled": {}})
         cells = [f"{title}: {spoken_with_n(results, name, number)}" for name, title in pair.items()]
         above = rows and rows[-1][0] == link
-        verdict = "the claim above" if above else joint(judged_on(bases, claim, experiment, own))
+        verdict = "the same claim" if above else joint(judged_on(bases, claim, experiment, own))
         rows.append([link, row["measured"], *cells, verdict])
     return markdown_table(["claim", "measured on nano", "one", "the other", "verdict"], rows)
 

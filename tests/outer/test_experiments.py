@@ -926,7 +926,7 @@ def test_the_report_says_what_was_found_and_no_more(experiment):
 
 
 PART = "reproduced, but only with scaled initialisation"
-NOT_RUN = " (not run on the other)"
+NOT_RUN = " (the other base was not run)"
 
 
 @pytest.mark.parametrize(
@@ -944,8 +944,8 @@ NOT_RUN = " (not run on the other)"
         (("untestable", 3), ("not reproduced", 3), "not reproduced on one base of two"),
         (("not run yet", 0), ("not run yet", 0), "not run yet"),
         (("reproduced", 1), ("reproduced", 1), "reproduced (some variants: 1 seed)"),
-        (("seen", 3), ("seen", 1), "seen (on one base: 1 seed)"),
-        (("seen", 2), ("seen", 3), "seen (on one base: 2 seeds)"),
+        (("seen", 3), ("seen", 1), "seen (one of the bases: 1 seed)"),
+        (("seen", 2), ("seen", 3), "seen (one of the bases: 2 seeds)"),
     ],
 )
 def test_a_verdict_is_on_both_bases_or_on_one_of_two(first, second, expected):
