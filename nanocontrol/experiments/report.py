@@ -163,10 +163,10 @@ def front_table(found: Found) -> str:
         pair, number = row["compared"], row["number"]
         results = best(own, pair) if own else Results({"arms": {}, "sampled": {}})
         cells = [f"{title}: {spoken_with_n(results, name, number)}" for name, title in pair.items()]
-        above = rows and rows[-1][0] == link
-        verdict = "the same claim" if above else joint(judged_on(bases, claim, experiment, own))
-        rows.append([link, row["measured"], *cells, verdict])
-    return markdown_table(["claim", "measured on nano", "one", "the other", "verdict"], rows)
+        verdicts = [joint([one]) for one in judged_on(bases, claim, experiment, own)]
+        rows.append([link, row["measured"], *cells, *verdicts])
+    verdicts = [*titles_of(bases).values()] or ["verdict"]
+    return markdown_table(["claim", "measured on nano", "one", "the other", *verdicts], rows)
 
 
 def spoken_with_n(results: Results, name: str, number: str) -> str:

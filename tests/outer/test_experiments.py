@@ -1010,15 +1010,16 @@ def test_what_was_not_run_on_the_second_base_is_said_and_what_is_settled_is_not_
     assert waits == [["reproduced", "not run yet", "reproduced on one base of two" + NOT_RUN]] * 9
 
 
-def test_the_front_page_has_the_joint_verdict_and_the_newest_numbers():
+def test_the_front_page_has_the_verdict_on_each_base_and_the_newest_numbers():
     found = with_a_second_base("unlocked", level_except("unlocked", {}))
     before, now = (report.front_table(one) for one in (on_the_first_base(), found))
     lines = {line.split("]")[0]: line for line in now.splitlines()}
     forgets = lines["| [A base that is not locked forgets"]
     assert "locked: 0.3100 (0.3000 to 0.3200)" in forgets
-    assert forgets.endswith("| reproduced on one base of two |")
+    assert forgets.endswith("| reproduced | not reproduced |")
     dropped = lines["| [Dropping half of the prompts teaches it to read the hint"]
-    assert dropped.removesuffix(f" on one base of two{NOT_RUN} |") in before
+    assert dropped.endswith("| reproduced | not run yet |")
+    assert dropped.removesuffix(" not run yet |") in before
 
 
 @pytest.mark.parametrize("seeds", [3, 1])
