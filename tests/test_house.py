@@ -32,7 +32,7 @@ BUDGETS = {
     "commands": 330,
     "tools": 806,
     "doctor": 640,
-    "experiments": 2148,
+    "experiments": 2149,
     "conformance": 989,
     "course": 1560,
     "page": 900,

@@ -91,8 +91,8 @@ def joint(each: Sequence[Judged]) -> str:
         verdict += f" on {COUNTS[n - 1]} base{'s' * (n > 1)} of {COUNTS[len(each) - 1]}"
         verdict += " (the other base was not run)" * (n == len(ran))
     seeds = sorted(one.seeds for one in ran)
-    where = "some variants" if seeds[-1] < SEEDS or len(each) == 1 else "one of the bases"
-    few = f" ({where}: {seeds[0]} seed{'s' * (seeds[0] > 1)})"
+    where = "one of the bases: " if seeds[-1] >= SEEDS else ""
+    few = f" ({where}{seeds[0]} seed{'s' * (seeds[0] > 1)})"
     return verdict + few * (seeds[0] < SEEDS)
 
 

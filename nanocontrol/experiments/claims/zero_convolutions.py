@@ -180,7 +180,8 @@ def zero_above(text: str, evidence: str, other: str) -> Claim:
         ours, found = by_start(results, "zero", other)
         where = [start for start, (zero, others) in found.items() if all_below(others, zero)]
         if where and len(where) < len(found):
-            return ours, f"reproduced, but only with {where[0]}"
+            (elsewhere,) = found.keys() - {*where}
+            return ours, f"reproduced with {where[0]}, not with {elsewhere}"
         return ours, verdict(bool(where))
 
     return Claim(text, evidence, judge, with_both("zero", other))
