@@ -11,6 +11,7 @@ python -m nanocontrol.page --base FILE --control FILE
 import argparse
 import socket
 import sys
+import time
 from pathlib import Path
 
 from nanocontrol.plumbing.errors import InputError, one_sentence, say
@@ -18,6 +19,7 @@ from nanocontrol.plumbing.flags import Parser, at_least, device
 from nanocontrol.plumbing.machine import default_device, keep_freed_memory
 
 LOCAL = "127.0.0.1"
+PATIENCE = 20  # seconds until a run has to have begun
 MISSING = 'page: the extra `page` is not installed: pip install -e ".[page]"'
 OPEN = (
     "note: with --host everybody who can reach {host} can use this page, without a password: "
@@ -58,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(MISSING)
     keep_freed_memory()
     with one_sentence("page"):
+        if args.run:
+            await_run(args.run)
         models = Models(args.base, args.control, args.run, args.device)
         with listening(args.host, args.port) as found:
             port, page = found.getsockname()[1], Page(models, args.out)
@@ -69,6 +73,14 @@ def main(argv: list[str] | None = None) -> None:
                 uvicorn.Server(served_at(page, own_hosts(name, port))).run([found])
             finally:
                 page.worker.pool.shutdown(cancel_futures=True)
+
+
+def await_run(run: Path) -> None:
+    """A training that was started together with the page has no folder for some seconds."""
+    for _ in range(PATIENCE):
+        if (run / "settings.json").exists():
+            return
+        time.sleep(1)
 
 
 if __name__ == "__main__":

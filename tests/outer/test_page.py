@@ -36,7 +36,7 @@ from nanocontrol.nano.model import UNET, new_nano
 from nanocontrol.nano.scenes import HELD_OUT, Scenes
 from nanocontrol.nano.world import Drawing, draw, random_scene
 from nanocontrol.page import asked, insides, record
-from nanocontrol.page.__main__ import listening
+from nanocontrol.page.__main__ import await_run, listening
 from nanocontrol.page.__main__ import main as page
 from nanocontrol.page.insides import preview_map
 from nanocontrol.page.making import Making
@@ -830,7 +830,17 @@ def test_many_quick_requests_harm_nobody(served):
 # --------------------------------------------------------------------------------- the command
 
 
-def test_files_that_are_no_models_are_refused_before_the_server_starts(capsys, tmp_path):
+def test_the_page_waits_for_a_training_that_was_started_with_it(tmp_path):
+    begin = threading.Timer(0.5, (tmp_path / "settings.json").touch)
+    begin.start()
+    await_run(tmp_path)
+    assert (tmp_path / "settings.json").exists()
+
+
+def test_files_that_are_no_models_are_refused_before_the_server_starts(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("nanocontrol.page.__main__.PATIENCE", 0)
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     assert "--base" in refusal(page, capsys, "--base", "no.safetensors", "--port", "0")
     for file in (NANO, "no.safetensors"):
