@@ -87,6 +87,7 @@ function renderScore(place, picture) {
   if (isEmpty(lead(picture.column))) return place.replaceChildren('nothing to follow');
   if (picture.score == null) return place.replaceChildren('no score: drawn by hand');
   const meter = el('meter', { min: 0, max: 1, value: picture.score });
+  place.title = 'how well the picture fits the drawing: 1 is perfect';
   place.replaceChildren('score ', el('b', {}, picture.score.toFixed(2)), meter);
 }
 

@@ -103,7 +103,7 @@ function render() {
 function story({ folder, running, done, total, jump, steps, note }) {
   const watch = 'Watch for the moment when the picture begins to follow.';
   if (running) return `${folder} is training: step ${done} of ${total}. ${note || watch}`;
-  const began = jump ? ` On average they begin around step ${jump}.` : '';
+  const began = jump ? ` On average they begin around step ${jump}, the dashed line.` : '';
   return now.live ? `${folder} was trained for ${done} steps.${began} ${note}`
     : `A recorded training: of eight drawings the one with the clearest jump, at every ${steps[1]}th step. ${watch} The
       others begin at other steps, so the mean score, the line, rises more slowly.${began}`;
