@@ -1,9 +1,9 @@
 """The index: what earlier starts learnt about picture files, which are then not opened again.
 
-It is a store next to the cache, with three kinds of rows: a file's content and size, found by its
-path and the state in which it was read; contents that were read, so that a copied or touched file
-is not decoded again; and crops of held-out pictures. Without it, or where it is damaged, everything
-is learnt again.
+It is a store next to the cache. Its rows are a file's content and size, found by its path and the
+state in which it was read; contents that were read, so that a copied or touched file is not decoded
+again; how hints look, and maps of edges, for the check (check.py); and crops of held-out pictures.
+Without it, or where it is damaged, everything is learnt again.
 """
 
 import hashlib
