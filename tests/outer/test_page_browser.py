@@ -83,6 +83,16 @@ class Chromium:
         self.driver.get(self.address + fragment)
         self.wait(lambda: "loaded" in self.status or "made in" in self.status)
 
+    @contextmanager
+    def slow_server(self) -> Iterator[None]:
+        """Pages that are opened meanwhile get every answer two seconds late."""
+        script = "const at_once = fetch; window.fetch = async (...asked) => {"
+        script += "await new Promise((done) => setTimeout(done, 2000)); return at_once(...asked)}"
+        tell = self.driver.execute_cdp_cmd
+        added = tell("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        yield
+        tell("Page.removeScriptToEvaluateOnNewDocument", added)
+
     def js(self, script: str, *values):
         return self.driver.execute_script(script, *values)
 
@@ -92,13 +102,18 @@ class Chromium:
         return found
 
     def click(self, selector: str) -> None:
-        self.js("arguments[0].click()", self.find(selector))
+        self.act(selector, "element.click()")
 
     def set(self, selector: str, value) -> None:
         """Set a slider or a text, as its input event tells the page."""
-        script = "arguments[0].value = arguments[1];"
-        script += "arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
-        self.js(script, self.find(selector), value)
+        event = "element.dispatchEvent(new Event('input', {bubbles: true}))"
+        self.act(selector, f"element.value = arguments[1]; {event}", value)
+
+    def act(self, selector: str, script: str, *values) -> None:
+        """Find the element and act in one piece: the page may draw it again at any time."""
+        found = "const element = document.querySelector(arguments[0]);"
+        seen = "element.scrollIntoView({block: 'center', behavior: 'instant'});"
+        self.js(found + seen + script, selector, *values)
 
     @property
     def status(self) -> str:
@@ -317,8 +332,12 @@ def test_comparing_begins_with_a_scene(page):
 
 @pytest.mark.slow
 def test_kinds_without_weights_say_what_trains_them(page):
-    page.open()
+    with page.slow_server():
+        page.open()
+    # The samples of the kinds come later, and the tiles are drawn again.
     page.click(".tile.off[value=soft]")
+    assert page.find_text("#train code") == "python train.py --condition soft"
+    page.wait(lambda: page.js("return document.querySelectorAll('.tile img').length") > 0)
     assert page.find_text("#train code") == "python train.py --condition soft"
     page.made(lambda: page.click("[name=condition][value=depth]"))
     assert "✓" in page.find_text("#check")  # areas come from a scene

@@ -15,6 +15,7 @@ const SAMPLE = 1000082; // seed of a scene with a figure and a cube
 const askDraw = newest((body) => post('/api/draw', body));
 const askPhoto = newest(sendPhoto);
 const now = { info: null, mode: 'draw', hints: {}, samples: {}, picture: null, lastScene: null, photo: null };
+let asked = null; // the kind without weights that was clicked, until the drawing changes
 let complain = () => {};
 
 export const nameOf = (condition) => NAMES[condition] ?? condition;
@@ -68,6 +69,7 @@ function showMode(mode) {
 
 /** Show the drawing in the state, wherever it came from. */
 async function drawingChanged() {
+  asked = null;
   const { scene } = state.request.drawing;
   if (scene) now.lastScene = scene;
   $('compare').checked = state.request.columns.length > 2;
@@ -133,8 +135,14 @@ function tiles() {
   if (scene) shown.unshift(el('div', { class: 'tile' }, scene, el('span', {}, 'Scene')));
   $('conditions').replaceChildren(...shown);
   if (focused) $('conditions').querySelector(`[value=${focused}]`)?.focus();
-  const { title } = now.info.conditions.find((c) => c.name === chosen);
-  $('train').textContent = `${nameOf(chosen)} (“${chosen}”): ${title}.`;
+  describe(now.info.conditions.find((c) => c.name === (asked ?? chosen)));
+}
+
+/** Say what the kind shows, or which command trains it. */
+function describe({ name, title, available }) {
+  if (available) return ($('train').textContent = `${nameOf(name)} (“${name}”): ${title}.`);
+  const text = `There is no ControlNet for “${name}” yet. This trains one in minutes: `;
+  $('train').replaceChildren(text, el('code', {}, `python train.py --condition ${name}`));
 }
 
 /** Small pictures of what each kind looks like: those of an example. */
@@ -152,13 +160,13 @@ function tile({ name, title, available }, chosen) {
     const radio = { type: 'radio', name: 'condition', value: name, checked: chosen, change: () => pick(name) };
     return el('label', { class: 'tile', title }, el('input', radio), picture, el('span', {}, nameOf(name)));
   }
-  return el('button', { class: 'tile off', value: name, title, click: () => tellTraining(name) },
+  return el('button', { class: 'tile off', value: name, title, click: () => askFor(name) },
     el('span', { class: 'sample' }, 'not trained'), el('span', {}, nameOf(name)));
 }
 
-function tellTraining(name) {
-  const text = `There is no ControlNet for “${name}” yet. This trains one in minutes: `;
-  $('train').replaceChildren(text, el('code', {}, `python train.py --condition ${name}`));
+function askFor(name) {
+  asked = name;
+  tiles();
 }
 
 async function pick(name) {
