@@ -1,6 +1,5 @@
 """The HTTP side: who may ask for what, and how long it may be."""
 
-import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -33,7 +32,6 @@ from nanocontrol.plumbing.pictures import as_tensor, cut_out, picture_size, read
 
 BODY, PHOTO = 2**20, 10 * 2**20  # bytes, at most
 LARGEST = 50 * 10**6  # pixels of a photo
-PATIENCE = 20  # seconds for a request's body
 POLICY = "default-src 'self'; img-src 'self' data: blob:"
 POLICY += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
@@ -48,7 +46,7 @@ def guarded(app: ASGIApp, hosts: str) -> ASGIApp:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         own = re.fullmatch(hosts, host) and headers.get("origin") in (None, f"http://{host}")
-        foreign = refused(Refused("this page answers only to its own address", 403))
+        foreign = refused(None, Refused("this page answers only to its own address", 403))
         await (app if own else foreign)(scope, receive, send)
 
     return answer
@@ -62,27 +60,21 @@ def own_hosts(address: str, port: int) -> str:
     return rf"({names}|{re.escape(address)}){'(:80)?' if port == 80 else f':{port}'}"
 
 
-def refused(error: InputError) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, getattr(error, "status", 400))
+def refused(request: Request | None, error: Exception) -> JSONResponse:
+    """The answer to an InputError, or to an error of Starlette."""
+    sentence = getattr(error, "detail", str(error))
+    return JSONResponse({"error": sentence}, getattr(error, "status_code", 400))
 
 
 async def body_of(request: Request, kind: str, most: int) -> bytes:
-    """A request's body. Raises Refused if it is of another type, too long or too slow."""
+    """A request's body. Raises Refused if it is of another type, or not known to be short."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != kind:
         raise Refused(f"the body is of another type: expected {kind}", 415)
-    too_long = Refused(f"the body is longer than {most // 2**20} MB", 413)
-    if int(request.headers.get("content-length", "0")) > most:  # the server checked that it is one
-        raise too_long
-    data = bytearray()
-    try:
-        async with asyncio.timeout(PATIENCE):
-            async for part in request.stream():
-                data += part
-                if len(data) > most:
-                    raise too_long
-    except (TimeoutError, ClientDisconnect):  # who has left reads no answer
-        raise Refused(f"the body did not arrive within {PATIENCE} seconds", 408) from None
-    return bytes(data)
+    if int(request.headers.get("content-length", most + 1)) > most:  # the server checks the number
+        raise Refused(
+            f"the body is longer than {most // 2**20} MB, or its length is not given", 413
+        )
+    return await request.body()
 
 
 class Page:
@@ -90,7 +82,7 @@ class Page:
 
     def __init__(self, models: Models, out: Path):
         self.models, self.out, self.worker = models, out, Worker()
-        self.worker.pool.submit(self.load)
+        self.worker.pool.submit(self.load)  # requests wait for it
 
     def load(self) -> None:
         """Load the models, then measure the hints of their trainings."""
@@ -105,20 +97,17 @@ class Page:
         """The endpoint for a function of a request's JSON. Pictures are answered as a stream."""
 
         async def endpoint(request: Request) -> Response:
-            data, about = await body_of(request, "application/json", BODY), self.models.about
-            if not about["ready"]:
-                raise Refused(about.get("error", "the models are still loading"), 503)
             try:
-                given = json.loads(data)
+                given = json.loads(await body_of(request, "application/json", BODY))
             except (ValueError, RecursionError):
                 raise Refused("the body is not JSON") from None
             makes = function == self.generate  # however many short calls of others wait
             others = len(self.worker.latest) if makes else self.worker.waiting
             found = await self.worker.call(partial(function, given), others)
-            if not isinstance(found, Making):
+            if not makes:
                 return JSONResponse(found)
             events = self.worker.stream(found.wanted.client, found.events())
-            lines = (json.dumps(event).encode() + b"\n" async for event in events)
+            lines = (json.dumps(event) + "\n" async for event in events)
             return StreamingResponse(lines, media_type="application/x-ndjson")
 
         return endpoint
@@ -171,8 +160,8 @@ def served_at(page: Page, hosts: str) -> Config:
     routes += [Route(f"/api/{name}", post, methods=["POST"]) for name, post in posts.items()]
     routes += [Mount("/static", StaticFiles(directory=STATIC))]
     routes += [Route("/", lambda request: FileResponse(STATIC / "index.html"))]
-    handlers: Any = {InputError: lambda request, error: refused(error)}
-    handlers[HTTPException] = lambda _, error: refused(Refused(error.detail, error.status_code))
+    # Who has left reads no answer.
+    handlers: Any = dict.fromkeys((InputError, HTTPException, ClientDisconnect), refused)
     app = guarded(Starlette(routes=routes, exception_handlers=handlers), hosts)
     sent: Any = {"headers": [*HEADERS.items()], "log_level": "warning"}
     return Config(app, lifespan="off", ws="none", timeout_graceful_shutdown=1, **sent)

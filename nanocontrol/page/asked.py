@@ -27,7 +27,7 @@ class Refused(InputError):
 
     def __init__(self, message: str, status: int = 400):
         super().__init__(message)
-        self.status = status
+        self.status_code = status
 
 
 def expect(condition: object, name: str, expected: str) -> None:
