@@ -24,7 +24,7 @@ from nanocontrol.page.asked import THRESHOLDS, Refused, Sent, drawing, expect, f
 from nanocontrol.page.check import check_of, training_hints
 from nanocontrol.page.making import Making, command_for
 from nanocontrol.page.models import STATIC, Models
-from nanocontrol.page.sketch import as_picture, drawn_hint, png
+from nanocontrol.page.sketch import as_picture, drawn_hint, is_empty, png
 from nanocontrol.page.worker import Worker, explained
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
@@ -124,7 +124,7 @@ class Page:
         check, models = fields_of(drawing=partial(drawing, self.models)), self.models
         sketch = check(given, "request").drawing
         hint, scene = drawn_hint(sketch, sketch.condition, models.size), sketch.scene
-        answer = {"hint": png(hint), "empty": bool(hint.std() == 0)}
+        answer = {"hint": png(hint), "empty": is_empty(hint)}
         answer |= {"check": check_of(hint, sketch.condition) if models.scenes else None}
         if scene is None:
             return answer

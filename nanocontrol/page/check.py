@@ -1,5 +1,6 @@
 """Is this a hint that the ControlNet was trained on? And a hint that would be."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -8,12 +9,12 @@ import torch
 from torch import Tensor
 
 from nanocontrol.doctor.hints import TrainingHints, differences
-from nanocontrol.nano.conditions import thick_lines
+from nanocontrol.nano.conditions import APPEARANCE, thick_lines
 from nanocontrol.nano.scenes import Scenes
 from nanocontrol.page.sketch import PALETTE, colour_of, in_bytes, png
 
 SCENES = 16  # whose hints a new one is compared with
-LINES = ("canny", "hough", "scribble")  # white on black
+WHITE_LINES = "white lines on black"
 
 
 @cache
@@ -26,24 +27,20 @@ def training_hints(condition: str, size: int) -> TrainingHints:
 def check_of(hint: Tensor, condition: str) -> dict[str, Any]:
     """How a hint [3, H, W] differs from the training's, and one in which that is repaired as far as
     possible."""
-    training = training_hints(condition, len(hint[0]))
-    found, fixed = differences(hint, training), hint
-    after, fixes = found, list[str]()
-    while after and not after[0].startswith("it is empty"):
-        known = (fix for start, fix in FIXES.items() if any(x.startswith(start) for x in after))
-        fix, repair = next(known, ("colours", in_its_colours))
-        changed = in_bytes(repair(fixed, condition, training))
-        if fix in fixes or torch.equal(changed, fixed):
-            break
-        fixes, fixed = [*fixes, fix], changed
-        after = differences(fixed, training)
+    training, fixed, fixes = training_hints(condition, len(hint[0])), hint, list[str]()
+    found = after = differences(hint, training)
+    for fix, (signs, repair) in FIXES.items():
+        if re.search(signs, "; ".join(after)):
+            changed = in_bytes(repair(fixed, condition, training))
+            if not torch.equal(changed, fixed):
+                fixed, fixes, after = changed, [*fixes, fix], differences(changed, training)
     check = {"fits": not found, "differences": found, "fixes": fixes, "after": after}
     return check | {"fixed": png(fixed) if fixes else None}
 
 
 def thinned(hint: Tensor, condition: str, training: TrainingHints) -> Tensor:
     """Lines of the training's width."""
-    if condition not in LINES:
+    if APPEARANCE[condition][0] != WHITE_LINES:
         return hint
     lines = skeleton(hint.amax(dim=0).numpy() > 0.25)
     lines = thick_lines(lines, max(0, round((training.usual.width - 1) / 2)))
@@ -51,7 +48,7 @@ def thinned(hint: Tensor, condition: str, training: TrainingHints) -> Tensor:
 
 
 def in_its_colours(hint: Tensor, condition: str, training: TrainingHints) -> Tensor:
-    if condition in LINES:
+    if APPEARANCE[condition][0] == WHITE_LINES:
         return (hint.amax(dim=0) > 0.25).float().expand(3, -1, -1)
     if condition != "pose":
         return hint
@@ -61,12 +58,12 @@ def in_its_colours(hint: Tensor, condition: str, training: TrainingHints) -> Ten
     return torch.from_numpy(colours[nearest]).permute(2, 0, 1)
 
 
-FIXES = {  # how a difference begins, and the fix for it
-    "it is inverted": ("invert", lambda hint, *_: 1 - hint),
-    "its red and blue": ("swap red and blue", lambda hint, *_: hint.flip(0)),
-    "its lines are faint": ("strength", lambda hint, *_: hint / hint.max().clamp(min=1e-3)),
-    "its lines are": ("line width", thinned),
-    "it is of another kind": ("colours", in_its_colours),
+FIXES = {  # each with the words of the differences that it is for, in the order of repair
+    "invert": ("inverted", lambda hint, *_: 1 - hint),
+    "swap red and blue": ("red and blue", lambda hint, *_: hint.flip(0)),
+    "colours": ("of another kind|has colours", in_its_colours),
+    "strength": ("faint", lambda hint, *_: hint / hint.max().clamp(min=1e-3)),
+    "line width": ("pixels wide", thinned),
 }
 
 

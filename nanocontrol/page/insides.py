@@ -52,9 +52,9 @@ def cross_attentions(unet: UNet) -> list[CrossAttention]:
 
 
 def parts_to_watch(unet: UNet, control: ControlNet | None) -> Sequence[nn.Module]:
-    """The layers' queries and keys, the condition encoder, and the connections' ends."""
-    own = [*control.input_hint_block, *chain(*ends_of(control, unet))] if control else []
-    return [*chain(*((layer.to_q, layer.to_k) for layer in cross_attentions(unet))), *own]
+    """The layers' queries and keys, and the connections' ends."""
+    asking = [(layer.to_q, layer.to_k) for layer in cross_attentions(unet)]
+    return [*chain(*asking, *(ends_of(control, unet) if control else []))]
 
 
 # ------------------------------------------------------------------------------------- numbers
@@ -70,19 +70,17 @@ def loudness(taken: Taken, unet: UNet, applied: Applied) -> list[float]:
     return found
 
 
-def signals(taken: Taken, control: ControlNet, hint: Tensor, empty: Tensor) -> list[dict]:
+def signals(control: ControlNet, hint: Tensor, empty: Tensor) -> list[dict]:
     """The share of a drawing's signal after each convolution of the condition encoder, and the SiLU
-    that follows: the root mean square of the difference that the drawing makes. hint: [1, 3, H, W],
-    whose pass was watched; empty: the hint without a drawing."""
-    blank: Taken = {}
-    layers = [*control.input_hint_block]
-    with watched(layers, blank):
-        control.input_hint_block(empty.to(next(control.parameters())))
-    ends = [*layers[1::2], layers[-1]]
-    pairs = [(hint, empty)] + [(taken[end], blank[end]) for end in ends]
-    sizes = [(a.float() - b.float()).square().mean().sqrt().item() for a, b in pairs]
+    that follows: the root mean square of the difference that the drawing makes. empty: the hint
+    [3, H, W] without a drawing."""
+    maps = [torch.stack([hint, empty]).to(next(control.parameters()))]
+    for layer in control.input_hint_block:
+        maps.append(layer(maps[-1]))
+    ends = [*maps[::2], maps[-1]]
+    sizes = [(a - b).float().square().mean().sqrt().item() for a, b in ends]
     shares = [size / max(sizes[0], 1e-12) for size in sizes]
-    return [{"shape": [*a.shape[1:]], "share": share} for (a, _), share in zip(pairs, shares)]
+    return [{"shape": [*x.shape[1:]], "share": share} for x, share in zip(ends, shares)]
 
 
 def attention_maps(taken: Taken, unet: UNet, spans: list[Span], n: int) -> Tensor:

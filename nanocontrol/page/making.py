@@ -12,21 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nanocontrol.commands.inputs import joined, refuse_nan
-from nanocontrol.nano.conditions import NEEDED
 from nanocontrol.nano.scores import WITHIN, score
-from nanocontrol.nano.world import KINDS
 from nanocontrol.page import insides
 from nanocontrol.page.asked import NONE, RULES, Refused
 from nanocontrol.page.models import Models
-from nanocontrol.page.sketch import colour_of, drawn_hint, look_of, png
+from nanocontrol.page.sketch import as_picture, blank, drawn_hint, is_empty, png
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import f1, near
 from nanocontrol.plumbing.files import make_folder, write_atomically
 from nanocontrol.plumbing.machine import forget_recorded
-from nanocontrol.plumbing.pictures import to_pixels
+from nanocontrol.plumbing.pictures import as_tensor, to_pixels
 from nanocontrol.sampling import Control, controlled_steps, initial_noise, sampling_steps, weigh
 from nanocontrol.schedulers import DDIM
 
@@ -39,14 +38,16 @@ class Making:
     """The pictures of a request, one for each column, sampled on their own from the same noise."""
 
     def __init__(self, models: Models, wanted: SimpleNamespace):
-        self.models, self.wanted = models, wanted
-        self.hints, self.controls = dict[str, Tensor](), dict[str, list[Control]]({NONE: []})
-        for name in {*wanted.columns} - {NONE}:
-            self.hints[name] = hint = drawn_hint(wanted.drawing, name, models.size)
-            net, _ = models.control(name, wanted.run_step)
-            self.controls[name] = [(net, hint[None], wanted.strength)]
+        self.models, self.wanted, drawing = models, wanted, wanted.drawing
+        names = dict.fromkeys([drawing.condition, *wanted.columns])
+        self.hints = {n: drawn_hint(drawing, n, models.size) for n in names if n != NONE}
+        self.controls: dict[str, Control] = {}
+        for name in wanted.columns:
+            if name != NONE:
+                net, _ = models.control(name, wanted.run_step)
+                self.controls[name] = net, self.hints[name][None], wanted.strength
         latent, rules = models.size // 8, [getattr(wanted, rule) for rule in RULES]
-        self.applied = {n: weigh(self.controls[n][0], latent, *rules) for n in self.hints}
+        self.applied = {n: weigh(control, latent, *rules) for n, control in self.controls.items()}
         self.spans, self.ts = insides.spans_of(wanted.prompt), DDIM().timesteps(wanted.steps)
         self.controlled = controlled_steps(wanted.steps, wanted.control_from, wanted.control_to)
 
@@ -67,21 +68,17 @@ class Making:
         event: Event = {"event": "start", "hints": {n: png(hint) for n, hint in hints}}
         event |= {"columns": self.wanted.columns, "ts": self.ts, "controlled": self.controlled}
         event |= {"weights": {n: applied.weights for n, applied in self.applied.items()}}
-        return event | {"words": words, "empty": [n for n, hint in hints if hint.std() == 0]}
+        return event | {"words": words, "empty": [n for n, hint in hints if is_empty(hint)]}
 
     def column(self, name: str) -> Iterator[Event]:
         unet, applied, own = self.models.sd.unet, self.applied.get(name), {"column": name}
-        control, taken = applied and applied.net, insides.Taken()
-        watch = insides.parts_to_watch(unet, control)
-        steps = self.sampling(self.controls[name])
+        watch, taken = insides.parts_to_watch(unet, applied and applied.net), insides.Taken()
+        steps = self.sampling([self.controls[name]] if applied else [])
         forget_recorded()  # each column records graphs of its own, whose tensors `taken` keeps
-        with insides.watched(watch, taken):
-            next(steps)
+        next(steps)
         if applied:
-            background = torch.from_numpy(colour_of(look_of(name)[0]))[:, None, None]
-            hint, empty = self.hints[name], background.expand_as(self.hints[name])
-            layers = insides.signals(taken, applied.net, hint[None], empty[None])
-            yield own | {"event": "encoder", "layers": layers}
+            hint, empty = self.hints[name], as_picture(blank(name, self.models.size))
+            yield own | {"event": "encoder", "layers": insides.signals(applied.net, hint, empty)}
         for i, controlled in enumerate(self.controlled):
             with insides.watched(watch, taken):
                 x, x0 = next(steps)
@@ -114,19 +111,17 @@ class Making:
     def score_of(self, column: str, pixels: np.ndarray) -> float | None:
         """How well a picture [H, W, 3] follows its hint, or without control the drawing's; None
         where that cannot be measured. See scores.py; a drawing's score is as Canny's there."""
-        drawing, detector, size = self.wanted.drawing, self.models.detector, self.models.size
+        drawing, detector = self.wanted.drawing, self.models.detector
         condition = drawing.condition if column == NONE else column
-        exact = drawing.scene and not drawing.strokes
-        if detector is None or not exact and condition != "canny":
+        hint, image = self.hints[condition], as_tensor(Image.fromarray(pixels))
+        if detector is None or is_empty(hint):
             return None
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-        if exact:
-            shown = drawing.scene.of(*NEEDED.get(condition, KINDS))
-            followed = condition, image[None] * 2 - 1, [drawing.scene], detector
-            return score(*followed) if shown else None
-        found, true = canny(image, *THRESHOLDS), drawn_hint(drawing, condition, size)
-        edges, lines = (picture[0].numpy() > 0.5 for picture in (found, true))
-        return f1(edges, lines, near(WITHIN["canny"], (size, size)))
+        if drawing.scene and not drawing.strokes:
+            return score(condition, image[None] * 2 - 1, [drawing.scene], detector)
+        if condition != "canny":
+            return None
+        edges, lines = (x[0].numpy() > 0.5 for x in (canny(image, *THRESHOLDS), hint))
+        return f1(edges, lines, near(WITHIN["canny"], edges.shape))
 
 
 # --------------------------------------------------------------------------------- the command

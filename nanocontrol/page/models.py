@@ -103,8 +103,9 @@ class Models:
         return facts | {"defaults": defaults, "limits": asked.LIMITS, "connections": self.n}
 
     def condition(self, name: str) -> dict[str, Any]:
-        background, ink, widths = sketch.look_of(name)
+        background, ink = sketch.colours_of(name)
         title = APPEARANCE[name][0] if self.scenes else "hints as in its training"
+        widths = sketch.WIDTHS.get(name, sketch.WIDTHS["canny"])
         about = {"name": name, "title": title, "available": name in self.usable()}
         about |= {"background": background, "ink": ink}
         about |= {"widths": [width * self.size / PIXELS for width in widths]}

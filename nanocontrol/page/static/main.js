@@ -37,7 +37,7 @@ const make = debounced(() => {
 
 function heard(event) {
   if (event.event === 'error') {
-    if (event.status === 429 || event.status === 503) setTimeout(make, 700);
+    if (event.status === 429) setTimeout(make, 700);
     return problem(event.error);
   }
   if (event.event === 'cancelled') return say('Stopped: a newer request came in.', 'stopped');

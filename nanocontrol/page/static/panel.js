@@ -93,7 +93,7 @@ async function askAboutDrawing() {
     aboutScene(answer);
     followScene(answer.prompt);
   } catch (error) {
-    if (error.status !== 503) complain(error.message);
+    complain(error.message);
   }
 }
 
