@@ -20,7 +20,6 @@ from nanocontrol.plumbing.machine import default_device, keep_freed_memory
 
 LOCAL = "127.0.0.1"
 PATIENCE = 20  # seconds until a run has to have begun
-MISSING = 'page: the extra `page` is not installed: pip install -e ".[page]"'
 OPEN = (
     "note: with --host everybody who can reach {host} can use this page, without a password: "
     "draw, let this machine compute, and save hints in {out}"
@@ -55,9 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         from nanocontrol.page.app import Page, own_hosts, served_at
         from nanocontrol.page.models import Models
     except ModuleNotFoundError as error:
-        if error.name not in ("uvicorn", "starlette"):
-            raise
-        sys.exit(MISSING)
+        sys.exit(f'page: {error}: pip install -e ".[page]"')
     keep_freed_memory()
     with one_sentence("page"):
         if args.run:

@@ -18,13 +18,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 
-from nanocontrol.nano.conditions import CONDITIONS
-from nanocontrol.nano.world import draw
 from nanocontrol.page.asked import THRESHOLDS, Refused, Sent, drawing, expect, fields_of, wanted
 from nanocontrol.page.check import check_of, training_hints
 from nanocontrol.page.making import Making, command_for
 from nanocontrol.page.models import STATIC, Models
-from nanocontrol.page.sketch import as_picture, drawn_hint, is_empty, png
+from nanocontrol.page.sketch import as_picture, drawn, drawn_hint, is_empty, png
 from nanocontrol.page.worker import Worker, explained
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
@@ -128,12 +126,12 @@ class Page:
         answer |= {"check": check_of(hint, sketch.condition) if models.scenes else None}
         if scene is None:
             return answer
-        drawn, n = draw(scene, models.size), len(scene.things)
-        hints = {name: png(as_picture(CONDITIONS[name](drawn))) for name in models.usable()}
+        n, names = len(scene.things), models.usable()
+        hints = {name: png(drawn_hint(sketch, name, models.size)) for name in names}
         prompt = scene.prompt.removeprefix(" on ")  # of a scene without objects
         notes = [] if n in (1, 2) else [f"{n} objects: the training's scenes have one or two"]
         answer |= {"scene": asdict(scene), "prompt": prompt, "hints": hints, "notes": notes}
-        return answer | {"picture": png(as_picture(drawn.image))}
+        return answer | {"picture": png(as_picture(drawn(scene, models.size).image))}
 
     async def photo(self, request: Request) -> Response:
         """The middle of a photo, and its edges. Sent again, the middle stays as it is."""

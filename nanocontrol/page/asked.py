@@ -17,7 +17,6 @@ from nanocontrol.plumbing.pictures import as_tensor, picture_size, read_image
 LIMITS = {"strokes": 500, "points": 20_000, "prompt": 400, "things": 4, "steps": 100}
 NONE = "none"  # the column without control
 RULES = ("guess", "resolution_weighting")
-NO_RUN = "the page was started without --run RUN"
 Check = Callable[[Any, str], Any]  # a value and its name -> the value, or it raises Refused
 NEEDED = object()
 
@@ -30,9 +29,9 @@ class Refused(InputError):
         self.status_code = status
 
 
-def expect(condition: object, name: str, expected: str) -> None:
+def expect(condition: object, name: str, expected: str, status: int = 400) -> None:
     if not condition:
-        raise Refused(f"{name}: expected {expected}")
+        raise Refused(f"{name}: expected {expected}", status)
 
 
 # --------------------------------------------------------------------------- checks of values
@@ -113,10 +112,9 @@ def picture(size: int, given: Any, name: str) -> Tensor:
 
 
 def direction(given: Any, name: str) -> tuple[float, ...]:
-    vector = many(real(-1e3, 1e3), 3, 3)(given, name)
-    length = hypot(*vector)
-    expect(length > 1e-6, name, "a direction, not 0, 0, 0")
-    return tuple(x / length for x in vector)
+    vector = many(real(-1, 1), 3, 3)(given, name)
+    expect(abs(hypot(*vector) - 1) < 1e-6, name, "a vector of length 1")
+    return vector
 
 
 # ------------------------------------------------------------------------------ what is asked
@@ -187,7 +185,6 @@ def wanted(models: Any, given: Any, name: str = "request") -> SimpleNamespace:
     order = found.control_from <= found.control_to
     expect(order, f"{name}.control_to", "no less than control_from")
     expect(not (found.guess and found.resolution_weighting), name, "at most one of the rules")
-    if found.run_step is not None and found.run_step not in models.steps():
-        unknown = f"{models.run} keeps no weights of step {found.run_step}"
-        raise Refused(f"run_step: {unknown if models.run else NO_RUN}", 404)
+    kept = "a step whose weights are kept by the run that --run RUN names"
+    expect(found.run_step in (None, *models.steps()), "run_step", kept, 404)
     return found

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from base64 import b64decode
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -23,9 +22,9 @@ from nanocontrol.page.models import Models
 from nanocontrol.page.sketch import as_picture, blank, drawn_hint, is_empty, png
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import f1, near
-from nanocontrol.plumbing.files import make_folder, write_atomically
+from nanocontrol.plumbing.files import make_folder
 from nanocontrol.plumbing.machine import forget_recorded
-from nanocontrol.plumbing.pictures import as_tensor, to_pixels
+from nanocontrol.plumbing.pictures import as_tensor, save_picture, to_bytes, to_pixels
 from nanocontrol.sampling import Control, controlled_steps, initial_noise, sampling_steps, weigh
 from nanocontrol.schedulers import DDIM
 
@@ -138,7 +137,7 @@ def command_for(models: Models, wanted: SimpleNamespace, out: Path) -> dict[str,
     flags += [f"--negative={wanted.negative}"] * bool(wanted.negative)
     flags += [f"--seed={wanted.seed}", f"--steps={wanted.steps}", f"--scale={wanted.scale}"]
     if (column := wanted.columns[0]) != NONE:
-        file = saved_hint(png(drawn_hint(wanted.drawing, column, models.size)), out)
+        file = saved_hint(drawn_hint(wanted.drawing, column, models.size), out)
         control = near_here(models.control(column, wanted.run_step)[1])
         each = wanted.strength if isinstance(wanted.strength, tuple) else [wanted.strength]
         flags += [f"--control={control}", f"--hint={file}", f"--strength={joined([*each])}"]
@@ -153,13 +152,13 @@ def near_here(path: Path) -> Path:
     return Path(os.path.relpath(path)) if path.resolve().is_relative_to(Path.cwd()) else path
 
 
-def saved_hint(hint: str, folder: Path) -> Path:
-    """Write a PNG in base64 under a name that its bytes determine. Raises Refused with status 507
+def saved_hint(hint: Tensor, folder: Path) -> Path:
+    """Write a hint [3, H, W] under a name that its pixels determine. Raises Refused with status 507
     if the folder holds too many."""
-    data = b64decode(hint)
-    file = make_folder("--out", folder) / f"hint-{sha256(data).hexdigest()[:8]}.png"
+    pixels = to_bytes(hint)
+    file = make_folder("--out", folder) / f"hint-{sha256(pixels.tobytes()).hexdigest()[:8]}.png"
     if not file.exists():
         if len([*folder.glob("hint-*.png")]) >= MOST:
             raise Refused(f"{folder} holds {MOST} hints: delete those that you do not need", 507)
-        write_atomically(file, lambda temporary: temporary.write_bytes(data))
+        save_picture(Image.fromarray(pixels), file)
     return file

@@ -83,8 +83,7 @@ class Models:
 
     def info(self) -> dict[str, Any]:
         """The answer to /api/info. A run that is followed may have its first weights now."""
-        names = self.conditions if self.about["ready"] else []
-        return self.about | {"conditions": [self.condition(name) for name in names]}
+        return self.about | {"conditions": [self.condition(name) for name in self.conditions]}
 
     def facts(self, control: ControlNet) -> dict[str, Any]:
         widths = read_hint_channels(control.state_dict())
@@ -96,7 +95,7 @@ class Models:
         facts |= {"blocks": [asdict(part) for part in parts if len(part.shape_out) == 3]}
         words = ["a", "an", "and", "on", "background", *KINDS, *COLOURS] if self.scenes else None
         facts |= {"words": words, "colours": [*COLOURS], "kinds": KINDS, "limbs": LIMBS}
-        drawing = {"condition": next(iter(self.usable()))}
+        drawing = {"condition": self.usable()[0]}
         defaults = vars(asked.wanted(self, {"client": "-", "drawing": drawing}))
         defaults["drawing"] = vars(defaults["drawing"])
         del defaults["client"]
@@ -138,7 +137,7 @@ class Models:
     def progress(self) -> dict[str, Any]:
         """The run as its folder shows it now. Raises Refused without a run."""
         if self.run is None:
-            raise asked.Refused(asked.NO_RUN, 404)
+            raise asked.Refused("the page was started without --run RUN", 404)
         run, steps = read_run(self.run), [*self.steps()]
         total = run.settings.get("steps", run.steps)
         about = {"folder": str(self.run), "condition": self.trained, "steps": steps, "log": run.log}

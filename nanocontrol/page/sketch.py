@@ -1,6 +1,7 @@
 """From strokes and scenes to hints, drawn as the hints of the training were."""
 
 from base64 import b64encode
+from functools import lru_cache
 from io import BytesIO
 from itertools import pairwise
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ WIDTHS: dict[str, tuple[float, ...]] = {
     **{"canny": (0.5,), "hough": (1.5,), "soft": (1,), "scribble": (3,), "pose": (2, 3)},
     **{"cartoon": (1, 3), "segmentation": (), "depth": (), "normals": ()},
 }
+drawn = lru_cache(16)(draw)  # a scene has a hint for each condition
 SOFT = 1.5, 0.8  # blur and strength of an outline among soft edges
 
 
@@ -49,7 +51,7 @@ def drawn_hint(drawing: SimpleNamespace, condition: str, size: int) -> Tensor:
     if drawing.under is not None:
         hint = drawing.under.permute(1, 2, 0).numpy()
     if drawing.scene is not None:
-        hint = CONDITIONS[condition](draw(drawing.scene, size))
+        hint = CONDITIONS[condition](drawn(drawing.scene, size))
     if drawing.strokes and condition == drawing.condition:
         hint = with_strokes(hint, drawing.strokes, condition)
     return in_bytes(as_picture(hint))

@@ -23,7 +23,7 @@ class Worker:
         # Next to other work, two threads are far slower than one. The command that makes a picture
         # again has one, too.
         self.pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-        self.waiting, self.latest = 0, dict[str, object]()
+        self.waiting, self.latest = 0, dict[str, Iterator[dict]]()
 
     async def call(self, function: Callable[[], Any], others: int = 0) -> Any:
         """The function's result. Raises Refused if too many others wait, and for errors that are
@@ -41,9 +41,9 @@ class Worker:
 
     async def stream(self, client: str, events: Iterator[dict]) -> AsyncIterator[dict]:
         """The events, until the client leaves or begins another stream."""
-        mine = self.latest[client] = object()
+        self.latest[client] = events
         try:
-            while self.latest.get(client) is mine:
+            while self.latest.get(client) is events:
                 event = await self.call(lambda: next(events, None))
                 if event is None:
                     return
@@ -52,7 +52,7 @@ class Worker:
         except InputError as error:
             yield {"event": "error", "error": str(error)}
         finally:
-            if self.latest.get(client) is mine:
+            if self.latest.get(client) is events:
                 del self.latest[client]
 
 

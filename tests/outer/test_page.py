@@ -872,7 +872,10 @@ def test_a_gpu_shows_what_a_cpu_does():
         for control in models.control("canny", None), models.control("depth", None):
             control[0].float()
         request = FEW | {"steps": 6, "control_to": 0.7}
-        jobs = [Making(models, models.wanted(request | {"seed": seed})).events() for seed in (0, 1)]
+        jobs = [
+            Making(models, asked.wanted(models, request | {"seed": seed})).events()
+            for seed in (0, 1)
+        ]
         with torch.no_grad():
             rows = [event for pair in zip(*jobs) for event in pair]
         found[device] = [e["connections"] for e in rows if e.get("connections")]
