@@ -40,11 +40,8 @@ class Making:
         self.models, self.wanted, drawing = models, wanted, wanted.drawing
         names = dict.fromkeys([drawing.condition, *wanted.columns])
         self.hints = {n: drawn_hint(drawing, n, models.size) for n in names if n != NONE}
-        self.controls: dict[str, Control] = {}
-        for name in wanted.columns:
-            if name != NONE:
-                net, _ = models.control(name, wanted.run_step)
-                self.controls[name] = net, self.hints[name][None], wanted.strength
+        nets = {n: models.control(n, wanted.run_step)[0] for n in wanted.columns if n != NONE}
+        self.controls = {n: (net, self.hints[n][None], wanted.strength) for n, net in nets.items()}
         latent, rules = models.size // 8, [getattr(wanted, rule) for rule in RULES]
         self.applied = {n: weigh(control, latent, *rules) for n, control in self.controls.items()}
         self.spans, self.ts = insides.spans_of(wanted.prompt), DDIM().timesteps(wanted.steps)
@@ -96,9 +93,9 @@ class Making:
         sd, wanted, size = self.models.sd, self.wanted, self.models.size
         noise = initial_noise(1, size, size, torch.Generator("cpu").manual_seed(wanted.seed))
         context, uncond = sd.encode_prompts(wanted.prompt), sd.encode_prompts(wanted.negative)
-        given = sd, noise, context, uncond, controls, wanted.steps, wanted.scale
-        options = {name: getattr(wanted, name) for name in (*RULES, "control_from", "control_to")}
-        return sampling_steps(*given, **options)
+        names = *RULES, "steps", "scale", "control_from", "control_to"
+        options = {name: getattr(wanted, name) for name in names}
+        return sampling_steps(sd, noise, context, uncond, controls, **options)
 
     def attention(self, taken: insides.Taken) -> list[str]:
         """A grey picture for each word; white is the largest attention that any word gets."""
