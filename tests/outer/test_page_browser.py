@@ -344,6 +344,14 @@ def test_kinds_without_weights_say_what_trains_them(page):
 
 
 @pytest.mark.slow
+def test_the_recorded_connections_stay_when_the_models_are_loaded_late(page):
+    with page.slow_server():
+        page.open()
+    for row in range(7):
+        assert page.find_text(f"[data-row='{row}'] output") == "× 1.00"
+
+
+@pytest.mark.slow
 def test_a_link_that_cannot_be_read_opens_the_page(page):
     page.open("#1this-is-no-request")
     page.wait(lambda: page.find_text("#step-text") == "finished")

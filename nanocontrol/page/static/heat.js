@@ -11,10 +11,10 @@ const now = { n: 0, before: {} };
 
 export function initHeat(info) {
   now.n = info.connections;
-  const heat = $('heat');
-  heat.style.setProperty('--pitch', `${pitch(info)}px`);
-  heat.style.setProperty('--top', `${TOP - pitch(info) / 2}px`);
+  $('heat').style.setProperty('--pitch', `${pitch(info)}px`);
+  $('heat').style.setProperty('--top', `${TOP - pitch(info) / 2}px`);
   $('rows').replaceChildren(...info.residuals.map(makeRow));
+  render();
 }
 
 export function listenToHeat() {

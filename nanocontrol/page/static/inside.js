@@ -25,12 +25,12 @@ function showLayers(layers) {
   });
   $('layers').replaceChildren(...bars);
   const last = layers.at(-1)?.share;
-  const does = last > 1 ? `amplifies the drawing: above 100 %, the difference that it makes is larger than the drawing's
-    own. At the end it has ${percent(last)}` : `keeps ${percent(last)} of the drawing`;
+  const does = last > 1 ? `amplifies the drawing: the difference that it makes ends ${last.toFixed(1)} times as large`
+    : `keeps ${percent(last)} of the drawing`;
   $('layers-text').textContent = result.start.empty.includes(mainColumn())
     ? 'This hint is empty, so there is no signal to measure.'
-    : `A quarter of the width is a factor of ten. This trained encoder ${does}. A new one of the released kind passes
-      on almost nothing, and training has to amplify that first.`;
+    : `The mark is the drawing’s own 100 %; a quarter of the width is a factor of ten. This trained encoder ${does}. A
+      new one of the released kind passes on almost nothing, and training has to amplify that first.`;
 }
 
 function showMaps() {

@@ -141,8 +141,8 @@ function tiles() {
 /** Say what the kind shows, or which command trains it. */
 function describe({ name, title, available }) {
   if (available) return ($('train').textContent = `${nameOf(name)} (“${name}”): ${title}.`);
-  const text = `There is no ControlNet for “${name}” yet. This trains one in minutes: `;
-  $('train').replaceChildren(text, el('code', {}, `python train.py --condition ${name}`));
+  $('train').replaceChildren(`There is no ControlNet for “${name}” yet. This trains one in minutes: `,
+    el('code', {}, `python train.py --condition ${name}`), '. Then start this page with --control and its file.');
 }
 
 /** Small pictures of what each kind looks like: those of an example. */
@@ -161,7 +161,7 @@ function tile({ name, title, available }, chosen) {
     return el('label', { class: 'tile', title }, el('input', radio), picture, el('span', {}, nameOf(name)));
   }
   return el('button', { class: 'tile off', value: name, title, click: () => askFor(name) },
-    el('span', { class: 'sample' }, 'not trained'), el('span', {}, nameOf(name)));
+    el('span', { class: 'sample' }, 'not trained: how?'), el('span', {}, nameOf(name)));
 }
 
 function askFor(name) {

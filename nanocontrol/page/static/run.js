@@ -93,20 +93,20 @@ function render() {
   $('run-bundled').disabled = at == null;
   for (const id of ['run-step', 'run-play']) $(id).disabled = !steps.length;
   const shown = now.made[at];
-  const large = shown ? [frame('the drawing', now.hint), frame($('run-at').value, shown.url)] : [];
+  const large = shown ? [frame('the drawing', now.hint), frame(`training, ${$('run-at').value}`, shown.url)] : [];
   $('run-pictures').replaceChildren(...large);
   const film = steps.filter((step) => now.made[step]);
   $('film').replaceChildren(...film.map((step) => frame(`step ${step}`, now.made[step].url, step, step === at)));
   plot(at);
 }
 
-function story({ folder, running, done, total, jump, steps, note }) {
+function story({ folder, running, done, total, jump, note }) {
   const watch = 'Watch for the moment when the picture begins to follow.';
   if (running) return `${folder} is training: step ${done} of ${total}. ${note || watch}`;
-  const began = jump ? ` On average they begin around step ${jump}, the dashed line.` : '';
+  const began = jump ? ` On average they begin around training step ${jump}, the dashed line.` : '';
   return now.live ? `${folder} was trained for ${done} steps.${began} ${note}`
-    : `A recorded training: of eight drawings the one with the clearest jump, at every ${steps[1]}th step. ${watch} The
-      others begin at other steps, so the mean score, the line, rises more slowly.${began}`;
+    : `A recorded training: of eight drawings the one with the clearest jump. Each training step corrects the copy once.
+      ${watch} The others begin at other steps, so the mean score, the line, rises more slowly.${began}`;
 }
 
 function frame(title, src, step = null, chosen = false) {
@@ -144,5 +144,5 @@ function plot(at) {
     ...graph(26, 'score, with dots for this drawing', values('score'), [0, 1], own),
     ...losses.length ? graph(190, 'loss, on pictures not trained on', losses,
       [Math.min(...extent), Math.max(...extent)], []) : [],
-    label(x(0), 332, '0', 'start'), label(x(last), 332, `step ${last}`, 'end'));
+    label(x(0), 332, '0', 'start'), label(x(last), 332, `training step ${last}`, 'end'));
 }

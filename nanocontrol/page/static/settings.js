@@ -6,7 +6,7 @@ import { change, state, subscribe } from './state.js';
 const SLIDERS = [
   ['strength', 'Strength of control', 0, 2, 0.05, 'How loud the drawing is. 1: as trained.'],
   ['scale', 'Guidance', 1, 10, 0.5, 'How much the prompt counts. 1 is plain.'],
-  ['steps', 'Steps', 2, 50, 1, 'So many steps from noise to picture.'],
+  ['steps', 'Sampling steps', 2, 50, 1, 'So many steps from noise to picture.'],
   ['control_from', 'Control begins', 0, 1, 0.05, 'Share of the steps before control acts.'],
   ['control_to', 'Control ends', 0, 1, 0.05, 'Share of the steps after which it is off.'],
 ];
@@ -79,7 +79,7 @@ function render() {
     $(name).value = values[name];
     const hundredths = Math.round(100 * values[name]);
     const text = name.startsWith('control_') ? `${hundredths} %` : String(hundredths / 100);
-    $(`${name}-value`).value = name === 'strength' && Array.isArray(request.strength) ? 'different' : text;
+    $(`${name}-value`).value = name === 'strength' && Array.isArray(request.strength) ? 'row by row' : text;
   }
   $('seed').value = request.seed;
   $('rule').value = request.guess ? 'guess' : request.resolution_weighting ? 'resolution_weighting' : '';

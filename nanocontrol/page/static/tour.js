@@ -27,7 +27,7 @@ const STOPS = [
   ['The connections', '#heat',
     `At every ⊕ the copy’s output is added to what the locked encoder passes on to the decoder. Each row here is one of
     them: the first are fine detail, the last are coarse layout.`,
-    `Mute some and see what the picture loses. Is one of them enough?`,
+    `Dark does not mean important. Mute the darkest: the others still bring the drawing. Leave only one: is it enough?`,
     ['Mute all but the middle', () => change({ strength: strengths(count()).map((_, i) => +(i === count() - 1)) })]],
   ['Guidance', '#scale',
     `Every step predicts the noise twice: once without the prompt and once with it. Guidance takes the difference and
