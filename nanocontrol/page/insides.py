@@ -78,7 +78,7 @@ def signals(control: ControlNet, hint: Tensor, empty: Tensor) -> list[dict]:
     for layer in control.input_hint_block:
         maps.append(layer(maps[-1]))
     ends = [*maps[::2], maps[-1]]
-    sizes = [(a - b).float().square().mean().sqrt().item() for a, b in ends]
+    sizes = [(a.float() - b.float()).square().mean().sqrt().item() for a, b in ends]
     shares = [size / max(sizes[0], 1e-12) for size in sizes]
     return [{"shape": [*x.shape[1:]], "share": share} for x, share in zip(ends, shares)]
 
@@ -87,7 +87,7 @@ def attention_maps(taken: Taken, unet: UNet, spans: list[Span], n: int) -> Tenso
     """The attention that each word gets at each place [words, n, n], in the row with the prompt:
     softmax(q k^T / sqrt(d)) of the same queries and keys, summed over the word's tokens, a mean
     over heads and layers."""
-    total, layers = torch.zeros(len(spans), n, n), cross_attentions(unet)
+    total, layers = torch.zeros(MAX_TOKENS, n, n), cross_attentions(unet)
     for layer in layers:
         q, k = (
             taken[module][-1].float().unflatten(-1, (layer.heads, -1)).transpose(0, 1)
@@ -95,10 +95,9 @@ def attention_maps(taken: Taken, unet: UNet, spans: list[Span], n: int) -> Tenso
         )  # [heads, places or tokens, d]
         share = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=0).cpu()
         side = round(len(share) ** 0.5)
-        for i, (_, first, end) in enumerate(spans):
-            own = share[:, first:end].sum(dim=1).view(1, 1, side, side)
-            total[i] += F.interpolate(own, (n, n))[0, 0]
-    return total / len(layers)
+        total += F.interpolate(share.T.view(1, -1, side, side), (n, n))[0]
+    words = [total[first:end].sum(dim=0, keepdim=True) for _, first, end in spans]
+    return torch.cat([total[:0], *words]) / len(layers)
 
 
 def spans_of(prompt: str) -> list[Span]:

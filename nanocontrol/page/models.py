@@ -68,8 +68,7 @@ class Models:
         """Read the weights, as sample.py does, and measure what the page shows of the networks."""
         self.sd = load_sd(self.base, self.device, PRECISIONS[default_dtype(self.device)])
         order = torch.channels_last if is_gpu(self.device) else torch.preserve_format
-        if is_gpu(self.device):
-            for_sampling()
+        for_sampling()
         for network in (self.sd.unet, self.sd.vae):
             network.to(memory_format=order)
         self.network = lru_cache(len(self.files) + KEPT)(
