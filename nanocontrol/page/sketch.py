@@ -68,18 +68,17 @@ def in_bytes(picture: Tensor) -> Tensor:
 
 def with_strokes(hint: np.ndarray, strokes: tuple, condition: str) -> np.ndarray:
     """The hint [size, size, 3] with strokes above it, drawn on four points for each pixel."""
-    (background, ink), picture = colours_of(condition), doubled(hint)
+    (background, ink), picture, size = colours_of(condition), doubled(hint), len(hint)
     for stroke in strokes:
         erased = stroke.tool == "eraser"
         colour = colour_of(background if erased else stroke.colour or ink)
-        on = points_on(stroke, len(hint))
-        if condition == "canny":
-            on = doubled(pixels_on(stroke, on))
+        thin = condition == "canny"
+        on = doubled(pixels_on(stroke, size)) if thin else points_on(stroke, size)
         if condition == "soft" and not erased:
-            soft = blurred(on, SOFT[0] * len(hint) / PIXELS) * SOFT[0]
+            soft = blurred(on, SOFT[0] * size / PIXELS) * SOFT[0]
             picture = np.maximum(picture, SOFT[1] * soft.clip(0, 1)[..., None] * colour)
         else:
-            picture = np.where(on[..., None] > 0, colour, picture)
+            picture[on > 0] = colour
     return halved(picture)
 
 
@@ -97,16 +96,15 @@ def points_on(stroke: SimpleNamespace, size: int) -> np.ndarray:
     return on
 
 
-def pixels_on(stroke: SimpleNamespace, points: np.ndarray) -> np.ndarray:
-    """The pixels [size, size] of a stroke that covers these points, without antialiasing. A narrow
-    one is as thin as Canny's lines: one pixel in each row or column."""
-    covered = halved(points) >= 0.5
+def pixels_on(stroke: SimpleNamespace, size: int) -> np.ndarray:
+    """The pixels [size, size] of a stroke without antialiasing. A narrow one is as thin as Canny's
+    lines: one pixel in each row or column."""
     if stroke.width >= 2:
-        return covered
-    on, path = np.zeros_like(covered), np.floor(stroke.points)
+        return halved(points_on(stroke, size)) >= 0.5
+    on, path = np.zeros((size, size), bool), np.floor(stroke.points)
     for a, b in pairwise([*path, path[-1]]):
         x, y = np.rint(np.linspace(a, b, int(np.abs(b - a).max()) + 1)).astype(int).T
-        inside = (x >= 0) & (x < len(on)) & (y >= 0) & (y < len(on))
+        inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
         on[y[inside], x[inside]] = True
     return on
 
