@@ -68,10 +68,9 @@ async def body_of(request: Request, kind: str, most: int) -> bytes:
     """A request's body. Raises Refused if it is of another type, or not known to be short."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != kind:
         raise Refused(f"the body is of another type: expected {kind}", 415)
-    if int(request.headers.get("content-length", most + 1)) > most:  # the server checks the number
-        raise Refused(
-            f"the body is longer than {most // 2**20} MB, or its length is not given", 413
-        )
+    # The server checked the number, and refuses a length for a body that comes in parts.
+    if int(request.headers.get("content-length", most + 1)) > most:
+        raise Refused(f"the body is longer than {most // 2**20} MB or of unknown length", 413)
     return await request.body()
 
 
