@@ -35,7 +35,7 @@ BUDGETS = {
     "experiments": 2149,
     "conformance": 989,
     "course": 1560,
-    "page": 871,
+    "page": 873,
 }
 BROWSER, BROWSER_BUDGET = (".js", ".html", ".css"), 2100
 PAGE = 40  # lines of code in a function

@@ -98,6 +98,8 @@ class Page:
                 given = json.loads(await body_of(request, "application/json", BODY))
             except (ValueError, RecursionError):
                 raise Refused("the body is not JSON") from None
+            if error := self.models.about.get("error"):
+                raise Refused(error, 503)
             makes = function == self.generate  # however many short calls of others wait
             others = len(self.worker.latest) if makes else self.worker.waiting
             found = await self.worker.call(partial(function, given), others)

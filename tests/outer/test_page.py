@@ -684,6 +684,12 @@ def test_a_step_of_a_run_is_refused_without_a_run(other):
     assert other.ask("/api/command", FEW | {"drawing": LINE, "run_step": 0})[0] == 404
 
 
+def test_models_that_could_not_be_loaded_are_said(other, monkeypatch):
+    why = "the file is damaged"
+    monkeypatch.setattr(other.models, "about", {"ready": False, "error": why})
+    assert other.ask("/api/generate", FEW | {"drawing": LINE}) == (503, {"error": why})
+
+
 # ---------------------------------------------------------------------------------------- safety
 
 
