@@ -464,6 +464,7 @@ def test_diffusers_names_are_diffusers_own():
         from nanocontrol.conformance.of_diffusers import OfDiffusers
     adapter = OfDiffusers()
     Bench(adapter).fresh()
-    own = [*adapter.unet.named_parameters(), *adapter.control.named_parameters()]
-    names = [adapter.names[name] for name in shapes()]
-    assert sorted(names) == sorted(name for name, _ in own)
+    own = [*adapter.unet.parameters(), *adapter.control.parameters()]
+    found = adapter.tensors()
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes()
+    assert {*map(id, found.values())} == {*map(id, own)}
