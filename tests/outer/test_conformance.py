@@ -18,6 +18,7 @@ from nanocontrol.conformance.cases import (
     STORED,
     VERSION,
     error,
+    inputs,
     normal,
     shapes,
     stored,
@@ -360,6 +361,16 @@ def test_tensors_without_a_match_are_listed_once():
     assert outputs.passed is None and "see tensors_match" in outputs.message
     assert order.passed is None and order.message == outputs.message
     assert start.passed
+
+
+def test_networks_of_another_structure_bring_their_inputs():
+    class Own(Ours):
+        given = replace(inputs(), x=normal("x", 2, 4, 8, 8), hint=inputs().hint[..., :64])
+
+    chosen = ["zero_at_start", "every_residual_acts", "stored_base"]
+    start, acts, outputs = check_controlnet(Own(), only=chosen)
+    assert start.passed and acts.passed
+    assert outputs.passed is None and "Stable Diffusion's structure" in outputs.message
 
 
 @pytest.mark.slow
