@@ -9,10 +9,10 @@ prints a table, and how many checks ran and how many did not. The exit status is
 unexpectedly or an expected failure passes, and 2 if there is no such adapter.
 """
 
-import argparse
 import json
 import runpy
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,7 @@ from nanocontrol.plumbing.errors import InputError, blame, one_sentence, say
 from nanocontrol.plumbing.files import write_atomically
 from nanocontrol.plumbing.flags import Parser
 
-FORM = "expected ours, diffusers, mutants:NAME, FILE.py:CLASS or MODULE:CLASS"
+FORM = "ours, diffusers, mutants:NAME, FILE.py:CLASS or MODULE:CLASS"
 PLACES = {
     "ours": "nanocontrol.conformance.ours:Ours",
     "diffusers": "nanocontrol.conformance.of_diffusers:OfDiffusers",
@@ -36,7 +36,7 @@ def adapter_named(name: str) -> Any:
     """The adapter that the command line names. Raises InputError if there is none."""
     place, _, last = PLACES.get(name, name).rpartition(":")
     if not place:
-        raise InputError(f"{name}: {FORM}")
+        raise InputError(f"{name}: expected {FORM}")
     found = names_in(PLACES.get(place, place))
     if place == "mutants":
         found = {mutant: entry.adapter for mutant, entry in found["MUTANTS"].items()}
@@ -77,9 +77,8 @@ def as_json(results: Sequence[Result]) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser("conformance", description=__doc__, formatter_class=formatter)
-    parser.add_argument("adapter", metavar="ADAPTER", help=FORM.removeprefix("expected "))
+    parser = Parser("conformance", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("adapter", metavar="ADAPTER", help=FORM)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
     args = parser.parse_args(argv)
     with one_sentence("conformance"):

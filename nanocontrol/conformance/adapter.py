@@ -46,9 +46,9 @@ class Adapter(Protocol):
     """Any class with these functions is an adapter. Do not inherit from this one: without an
     optional function or attribute its checks do not run.
 
-    Set `own_structure = True` if the networks are not Stable Diffusion's in the small, and `given`
-    to inputs of the right shapes. Then no stored weights are loaded: checks train the fresh
-    networks for three steps instead, and those that need the original's tensors do not run.
+    Set `given` to inputs of the right shapes if the networks are not Stable Diffusion's in the
+    small. Then no stored weights are loaded: checks train the fresh networks for three steps
+    instead, and those that need the original's tensors do not run.
     """
 
     # ------------------------------------------------------------------------- required
@@ -99,8 +99,7 @@ class Adapter(Protocol):
 
     # ----------------------------------------------- optional attributes, with their defaults
 
-    own_structure: bool  # False
-    given: ModelInputs  # the stored inputs
+    given: ModelInputs  # if the networks have another structure: the stored inputs
     dtype: str  # of the networks, on which the tolerances depend: "float32"
     compiles: bool  # if it does, "equal to the bit" becomes "equal up to rounding": False
     devices: Sequence[str]  # where `initial_noise` can make its noise

@@ -75,27 +75,22 @@ def shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
-@cache
 def diffusers_names() -> dict[str, str]:
-    """The original's name -> diffusers', without the prefixes: of all tensors in `shapes`, for
-    adapters of code with those names."""
+    """The beginnings of all tensors' names: the original's -> diffusers'. For adapters of code with
+    those names."""
     levels, res_blocks = len(CONFIG.channel_mult), CONFIG.num_res_blocks
-    beginnings = name_table(levels, res_blocks, len(HINT_LAYERS))
-    beginnings |= {"out.0.": "conv_norm_out.", "out.2.": "conv_out."}
-    for i in range(levels * (res_blocks + 1)):  # the decoder, which a ControlNet does not have
-        level, number = divmod(i, res_blocks + 1)
-        block, up = f"output_blocks.{i}.", f"up_blocks.{level}."
-        for ours, theirs in RES_BLOCK.items():
-            beginnings[f"{block}0.{ours}."] = f"{up}resnets.{number}.{theirs}."
-        # The upsampler comes after the transformer, or in its place.
-        beginnings |= {f"{block}{k}.conv.": f"{up}upsamplers.0.conv." for k in (1, 2)}
-        beginnings[f"{block}1."] = f"{up}attentions.{number}."
-    found = {}
-    for name in shapes():
-        own = name.removeprefix(BASE).removeprefix(CONTROL)
-        ours = next(beginning for beginning in beginnings if own.startswith(beginning))
-        found[name] = beginnings[ours] + own.removeprefix(ours)
-    return found
+    names = name_table(levels, res_blocks, len(HINT_LAYERS))
+    names |= {"out.0.": "conv_norm_out.", "out.2.": "conv_out."}
+    for level in range(levels):  # of the decoder, which a ControlNet does not have
+        up = f"up_blocks.{level}."
+        for number in range(res_blocks + 1):
+            block = f"output_blocks.{level * (res_blocks + 1) + number}."
+            for ours, theirs in RES_BLOCK.items():
+                names[f"{block}0.{ours}."] = f"{up}resnets.{number}.{theirs}."
+            names[f"{block}1."] = f"{up}attentions.{number}."
+        # The upsampler follows the transformer, which the deepest level does not have.
+        names[f"{block}{2 if level else 1}.conv."] = f"{up}upsamplers.0.conv."
+    return {prefix + ours: theirs for prefix in (BASE, CONTROL) for ours, theirs in names.items()}
 
 
 @cache

@@ -14,18 +14,18 @@ Times = Callable[[int], list[int]]  # for s steps: a t for each, the noisiest fi
 
 
 class Rule(NamedTuple):
-    """The t that the network is given, and those at which each step begins and ends. A step ends
-    where the next begins, unless ends says otherwise, and the last at -1, with the last alpha."""
+    """The t that the network is given, and those at which steps begin. A step ends where the next
+    one begins or, if all are equally long, STEPS / steps lower. Below 0 is the last alpha."""
 
     seen: Times
     begins: Times
-    ends: Times | None = None
+    equally_long: bool = False
     last_alpha: float = ABAR[0]
 
     def latents(self, output: Callable[[Array, Array], Array], x: Array, steps: int) -> Array:
         """DDIM's latents in float64, from output(x, t [B]) and the noise x [B, 4, h, w]."""
         x, begins = x.astype(np.float64), self.begins(steps)
-        ends = self.ends(steps) if self.ends else [*begins[1:], -1]
+        ends = [t - STEPS // steps for t in begins] if self.equally_long else [*begins[1:], -1]
         for seen, t, end in zip(self.seen(steps), begins, ends):
             abar, abar_end = ABAR[t], ABAR[end] if end >= 0 else self.last_alpha
             e = output(x, np.full(len(x), seen))
@@ -50,8 +50,7 @@ RULES["its network is given a step's number instead of t"] = NUMBERED
 DISAGREE = "visits and steps disagree: the network is given t that"
 for (name, seen), (other, t) in permutations(VISITS.items(), 2):
     RULES[f"{DISAGREE} {name}, its steps' alphas are of t that {other}"] = Rule(seen, t)
-RULES[f"{DISAGREE} are spread evenly, and all its steps are equally long"] = Rule(
-    EVEN, EVEN, lambda s: [max(t - STEPS // s, -1) for t in EVEN(s)]
-)
+EQUALLY_LONG = Rule(EVEN, EVEN, equally_long=True)
+RULES[f"{DISAGREE} are spread evenly, and all its steps are equally long"] = EQUALLY_LONG
 TO_ONE = f"its last alpha is 1, not abar_0 = {ABAR[0]:.5f}"
 RULES |= {f"{name}, and {TO_ONE}": rule._replace(last_alpha=1.0) for name, rule in RULES.items()}

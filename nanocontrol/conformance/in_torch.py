@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from nanocontrol.conformance.adapter import Arrays, TrainingBatch
 from nanocontrol.conformance.cases import BASE, CONTROL
+from nanocontrol.formats.diffusers_names import renamed
 
 Residuals = list[Tensor] | None
 
 
 class TorchAdapter:
-    names: Mapping[str, str] = {}  # the original's name -> one's own, without a prefix
+    names: Mapping[str, str] = {}  # names or their beginnings: the original's -> one's own
     unet: nn.Module
     control: nn.Module
     optimizer: torch.optim.Optimizer
@@ -35,12 +36,12 @@ class TorchAdapter:
         return self.control(x, hint, t, context)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the base and of the ControlNet under the original's names. A tensor that
-        is not in `names` has its own name after the prefix."""
+        """All tensors of the base and of the ControlNet under the original's names. One that is not
+        in `names` has its own name after the prefix."""
         found: dict[str, Tensor] = {}
         for prefix, network in ((BASE, self.unet), (CONTROL, self.control)):
             names = {own: name for name, own in self.names.items() if name.startswith(prefix)}
-            found |= {names.get(own, prefix + own): x for own, x in network.named_parameters()}
+            found |= renamed(dict(network.named_parameters()), names | {"": prefix})
         return found
 
     def inputs(self, *arrays: Array) -> list[Tensor]:

@@ -18,6 +18,7 @@ from nanocontrol.conformance.cases import (
     STORED,
     VERSION,
     error,
+    inputs,
     normal,
     shapes,
     stored,
@@ -362,6 +363,16 @@ def test_tensors_without_a_match_are_listed_once():
     assert start.passed
 
 
+def test_networks_of_another_structure_bring_their_inputs():
+    class Own(Ours):
+        given = replace(inputs(), x=normal("x", 2, 4, 8, 8), hint=inputs().hint[..., :64])
+
+    chosen = ["zero_at_start", "every_residual_acts", "stored_base"]
+    start, acts, outputs = check_controlnet(Own(), only=chosen)
+    assert start.passed and acts.passed
+    assert outputs.passed is None and "Stable Diffusion's structure" in outputs.message
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [0, 6, 12])
 def test_every_residual_is_probed(k):
@@ -464,6 +475,7 @@ def test_diffusers_names_are_diffusers_own():
         from nanocontrol.conformance.of_diffusers import OfDiffusers
     adapter = OfDiffusers()
     Bench(adapter).fresh()
-    own = [*adapter.unet.named_parameters(), *adapter.control.named_parameters()]
-    names = [adapter.names[name] for name in shapes()]
-    assert sorted(names) == sorted(name for name, _ in own)
+    own = [*adapter.unet.parameters(), *adapter.control.parameters()]
+    found = adapter.tensors()
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes()
+    assert {*map(id, found.values())} == {*map(id, own)}

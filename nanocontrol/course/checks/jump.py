@@ -1,10 +1,8 @@
 """Check of exercise 10: the jump."""
 
 import json
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ import torch
 from nanocontrol.course.exercise import Seeds, compare, compare_choice, refuse, sentences
 from nanocontrol.course.own_runs import RUNS, seed_of, settings_for
 from nanocontrol.course.student import Student, Wrong
+from nanocontrol.experiments.results import JUMPED, step_at
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.training.run import read_run
 
 SAY = sentences("jump")
 WANTED = tuple(f"runs/{run}/{file}" for run in RUNS for file in ("settings.json", "log.jsonl"))
 
-LEVEL = 0.4  # of the score; without control it is about 0.24
 # Steps of the jump in stored runs, and where they come from.
 STORED = json.loads(Path(__file__).with_name("jumps.json").read_text(encoding="utf-8"))["jumps"]
 # Other seeds, processors and evaluated scenes may change a jump by these factors. One seed jumped
@@ -77,30 +75,21 @@ def check_question(student: Student, draws: Seeds) -> None:
     compare_choice(name, student.value(name), False, {True: SAY.NOT_BROKEN}, SAY.TRUE_OR_FALSE)
 
 
-def crossings(points: Iterable[tuple[int, float]], level: float) -> list[float]:
-    """The steps where the score rises through the level. points: (step, score) of evaluations, with
-    straight lines between them."""
-    return [
-        a + (b - a) * (level - low) / (high - low)
-        for (a, low), (b, high) in pairwise(points)
-        if low < level <= high
-    ]
-
-
 def check_crossing(student: Student, draws: Seeds) -> None:
     number = draws.numbers("curve")
     steps = [20 * i for i in range(9)]
-    # It reaches the level, falls below it, and rises more steeply later.
+    # It reaches the level, falls below it at the fifth point, and rises more steeply later.
     low = [number.uniform(0.2, 0.3) for _ in range(3)]
     scores = [*low, number.uniform(0.42, 0.46), 0.38, 0.39, number.uniform(0.6, 0.7), 0.72, 0.71]
-    first, last = crossings(zip(steps, scores), LEVEL)
+    curve = [*zip(steps, scores)]
+    first, last = step_at(curve, JUMPED), step_at(curve[4:], JUMPED)
     steepest = steps[int(torch.tensor(scores).diff().argmax())]
     known = {
         SAY.LOOKED_AT: [60, 40],
         SAY.STEEPEST: [steepest, steepest + 10, steepest + 20],
         SAY.LAST_TIME: [last, 100, 120],
     }
-    found = student.call("first_step_at", steps, scores, LEVEL)
+    found = student.call("first_step_at", steps, scores, JUMPED)
     compare("first_step_at", found, first, known, SAY.ADVICE)
     refuse({SAY.NEVER: student.call("first_step_at", steps, scores, 0.9) is not None})
 
@@ -111,9 +100,12 @@ def check_run(run: str, student: Student, draws: Seeds) -> None:
     for name, value in settings_for(run, seed_of(draws.student)).items():
         found: Any = past.settings.get(name)
         refuse({SAY.SETTING: found != value}, run=run, name=name, found=found, value=value)
-    step = min(crossings(past.measured("score"), LEVEL), default=math.inf)
+    curve = past.measured("score")
+    step = step_at(curve, JUMPED) if curve else None
+    if step is None:
+        raise Wrong(SAY.NO_JUMP.format(run=run, level=JUMPED))
     low, high = min(STORED[run]), max(STORED[run])
     elsewhere = not SOONER * low <= step <= LATER * high
-    wrong = {SAY.NO_JUMP: step == math.inf, SAY.ELSEWHERE: elsewhere}
-    refuse(wrong, run=run, level=LEVEL, step=step, low=low, high=high)
-    refuse({SAY.NOT_FOUND: abs(number_of(student, "FOUND", run) - step) > 1}, run=run, level=LEVEL)
+    refuse({SAY.ELSEWHERE: elsewhere}, run=run, step=step, low=low, high=high)
+    unlike = abs(number_of(student, "FOUND", run) - step) > 1
+    refuse({SAY.NOT_FOUND: unlike}, run=run, level=JUMPED)

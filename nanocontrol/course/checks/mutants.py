@@ -101,11 +101,10 @@ class FromChild:
             raise AttributeError(method)
         return partial(self.ask, method)
 
-    def ask(self, method: str, *given: Any, **options: Any) -> Any:
+    def ask(self, method: str, *given: Any) -> Any:
         args = [{type(x).__name__: vars(x)} if is_dataclass(x) else x for x in given]
         if method == "load":  # in the networks' precision: a message has a limit
             args = [{name: np.asarray(x, np.float32) for name, x in args[0].items()}]
-        args += options.values()
         found = self.student.call(self.name, method, args, through="of_adapter")
         if found is None and method in ("residuals", "predict", "sample", "loss"):
             raise Wrong(f"{method} returns None")
