@@ -144,9 +144,9 @@ def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):
     def fill() -> cache.Cached:
         pairs = Folder([folder], View((64, 64), hints="canny"), Known(tmp_path / "cache"))
         with torch.no_grad():
-            keys, found = cache.encode_all(load_sd(NANO), pairs, tmp_path / "cache", 4)
-        keys.update(found)
-        return cache.Cached(pairs, tmp_path / "cache", keys)
+            encodings = cache.Encodings(load_sd(NANO), pairs, tmp_path / "cache")
+            encodings.learn(encodings.fill(4))
+        return cache.Cached(encodings)
 
     fill()
     encode = cache.encode
@@ -159,16 +159,16 @@ def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):
     torch.testing.assert_close(cached[4][0], mean[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_second_check_says_the_same_and_knows_hints_that_were_exchanged(tmp_path):
+def test_a_second_check_says_the_same_and_knows_hints_that_were_exchanged(tmp_path, opened_files):
     """Neither opens a file again; what the first one saw is in the index."""
     write_pairs(tmp_path, "metadata.jsonl", n=8)
     Image.new("RGB", (64, 64), "white").save(tmp_path / "hint3.png")
 
     def notes() -> list[str]:
-        index = Known(tmp_path / "cache")
-        folder = Folder([tmp_path], View((64, 64)), index)
+        folder = Folder([tmp_path], View((64, 64)), Known(tmp_path / "cache"))
+        opened_files.start()
         found = check.look_through(folder, 4, 2).notes
-        read.append(len(index.recent))
+        read.append(sum(name.endswith(".png") for name in opened_files.names()))
         return found
 
     read: list[int] = []

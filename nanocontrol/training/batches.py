@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ def random_draws(seed: int, step: int, n: int, size: tuple[int, int], drop_promp
 
 @torch.no_grad()
 def encode(
-    sd: StableDiffusion, images: Tensor, prompts: list[str]
+    sd: StableDiffusion, images: Tensor, prompts: Sequence[str]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encode images [n, 3, H, W] in [-1, 1] and n prompts -> mean, deviation, context as in Batch.
     No latent is sampled here, because every training step samples a new one."""

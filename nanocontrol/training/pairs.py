@@ -10,23 +10,18 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.pictures import PictureFile, cut_out, picture_size, read_image
 from nanocontrol.training.batches import generator_of, in_unit
 from nanocontrol.training.folders import Entry, check_shapes, ignored_in, read_folder
 from nanocontrol.training.forms import File
-from nanocontrol.training.known import Facts, Known, OpenedOnce
+from nanocontrol.training.known import MIDDLE, Facts, Known, Place, Size, cropped
 from nanocontrol.training.store import key_of
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
-Size = tuple[int, int]  # width and height
-Place = tuple[float, float]  # of a crop, right and down, as fractions of the free room
-MIDDLE = 0.5, 0.5
 # Third numbers for `generator_of`, so that these draws differ from those of steps and epochs.
 CROP, THRESHOLDS, HELD_OUT, CAPTION = 3, 4, 5, 6
 
@@ -218,10 +213,8 @@ class Folder(Pairs):
         """The crop of a picture, bytes as from `pixels_of`, and the whole picture's size."""
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
-        facts, pixels = self.look(file, behind, again=True)
-        assert pixels is not None
-        key = key_of("crops", facts.content, behind, self.view.size)
-        self.known.store.add("crops", key, pixels.expand(-1, -1, 3))
+        facts, how, pixels = self.known.look(file, behind, self.view.size, again=True)
+        self.known.store.add("crops", key_of("crops", *how), pixels.expand(-1, -1, 3))
         return pixels, facts.size
 
     def random_place(self, seen: int) -> tuple[float, float]:
@@ -241,27 +234,6 @@ class Folder(Pairs):
             digest.update(entry.text())
         return digest.hexdigest()
 
-    # ------------------------------------------------------------- pictures that are opened once
-
-    def look(self, file: File, behind: str, again: bool = False) -> tuple[Facts, Tensor | None]:
-        """Facts about a picture and, if it was decoded or with `again`, its crop from the middle.
-        The file is opened if its state is new, and decoded if its content is. behind: the colour
-        that replaces transparent pixels; "" if no crop is needed."""
-        known, crop = self.known, None
-        with known.turn(file):
-            facts = known.about(file)
-            if facts:
-                crop = known.crop(facts.content, behind, self.view.size, saved=again)
-            if facts is None or again and crop is None:
-                opened = OpenedOnce(file)
-                size = picture_size(opened)  # which reads the file
-                facts = opened.facts._replace(size=size)
-                if again or behind and not known.seen(facts.content):
-                    crop, _ = cropped(opened, behind, self.view.size, MIDDLE)
-                    known.keep((facts.content, behind, self.view.size), crop)
-                known.learn(facts)
-            return facts, crop
-
     def fingerprint(self, i: int) -> bytes:
         entry = self.entries[i]
         how = f"{self.view.size} {MIDDLE} {entry.mirrored}".encode()
@@ -273,28 +245,10 @@ class Folder(Pairs):
 
     def take(self, i: int) -> Taken:
         entry = self.entries[i]
-        facts, pixels = self.look(entry.picture, "white", again=True)
-        assert pixels is not None
+        facts, _, pixels = self.known.look(entry.picture, "white", self.view.size, again=True)
         image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
         edges = None if entry.hint else packed(canny(image, *self.thresholds(entry)))
         return Taken(image * 2 - 1, edges, facts)
-
-
-def cropped(file: PictureFile, behind: str, size: Size, place: Place) -> tuple[Tensor, Size]:
-    """The crop of a picture at a place, as from `pixels_of`, and the whole picture's size."""
-    picture = read_image(file, behind)
-    return pixels_of(cut_out(picture, size, place)), picture.size
-
-
-def pixels_of(image: Image.Image) -> Tensor:
-    """An RGB picture's bytes: [H, W, 3] or, if the channels are equal, [H, W, 1]. Most hints are
-    grey, so reader processes pass on a third of the bytes."""
-    few = image.resize((8, 8), Image.Resampling.NEAREST)  # enough for most coloured pictures
-    for part in (few, image):
-        red, *others = part.split()
-        if any(ImageChops.difference(red, other).getbbox() for other in others):
-            return torch.from_numpy(np.array(image))
-    return torch.from_numpy(np.array(red))[..., None]
 
 
 def packed(edges: Tensor) -> Tensor:

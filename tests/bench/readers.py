@@ -89,9 +89,9 @@ def cached(
         pairs.entries = [entry._replace(prompt="") for entry in pairs.entries]
     with mock.patch.object(cache, "encode", random_encodings):
         where = folder / f"{hints} {prompt}"
-        keys, found = cache.encode_all(load_sd(NANO), pairs, where, 16)
-        keys.update(found)
-        return of(pairs, where, keys)
+        encodings = cache.Encodings(load_sd(NANO), pairs, where)
+        encodings.learn(encodings.fill(16))
+        return of(encodings)
 
 
 def bytes_per_pair(dataset: cache.Cached) -> float:
