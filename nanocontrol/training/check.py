@@ -205,9 +205,7 @@ def notes_on(folder: Folder, good: list[Checked], checked: int, seen: int) -> It
     yield f"the first pair: {first.picture.name}; {hint}; {first.prompt[:80]!r}"
     if checked < len(folder):
         yield f"{checked:,} of them were checked"
-    if folder.ignored:
-        what = plural(len(folder.ignored), "other item")
-        yield f"{what} in the folder, not used: {a_few(folder.ignored)}"
+    yield from folder.notes
     sizes = Counter(one.picture.size for one in good)
     common = ", ".join(f"{x}x{y} ({n})" for (x, y), n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.training.batches import generator_of, in_unit
-from nanocontrol.training.folders import Entry, check_shapes, ignored_in, read_folder
+from nanocontrol.training.folders import Entry, View, check_shapes, read_folder
 from nanocontrol.training.forms import File
 from nanocontrol.training.known import MIDDLE, Facts, Known, Place, Size, cropped
 from nanocontrol.training.store import key_of
@@ -96,16 +96,6 @@ class Pairs(Dataset, ABC):
         return hint
 
 
-class View(NamedTuple):
-    """How training sees the pictures of folders."""
-
-    size: Size  # of the crops, multiples of 64
-    crop: str = "middle"  # or "random": a new place every time
-    hints: str | None = None  # "canny": made from the pictures; a folder; None: the pairs' own
-    seed: int = 0  # decides random places, thresholds and captions
-    cache: Path = Path("cache")  # where pictures are unpacked
-
-
 class Folder(Pairs):
     """The pairs of one or several folders (folders.py). Item i is
 
@@ -116,8 +106,8 @@ class Folder(Pairs):
     pair has several.
 
     `wrong` has an error line for each folder or pair that cannot be used, `refused` those of whole
-    folders. `ignored` has the names of files that are neither pictures nor captions. Pictures are
-    opened later; until one is checked or used, it may be missing or damaged.
+    folders, `notes` lines on how the folders were read. Pictures are opened later; until one is
+    checked or used, it may be missing or damaged.
     """
 
     def __init__(self, folders: Iterable[Path], view: View, known: Known | None = None):
@@ -128,21 +118,17 @@ class Folder(Pairs):
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
         self.refused: list[str] = []
-        self.ignored: list[str] = []
+        self.notes: list[str] = []
         for folder, times in Counter(folders).items():
             try:
-                form, entries, wrong = read_folder(folder, view.hints, view.cache)
-                if form == "parquet" and view.crop == "random":
-                    kinds = "--crop random is not for parquet; expected files of pictures"
-                    raise InputError(f"{folder}: {kinds}")
                 if times > 1:
                     raise InputError(f"{folder} is given twice")
+                found = read_folder(folder, view)
+                self.entries += found.entries
+                self.wrong += found.wrong
+                self.notes += found.notes
             except InputError as error:
                 self.refused.append(str(error))
-                continue
-            self.ignored += ignored_in(folder, view.hints) if form == "pictures" else []
-            self.entries += entries
-            self.wrong += wrong
         self.wrong += self.refused
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
         self.listed = self.entries  # those of the whole, of which a copy may be a part
