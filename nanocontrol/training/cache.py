@@ -103,7 +103,7 @@ class Encodings:
             for numbers, taken in zip(batches, read):
                 for facts in (one.facts for one in taken if one.facts):
                     pairs.known.learn(facts)
-                    found.append(facts._replace(stamp=""))  # other processes need not save it, too
+                    found.append(facts._replace(state=()))  # other processes need not save it, too
                 self.encode_pairs(numbers, taken)
                 bar.update(len(numbers))
                 done += len(numbers)

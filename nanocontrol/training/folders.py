@@ -127,9 +127,8 @@ def hints_by_name(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in pictures_below(folder):
         name = file.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
+        if found.setdefault(name, file) != file:
             raise InputError(f"--hints: {found[name]} and {file} have one name; expected one")
-        found[name] = file
     return found
 
 

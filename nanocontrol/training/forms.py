@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,31 +159,29 @@ def first_key(values: dict[str, Any], role: str) -> str | None:
 
 def lists_in(folder: Path) -> list[Path]:
     """The list of a folder. Raises InputError if there are several and none has a known name."""
-    for name in ("prompt.json", "metadata.jsonl", "metadata.csv"):
-        if os.path.isfile(folder / name):
-            return [folder / name]
+    named = [folder / name for name in ("prompt.json", "metadata.jsonl", "metadata.csv")]
     others = sorted([*folder.glob("*.jsonl"), *folder.glob("*.csv")])
-    if len(others) > 1:
-        names = ", ".join(file.name for file in others)
-        raise InputError(f"{folder} has {len(others)} lists: {names}; expected one")
-    return others
+    found = [file for file in named if os.path.isfile(file)][:1] or others
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise InputError(f"{folder} has {len(found)} lists: {names}; expected one")
+    return found
 
 
 def read_list(files: list[Path], cache: Path) -> Iterator[Sample]:
     (file,) = files
-    text = read_text(file)
-    if file.suffix == ".csv":
-        rows = csv.DictReader(text.splitlines())
-        yield from (Sample(f"{file}, line {i}", row, file.parent) for i, row in enumerate(rows, 2))
-        return
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    text, what = read_text(file), "line"
+    if not text.strip():
         raise InputError(f"{file} lists no pairs: expected a JSON object on each line")
-    whole = json_in(text) if lines[0][1].strip() == "[" or len(lines) == 1 else None
-    if isinstance(whole, list):
-        yield from (Sample(f"{file}, entry {i}", x, file.parent) for i, x in enumerate(whole, 1))
+    rows: Iterable[tuple[int, Any]]
+    if file.suffix == ".csv":
+        rows = enumerate(csv.DictReader(text.splitlines()), 2)
+    elif isinstance(whole := json_in(text), list):  # a second line ends the attempt
+        rows, what = enumerate(whole, 1), "entry"
     else:
-        yield from (Sample(f"{file}, line {i}", json_in(x), file.parent) for i, x in lines)
+        lines = enumerate(text.split("\n"), 1)
+        rows = ((i, json_in(line)) for i, line in lines if line.strip())
+    yield from (Sample(f"{file}, {what} {i}", values, file.parent) for i, values in rows)
 
 
 def json_in(text: str) -> Any:
@@ -232,14 +230,13 @@ def unpack(folder: Path, group: int, rows: list[dict], beside: Path, listed: Pat
     paths in rows are relative."""
     for i, row in enumerate(rows):
         for name in NAMES["picture"] + NAMES["hint"]:
-            value = row.get(name)
-            data, path = value if isinstance(value, bytes) else None, value
-            if isinstance(value, dict):
-                data, path = value.get("bytes"), value.get("path")
-            if data is not None:
+            data = path = row.get(name)
+            if isinstance(data, dict):
+                data, path = data.get("bytes"), data.get("path")
+            if isinstance(data, bytes):
                 row[name] = f"{group}-{i}-{name}.png"  # its first bytes say what it is
                 (folder / row[name]).write_bytes(data)
-            elif path is not None:
+            elif isinstance(path, str):
                 row[name] = str((beside / path).resolve())
     text = json.dumps(rows)
     write_atomically(listed, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -38,26 +38,21 @@ class Facts(NamedTuple):
     """About a picture file."""
 
     file: File
-    stamp: str  # its state when it was read; "" if a later change might not show in it
+    state: tuple[object, ...]  # when it was read; () if a later change might not show in it
     content: bytes  # SHA-256
     size: tuple[int, int] = (0, 0)  # width and height of the upright picture
 
 
-def stamp_of(file: File) -> str:
-    """The state of a file: its size, times and inode; "" if it is missing or not regular."""
-    try:
-        found = os.stat(file.archive if isinstance(file, Member) else file)
-    except (OSError, ValueError):
-        return ""
-    facts = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
-    return " ".join(map(str, facts)) if stat.S_ISREG(found.st_mode) else ""
-
-
-def state_key(file: File, stamp: str) -> tuple[object, ...]:
-    """The file and its state, as parts of a key."""
-    inner = (file.name, file.start) if isinstance(file, Member) else ()
+def state_of(file: File) -> tuple[object, ...]:
+    """The path of a file, its size, times and inode; () if it is missing or not regular."""
     path = file.archive if isinstance(file, Member) else file
-    return os.fsencode(os.path.abspath(path)), *inner, stamp
+    inner = (file.name, file.start) if isinstance(file, Member) else ()
+    with suppress(OSError, ValueError):
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode):
+            stamp = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+            return os.fsencode(os.path.abspath(path)), *inner, stamp
+    return ()
 
 
 class OpenedOnce:
@@ -71,12 +66,12 @@ class OpenedOnce:
 
     def read_bytes(self) -> bytes:
         if not self.data:
-            before = stamp_of(self.file)
-            last = max(map(int, before.split()[1:3]), default=0)
+            before = state_of(self.file)
+            last = max(map(int, str(before[-1]).split()[1:3])) if before else 0
             self.data = self.file.read_bytes()
             digest = hashlib.sha256(self.data).digest()
-            sure = time.time() - last / 1e9 > SETTLED and before == stamp_of(self.file)
-            self.facts = Facts(self.file, before if sure else "", digest)
+            sure = time.time() - last / 1e9 > SETTLED and before == state_of(self.file)
+            self.facts = Facts(self.file, before if sure else (), digest)
         return self.data
 
 
@@ -104,18 +99,19 @@ class Known:
     def about(self, file: File) -> Facts | None:
         """Facts about a file in the state in which this process first used it; None if it has to be
         read."""
-        if file not in self.recent and (stamp := stamp_of(file)):
-            if row := self.store.get("files", *state_key(file, stamp)):
+        if file not in self.recent and (state := state_of(file)):
+            if row := self.store.get("files", *state):
                 content, (width, height) = row[0].numpy().tobytes(), row[1].tolist()
-                self.recent[file] = Facts(file, stamp, content, (width, height))
+                self.recent[file] = Facts(file, state, content, (width, height))
         return self.recent.get(file)
 
     def learn(self, facts: Facts) -> None:
         self.recent[facts.file] = facts
-        if facts.stamp:
+        if facts.state:
             content = torch.frombuffer(bytearray(facts.content), dtype=torch.uint8)
-            row = key_of("files", *state_key(*facts[:2])), content, torch.tensor(facts.size)
-            self.store.add("files", *row)
+            self.store.add(
+                "files", key_of("files", *facts.state), content, torch.tensor(facts.size)
+            )
             self.store.add("contents", key_of("contents", facts.content))
 
     def look(self, file: File, behind: str, size: Size, again: bool = False) -> Seen:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container, Hashable, Iterable, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Taken(NamedTuple):
     facts: Facts | None = None  # about the picture's file
 
 
-class Pairs(Dataset, ABC):
+class Pairs(Dataset[Pair], ABC):
     """A data set of pairs: drawn scenes, or folders. Item (i, n) is pair i as the n-th pair that
     training sees, and item i is the pair for evaluation."""
 
@@ -47,9 +47,6 @@ class Pairs(Dataset, ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, i: Any) -> Pair: ...
 
     @abstractmethod
     def captions(self, i: int) -> list[str]:
