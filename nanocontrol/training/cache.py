@@ -19,16 +19,7 @@ from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.stable_diffusion import StableDiffusion
-from nanocontrol.training.batches import (
-    Batch,
-    Patient,
-    columns_of,
-    encode,
-    encoded,
-    groups,
-    loader,
-    shuffled,
-)
+from nanocontrol.training.batches import Batch, encode, encoded, groups, loader, shuffled
 from nanocontrol.training.known import Facts
 from nanocontrol.training.pairs import Pairs, Taken, unpacked
 from nanocontrol.training.processes import Processes
@@ -57,7 +48,7 @@ class Encodings:
         contexts = np.array([*map(lru_cache(2**16)(self.of_text), self.texts)], KEY)
         kinds = ("latents", "edges") if pairs.edges(0) else ("latents",)
         self.keys = {kind: np.zeros(len(pairs), KEY) for kind in kinds} | {"contexts": contexts}
-        self.put_images()
+        self.learn([])
 
     def of_text(self, text: str) -> bytes:
         return key_of("contexts", self.encoders, text)
@@ -69,19 +60,15 @@ class Encodings:
         latents = key_of("latents", self.encoders, fingerprint)
         return {"latents": latents, "edges": key_of("edges", self.pairs.edges(i), fingerprint)}
 
-    def put_images(self) -> None:
+    def learn(self, found: list[Facts]) -> None:
+        """Put the keys of images. found: facts about those that were read since."""
+        for facts in found:
+            self.pairs.known.learn(facts)
         what = "comparing with the cache"
         for i in tqdm(range(len(self.pairs)), what, leave=False, disable=self.part[0] > 0):
             keys = self.of_image(i)
             for kind in self.keys.keys() & keys.keys():
                 self.keys[kind][i] = keys[kind]
-
-    def learn(self, found: list[Facts]) -> None:
-        """Put the keys of images that were read."""
-        for facts in found:
-            self.pairs.known.learn(facts)
-        if found:
-            self.put_images()
 
     def fill(self, batch_size: int) -> list[Facts]:
         """Write the rows of this process's share that the cache lacks -> facts about the pictures
@@ -98,7 +85,7 @@ class Encodings:
         batches = batches_of(unread.values(), batch_size)
         done, n, found, device = 0, len(unread), [], str(next(self.sd.vae.parameters()).device)
         ways: Any = {"collate_fn": list, "pin_memory": False}
-        read = loader(Patient(pairs.take), batches, device, **ways) if batches else ()
+        read = loader(pairs.take, batches, device, **ways) if batches else ()
         with tqdm(desc="encoding pairs", total=n, disable=rank > 0) as bar:
             for numbers, taken in zip(batches, read):
                 for facts in (one.facts for one in taken if one.facts):
@@ -209,12 +196,12 @@ def batches_from(
     dataset: Pairs | Cached = pairs
     if cache and not pairs.moves and steps * accumulate * n > len(pairs):
         encodings = Encodings(sd, pairs, Path(cache), (processes.rank, processes.size))
-        found = processes.gather(encodings.fill(batch_size))  # and the others' rows are written
-        encodings.learn([facts for theirs in found for facts in theirs])
+        every = processes.gather(encodings.fill(batch_size))  # and the others' rows are written
+        if found := [facts for theirs in every for facts in theirs]:
+            encodings.learn(found)
         sd.vae.cpu(), sd.text_encoder.cpu()
         dataset = Cached(encodings)
     pairs.known.settle()
     order = zip(shuffled(len(pairs), seed, seen), itertools.count(seen))
     indices = groups(order, n, processes.share(0, batch_size))
-    columns = loader(Patient(dataset.__getitem__), indices, device, collate_fn=columns_of)
-    return encoded(sd, columns, device)
+    return encoded(sd, loader(dataset.__getitem__, indices, device), device)

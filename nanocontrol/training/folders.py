@@ -80,8 +80,8 @@ def read_folder(folder: Path, view: View) -> Listing:
         except Lacking as error:
             lacking.setdefault(str(error), []).append(sample.where)
     if not found.entries and not found.wrong and not lacking:
-        has = f"--hints {view.hints} has all pictures of {folder}"
-        raise InputError(f"{has}; expected only their hints")
+        inside = f"--hints {view.hints} has all pictures of {folder}; expected only their hints"
+        raise InputError(inside if by_name else f"{folder} lists no pairs; expected some")
     for what, places in lacking.items():
         found.wrong.append(f"{a_few(places)}: {plural(len(places), 'pair')} {what}")
     return found

@@ -171,8 +171,6 @@ def lists_in(folder: Path) -> list[Path]:
 def read_list(files: list[Path], cache: Path) -> Iterator[Sample]:
     (file,) = files
     text, what = read_text(file), "line"
-    if not text.strip():
-        raise InputError(f"{file} lists no pairs: expected a JSON object on each line")
     rows: Iterable[tuple[int, Any]]
     if file.suffix == ".csv":
         rows = enumerate(csv.DictReader(text.splitlines()), 2)

@@ -109,9 +109,8 @@ class Known:
         self.recent[facts.file] = facts
         if facts.state:
             content = torch.frombuffer(bytearray(facts.content), dtype=torch.uint8)
-            self.store.add(
-                "files", key_of("files", *facts.state), content, torch.tensor(facts.size)
-            )
+            row = key_of("files", *facts.state), content, torch.tensor(facts.size)
+            self.store.add("files", *row)
             self.store.add("contents", key_of("contents", facts.content))
 
     def look(self, file: File, behind: str, size: Size, again: bool = False) -> Seen:

@@ -212,10 +212,7 @@ class Folder(Pairs):
         return high // 2, high
 
     def digest(self) -> str:
-        digest = hashlib.sha256()
-        for entry in self.entries:
-            digest.update(entry.text())
-        return digest.hexdigest()
+        return hashlib.sha256(b"".join(entry.text() for entry in self.entries)).hexdigest()
 
     def fingerprint(self, i: int) -> bytes:
         entry = self.entries[i]

@@ -77,9 +77,8 @@ class Watch:
             self.check_division(settings, progress["processes"])
         start = progress["step"]
         if progress["pairs"] != self.pairs:
-            raise InputError(
-                f"--resume: {self.run.path} began with other pairs than --data has now"
-            )
+            what = f"{self.run.path} began with other pairs than --data has now"
+            raise InputError(f"--resume: {what}")
         self.began -= progress["seconds"]
         self.skipped_in_a_row = progress["skipped_in_a_row"]
         if self.writes:
@@ -100,9 +99,8 @@ class Watch:
         )
         if before != now:
             how = f"{before} ({processes} processes, each with --batch-size x --accumulate)"
-            raise InputError(
-                f"--resume: {self.run.path} has {how} pairs in a step; these are {now}"
-            )
+            what = f"{self.run.path} has {how} pairs in a step; these are {now}"
+            raise InputError(f"--resume: {what}")
 
     def progress(self, step: int) -> dict:
         """The state that resuming needs, besides the weights and AdamW's moments."""
@@ -188,10 +186,8 @@ class Watch:
             if self.writes:
                 self.write(done)  # still good, because skipped steps changed nothing
             self.processes.wait()
-            raise self.diverged(
-                f"{self.too_many} steps in a row were skipped up to step {last_bad}, because their "
-                "losses or gradients were not finite"
-            )
+            what = f"{self.too_many} steps in a row were skipped up to step {last_bad}"
+            raise self.diverged(f"{what}, because their losses or gradients were not finite")
 
     def observe(self, step: int) -> None:
         rows, numbers = self.look()
