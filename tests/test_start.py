@@ -18,6 +18,7 @@ from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import to_pixels
 from nanocontrol.training import batches, cache, check, known
+from nanocontrol.training.batches import in_unit
 from nanocontrol.training.known import Facts, Known, OpenedOnce, state_of
 from nanocontrol.training.pairs import Folder, View
 from nanocontrol.training.watch import Watch
@@ -134,6 +135,24 @@ def test_a_changed_picture_is_opened_and_alone_encoded(tmp_path, reach):
         if encoded:
             break
     assert encoded == 1 and len([*trained.iterdir()]) == 2
+
+
+def test_a_picture_that_changes_between_check_and_encoding_leaves_no_stale_row(tmp_path):
+    folder, sd = write_photos(tmp_path / "photos", 4), load_sd(NANO)
+    file, original = folder / "2.png", (folder / "2.png").read_bytes()
+    for changed in (True, False):
+        pairs = Folder([folder], View((64, 64), hints="canny"), Known(tmp_path / "cache"))
+        check.look_through(pairs, 4, 2)
+        if changed:
+            change(file)
+        with torch.no_grad():
+            encodings = cache.Encodings(sd, pairs, tmp_path / "cache")
+            encodings.learn(encodings.fill(4))
+            mean, _ = sd.encode(pairs[2][0][None])
+        ours = cache.Cached(encodings)[2]
+        torch.testing.assert_close(ours[0], mean[0], rtol=1e-4, atol=1e-4)
+        assert torch.equal(in_unit(ours[3]), pairs.read_hint(2))
+        file.write_bytes(original)
 
 
 def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):

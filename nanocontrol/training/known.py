@@ -119,7 +119,6 @@ class Known:
         that replaces transparent pixels; "" if facts will do."""
         with self.turns[hash(file) % len(self.turns)]:
             facts, opened = self.about(file), OpenedOnce(file)
-            new = facts is None
             if facts is None:
                 whole = picture_size(opened)  # which reads the file
                 facts = opened.facts._replace(size=whole)
@@ -127,13 +126,15 @@ class Known:
             pixels = self.crops.get(how, NOTHING)
             if again and not len(pixels):
                 (pixels,) = self.store.get("crops", *how) or (NOTHING,)
-            unseen = new and behind and self.store.get("contents", facts.content) is None
+            unseen = opened.data and behind and self.store.get("contents", facts.content) is None
             if not len(pixels) and (again or unseen):
-                pixels, _ = cropped(opened, behind, size, MIDDLE)
+                pixels, whole = cropped(opened, behind, size, MIDDLE)
+                facts = opened.facts._replace(size=whole)  # the file may have changed since
+                how = facts.content, behind, size
                 if pixels.nbytes <= self.room:
                     self.room -= pixels.nbytes
                     self.crops[how] = pixels
-            if new:
+            if opened.data:
                 self.learn(facts)
             return Seen(facts, how, pixels)
 
