@@ -21,8 +21,8 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
 from nanocontrol.training.batches import in_unit
-from nanocontrol.training.folders import Entry, a_few, check_shapes, plural
-from nanocontrol.training.known import NOTHING, Facts, Known, Seen
+from nanocontrol.training.folders import Entry, View, a_few, check_shapes, plural
+from nanocontrol.training.known import NOTHING, Facts, Known, Seen, Size
 from nanocontrol.training.pairs import Folder, held_out_first, held_out_of
 from nanocontrol.training.processes import Processes, is_first
 from nanocontrol.training.run import read_json, write_json
@@ -197,7 +197,7 @@ JUDGES: dict[str, Callable[[Tensor], Tensor]] = {"looks": white_and_deviation, "
 def notes_on(folder: Folder, good: list[Checked], checked: int, seen: int) -> Iterator[str]:
     """The lines of a report. checked: the number of pairs that were checked, of which some are
     good; seen: the pairs in all steps."""
-    n, first, (width, height) = len(folder) - checked + len(good), good[0].entry, folder.view.size
+    n, first = len(folder) - checked + len(good), good[0].entry
     kept = held_out_of(n) if n > 1 else 0
     times = f"{seen / (n - kept):,.1f}"
     yield f"{plural(n, 'pair')}, {kept} held out; the others will be seen {times} times each"
@@ -206,16 +206,7 @@ def notes_on(folder: Folder, good: list[Checked], checked: int, seen: int) -> It
     if checked < len(folder):
         yield f"{checked:,} of them were checked"
     yield from folder.notes
-    sizes = Counter(one.picture.size for one in good)
-    common = ", ".join(f"{x}x{y} ({n})" for (x, y), n in sizes.most_common(5))
-    more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
-    lost = {(x, y): 1 - min(x / width, y / height) ** 2 * width * height / x / y for x, y in sizes}
-    mean = sum(lost[size] * n for size, n in sizes.items()) / len(good)
-    yield (
-        f"sizes: {common}{more}; each is cropped and resized to {width}x{height} "
-        f"({folder.view.crop}), which loses {mean:.0%} of a picture "
-        f"(at most {max(lost.values()):.0%})"
-    )
+    yield size_note(Counter(one.picture.size for one in good), folder.view)
     lengths = [count_tokens(one.entry.prompt) for one in good]
     yield f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}"
     yield from odd_notes(good, folder.view.size)
@@ -228,23 +219,33 @@ def notes_on(folder: Folder, good: list[Checked], checked: int, seen: int) -> It
     yield from foreign_notes([one for one in good if one.edges])
 
 
-def odd_notes(seen: list[Checked], size: tuple[int, int]) -> Iterator[str]:
+def size_note(sizes: Counter[Size], view: View) -> str:
+    width, height = view.size
+    common = ", ".join(f"{x}x{y} ({n})" for (x, y), n in sizes.most_common(5))
+    more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
+    lost = {(x, y): 1 - width * height * min(x / width, y / height) ** 2 / x / y for x, y in sizes}
+    mean = sum(lost[size] * n for size, n in sizes.items()) / sizes.total()
+    cut = f"each is cropped and resized to {width}x{height} ({view.crop})"
+    loss = f"loses {mean:.0%} of a picture (at most {max(lost.values()):.0%})"
+    return f"sizes: {common}{more}; {cut}, which {loss}"
+
+
+def odd_notes(seen: list[Checked], size: Size) -> Iterator[str]:
     """A line for each oddity that pairs have, with their number and the names of a few."""
     least = [side / ENLARGED for side in size]
-    oddities: dict[tuple[str, str], Callable[[Checked], bool]] = {
-        ("picture", "enlarged by a factor above 2"): lambda x: any(map(lt, x.picture.size, least)),
-        ("hint", "with another size than the picture, resized"): lambda x: (
-            x.hint.size != x.picture.size
-        ),
-        ("prompt", f"longer than {MAX_TOKENS} tokens, truncated"): (
+    oddities: dict[str, Callable[[Checked], bool]] = {
+        "picture enlarged by a factor above 2": lambda x: any(map(lt, x.picture.size, least)),
+        "hint with another size than the picture, resized": lambda x: x.hint.size != x.picture.size,
+        f"prompt longer than {MAX_TOKENS} tokens, truncated": (
             lambda x: count_tokens(x.entry.prompt) > MAX_TOKENS
         ),
-        ("caption", "missing, so these prompts are empty"): lambda x: not x.entry.prompt,
-        ("hint", "constant, so useless for training"): lambda x: x.deviation < FLAT,
-        ("hint", "mostly white (inverted?)"): lambda x: x.white > WHITE,
+        "caption missing, so these prompts are empty": lambda x: not x.entry.prompt,
+        "hint constant, so useless for training": lambda x: x.deviation < FLAT,
+        "hint mostly white (inverted?)": lambda x: x.white > WHITE,
     }
-    for (what, fact), is_so in oddities.items():
+    for oddity, is_so in oddities.items():
         if odd := [one for one in seen if is_so(one)]:
+            what, _, fact = oddity.partition(" ")
             yield f"{plural(len(odd), what)} {fact}: {named(odd, what == 'hint')}"
 
 
