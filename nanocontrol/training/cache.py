@@ -83,7 +83,8 @@ class Encodings:
         for i in np.flatnonzero(lacking["latents"] | lacking.get("edges", False)).tolist():
             unread.setdefault((pairs.image_id(i), pairs.edges(i)), i)
         batches = batches_of(unread.values(), batch_size)
-        done, n, found, device = 0, len(unread), [], str(next(self.sd.vae.parameters()).device)
+        done, n, found = 0, len(unread), []
+        device = str(next(self.sd.vae.parameters()).device)
         ways: Any = {"collate_fn": list, "pin_memory": False}
         read = loader(pairs.take, batches, device, **ways) if batches else ()
         with tqdm(desc="encoding pairs", total=n, disable=rank > 0) as bar:
