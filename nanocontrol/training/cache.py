@@ -57,8 +57,9 @@ class Encodings:
         """The keys of pair i's latents and edges; none if its picture has to be read first."""
         if not (fingerprint := self.pairs.fingerprint(i)):
             return {}
-        latents = key_of("latents", self.encoders, fingerprint)
-        return {"latents": latents, "edges": key_of("edges", self.pairs.edges(i), fingerprint)}
+        keys = {"latents": key_of("latents", self.encoders, fingerprint)}
+        edges = self.pairs.edges(i)
+        return keys | {"edges": key_of("edges", edges, fingerprint)} if edges else keys
 
     def learn(self, found: list[Facts]) -> None:
         """Put the keys of images. found: facts about those that were read since."""
@@ -66,9 +67,8 @@ class Encodings:
             self.pairs.known.learn(facts)
         what = "comparing with the cache"
         for i in tqdm(range(len(self.pairs)), what, leave=False, disable=self.part[0] > 0):
-            keys = self.of_image(i)
-            for kind in self.keys.keys() & keys.keys():
-                self.keys[kind][i] = keys[kind]
+            for kind, key in self.of_image(i).items():
+                self.keys[kind][i] = key
 
     def fill(self, batch_size: int) -> list[Facts]:
         """Write the rows of this process's share that the cache lacks -> facts about the pictures
