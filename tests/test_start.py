@@ -19,7 +19,7 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import to_pixels
 from nanocontrol.training import batches, cache, check, known
 from nanocontrol.training.batches import in_unit
-from nanocontrol.training.known import Facts, Known, OpenedOnce, state_of
+from nanocontrol.training.known import Facts, Known, OpenedOnce, state_of_file
 from nanocontrol.training.pairs import Folder, View
 from nanocontrol.training.watch import Watch
 
@@ -278,7 +278,7 @@ def test_the_index_forgets_a_file_in_another_state(tmp_path):
     first.learn(facts_of(file))
     first.save()
     assert Known(tmp_path).about(file) == facts_of(file)
-    state = state_of(file)
+    state = state_of_file(file)
     for change in (
         lambda: file.write_bytes(b"three"),
         lambda: os.utime(file),
@@ -286,13 +286,13 @@ def test_the_index_forgets_a_file_in_another_state(tmp_path):
         lambda: (shutil.copy2(file, tmp_path / "b"), os.replace(tmp_path / "b", file)),
     ):
         change()
-        assert state_of(file) != state and Known(tmp_path).about(file) is None
+        assert state_of_file(file) != state and Known(tmp_path).about(file) is None
         first.learn(facts_of(file))
         first.save()
         assert Known(tmp_path).about(file) is not None
-        state = state_of(file)
+        state = state_of_file(file)
     file.unlink()
-    assert Known(tmp_path).about(file) is None and state_of(file) == ()
+    assert Known(tmp_path).about(file) is None and state_of_file(file) == ()
 
 
 def test_a_young_file_is_not_trusted_by_the_next_start(tmp_path, monkeypatch):

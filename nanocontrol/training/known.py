@@ -43,7 +43,7 @@ class Facts(NamedTuple):
     size: tuple[int, int] = (0, 0)  # width and height of the upright picture
 
 
-def state_of(file: File) -> tuple[object, ...]:
+def state_of_file(file: File) -> tuple[object, ...]:
     """The path of a file, its size, times and inode; () if it is missing or not regular."""
     path = file.archive if isinstance(file, Member) else file
     inner = (file.name, file.start) if isinstance(file, Member) else ()
@@ -66,11 +66,11 @@ class OpenedOnce:
 
     def read_bytes(self) -> bytes:
         if not self.data:
-            before = state_of(self.file)
+            before = state_of_file(self.file)
             last = max(map(int, str(before[-1]).split()[1:3])) if before else 0
             self.data = self.file.read_bytes()
             digest = hashlib.sha256(self.data).digest()
-            sure = time.time() - last / 1e9 > SETTLED and before == state_of(self.file)
+            sure = time.time() - last / 1e9 > SETTLED and before == state_of_file(self.file)
             self.facts = Facts(self.file, before if sure else (), digest)
         return self.data
 
@@ -99,7 +99,7 @@ class Known:
     def about(self, file: File) -> Facts | None:
         """Facts about a file in the state in which this process first used it; None if it has to be
         read."""
-        if file not in self.recent and (state := state_of(file)):
+        if file not in self.recent and (state := state_of_file(file)):
             if row := self.store.get("files", *state):
                 content, (width, height) = row[0].numpy().tobytes(), row[1].tolist()
                 self.recent[file] = Facts(file, state, content, (width, height))
