@@ -70,9 +70,10 @@ class Processes:
             dist.init_process_group("nccl", timeout=LONGEST_STEP, device_id=own)
         else:
             dist.init_process_group("gloo", timeout=LONGEST_STEP)
-        # A group for numbers on the CPU, so that no GPU has to be waited for. It waits while the
-        # pairs are checked and encoded.
-        self.cpus: Any = dist.new_group(backend="gloo", timeout=LONGEST_START)
+        # A group for numbers on the CPU, so that no GPU has to be waited for, and one that waits
+        # while the pairs are checked and encoded.
+        self.cpus: Any = dist.new_group(backend="gloo", timeout=LONGEST_STEP)
+        self.patient: Any = dist.new_group(backend="gloo", timeout=LONGEST_START)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def share(self, number: int, batch_size: int) -> slice:
@@ -111,18 +112,18 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process has called this."""
         if self.size > 1:
-            dist.barrier(self.cpus)
+            dist.barrier(self.patient)
 
     def hurry(self) -> None:
         """From now on, wait for the others no longer than a step may take."""
         if self.size > 1:
-            self.cpus = dist.new_group(backend="gloo", timeout=LONGEST_STEP)
+            self.patient = self.cpus
 
     def gather(self, own: Any) -> list[Any]:
         """The objects of all processes, in their order. Waits until every process has called it."""
         found = [own] * self.size
         if self.size > 1:
-            dist.all_gather_object(found, own, self.cpus)
+            dist.all_gather_object(found, own, self.patient)
         return found
 
     def compare(self, folder: Path, facts: dict[str, str]) -> None:
