@@ -1326,3 +1326,14 @@ def test_only_seeds_that_all_variants_have_are_compared():
     results = jumping({"a": [1, 2, 3], "b": [4, 5, 6]})
     del results.runs("b")[1]
     assert results.by_seed(["a", "b"], "jump") == [[1, 4], [3, 6]]
+
+
+def test_the_readme_counts_the_claims_with_another_verdict_on_the_second_base():
+    folder = ROOT / "nanocontrol" / "experiments"
+    rows = (folder / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    cells = [row.strip("| ").split(" | ") for row in rows if row.startswith("| [")]
+    pairs = [re.fullmatch(r"(.*) \(\d seeds?\)", row[5]) and (row[4], row[5]) for row in cells]
+    both = [(first, second.rpartition(" (")[0]) for first, second in filter(None, pairs)]
+    differ = sum(first != second for first, second in both)
+    said = " ".join((folder / "README.md").read_text(encoding="utf-8").split())
+    assert f"Of {len(both)} claims tested on both bases, {differ} have another verdict" in said
