@@ -20,7 +20,7 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.pictures import as_tensor, read_image
 from nanocontrol.training import check
 from nanocontrol.training.batches import in_unit
-from nanocontrol.training.cache import Encodings, batches_from
+from nanocontrol.training.cache import Keys, batches_from
 from nanocontrol.training.check import agreement, edge_map, evenly_spaced, look_through, not_met
 from nanocontrol.training.pairs import Folder, View, split
 from nanocontrol.training.processes import Processes
@@ -266,7 +266,7 @@ def test_the_cache_distinguishes_sizes_and_mirrored_pairs(tmp_path):
     views = [pairs_in(tmp_path), pairs_in(tmp_path, size=(128, 64)), pairs_in(tmp_path).mirrored()]
     for view in views:
         look_through(view, 1, 1)  # after which the files' hashes are known
-    assert len({Encodings(sd, view, tmp_path).keys["latents"].tobytes() for view in views}) == 3
+    assert len({Keys(sd, view, False).every["latents"].tobytes() for view in views}) == 3
     plain = views[2]
     assert plain.fingerprint(0) != plain.fingerprint(2)
 

@@ -242,17 +242,6 @@ def test_one_of_several_captions_is_drawn(original, tmp_path):
     assert torch.equal(pairs[0, 5][0], pairs[0][0])  # the crop stays in the middle
 
 
-def test_it_is_said_what_columns_and_endings_became(original, tmp_path):
-    as_tar(original, tmp_path / "tar")
-    assert Folder([tmp_path / "tar"], VIEW).notes == [
-        "pictures: .jpg; hints: .png; captions: .json"
-    ]
-    assert Folder([original], VIEW._replace(hints="canny")).notes == [
-        "pictures: `target`; hints: --hints canny; captions: `prompt`",
-        "--hints canny replaces the hints that the data have: `source`",
-    ]
-
-
 # ------------------------------------------------------------------------------- refusals
 
 
@@ -274,8 +263,6 @@ def test_what_would_be_misread_is_refused(original, tmp_path):
     (folder / "others.jsonl").write_text("{}")
     assert "has 2 lists: others.jsonl, statistics.csv" in wrong_with(folder, "canny")[0]
     assert "pictures without hints" in wrong_with(copied(original, tmp_path / "bare"))[0]
-    (bare := tmp_path / "bare" / "metadata.csv").write_text("file_name,text\n")
-    assert "lists no pairs" in wrong_with(bare.parent, "canny")[0]
 
 
 def test_a_missing_hint_is_named(original, tmp_path):

@@ -27,7 +27,7 @@ BUDGETS = {
     "paper": 950,
     "plumbing": 640,
     "formats": 810,
-    "training": 2275,
+    "training": 2335,
     "nano": 1405,
     "commands": 330,
     "tools": 806,

@@ -18,8 +18,7 @@ from nanocontrol.nano.scenes import Scenes
 from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.pictures import to_pixels
 from nanocontrol.training import batches, cache, check, known
-from nanocontrol.training.batches import in_unit
-from nanocontrol.training.known import Facts, Known, OpenedOnce, state_of_file
+from nanocontrol.training.known import Facts, Known, OpenedOnce, stamp_of
 from nanocontrol.training.pairs import Folder, View
 from nanocontrol.training.watch import Watch
 
@@ -137,24 +136,6 @@ def test_a_changed_picture_is_opened_and_alone_encoded(tmp_path, reach):
     assert encoded == 1 and len([*trained.iterdir()]) == 2
 
 
-def test_a_picture_that_changes_between_check_and_encoding_leaves_no_stale_row(tmp_path):
-    folder, sd = write_photos(tmp_path / "photos", 4), load_sd(NANO)
-    file, original = folder / "2.png", (folder / "2.png").read_bytes()
-    for changed in (True, False):
-        pairs = Folder([folder], View((64, 64), hints="canny"), Known(tmp_path / "cache"))
-        check.look_through(pairs, 4, 2)
-        if changed:
-            change(file)
-        with torch.no_grad():
-            encodings = cache.Encodings(sd, pairs, tmp_path / "cache")
-            encodings.learn(encodings.fill(4))
-            mean, _ = sd.encode(pairs[2][0][None])
-        ours = cache.Cached(encodings)[2]
-        torch.testing.assert_close(ours[0], mean[0], rtol=1e-4, atol=1e-4)
-        assert torch.equal(in_unit(ours[3]), pairs.read_hint(2))
-        file.write_bytes(original)
-
-
 def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):
     folder = write_photos(tmp_path / "photos", 9)
     (folder / "4.png").rename(tmp_path / "4.png")
@@ -163,9 +144,9 @@ def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):
     def fill() -> cache.Cached:
         pairs = Folder([folder], View((64, 64), hints="canny"), Known(tmp_path / "cache"))
         with torch.no_grad():
-            encodings = cache.Encodings(load_sd(NANO), pairs, tmp_path / "cache")
-            encodings.learn(encodings.fill(4))
-        return cache.Cached(encodings)
+            keys, found = cache.encode_all(load_sd(NANO), pairs, tmp_path / "cache", 4)
+        keys.update(found)
+        return cache.Cached(pairs, tmp_path / "cache", keys)
 
     fill()
     encode = cache.encode
@@ -178,16 +159,16 @@ def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):
     torch.testing.assert_close(cached[4][0], mean[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_second_check_says_the_same_and_knows_hints_that_were_exchanged(tmp_path, opened_files):
+def test_a_second_check_says_the_same_and_knows_hints_that_were_exchanged(tmp_path):
     """Neither opens a file again; what the first one saw is in the index."""
     write_pairs(tmp_path, "metadata.jsonl", n=8)
     Image.new("RGB", (64, 64), "white").save(tmp_path / "hint3.png")
 
     def notes() -> list[str]:
-        folder = Folder([tmp_path], View((64, 64)), Known(tmp_path / "cache"))
-        opened_files.start()
+        index = Known(tmp_path / "cache")
+        folder = Folder([tmp_path], View((64, 64)), index)
         found = check.look_through(folder, 4, 2).notes
-        read.append(sum(name.endswith(".png") for name in opened_files.names()))
+        read.append(len(index.recent))
         return found
 
     read: list[int] = []
@@ -278,7 +259,7 @@ def test_the_index_forgets_a_file_in_another_state(tmp_path):
     first.learn(facts_of(file))
     first.save()
     assert Known(tmp_path).about(file) == facts_of(file)
-    state = state_of_file(file)
+    stamp = stamp_of(file)
     for change in (
         lambda: file.write_bytes(b"three"),
         lambda: os.utime(file),
@@ -286,13 +267,13 @@ def test_the_index_forgets_a_file_in_another_state(tmp_path):
         lambda: (shutil.copy2(file, tmp_path / "b"), os.replace(tmp_path / "b", file)),
     ):
         change()
-        assert state_of_file(file) != state and Known(tmp_path).about(file) is None
+        assert stamp_of(file) != stamp and Known(tmp_path).about(file) is None
         first.learn(facts_of(file))
         first.save()
         assert Known(tmp_path).about(file) is not None
-        state = state_of_file(file)
+        stamp = stamp_of(file)
     file.unlink()
-    assert Known(tmp_path).about(file) is None and state_of_file(file) == ()
+    assert Known(tmp_path).about(file) is None and stamp_of(file) == ""
 
 
 def test_a_young_file_is_not_trusted_by_the_next_start(tmp_path, monkeypatch):

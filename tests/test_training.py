@@ -116,9 +116,9 @@ def sd(nano):
 
 def fill(sd, dataset, folder: Path) -> cache.Cached:
     with torch.no_grad():
-        encodings = cache.Encodings(sd, dataset, folder)
-        encodings.learn(encodings.fill(4))
-    return cache.Cached(encodings)
+        keys, found = cache.encode_all(sd, dataset, folder, 4)
+    keys.update(found)
+    return cache.Cached(dataset, folder, keys)
 
 
 def files_in(folder: Path) -> dict[Path, int]:
@@ -137,17 +137,17 @@ def test_processes_share_the_encoding(sd, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "IN_FILE", 2)
     scenes = Scenes("canny", n=9)
     with torch.no_grad():
-        (encodings := cache.Encodings(sd, scenes, tmp_path, (1, 2))).fill(4)
-    found = store.Store(tmp_path / cache.FOLDER).find(encodings.keys["latents"]) >= 0
+        keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, (1, 2))
+    found = store.Store(tmp_path / cache.FOLDER).find(keys.every["latents"]) >= 0
     assert found.tolist() == [False, False, True, True, False, False, True, True, False]
     with pytest.raises(InputError, match="files disappeared"):
-        cache.Cached(encodings)
+        cache.Cached(scenes, tmp_path, keys)
     own = files_in(tmp_path)
     with torch.no_grad():
-        (encodings := cache.Encodings(sd, scenes, tmp_path, (0, 2))).fill(4)
+        keys, _ = cache.encode_all(sd, scenes, tmp_path, 4, (0, 2))
     assert rows_in(tmp_path)["latents"] == 9 and own.items() <= files_in(tmp_path).items()
     alone = fill(sd, scenes, tmp_path / "alone")
-    for ours, theirs in zip(cache.Cached(encodings), alone):
+    for ours, theirs in zip(cache.Cached(scenes, tmp_path, keys), alone):
         assert all(map(torch.equal, ours, theirs))
 
 

@@ -129,8 +129,7 @@ def train(settings: Settings, signals: Signals, resume: bool) -> dict:
     look = partial(part.look, SHEET)
     start = watch.begin(asdict(settings), resume, None, look, part.caption, part.save)
     order = shuffled(len(part.data), settings.seed, start * settings.batch_size)
-    every = groups(order, settings.batch_size, slice(None))
-    batches = loader(part.data.__getitem__, every, settings.device)
+    batches = loader(part.data, groups(order, settings.batch_size, slice(None)), settings.device)
     for step in watch.steps(start):
         optimizer.set_lr(cosine_rate(settings.lr, step, settings.steps))
         loss = part.loss(step, next(batches), generator_of(settings.seed, step))

@@ -19,7 +19,7 @@ import torch
 import train
 from nanocontrol.plumbing.errors import InputError, one_sentence, say
 from nanocontrol.plumbing.flags import Parser
-from nanocontrol.training.cache import Encodings
+from nanocontrol.training.cache import encode_all
 
 
 def share_of(text: str) -> tuple[int, int]:
@@ -37,7 +37,7 @@ def prepare(settings: train.Settings, part: tuple[int, int]) -> int:
     pairs, *_ = train.pairs_of(settings)
     sd, *_ = train.models(settings)
     with torch.no_grad():
-        Encodings(sd, pairs, Path(settings.cache), part).fill(settings.batch_size)
+        encode_all(sd, pairs, Path(settings.cache), settings.batch_size, part)
     return len(pairs)
 
 

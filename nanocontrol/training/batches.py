@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ def random_draws(seed: int, step: int, n: int, size: tuple[int, int], drop_promp
 
 @torch.no_grad()
 def encode(
-    sd: StableDiffusion, images: Tensor, prompts: Sequence[str]
+    sd: StableDiffusion, images: Tensor, prompts: list[str]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encode images [n, 3, H, W] in [-1, 1] and n prompts -> mean, deviation, context as in Batch.
     No latent is sampled here, because every training step samples a new one."""
@@ -115,14 +115,10 @@ def ignore_ctrl_c(_: int) -> None:
         os.setsid()
 
 
-def loader(
-    read: Callable[[Any], Any], indices: Iterable[list[int]], device: str, **more: Any
-) -> Iterator:
-    """Batches of the items that a function reads, in reader processes. more: arguments of
-    DataLoader."""
-    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)}
-    ways |= {"batch_sampler": indices, "collate_fn": columns_of, "worker_init_fn": ignore_ctrl_c}
-    return iter(DataLoader(Patient(read), **ways | more))
+def loader(dataset: Dataset, indices: Iterable[list[int]], device: str, **more: Any) -> Iterator:
+    """Batches of the data set's items with these indices. more: arguments of DataLoader."""
+    ways: Any = {"num_workers": readers(device), "pin_memory": is_gpu(device)} | more
+    return iter(DataLoader(dataset, batch_sampler=indices, worker_init_fn=ignore_ctrl_c, **ways))
 
 
 def columns_of(items: list[tuple]) -> list:

@@ -1,9 +1,10 @@
 """Checks of every pair before training. Errors stop the training; notes are only printed."""
 
+import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from operator import lt
 from pathlib import Path
@@ -21,9 +22,8 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.compare import correlation
 from nanocontrol.plumbing.errors import LONGEST, InputError, say
 from nanocontrol.training.batches import in_unit
-from nanocontrol.training.folders import Entry, View, a_few, check_shapes, plural
-from nanocontrol.training.known import NOTHING, Facts, Known, Seen, Size
-from nanocontrol.training.pairs import Folder, held_out_first, held_out_of
+from nanocontrol.training.folders import Entry, a_few, check_shapes, plural
+from nanocontrol.training.pairs import Folder, View, held_out_first, held_out_of
 from nanocontrol.training.processes import Processes, is_first
 from nanocontrol.training.run import read_json, write_json
 from nanocontrol.training.store import key_of
@@ -40,14 +40,16 @@ ENLARGED = 2  # pictures that are enlarged more than this, along each side, are 
 
 
 class Checked(NamedTuple):
-    """A pair that can be used."""
+    """The result of checking one pair."""
 
     entry: Entry
-    picture: Facts
-    hint: Facts  # those of the picture, if it is made from that
-    white: float  # share of the hint's pixels
-    deviation: float  # the hint's standard deviation, in the channel where it is largest
-    edges: list[Tensor]  # maps of the picture's and of the hint's, [h, w] each, if compared
+    wrong: str  # the error, or "" if the pair can be used
+    picture: bytes = b""  # a hash of its file
+    size: tuple[int, int] = (0, 0)  # width and height of the picture
+    hint_size: tuple[int, int] = (0, 0)
+    white: float = 0.0  # share of the hint's pixels
+    deviation: float = 1.0  # the hint's standard deviation, in the channel where it is largest
+    edges: tuple[Tensor, ...] = ()  # edge maps of the picture and of the hint, [h, w] each
 
 
 class Findings(NamedTuple):
@@ -60,18 +62,29 @@ def look_through(folder: Folder, steps: int, batch: int, most: int | None = None
     often each pair will be seen. most: above this number a sample, drawn by the seed, is checked;
     it includes the held-out pairs."""
     numbers = held_out_first(len(folder), folder.view.seed)[:most].sort().values.tolist()
-    found = check_pairs(folder, numbers)
-    good = [one for one in found if isinstance(one, Checked)]
-    errors = {folder.entries[i].where: x for i, x in zip(numbers, found) if isinstance(x, str)}
-    notes = notes_on(folder, good, len(found), steps * batch) if good else ()
-    return Findings(dict(zip(folder.wrong, folder.wrong)) | errors, [*notes])
+    seen = check_pairs(folder, numbers)
+    wrong = dict(zip(folder.wrong, folder.wrong))
+    wrong |= {one.entry.where: one.wrong for one in seen if one.wrong}
+    good = [one for one in seen if not one.wrong]
+    if not good:
+        return Findings(wrong, [])
+    notes = [
+        counts_note(len(folder) - len(seen) + len(good), steps * batch),
+        example_note(good[0].entry),
+        *([f"{len(seen):,} of them were checked"] if len(seen) < len(folder) else []),
+        *ignored_notes(folder.ignored),
+        *size_and_prompt_notes(good, folder.view),
+        *odd_notes(good, folder.view.size),
+        *repeat_notes(good),
+        *foreign_notes([one for one in good if one.edges]),
+    ]
+    return Findings(wrong, notes)
 
 
-def check_pairs(folder: Folder, numbers: list[int]) -> list[Checked | str]:
-    """Check these pairs -> each of them, or its error. If the process ends early, what was learnt
-    before is kept."""
+def check_pairs(folder: Folder, numbers: list[int]) -> list[Checked]:
+    """Check these pairs. If the process ends early, what was learnt before is kept."""
     compared = {numbers[i] for i in evenly_spaced(len(numbers), COMPARED)}
-    seen: list[Checked | str] = []
+    seen: list[Checked] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # in each reader
     pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
@@ -129,39 +142,45 @@ def usable(
     return folder.without(skipped) if skipped else folder
 
 
-def check_pair(folder: Folder, i: int, compare: bool, bar: tqdm) -> Checked | str:
+def check_pair(folder: Folder, i: int, compare: bool, bar: tqdm) -> Checked:
     """Check pair i. Files are opened only if the index does not know them. compare: also look at
     the edges of picture and hint, or where hints are made from the pictures at the hint; this takes
     longer."""
     bar.update()
-    entry, known, size = folder.entries[i], folder.known, folder.view.size
+    entry = folder.entries[i]
     try:
-        picture = hint = known.look(entry.picture, "white", size)
-        if entry.hint:
-            hint = known.look(entry.hint, "black", size)
-        check_shapes(entry, picture.facts.size, hint.facts.size)
+        facts, pixels = folder.look(entry.picture, "white")
+        of_hint, hint = folder.look(entry.hint, "black") if entry.hint else (facts, None)
+        check_shapes(entry, facts.size, of_hint.size)
     except InputError as error:
-        return str(error) if entry.where == str(entry.picture) else f"{entry.where}: {error}"
-    if not entry.hint:
-        pixels = picture.pixels if compare else NOTHING
-        if len(pixels):
-            pixels = canny(in_unit(pixels), *folder.thresholds(entry))
-        hint = Seen(picture.facts, (picture.facts.content, folder.edges(i), size), pixels)
-    maps = [judgement(known, "maps", x) for x in (picture, hint)] if compare and entry.hint else []
-    white, deviation = judgement(known, "looks", hint).tolist() or (0.0, 1.0)
-    edges = maps if all(map(len, maps)) else []
-    return Checked(entry, picture.facts, hint.facts, white, deviation, edges)
+        named = entry.where == str(entry.picture)
+        return Checked(entry, str(error) if named else f"{entry.where}: {error}")
+    image, hint = (None if x is None else in_unit(x) for x in (pixels, hint))
+    if image is not None and compare and not entry.hint:
+        hint = canny(image, *folder.thresholds(entry))
+    of_image = facts.content, "white", folder.view.size
+    how = of_hint.content, folder.edges(i) or "black", folder.view.size
+    look = in_index(folder, "looks", how, white_and_deviation, hint)
+    found = Checked(entry, "", facts.content, facts.size, of_hint.size, *look.tolist())
+    if compare and entry.hint:
+        maps = (("maps", of_image, edge_map, image), ("maps", how, edge_map, hint))
+        edges = [in_index(folder, *one) for one in maps]
+        found = found._replace(edges=tuple(edges) if all(map(len, edges)) else ())
+    return found
 
 
-def judgement(known: Known, kind: str, picture: Seen) -> Tensor:
-    """A judgement of a picture, from the index, or made and kept there; NOTHING if the picture was
-    not decoded."""
-    if row := known.store.get(kind, *picture.how):
+def in_index(
+    folder: Folder, kind: str, how: tuple, judge: Callable, picture: Tensor | None
+) -> Tensor:
+    """The judgement of a picture, from the index, or computed and kept there; empty if the
+    picture was not read now. how: what determines the picture."""
+    store = folder.known.store
+    if row := store.get(kind, *how):
         return row[0]
-    if not len(picture.pixels):
-        return NOTHING
-    found = JUDGES[kind](in_unit(picture.pixels))
-    known.store.add(kind, key_of(kind, *picture.how), found)
+    if picture is None:
+        return torch.empty(0)
+    found = judge(picture)
+    store.add(kind, key_of(kind, *how), found)
     return found
 
 
@@ -189,69 +208,71 @@ def agreement(a: Tensor, b: Tensor) -> float:
     return correlation(a.numpy(), b.numpy())
 
 
-JUDGES: dict[str, Callable[[Tensor], Tensor]] = {"looks": white_and_deviation, "maps": edge_map}
-
 # ----------------------------------------------------------------------------- lines of a report
 
 
-def notes_on(folder: Folder, good: list[Checked], checked: int, seen: int) -> Iterator[str]:
-    """The lines of a report. checked: the number of pairs that were checked, of which some are
-    good; seen: the pairs in all steps."""
-    n, first = len(folder) - checked + len(good), good[0].entry
+def counts_note(n: int, seen: int) -> str:
+    """seen: the pairs in all steps."""
     kept = held_out_of(n) if n > 1 else 0
     times = f"{seen / (n - kept):,.1f}"
-    yield f"{plural(n, 'pair')}, {kept} held out; the others will be seen {times} times each"
-    hint = first.hint.name if first.hint else "edges made from it"
-    yield f"the first pair: {first.picture.name}; {hint}; {first.prompt[:80]!r}"
-    if checked < len(folder):
-        yield f"{checked:,} of them were checked"
-    yield from folder.notes
-    yield size_note(Counter(one.picture.size for one in good), folder.view)
-    lengths = [count_tokens(one.entry.prompt) for one in good]
-    yield f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}"
-    yield from odd_notes(good, folder.view.size)
-    groups: dict[bytes, list[Checked]] = {}
-    for one in good:
-        groups.setdefault(one.picture.content, []).append(one)
-    if same := [group for group in groups.values() if len(group) > 1]:
-        what = plural(sum(map(len, same)) - len(same), "duplicate picture")
-        yield f"{what}, as seen by training: {named(same[0], False)}"
-    yield from foreign_notes([one for one in good if one.edges])
+    return f"{plural(n, 'pair')}, {kept} held out; the others will be seen {times} times each"
 
 
-def size_note(sizes: Counter[Size], view: View) -> str:
+def example_note(entry: Entry) -> str:
+    hint = entry.hint.name if entry.hint else "edges made from it"
+    return f"the first pair: {entry.picture.name}; {hint}; {entry.prompt[:80]!r}"
+
+
+def ignored_notes(names: list[str]) -> list[str]:
+    what = plural(len(names), "other item")
+    return [f"{what} in the folder, not used: {a_few(names)}"] if names else []
+
+
+def size_and_prompt_notes(seen: list[Checked], view: View) -> list[str]:
     width, height = view.size
-    common = ", ".join(f"{x}x{y} ({n})" for (x, y), n in sizes.most_common(5))
+    sizes = Counter(f"{one.size[0]}x{one.size[1]}" for one in seen)
+    common = ", ".join(f"{name} ({n})" for name, n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
-    lost = {(x, y): 1 - width * height * min(x / width, y / height) ** 2 / x / y for x, y in sizes}
-    mean = sum(lost[size] * n for size, n in sizes.items()) / sizes.total()
-    cut = f"each is cropped and resized to {width}x{height} ({view.crop})"
-    loss = f"loses {mean:.0%} of a picture (at most {max(lost.values()):.0%})"
-    return f"sizes: {common}{more}; {cut}, which {loss}"
+    scales = [max(width / one.size[0], height / one.size[1]) for one in seen]
+    lost = [1 - width * height / (x**2 * math.prod(one.size)) for x, one in zip(scales, seen)]
+    lengths = [count_tokens(one.entry.prompt) for one in seen]
+    return [
+        f"sizes: {common}{more}; each is cropped and resized to {width}x{height} ({view.crop}), "
+        f"which loses {sum(lost) / len(lost):.0%} of a picture (at most {max(lost):.0%})",
+        f"prompts: {min(lengths)} to {max(lengths)} tokens, median {median(lengths):g}",
+    ]
 
 
-def odd_notes(seen: list[Checked], size: Size) -> Iterator[str]:
+def odd_notes(seen: list[Checked], size: tuple[int, int]) -> Iterator[str]:
     """A line for each oddity that pairs have, with their number and the names of a few."""
     least = [side / ENLARGED for side in size]
-    oddities: dict[str, Callable[[Checked], bool]] = {
-        "picture enlarged by a factor above 2": lambda x: any(map(lt, x.picture.size, least)),
-        "hint with another size than the picture, resized": lambda x: x.hint.size != x.picture.size,
-        f"prompt longer than {MAX_TOKENS} tokens, truncated": (
+    oddities: dict[tuple[str, str], Callable[[Checked], bool]] = {
+        ("picture", "enlarged by a factor above 2"): lambda x: any(map(lt, x.size, least)),
+        ("hint", "with another size than the picture, resized"): lambda x: x.hint_size != x.size,
+        ("prompt", f"longer than {MAX_TOKENS} tokens, truncated"): (
             lambda x: count_tokens(x.entry.prompt) > MAX_TOKENS
         ),
-        "caption missing, so these prompts are empty": lambda x: not x.entry.prompt,
-        "hint constant, so useless for training": lambda x: x.deviation < FLAT,
-        "hint mostly white (inverted?)": lambda x: x.white > WHITE,
+        ("caption", "missing, so these prompts are empty"): lambda x: not x.entry.prompt,
+        ("hint", "constant, so useless for training"): lambda x: x.deviation < FLAT,
+        ("hint", "mostly white (inverted?)"): lambda x: x.white > WHITE,
     }
-    for oddity, is_so in oddities.items():
+    for (what, fact), is_so in oddities.items():
         if odd := [one for one in seen if is_so(one)]:
-            what, _, fact = oddity.partition(" ")
             yield f"{plural(len(odd), what)} {fact}: {named(odd, what == 'hint')}"
 
 
 def named(seen: list[Checked], hints: bool) -> str:
     """The names of a few pairs' pictures or, with `hints`, of their hints if these are files."""
     return a_few([(hints and one.entry.hint or one.entry.picture).name for one in seen])
+
+
+def repeat_notes(seen: list[Checked]) -> list[str]:
+    groups: dict[bytes, list[Checked]] = {}
+    for one in seen:
+        groups.setdefault(one.picture, []).append(one)
+    same = [group for group in groups.values() if len(group) > 1]
+    what = plural(sum(map(len, same)) - len(same), "duplicate picture")
+    return [f"{what}, as seen by training: {named(same[0], False)}"] if same else []
 
 
 def foreign_notes(compared: list[Checked]) -> list[str]:
@@ -264,7 +285,7 @@ def foreign_notes(compared: list[Checked]) -> list[str]:
     return [f"{what} {fits}: {named(foreign, True)}"]
 
 
-def not_met(edges: Sequence[Sequence[Tensor]]) -> list[bool]:
+def not_met(edges: list[tuple[Tensor, ...]]) -> list[bool]:
     """For each hint, whether its edges match another picture's at least as well as its own's."""
     n, foreign = len(edges), []
     for i, (picture, hint) in enumerate(edges):

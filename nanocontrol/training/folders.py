@@ -8,8 +8,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.training.forms import File, Lacking, Sample, ignored_in, pictures_below, samples_in
-from nanocontrol.training.known import Size
+from nanocontrol.plumbing.pictures import is_picture, pictures_in
+from nanocontrol.training.forms import CAPTIONS, File, Lacking, Sample, pictures_below, samples_in
 
 ALIKE = 0.02  # tolerance between the aspect ratios of hint and picture, as sides are whole pixels
 
@@ -30,70 +30,42 @@ class Entry(NamedTuple):
         return repr((self.picture.name, self.prompt, *self.others)).encode()
 
 
-class View(NamedTuple):
-    """How training sees the pictures of folders."""
+def read_folder(folder: Path, hints: str | None, cache: Path) -> tuple[str, list[Entry], list[str]]:
+    """The folder's form, its pairs, and a line for each error. No picture is opened.
 
-    size: Size  # of the crops, multiples of 64
-    crop: str = "middle"  # or "random": a new place every time
-    hints: str | None = None  # "canny": made from the pictures; a folder; None: the pairs' own
-    seed: int = 0  # decides random places, thresholds and captions
-    cache: Path = Path("cache")  # where pictures are unpacked
-
-
-class Listing(NamedTuple):
-    """The content of a folder."""
-
-    entries: list[Entry]
-    wrong: list[str]  # a line for each error
-    notes: list[str]  # what one should know
-
-
-def read_folder(folder: Path, view: View) -> Listing:
-    """List a folder's pairs. No picture is opened. Raises InputError if the folder cannot be
-    used."""
-    form, samples = samples_in(folder, view.cache)
-    made, by_name = view.hints == "canny", None
-    if view.hints and not made:
-        by_name = hints_by_name(Path(view.hints))
-    if form == "pictures" and view.hints is None:
+    hints: "canny", a folder of hints, or None for those that the folder itself has; cache: where
+    pictures are unpacked. Raises InputError if there are no pairs at all.
+    """
+    form, samples = samples_in(folder, cache)
+    made = hints == "canny"
+    by_name = hints_by_name(Path(hints)) if hints and not made else None
+    if form == "pictures" and hints is None:
         raise InputError(
             f"{folder} has pictures without hints: expected a list of pairs (prompt.json, metadata."
             "jsonl or .csv), --hints DIR with a hint for each, or --hints canny, which makes them"
         )
-    if form == "parquet" and view.crop == "random":
-        kinds = "--crop random is not for parquet; expected files of pictures"
-        raise InputError(f"{folder}: {kinds}")
-    found = Listing([], [], [])
-    if form == "pictures" and (names := ignored_in(folder, view.hints)):
-        what = plural(len(names), "other item")
-        found.notes.append(f"{what} in the folder, not used: {a_few(names)}")
+    entries, wrong = [], []
     lacking: dict[str, list[str]] = {}
-    inner = {*map(str, (by_name or {}).values())}  # the hints' folder may be an inner one
     for sample in tqdm(samples, "listing pairs", leave=False):
         try:
-            if sample.where not in inner:
-                found.entries.append(entry_of(sample, folder, made, by_name))
-                if len(found.entries) == 1:
-                    found.notes.extend(sources(sample, view.hints))
+            if isinstance(sample, InputError):
+                raise sample
+            if by_name is not None and Path(sample.where) in by_name.values():
+                continue  # the hints' folder is an inner one
+            entries.append(entry_of(sample, folder, made, by_name))
         except InputError as error:
-            found.wrong.append(str(error))
-        except Lacking as error:
-            lacking.setdefault(str(error), []).append(sample.where)
-    if not found.entries and not found.wrong and not lacking:
-        inside = f"--hints {view.hints} has all pictures of {folder}; expected only their hints"
-        raise InputError(inside if by_name else f"{folder} lists no pairs; expected some")
+            wrong.append(str(error))
+        except Lacking as what:
+            lacking.setdefault(str(what), []).append(sample.where)
+    if not entries and not wrong and not lacking:
+        raise InputError(f"--hints {hints} has all pictures of {folder}; expected only their hints")
+    return form, entries, wrong + [*grouped(lacking)]
+
+
+def grouped(lacking: dict[str, list[str]]) -> Iterator[str]:
+    """A line for each thing that pairs lack, with the first of these pairs."""
     for what, places in lacking.items():
-        found.wrong.append(f"{a_few(places)}: {plural(len(places), 'pair')} {what}")
-    return found
-
-
-def sources(sample: Sample, hints: str | None) -> Iterator[str]:
-    """Lines on the columns or endings of pictures, hints and captions."""
-    picture, hint, caption = map(sample.source, ("picture", "hint", "caption"))
-    used = f"--hints {hints}" if hints else hint
-    yield f"pictures: {picture}; hints: {used}; captions: {caption}"
-    if hints and hint != "none":
-        yield f"{used} replaces the hints that the data have: {hint}"
+        yield f"{a_few(places)}: {plural(len(places), 'pair')} {what}"
 
 
 def plural(n: int, what: str) -> str:
@@ -107,12 +79,12 @@ def a_few(names: list[str]) -> str:
 
 def entry_of(sample: Sample, folder: Path, made: bool, by_name: dict[str, Path] | None) -> Entry:
     """made: whether hints are made from the pictures; by_name: the hints of another folder."""
-    picture = sample.file("picture")
+    picture = sample.picture()
     hint: File | None = None
     if by_name is not None:
         hint = hint_named(picture, folder, by_name)
     elif not made:
-        hint = sample.file("hint")
+        hint = sample.hint()
     prompt, *others = sample.captions()
     return Entry(sample.where, picture, hint, prompt, others=tuple(others))
 
@@ -127,8 +99,9 @@ def hints_by_name(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in pictures_below(folder):
         name = file.relative_to(folder).with_suffix("").as_posix()
-        if found.setdefault(name, file) != file:
+        if name in found:
             raise InputError(f"--hints: {found[name]} and {file} have one name; expected one")
+        found[name] = file
     return found
 
 
@@ -154,3 +127,14 @@ def check_shapes(entry: Entry, size: Sequence[int], hint_size: Sequence[int]) ->
             f"{entry.where}: {entry.hint} is {sizes[1]} and its picture {sizes[0]}; expected the "
             "same aspect ratio"
         )
+
+
+def ignored_in(folder: Path, hints: str | None) -> list[str]:
+    """The names of what is not used of a folder of pictures. Inner folders are, if it has no
+    pictures itself, and so is that of the hints."""
+    used = Path(hints or "").resolve()
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    others = [file for file in files if not is_picture(file) and file.resolve() != used]
+    if not pictures_in(folder):
+        others = [file for file in others if not file.is_dir()]
+    return sorted(file.name for file in others if file.suffix.lower() not in CAPTIONS)

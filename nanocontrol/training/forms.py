@@ -10,9 +10,9 @@
 | pictures | pictures here, else in inner folders | a picture; its caption in cat.txt or           |
 |          |                                      | cat.caption next to cat.jpg                    |
 
-A list in an inner folder `train` is found too. Keys and columns have the names in NAMES. Paths are
-relative to the list. With `--hints DIR` a hint is the file in DIR with its picture's name, whatever
-the list says; with `--hints canny` it is made.
+A list in an inner folder `train` is found too. Keys and columns have the names in
+PICTURE, HINT and CAPTION. Paths are relative to the list. With `--hints DIR` a hint is the file in
+DIR with its picture's name, whatever the list says; with `--hints canny` it is made.
 """
 
 import csv
@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,11 +31,9 @@ from nanocontrol.plumbing.errors import InputError
 from nanocontrol.plumbing.files import make_folder, read_text, write_atomically
 from nanocontrol.plumbing.pictures import PICTURES, is_picture, pictures_in, read_caption
 
-NAMES = {
-    "picture": ("target", "file_name", "image", "image_file_name"),
-    "hint": ("source", "conditioning_image", "conditioning_image_file_name"),
-    "caption": ("prompt", "text", "caption"),
-}
+PICTURE = "target", "file_name", "image", "image_file_name"
+HINT = "source", "conditioning_image", "conditioning_image_file_name"
+CAPTION = "prompt", "text", "caption"
 LABELS = "-condlabel", "-masklabel"  # OneTrainer's hints and masks, next to their pictures
 CAPTIONS = ".txt", ".caption"  # files
 
@@ -56,14 +54,8 @@ class Member(NamedTuple):
             file.seek(self.start)
             return file.read(self.length)
 
-    def caption(self) -> Any:
-        """The text of a .txt file; from a .json file the value of a caption's key."""
-        text = self.read_bytes().decode("utf-8-sig", "replace")
-        if not self.name.lower().endswith(".json"):
-            return text.strip()
-        found = json_in(text)
-        name = first_key(found, "caption") if isinstance(found, dict) else None
-        return found[name] if name else ""
+    def read_text(self) -> str:
+        return self.read_bytes().decode("utf-8-sig", "replace")
 
 
 File = Path | Member
@@ -77,55 +69,48 @@ class Sample(NamedTuple):
     """A pair as its form describes it. What it lacks raises Lacking."""
 
     where: str  # file and line, or the picture's own name
-    values: Any  # by key or column; a caption may be a file; no dictionary on a wrong line
+    values: dict[str, Any]  # by key or column
     folder: Path  # to which paths are relative
 
-    def file(self, role: str) -> File:
-        value = self.value(role, (str, Path, Member))
-        return path_in(self.folder, value) if isinstance(value, str) else value
+    def picture(self) -> File:
+        return self.file(PICTURE)
+
+    def hint(self) -> File:
+        return self.file(HINT)
 
     def captions(self) -> list[str]:
-        value = self.value("caption", (str, list, Path, Member))
-        if isinstance(value, File):
-            value = read_caption(value) if isinstance(value, Path) else value.caption()
+        value = self.value(CAPTION, (str, list))
         captions = [value] if isinstance(value, str) else value
-        if not isinstance(captions, list) or {*map(type, captions)} != {str}:
-            raise Lacking("lack `text`: expected a text, or a list of texts")
+        if not captions or not all(isinstance(caption, str) for caption in captions):
+            raise Lacking(f"lack `{CAPTION[1]}`: expected a text, or a list of texts")
         try:
             "".join(captions).encode()
         except UnicodeEncodeError:  # half of a surrogate pair
-            raise InputError(f"{self.where}: its `prompt` is not UTF-8") from None
+            raise InputError(f"{self.where}: its `{CAPTION[0]}` is not UTF-8") from None
         return captions
 
-    def value(self, role: str, kinds: tuple[type, ...]) -> Any:
-        """The value under the first of a role's names."""
-        if not isinstance(self.values, dict):
-            keys = ", ".join(names[0] for names in NAMES.values())
-            what = f"expected a JSON object on each line, with {keys}"
-            raise InputError(f"{self.where}: {what}, not {str(self.values)[:60]!r}")
-        name = first_key(self.values, role)
+    def file(self, names: tuple[str, ...]) -> File:
+        value = self.value(names, (str, Member))
+        return value if isinstance(value, Member) else path_in(self.folder, value)
+
+    def value(self, names: tuple[str, ...], kinds: tuple[type, ...]) -> Any:
+        """The value under the first of these names."""
+        name = first_key(self.values, names)
         if name is None or not isinstance(self.values[name], kinds):
             keys = ", ".join(sorted(map(str, self.values))) or "nothing"
-            wanted = name or "` or `".join(NAMES[role][:2])
+            wanted = name or "` or `".join(names[:2])
             raise Lacking(f"lack `{wanted}`; they have: {keys}")
         return self.values[name]
-
-    def source(self, role: str) -> str:
-        """The column with this role, the ending of a file, or "none"."""
-        name = first_key(self.values, role)
-        value = self.values[name] if name else ""
-        ending = os.path.splitext(value.name)[1] if isinstance(value, File) else ""
-        return ending or (f"`{name}`" if value else "none")
 
 
 class Form(NamedTuple):
     name: str
     files: Callable[[Path], list[Path]]  # those by which it is recognised in a folder
-    read: Callable[[list[Path], Path], Iterator[Sample]]  # of these; cache
+    read: Callable[[list[Path], Path], Iterator[Sample | InputError]]  # of these; cache
 
 
-def samples_in(folder: Path, cache: Path) -> tuple[str, Iterator[Sample]]:
-    """The form of a folder's pairs, and the pairs.
+def samples_in(folder: Path, cache: Path) -> tuple[str, Iterator[Sample | InputError]]:
+    """The form of a folder's pairs, and a sample or an error for each.
 
     cache: a folder for pictures that have to be unpacked. Raises InputError if nothing is found.
     """
@@ -147,8 +132,8 @@ def path_in(folder: Path, name: str) -> Path:
     return path
 
 
-def first_key(values: dict[str, Any], role: str) -> str | None:
-    for name in NAMES[role]:  # a generator would take three times as long, a million times
+def first_key(values: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    for name in names:  # a generator would take three times as long, a million times
         if values.get(name) is not None:
             return name
     return None
@@ -159,27 +144,31 @@ def first_key(values: dict[str, Any], role: str) -> str | None:
 
 def lists_in(folder: Path) -> list[Path]:
     """The list of a folder. Raises InputError if there are several and none has a known name."""
-    named = [folder / name for name in ("prompt.json", "metadata.jsonl", "metadata.csv")]
+    for name in ("prompt.json", "metadata.jsonl", "metadata.csv"):
+        if os.path.isfile(folder / name):
+            return [folder / name]
     others = sorted([*folder.glob("*.jsonl"), *folder.glob("*.csv")])
-    found = [file for file in named if os.path.isfile(file)][:1] or others
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise InputError(f"{folder} has {len(found)} lists: {names}; expected one")
-    return found
+    if len(others) > 1:
+        names = ", ".join(file.name for file in others)
+        raise InputError(f"{folder} has {len(others)} lists: {names}; expected one")
+    return others
 
 
-def read_list(files: list[Path], cache: Path) -> Iterator[Sample]:
+def read_list(files: list[Path], cache: Path) -> Iterator[Sample | InputError]:
     (file,) = files
-    text, what = read_text(file), "line"
-    rows: Iterable[tuple[int, Any]]
+    text = read_text(file)
     if file.suffix == ".csv":
-        rows = enumerate(csv.DictReader(text.splitlines()), 2)
-    elif isinstance(whole := json_in(text), list):  # a second line ends the attempt
-        rows, what = enumerate(whole, 1), "entry"
+        rows = csv.DictReader(text.splitlines())
+        yield from (Sample(f"{file}, line {i}", row, file.parent) for i, row in enumerate(rows, 2))
+        return
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{file} lists no pairs: expected a JSON object on each line")
+    whole = json_in(text) if lines[0][1].strip() == "[" or len(lines) == 1 else None
+    if isinstance(whole, list):
+        yield from (sample_of(f"{file}, entry {i}", x, file) for i, x in enumerate(whole, 1))
     else:
-        lines = enumerate(text.split("\n"), 1)
-        rows = ((i, json_in(line)) for i, line in lines if line.strip())
-    yield from (Sample(f"{file}, {what} {i}", values, file.parent) for i, values in rows)
+        yield from (sample_of(f"{file}, line {i}", json_in(line), file) for i, line in lines)
 
 
 def json_in(text: str) -> Any:
@@ -188,6 +177,14 @@ def json_in(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def sample_of(where: str, values: Any, file: Path) -> Sample | InputError:
+    if isinstance(values, dict):
+        return Sample(where, values, file.parent)
+    keys = ", ".join(names[0] for names in (PICTURE, HINT, CAPTION))
+    what = f"expected a JSON object on each line, with {keys}"
+    return InputError(f"{where}: {what}, not {str(values)[:60]!r}")
 
 
 # ------------------------------------------------------------------------------------ parquet
@@ -210,8 +207,7 @@ def read_parquet(files: list[Path], cache: Path) -> Iterator[Sample]:
         folder = cache / f"parquet-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         try:
             table = parquet.ParquetFile(file)
-            known = {name for names in NAMES.values() for name in names}
-            names = [name for name in table.schema_arrow.names if name in known]
+            names = [name for name in table.schema_arrow.names if name in PICTURE + HINT + CAPTION]
             for group in tqdm(range(table.num_row_groups), f"unpacking {file.name}", leave=False):
                 listed = folder / f"{group}.json"
                 if not listed.exists():
@@ -227,14 +223,15 @@ def unpack(folder: Path, group: int, rows: list[dict], beside: Path, listed: Pat
     """Write a row group's pictures as files, then the list of its rows. beside: the folder to which
     paths in rows are relative."""
     for i, row in enumerate(rows):
-        for name in NAMES["picture"] + NAMES["hint"]:
-            data = path = row.get(name)
-            if isinstance(data, dict):
-                data, path = data.get("bytes"), data.get("path")
-            if isinstance(data, bytes):
+        for name in (*PICTURE, *HINT):
+            value = row.get(name)
+            data, path = value if isinstance(value, bytes) else None, value
+            if isinstance(value, dict):
+                data, path = value.get("bytes"), value.get("path")
+            if data is not None:
                 row[name] = f"{group}-{i}-{name}.png"  # its first bytes say what it is
                 (folder / row[name]).write_bytes(data)
-            elif isinstance(path, str):
+            elif path is not None:
                 row[name] = str((beside / path).resolve())
     text = json.dumps(rows)
     write_atomically(listed, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -271,8 +268,14 @@ def values_of(members: dict[str, Member]) -> dict[str, Any]:
     pictures = [ending for ending in members if f".{ending}" in PICTURES]
     pictures.sort(key=lambda ending: ending == "png")
     named = zip(("image", "conditioning_image"), pictures)
-    text = members.get("txt") or members.get("json") or ""
-    return {"text": text} | {name: members[ending] for name, ending in named}
+    values: dict[str, Any] = {"text": ""} | {name: members[ending] for name, ending in named}
+    if "json" in members:
+        found = json_in(members["json"].read_text())
+        name = first_key(found, CAPTION) if isinstance(found, dict) else None
+        values["text"] = found[name] if name else ""
+    if "txt" in members:
+        values["text"] = members["txt"].read_text().strip()
+    return values
 
 
 # ----------------------------------------------------------------------------------- pictures
@@ -285,26 +288,18 @@ def pictures_below(folder: Path) -> list[Path]:
     )
 
 
-def read_picture_files(files: list[Path], cache: Path) -> Iterator[Sample]:
+def read_picture_files(files: list[Path], cache: Path) -> Iterator[Sample | InputError]:
     for file in files:
         if file.stem.endswith(LABELS):
             kind = f"{' and '.join(LABELS)} files next to pictures are not read"
             raise InputError(f"{file}: {kind}; expected hints in a folder of their own (--hints)")
     for file in files:
-        captions = map(file.with_suffix, CAPTIONS)
-        text = next((caption for caption in captions if os.path.isfile(caption)), "")
-        yield Sample(str(file), {"image": file.absolute(), "text": text}, file.parent)
-
-
-def ignored_in(folder: Path, hints: str | None) -> list[str]:
-    """The names of what is not used of a folder of pictures. Inner folders are, if it has no
-    pictures itself, and so is that of the hints."""
-    used = Path(hints or "").resolve()
-    files = (file for file in folder.iterdir() if not file.name.startswith("."))
-    others = [file for file in files if not is_picture(file) and file.resolve() != used]
-    if not pictures_in(folder):
-        others = [file for file in others if not file.is_dir()]
-    return sorted(file.name for file in others if file.suffix.lower() not in CAPTIONS)
+        captions = (file.with_suffix(ending) for ending in CAPTIONS)
+        try:
+            text = next((read_caption(c) for c in captions if os.path.isfile(c)), "")
+            yield Sample(str(file), {"image": str(file.absolute()), "text": text}, file.parent)
+        except InputError as error:
+            yield error
 
 
 FORMS = (

@@ -6,6 +6,7 @@ picture's bytes and of its hint's, each of 64 bits. 0 stands for a file that was
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ FILE = "pairs.bin"
 
 
 def rows_of(folder: Folder, known: Callable[[Any], Facts | None]) -> np.ndarray:
-    """The rows of all pairs, [n, 3]. known: facts about a file."""
+    """The rows of all pairs, [n, 3]. known: facts about a file, asked once for each file."""
+    known = cache(known)
     rows = np.zeros((len(folder.listed), 3), np.uint64)
     for row, entry in zip(tqdm(rows, "comparing pairs", leave=False), folder.listed):
         facts = [known(file) if file else None for file in (entry.picture, entry.hint)]
@@ -61,7 +63,7 @@ def check_moved(run: Path, settings: dict[str, Any], folder: Folder) -> None:
     before = read_json(run / "settings.json")
     if all(before.get(name) == value for name, value in settings.items()):
         return
-    new = rows_of(folder, lambda file: folder.known.look(file, "", folder.view.size).facts)
+    new = rows_of(folder, lambda file: folder.look(file, "")[0])
     for entry, was, now in zip(folder.listed, old, new):
         if was[0] != now[0]:
             raise InputError(f"{entry.where} is another pair than {run} began with at its place")

@@ -6,22 +6,27 @@ from collections import Counter
 from collections.abc import Container, Hashable, Iterable, Sequence
 from copy import copy
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from PIL import Image, ImageChops
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.errors import InputError
+from nanocontrol.plumbing.pictures import PictureFile, cut_out, picture_size, read_image
 from nanocontrol.training.batches import generator_of, in_unit
-from nanocontrol.training.folders import Entry, View, check_shapes, read_folder
+from nanocontrol.training.folders import Entry, check_shapes, ignored_in, read_folder
 from nanocontrol.training.forms import File
-from nanocontrol.training.known import MIDDLE, Facts, Known, Place, Size, cropped
+from nanocontrol.training.known import Facts, Known, OpenedOnce
 from nanocontrol.training.store import key_of
 
 Pair = tuple[Tensor, Tensor, str]  # image, hint, prompt
+Size = tuple[int, int]  # width and height
+Place = tuple[float, float]  # of a crop, right and down, as fractions of the free room
+MIDDLE = 0.5, 0.5
 # Third numbers for `generator_of`, so that these draws differ from those of steps and epochs.
 CROP, THRESHOLDS, HELD_OUT, CAPTION = 3, 4, 5, 6
 
@@ -34,7 +39,7 @@ class Taken(NamedTuple):
     facts: Facts | None = None  # about the picture's file
 
 
-class Pairs(Dataset[Pair], ABC):
+class Pairs(Dataset, ABC):
     """A data set of pairs: drawn scenes, or folders. Item (i, n) is pair i as the n-th pair that
     training sees, and item i is the pair for evaluation."""
 
@@ -47,6 +52,9 @@ class Pairs(Dataset[Pair], ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, i: Any) -> Pair: ...
 
     @abstractmethod
     def captions(self, i: int) -> list[str]:
@@ -93,6 +101,16 @@ class Pairs(Dataset[Pair], ABC):
         return hint
 
 
+class View(NamedTuple):
+    """How training sees the pictures of folders."""
+
+    size: Size  # of the crops, multiples of 64
+    crop: str = "middle"  # or "random": a new place every time
+    hints: str | None = None  # "canny": made from the pictures; a folder; None: the pairs' own
+    seed: int = 0  # decides random places, thresholds and captions
+    cache: Path = Path("cache")  # where pictures are unpacked
+
+
 class Folder(Pairs):
     """The pairs of one or several folders (folders.py). Item i is
 
@@ -103,8 +121,8 @@ class Folder(Pairs):
     pair has several.
 
     `wrong` has an error line for each folder or pair that cannot be used, `refused` those of whole
-    folders, `notes` lines on how the folders were read. Pictures are opened later; until one is
-    checked or used, it may be missing or damaged.
+    folders. `ignored` has the names of files that are neither pictures nor captions. Pictures are
+    opened later; until one is checked or used, it may be missing or damaged.
     """
 
     def __init__(self, folders: Iterable[Path], view: View, known: Known | None = None):
@@ -115,17 +133,21 @@ class Folder(Pairs):
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
         self.refused: list[str] = []
-        self.notes: list[str] = []
+        self.ignored: list[str] = []
         for folder, times in Counter(folders).items():
             try:
+                form, entries, wrong = read_folder(folder, view.hints, view.cache)
+                if form == "parquet" and view.crop == "random":
+                    kinds = "--crop random is not for parquet; expected files of pictures"
+                    raise InputError(f"{folder}: {kinds}")
                 if times > 1:
                     raise InputError(f"{folder} is given twice")
-                found = read_folder(folder, view)
-                self.entries += found.entries
-                self.wrong += found.wrong
-                self.notes += found.notes
             except InputError as error:
                 self.refused.append(str(error))
+                continue
+            self.ignored += ignored_in(folder, view.hints) if form == "pictures" else []
+            self.entries += entries
+            self.wrong += wrong
         self.wrong += self.refused
         self.entries = [entry._replace(number=i) for i, entry in enumerate(self.entries)]
         self.listed = self.entries  # those of the whole, of which a copy may be a part
@@ -196,8 +218,10 @@ class Folder(Pairs):
         """The crop of a picture, bytes as from `pixels_of`, and the whole picture's size."""
         if not self.remembers or place != MIDDLE:
             return cropped(file, behind, self.view.size, place)
-        facts, how, pixels = self.known.look(file, behind, self.view.size, again=True)
-        self.known.store.add("crops", key_of("crops", *how), pixels.expand(-1, -1, 3))
+        facts, pixels = self.look(file, behind, again=True)
+        assert pixels is not None
+        key = key_of("crops", facts.content, behind, self.view.size)
+        self.known.store.add("crops", key, pixels.expand(-1, -1, 3))
         return pixels, facts.size
 
     def random_place(self, seen: int) -> tuple[float, float]:
@@ -212,7 +236,31 @@ class Folder(Pairs):
         return high // 2, high
 
     def digest(self) -> str:
-        return hashlib.sha256(b"".join(entry.text() for entry in self.entries)).hexdigest()
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(entry.text())
+        return digest.hexdigest()
+
+    # ------------------------------------------------------------- pictures that are opened once
+
+    def look(self, file: File, behind: str, again: bool = False) -> tuple[Facts, Tensor | None]:
+        """Facts about a picture and, if it was decoded or with `again`, its crop from the middle.
+        The file is opened if its state is new, and decoded if its content is. behind: the colour
+        that replaces transparent pixels; "" if no crop is needed."""
+        known, crop = self.known, None
+        with known.turn(file):
+            facts = known.about(file)
+            if facts:
+                crop = known.crop(facts.content, behind, self.view.size, saved=again)
+            if facts is None or again and crop is None:
+                opened = OpenedOnce(file)
+                size = picture_size(opened)  # which reads the file
+                facts = opened.facts._replace(size=size)
+                if again or behind and not known.seen(facts.content):
+                    crop, _ = cropped(opened, behind, self.view.size, MIDDLE)
+                    known.keep((facts.content, behind, self.view.size), crop)
+                known.learn(facts)
+            return facts, crop
 
     def fingerprint(self, i: int) -> bytes:
         entry = self.entries[i]
@@ -225,10 +273,28 @@ class Folder(Pairs):
 
     def take(self, i: int) -> Taken:
         entry = self.entries[i]
-        facts, _, pixels = self.known.look(entry.picture, "white", self.view.size, again=True)
+        facts, pixels = self.look(entry.picture, "white", again=True)
+        assert pixels is not None
         image = in_unit(pixels.flip(1) if entry.mirrored else pixels)
         edges = None if entry.hint else packed(canny(image, *self.thresholds(entry)))
         return Taken(image * 2 - 1, edges, facts)
+
+
+def cropped(file: PictureFile, behind: str, size: Size, place: Place) -> tuple[Tensor, Size]:
+    """The crop of a picture at a place, as from `pixels_of`, and the whole picture's size."""
+    picture = read_image(file, behind)
+    return pixels_of(cut_out(picture, size, place)), picture.size
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """An RGB picture's bytes: [H, W, 3] or, if the channels are equal, [H, W, 1]. Most hints are
+    grey, so reader processes pass on a third of the bytes."""
+    few = image.resize((8, 8), Image.Resampling.NEAREST)  # enough for most coloured pictures
+    for part in (few, image):
+        red, *others = part.split()
+        if any(ImageChops.difference(red, other).getbbox() for other in others):
+            return torch.from_numpy(np.array(image))
+    return torch.from_numpy(np.array(red))[..., None]
 
 
 def packed(edges: Tensor) -> Tensor:

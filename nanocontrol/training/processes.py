@@ -135,8 +135,9 @@ class Processes:
         found = self.gather(facts)
         for name in facts:
             if len({one[name] for one in found}) > 1:
-                what = f"the processes differ in {name}"
-                raise InputError(f"{what}: expected the same on all machines")
+                raise InputError(
+                    f"the processes differ in {name}: expected the same on all machines"
+                )
         token = self.gather(secrets.token_hex(8))[0]
         file = folder / f".{token}.shared"
         if self.rank == 0:
@@ -147,8 +148,9 @@ class Processes:
         if self.rank == 0:
             file.unlink()
         if not shared:
-            what = f"{folder} is not the same folder on all machines"
-            raise InputError(f"{what}: expected a shared one")
+            raise InputError(
+                f"{folder} is not the same folder on all machines: expected a shared one"
+            )
 
     def leave(self) -> None:
         if dist.is_initialized():  # torchrun also initialises a single process

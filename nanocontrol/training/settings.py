@@ -194,8 +194,9 @@ def settings_of_run(settings: type, run: Path, given: dict[str, Any], longer: st
         if not grows and not (same and (name != "out" or value == old["out"])):
             fixed = name == "steps" and old.get("schedule") != longer
             why = "; its learning rate depends on --steps" if fixed else ""
-            what = f"{flag_of(name)} {value} contradicts {run}, which has {old[name]}"
-            raise InputError(what + why)
+            raise InputError(
+                f"{flag_of(name)} {value} contradicts {run}, which has {old[name]}{why}"
+            )
     new = settings(**old | given)
     with blame(f"--resume {run}"):
         check_together(vars(new))

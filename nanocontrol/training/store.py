@@ -125,6 +125,7 @@ class Store:
 def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        found = f"needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-        ways = "use a folder with more space, or --no-cache"
-        raise InputError(f"--cache {folder.parent} {found}: {ways}")
+        raise InputError(
+            f"--cache {folder.parent} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            "free: use a folder with more space, or --no-cache"
+        )

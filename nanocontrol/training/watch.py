@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,27 +31,32 @@ Save = Callable[[Path], None]  # into a folder
 Data = Pairs | None
 
 
-@dataclass
 class Watch:
     """Logs, evaluates and saves a run. Of several processes, only the first evaluates and writes.
 
-    The first signal stops the run after the current step.
+    steps: the run's length; look_every, save_every: steps between evaluations and between saves;
+    signals: the first one stops the run after the current step; bands: for a ControlNet, ranges of
+    healthy runs, drawn behind its curves.
     """
 
-    folder: Path
-    total: int  # the run's length in steps
-    look_every: int  # steps between evaluations
-    save_every: int
-    optimizer: Optimizer
-    processes: Processes
-    signals: Signals
-    bands: dict | None = None  # for a ControlNet: ranges of healthy runs, drawn behind its curves
-
-    def __post_init__(self) -> None:
-        self.run = RunFolder(self.folder)
-        self.writes = self.processes.rank == 0
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        look_every: int,
+        save_every: int,
+        optimizer: Optimizer,
+        processes: Processes,
+        signals: Signals,
+        bands: dict | None = None,
+    ):
+        self.total, self.look_every, self.save_every = steps, look_every, save_every
+        self.optimizer, self.processes, self.signals = optimizer, processes, signals
+        self.bands = bands
+        self.run = RunFolder(folder)
+        self.writes = processes.rank == 0
         self.losses: list[Tensor] = []  # not logged yet
-        self.too_many = TOO_MANY + (HALVINGS if self.optimizer.dtype == "fp16" else 0)
+        self.too_many = TOO_MANY + (HALVINGS if optimizer.dtype == "fp16" else 0)
         self.skipped_in_a_row = 0
         self.began = time.monotonic()
 
@@ -77,8 +81,9 @@ class Watch:
             self.check_division(settings, progress["processes"])
         start = progress["step"]
         if progress["pairs"] != self.pairs:
-            what = f"{self.run.path} began with other pairs than --data has now"
-            raise InputError(f"--resume: {what}")
+            raise InputError(
+                f"--resume: {self.run.path} began with other pairs than --data has now"
+            )
         self.began -= progress["seconds"]
         self.skipped_in_a_row = progress["skipped_in_a_row"]
         if self.writes:
@@ -99,8 +104,9 @@ class Watch:
         )
         if before != now:
             how = f"{before} ({processes} processes, each with --batch-size x --accumulate)"
-            what = f"{self.run.path} has {how} pairs in a step; these are {now}"
-            raise InputError(f"--resume: {what}")
+            raise InputError(
+                f"--resume: {self.run.path} has {how} pairs in a step; these are {now}"
+            )
 
     def progress(self, step: int) -> dict:
         """The state that resuming needs, besides the weights and AdamW's moments."""
@@ -128,17 +134,20 @@ class Watch:
 
     def next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch. If a process cannot read its pairs, the run is saved, and all end."""
-        wrong = ""
+        batch, wrong = None, ""
         try:
             batch = next(batches)
         except InputError as error:
             wrong = str(error)
-        if self.processes.largest(len(wrong)):
-            raise self.saved_after(wrong)
+        if batch is None or self.processes.size > 1:
+            self.agree(wrong)
+        assert batch is not None
         return batch
 
-    def saved_after(self, wrong: str) -> InputError:
-        """Save the run -> the error for every process. wrong: this one's, or ""."""
+    def agree(self, wrong: str) -> None:
+        """Save the run, and raise InputError in every process, if something is wrong in one."""
+        if not self.processes.largest(len(wrong)):
+            return
         (first, *_) = filter(None, self.processes.gather(wrong))
         if self.losses:
             self.log_losses(self.finished)
@@ -147,7 +156,7 @@ class Watch:
         self.processes.wait()
         saved = f"the run was saved after step {self.finished}"
         done = saved if self.finished else "no step is done"
-        return InputError(f"{first}; {done}: expected to read it again with --resume")
+        raise InputError(f"{first}; {done}: expected to read it again with --resume")
 
     def done(self, step: int, loss: Tensor) -> None:
         """Log, evaluate and save after step `step`, if it is time.
@@ -186,8 +195,10 @@ class Watch:
             if self.writes:
                 self.write(done)  # still good, because skipped steps changed nothing
             self.processes.wait()
-            what = f"{self.too_many} steps in a row were skipped up to step {last_bad}"
-            raise self.diverged(f"{what}, because their losses or gradients were not finite")
+            raise self.diverged(
+                f"{self.too_many} steps in a row were skipped up to step {last_bad}, because their "
+                "losses or gradients were not finite"
+            )
 
     def observe(self, step: int) -> None:
         rows, numbers = self.look()

@@ -36,7 +36,7 @@ from nanocontrol.plumbing.canny import canny
 from nanocontrol.plumbing.flags import at_least, multiple_of_64
 from nanocontrol.plumbing.pictures import as_tensor, cut_out, read_image, to_bytes
 from nanocontrol.training import batches, cache
-from nanocontrol.training.batches import groups, shuffled
+from nanocontrol.training.batches import columns_of, groups, shuffled
 from nanocontrol.training.pairs import MIDDLE, Folder, Pairs, View
 
 DRAWN = 256  # pixels of a scene, before it is enlarged
@@ -89,9 +89,9 @@ def cached(
         pairs.entries = [entry._replace(prompt="") for entry in pairs.entries]
     with mock.patch.object(cache, "encode", random_encodings):
         where = folder / f"{hints} {prompt}"
-        encodings = cache.Encodings(load_sd(NANO), pairs, where)
-        encodings.learn(encodings.fill(16))
-        return of(encodings)
+        keys, found = cache.encode_all(load_sd(NANO), pairs, where, 16)
+        keys.update(found)
+        return of(pairs, where, keys)
 
 
 def bytes_per_pair(dataset: cache.Cached) -> float:
@@ -102,7 +102,7 @@ def read(dataset: cache.Cached, batch_size: int, workers: int, n: int | None = N
     """n batches, or batches without end."""
     order = groups(shuffled(len(dataset), 0, 0), batch_size, slice(None))
     with mock.patch.object(batches, "readers", lambda _: workers):
-        return batches.loader(dataset.__getitem__, islice(order, n), "cpu")
+        return batches.loader(dataset, islice(order, n), "cpu", collate_fn=columns_of)
 
 
 def cpu_time(dataset: cache.Cached, batch_size: int, workers: int, seconds: float) -> float:
