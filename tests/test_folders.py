@@ -302,8 +302,17 @@ def test_what_is_used_of_a_folder_is_not_called_unused(tmp_path):
 def test_a_folder_of_hints_with_all_pictures_is_refused(tmp_path):
     gradient((64, 64)).save(tmp_path / "a.png")
     assert pairs_in(tmp_path, hints=str(tmp_path)).wrong == [
-        f"--hints {tmp_path} has all pictures of {tmp_path}; expected only their hints"
+        f"{tmp_path} lists no pairs; expected some besides the hints in {tmp_path}"
     ]
+
+
+def test_an_empty_list_is_not_taken_for_hints(tmp_path):
+    (tmp_path / "edges").mkdir()
+    gradient((64, 64)).save(tmp_path / "edges" / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    for hints, besides in (None, ""), ("edges", f" besides the hints in {tmp_path / 'edges'}"):
+        wrong = pairs_in(tmp_path, hints=hints and str(tmp_path / hints)).wrong
+        assert wrong == [f"{tmp_path} lists no pairs; expected some{besides}"]
 
 
 def test_the_check_reports_every_oddity(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,24 @@ def test_a_row_group_is_unpacked_once(original, tmp_path, monkeypatch):
     assert [e.picture for e in first.entries] == [e.picture for e in again.entries]
     moving = Folder([tmp_path / "data"], view._replace(crop="random"))
     assert "--crop random is not for parquet" in moving.wrong[0]
+
+
+def test_columns_of_another_type_are_lacking(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"image": {"path": "a.png"}, "source": datetime(2026, 1, 1), "text": b"bytes"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for hints in (None, "canny"):
+        wrong = Folder([tmp_path], VIEW._replace(hints=hints, cache=tmp_path / "cache")).wrong
+        assert "1 pair lack `" in wrong[0] and "they have: " in wrong[0]
+
+
+def test_an_archive_without_its_end_is_refused(original, tmp_path):
+    as_tar(original, tmp_path / "data")
+    file = tmp_path / "data" / "00001.tar"
+    file.write_bytes(file.read_bytes()[:-5000])
+    assert "00001.tar cannot be read (its end is missing)" in wrong_with(tmp_path / "data")[0]
 
 
 def test_one_of_several_captions_is_drawn(original, tmp_path):

@@ -159,6 +159,19 @@ def test_an_inserted_picture_is_alone_encoded(tmp_path, monkeypatch):
     torch.testing.assert_close(cached[4][0], mean[0], rtol=1e-4, atol=1e-4)
 
 
+def test_other_processes_hear_of_pictures_that_the_index_cannot_keep(tmp_path, monkeypatch):
+    """Such as young ones: only the process that checks the pairs has read them."""
+    folder = write_photos(tmp_path / "photos", 4)
+    monkeypatch.setattr(known, "SETTLED", 100)
+    for _ in range(2):
+        pairs = Folder([folder], View((64, 64), hints="canny"), Known(tmp_path / "cache"))
+        for entry in pairs.entries:
+            pairs.look(entry.picture, "white")
+        with torch.no_grad():
+            _, found = cache.encode_all(load_sd(NANO), pairs, tmp_path / "cache", 4, (0, 2))
+        assert {facts.file for facts in found} == {*folder.iterdir()}
+
+
 def test_a_second_check_says_the_same_and_knows_hints_that_were_exchanged(tmp_path):
     """Neither opens a file again; what the first one saw is in the index."""
     write_pairs(tmp_path, "metadata.jsonl", n=8)

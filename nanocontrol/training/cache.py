@@ -121,7 +121,7 @@ def encode_all(
         kind: (np.arange(len(x)) // IN_FILE % processes == rank) & (store.find(x) < 0)
         for kind, x in keys.every.items()
     }
-    done, found = 0, []
+    done = 0
     batches = batches_of(unread(pairs, lacking), batch_size)
     n, device = sum(map(len, batches)), str(next(sd.vae.parameters()).device)
     ways: Any = {"collate_fn": list, "pin_memory": False}
@@ -130,7 +130,6 @@ def encode_all(
         for numbers, taken in zip(batches, read):
             for facts in (one.facts for one in taken if one.facts):
                 pairs.known.learn(facts)
-                found.append(facts._replace(stamp=""))  # other processes need not save it, too
             encode_batch(sd, keys, store, numbers, taken)
             bar.update(len(numbers))
             done += len(numbers)
@@ -142,7 +141,8 @@ def encode_all(
         encode_texts(sd, keys, store, [keys.texts[i] for i in numbers])
     store.write(1 / processes)
     pairs.known.settle()
-    return keys, found
+    # The index may lack some: young files, a full disk. Other processes need not save them, too.
+    return keys, [facts._replace(stamp="") for facts in pairs.known.recent.values()]
 
 
 def unread(pairs: Pairs, lacking: dict[str, np.ndarray]) -> Iterator[int]:

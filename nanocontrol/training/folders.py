@@ -44,21 +44,23 @@ def read_folder(folder: Path, hints: str | None, cache: Path) -> tuple[str, list
             f"{folder} has pictures without hints: expected a list of pairs (prompt.json, metadata."
             "jsonl or .csv), --hints DIR with a hint for each, or --hints canny, which makes them"
         )
+    inner = {*by_name.values()} if by_name else set()  # hints that are below the folder, too
     entries, wrong = [], []
     lacking: dict[str, list[str]] = {}
     for sample in tqdm(samples, "listing pairs", leave=False):
         try:
             if isinstance(sample, InputError):
                 raise sample
-            if by_name is not None and Path(sample.where) in by_name.values():
-                continue  # the hints' folder is an inner one
+            if Path(sample.where) in inner:
+                continue
             entries.append(entry_of(sample, folder, made, by_name))
         except InputError as error:
             wrong.append(str(error))
         except Lacking as what:
             lacking.setdefault(str(what), []).append(sample.where)
     if not entries and not wrong and not lacking:
-        raise InputError(f"--hints {hints} has all pictures of {folder}; expected only their hints")
+        besides = f" besides the hints in {hints}" if by_name else ""
+        raise InputError(f"{folder} lists no pairs; expected some{besides}")
     return form, entries, wrong + [*grouped(lacking)]
 
 

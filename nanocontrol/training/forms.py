@@ -231,9 +231,9 @@ def unpack(folder: Path, group: int, rows: list[dict], beside: Path, listed: Pat
             if data is not None:
                 row[name] = f"{group}-{i}-{name}.png"  # its first bytes say what it is
                 (folder / row[name]).write_bytes(data)
-            elif path is not None:
+            elif isinstance(path, str):
                 row[name] = str((beside / path).resolve())
-    text = json.dumps(rows)
+    text = json.dumps(rows, default=lambda value: None)  # of a type that no form has: it lacks
     write_atomically(listed, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -256,6 +256,8 @@ def read_tars(files: list[Path], cache: Path) -> Iterator[Sample]:
                         key, _, ending = name.partition(".")
                         member = Member(archive, one.name, one.offset_data, one.size)
                         groups.setdefault(f"{folder}/{key}", {})[ending.lower()] = member
+            if archive.stat().st_size % tarfile.BLOCKSIZE:  # tarfile reads what is left
+                raise tarfile.TarError("its end is missing")
         except (tarfile.TarError, OSError) as error:
             raise InputError(f"{archive} cannot be read ({error}); expected a .tar") from None
         for key, members in groups.items():

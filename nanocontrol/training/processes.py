@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import nanocontrol
 from nanocontrol.plumbing import machine
 from nanocontrol.plumbing.errors import InputError
-from nanocontrol.plumbing.files import make_folder
+from nanocontrol.plumbing.files import make_folder, write_atomically
 
 # What a process may wait for the others: while one evaluates or saves, and before the first step.
 LONGEST_STEP, LONGEST_START = timedelta(minutes=30), timedelta(days=1)
@@ -142,7 +142,7 @@ class Processes:
         file = folder / f".{token}.shared"
         if self.rank == 0:
             make_folder("--out", folder)
-            file.touch()
+            write_atomically(file, Path.touch)
         self.wait()
         shared = all(self.gather(appears(file)))
         if self.rank == 0:
